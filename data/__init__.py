@@ -1,0 +1,1 @@
+"""What do we learn from? Bins and their labels: reading, splitting, decoding, banks."""

@@ -1,0 +1,1 @@
+"""What learns, and how well? Backbones, heads, the training loop and its metrics."""

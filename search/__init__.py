@@ -1,0 +1,1 @@
+"""What is tried next? The sweep specification, strategies, runners and the command line."""
