@@ -1,1 +1,8 @@
-"""What is remembered? The MLflow server, the run log, the registry and serving. Only this room imports MLflow."""
+"""What is remembered? Server, run log, registry and serving. Only this room imports MLflow."""
+
+from tracking.client import configure_client
+
+# MLflow reads its settings while it is imported, so they must stand before any module here imports it.
+configure_client()
+
+__all__ = ["configure_client"]
