@@ -1,9 +1,9 @@
 """The MLflow server that a sweep talks to: the one the user names, or one of our own under the sweep's home.
 
 Our own server is shared by all processes that use the same home. Each of them holds a shared lock on
-`mlflow/users.lock` for as long as it needs the server; the last one to leave ends it, whoever started it. The
-lock goes with its process, so a killed sweep neither keeps the server alive nor takes it from others: the next
-to come shares the server it left behind, and ends it when leaving last.
+`mlflow/users.lock` for as long as it needs the server; the last one to leave ends it, whoever started it.
+The lock goes with its process, so a killed sweep neither keeps the server alive nor takes it from others:
+the next to come shares the server it left behind, and ends it when leaving last.
 """
 
 import contextlib
@@ -42,9 +42,9 @@ def tracking_server(home: Path) -> Iterator[str]:
     """Yield the URI of a reachable MLflow server.
 
     MLFLOW_TRACKING_URI decides if it is set and not empty. Otherwise it is the embedded server of `home`
-    (SQLite and artifacts under `home`/mlflow, 127.0.0.1, a free port), shared or started; its last user to leave
-    this block ends it. Raises UserError if the named server cannot be reached, or if ours does not start within
-    60 s.
+    (SQLite and artifacts under `home`/mlflow, 127.0.0.1, a free port), shared or started; its last user to
+    leave this block ends it. Raises UserError if the named server cannot be reached, or if ours does not
+    start within 60 s.
     """
     named = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if named:
@@ -66,8 +66,8 @@ def tracking_server(home: Path) -> Iterator[str]:
 def run_ui(home: Path, port: int, ready: Callable[[str], None]) -> int:
     """Serve the MLflow UI of `home` on 127.0.0.1:`port` until it ends or Ctrl-C; returns its exit code.
 
-    `ready` is called once with the address when it answers. It is a server of its own beside the shared one, on
-    the same database, so that neither ends the other. Raises UserError if the port is taken.
+    `ready` is called once with the address when it answers. It is a server of its own beside the shared one,
+    on the same database, so that neither ends the other. Raises UserError if the port is taken.
     """
     require_port(port)
     folder = _folder(home)
