@@ -43,7 +43,7 @@ def decode(source: bytes | Path, size: int | None = None) -> np.ndarray:
     pictures. Raises ImageError, and nothing else, for everything that is not a whole picture of at most
     MAX_PIXELS (checked from the header, before decoding).
     """
-    data = source if isinstance(source, bytes) else _read(source)
+    data = source if isinstance(source, bytes) else read(source)
     kind = _kind(data)
     try:
         with _open(kind, data) as image:
@@ -57,7 +57,8 @@ def decode(source: bytes | Path, size: int | None = None) -> np.ndarray:
     raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are allowed")
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """The content of an image file. Raises ImageError for what is no regular file of at most MAX_BYTES."""
     try:
         if not path.is_file():  # a pipe or a device would block for ever
             raise ImageError("no such file" if not path.exists() else "not a regular file")

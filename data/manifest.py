@@ -1,0 +1,172 @@
+"""The manifest: exactly which images a sweep learns from, with their labels, splits and contents."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.decode import ImageError, decode, read
+from data.errors import UserError
+from data.readonce import Finding, FindingCache, Progress, read_all
+from data.sources import Candidate, Skipped, scan
+from data.split import SPLITS, Split, SplitName, assign
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One readable image: `label` is the number of things in the bin, `sha256` the hex digest of its file."""
+
+    id: str
+    path: Path
+    label: int
+    split: SplitName
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of a source that are used, sorted by id, and those that were left out, with the reason.
+
+    `fingerprint` is the sha256 hex digest of the classes and of every item's id, label, split and content:
+    it changes with any of them, and neither with the place of the files nor with the order of reading.
+    """
+
+    source: str
+    classes: tuple[int, ...]
+    items: tuple[Item, ...]
+    skipped: tuple[Skipped, ...]
+    fingerprint: str
+
+    def split(self, name: SplitName) -> tuple[Item, ...]:
+        """The items of one split, sorted by id."""
+        return tuple(item for item in self.items if item.split == name)
+
+    def class_counts(self, name: SplitName) -> dict[int, int]:
+        """How many items of each class a split has, classes without any included."""
+        counts = Counter(item.label for item in self.split(name))
+        return {label: counts[label] for label in self.classes}
+
+    def summary(self) -> dict[str, Any]:
+        """The manifest in a few numbers, ready for JSON."""
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "classes": list(self.classes),
+            "images": len(self.items),
+            "skipped": len(self.skipped),
+            "splits": {name: {str(k): n for k, n in self.class_counts(name).items()} for name in SPLITS},
+        }
+
+
+def load_manifest(
+    source: str,
+    classes: Sequence[int] | None,
+    split: Split,
+    home: Path,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Read a source once: find its images and labels, check and hash every image of a wanted class.
+
+    `source` is a folder in one of the layouts of `data.sources`. `classes` are the labels to keep, None for
+    all that occur. What was read is remembered under `home`, so that a second load only looks
+    at the dates of the files. `progress(done, total)` counts images.
+
+    Raises UserError for a source that does not exist, is empty or has neither layout, for a class without a
+    readable image, for fewer than two classes, and for an empty split.
+    """
+    wanted = None if classes is None else _checked(classes)
+    root = _folder(source)
+    cache = FindingCache(root, home)
+    candidates, skipped = scan(root, cache)
+    chosen = [c for c in candidates if wanted is None or c.label in wanted]
+    findings = read_all([c.path for c in chosen], _content, cache, progress)
+    items = []
+    for candidate, (sha256, reason) in zip(chosen, findings, strict=True):
+        if isinstance(sha256, str):
+            name = assign(split, candidate.id, candidate.label)
+            items.append(Item(candidate.id, candidate.path, candidate.label, name, sha256))
+        else:
+            skipped.append(Skipped(candidate.id, f"{candidate.path.relative_to(root)}: {reason}"))
+    items.sort(key=lambda item: item.id)
+    skipped.sort(key=lambda one: (one.id, one.reason))
+    kept = wanted or tuple(sorted({item.label for item in items}))
+    _check_labels(source, kept, items, candidates, skipped)
+    _check_splits(source, items)
+    return Manifest(source, kept, tuple(items), tuple(skipped), _fingerprint(kept, items))
+
+
+def _checked(classes: Sequence[int]) -> tuple[int, ...]:
+    """The classes in ascending order: a class's place in it is its index in models and banks."""
+    if len(set(classes)) < max(2, len(classes)):
+        raise UserError(
+            f"data.classes must name at least two different counts, each once, and is {list(classes)}",
+            "for example [0, 1, 2, 3, 4, 5]",
+        )
+    return tuple(sorted(classes))
+
+
+def _folder(source: str) -> Path:
+    scheme, separator, _ = source.partition("://")
+    if separator:
+        raise UserError(
+            f"data.source: nothing reads {scheme}://, received {source}",
+            "a folder, or synthetic://?images=600",
+        )
+    return Path(source).expanduser()
+
+
+def _content(path: Path) -> Finding:
+    """The sha256 of a file that decodes to a whole picture, or why it does not."""
+    try:
+        data = read(path)
+        decode(data)
+    except ImageError as error:
+        return None, str(error)
+    return hashlib.sha256(data).hexdigest(), ""
+
+
+def _check_labels(
+    source: str,
+    classes: Sequence[int],
+    items: Sequence[Item],
+    candidates: Sequence[Candidate],
+    skipped: Sequence[Skipped],
+) -> None:
+    present = {item.label for item in items}
+    absent = [label for label in classes if label not in present]
+    note = (
+        f" ({len(skipped)} files were skipped, the first: {skipped[0].id}, {skipped[0].reason})"
+        if skipped
+        else ""
+    )
+    if absent:
+        found = sorted({candidate.label for candidate in candidates})
+        raise UserError(
+            f"data.classes: no readable image of class {', '.join(map(str, absent))} in {source}{note}",
+            f"the classes that occur there: {', '.join(map(str, found)) or 'none'}",
+        )
+    if len(classes) < 2:
+        raise UserError(
+            f"data.source has images of {len(classes)} class, and at least 2 are needed: {source}{note}",
+            "images of several counts, for example bins with 1, 2 and 3 items",
+        )
+
+
+def _check_splits(source: str, items: Sequence[Item]) -> None:
+    counts = Counter(item.split for item in items)
+    for name in SPLITS:
+        if not counts[name]:
+            raise UserError(
+                f"data.split: no image of {source} falls into {name} ({len(items)} images in all)",
+                f"more images, or a larger data.split.{name}",
+            )
+
+
+def _fingerprint(classes: Sequence[int], items: Sequence[Item]) -> str:
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
+    for item in items:
+        digest.update(json.dumps([item.id, item.label, item.split, item.sha256]).encode())
+    return digest.hexdigest()

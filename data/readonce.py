@@ -1,0 +1,108 @@
+"""Read each file of a source once: what was found is remembered until the file changes."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from data.decode import VERSION as DECODER_VERSION
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+# What a file gave: (value, "") when it is good, (None, reason) when it is not.
+Finding = tuple[int | str | None, str]
+# Size, modification and change time. The change time sees a file replaced by a copy that kept its date.
+Stamp = tuple[int, int, int]
+
+_FORMAT = f"1.{DECODER_VERSION}"
+_BATCH = 256
+
+
+class FindingCache:
+    """Findings of the files under one root, in one JSON file under `home`/cache, keyed by path and stamp."""
+
+    def __init__(self, root: Path, home: Path) -> None:
+        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+        self._path = home / "cache" / f"source-{name}.json"
+        self._root = root
+        self._known: dict[str, tuple[Stamp, Finding]] = {}
+        try:
+            stored = json.loads(self._path.read_bytes())
+            if stored["format"] == _FORMAT:
+                self._known = {key: (tuple(a), tuple(b)) for key, (a, b) in stored["files"].items()}
+        except OSError:
+            pass  # nothing was remembered yet
+        except (ValueError, TypeError, KeyError, AttributeError):
+            log.warning("%s is damaged: the source is read again", self._path)
+
+    def get(self, file: Path, stamp: Stamp) -> Finding | None:
+        known = self._known.get(self._key(file))
+        return known[1] if known is not None and known[0] == stamp else None
+
+    def put(self, file: Path, stamp: Stamp, finding: Finding) -> None:
+        self._known[self._key(file)] = (stamp, finding)
+
+    def save(self) -> None:
+        """Write beside, then rename. It only saves time: where it cannot be written, that is logged."""
+        beside = self._path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps({"format": _FORMAT, "files": self._known}))
+            beside.replace(self._path)
+        except OSError as error:
+            log.warning("cannot keep what was read in %s: %s", self._path, error.strerror)
+            with suppress(OSError):
+                beside.unlink()
+
+    def _key(self, file: Path) -> str:
+        return file.relative_to(self._root).as_posix()
+
+
+def read_all(
+    files: Sequence[Path],
+    read: Callable[[Path], Finding],
+    cache: FindingCache,
+    progress: Progress | None = None,
+) -> list[Finding]:
+    """What `read` finds in each file, in their order; files unchanged since the last time are not opened.
+
+    `read` runs in threads, because hashing and decoding release the interpreter's lock. Work done before an
+    interruption is kept.
+    """
+    stamps = [_stamp(file) for file in files]
+    findings = [
+        None if stamp is None else cache.get(file, stamp) for file, stamp in zip(files, stamps, strict=True)
+    ]
+    missing = [index for index, finding in enumerate(findings) if finding is None]
+    known = len(files) - len(missing)
+    if progress is not None:
+        progress(known, len(files))
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            # In batches, so that the queue stays short whatever the number of files.
+            for start in range(0, len(missing), _BATCH):
+                batch = missing[start : start + _BATCH]
+                for index, finding in zip(batch, pool.map(read, [files[i] for i in batch]), strict=True):
+                    findings[index] = finding
+                    stamp = stamps[index]
+                    if stamp is not None:
+                        cache.put(files[index], stamp, finding)
+                if progress is not None:
+                    progress(known + start + len(batch), len(files))
+    finally:
+        if missing:
+            cache.save()
+    return [finding for finding in findings if finding is not None]
+
+
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        stat = file.stat()
+    except (OSError, ValueError):
+        return None
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
