@@ -90,19 +90,26 @@ def to_distribution(dimension: Dimension) -> BaseDistribution:
     )
 
 
-def grid_values(dimension: Dimension) -> tuple[Value, ...] | None:
-    """Every value of a dimension in order, or None for a continuous range, which has no end of them."""
+def grid_size(dimension: Dimension) -> int | None:
+    """How many values a dimension has, or None for a continuous range, which has no end of them."""
+    if isinstance(dimension, Choice):
+        return len(dimension.values)
+    if dimension.low == dimension.high:
+        return 1
+    step = dimension.step or (1 if dimension.is_int else None)
+    return None if step is None else int((_exact(dimension.high) - _exact(dimension.low)) // _exact(step)) + 1
+
+
+def grid_values(dimension: Dimension) -> tuple[Value, ...]:
+    """Every value of a dimension in order; ValueError for one that has no `grid_size`."""
     if isinstance(dimension, Choice):
         return dimension.values
-    if dimension.low == dimension.high:
-        return (dimension.low,)
-    if dimension.is_int:
-        return tuple(range(int(dimension.low), int(dimension.high) + 1, int(dimension.step or 1)))
-    if dimension.step is None:
-        return None
-    low, step = _exact(dimension.low), _exact(dimension.step)
-    count = (_exact(dimension.high) - low) // step + 1
-    return tuple(float(low + i * step) for i in range(int(count)))
+    size = grid_size(dimension)
+    if size is None:
+        raise ValueError(f"a continuous range has no grid, but got {dimension!r}")
+    low, step = _exact(dimension.low), _exact(dimension.step or 1)
+    exact = [low + i * step for i in range(size)]
+    return tuple(int(value) if dimension.is_int else float(value) for value in exact)
 
 
 def _parse_dimension(path: str, raw: Any) -> tuple[Dimension | None, list[Problem]]:

@@ -1,0 +1,32 @@
+# The commands of this repository. Everything is installed into .venv; `make clean` undoes that.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install sweep test check integration clean
+
+# Reinstalled when the pins or the package change. The stamp is written last: an interrupted install is redone.
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: .venv/installed
+
+sweep: install
+	$(BIN)/binsweep sweep sweeps/quickstart.yaml --promote
+
+test: install
+	$(BIN)/python -m pytest -m "not integration"
+
+integration: install
+	$(BIN)/python -m pytest -m integration
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+clean:
+	rm -rf .venv .binsweep

@@ -1,0 +1,41 @@
+"""The arithmetic that suits this machine: device and number format."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where and in which number format a trial computes."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+
+    @property
+    def name(self) -> str:
+        """For tags and bank keys: `cpu-bf16`, `cuda-fp32`."""
+        return f"{self.device.type}-{'fp32' if self.autocast is None else 'bf16'}"
+
+    def context(self) -> contextlib.AbstractContextManager[object]:
+        """Autocast to the number format, or nothing."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed in hardware; emulated bf16 is slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_arithmetic(precision: str = "auto") -> Arithmetic:
+    """`auto` takes the GPU where there is one, and bf16 where the hardware has it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    return Arithmetic(device, torch.bfloat16 if bf16 else None)

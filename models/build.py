@@ -1,0 +1,73 @@
+"""A counter from settings, and again from what a trial left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.network import ARCHITECTURES, Counter, CounterConfig
+from models.settings import Settings
+from models.weights import load_state, weights_file
+
+
+def build_counter(settings: Settings, classes: Sequence[int], image_size: int) -> Counter:
+    """A counter with the settings' pre-trained backbone and a fresh head.
+
+    The head is drawn from the trial's seed; a frozen part without pre-trained weights is drawn from a seed of
+    its own, so that all trials share it (and one feature bank).
+    """
+    architecture = ARCHITECTURES[settings.backbone]
+    file = weights_file(settings.backbone, settings.weights)
+    config = CounterConfig(
+        settings.backbone, settings.head, tuple(classes), image_size, architecture.mean, architecture.std
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed if settings.trainable == "all" else 0)
+        counter = Counter(config, load_state(settings.backbone, file) if file else None)
+        torch.manual_seed(settings.seed)
+        for module in counter.head.modules():
+            if isinstance(module, torch.nn.Linear):
+                bias = None if module.bias is None else module.bias.detach().clone()
+                module.reset_parameters()
+                # The regression head starts at the middle count: its bias is a statement, not noise.
+                if settings.head == "regress" and bias is not None and module.out_features == 2:
+                    module.bias.data.copy_(bias)
+    return counter
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one epoch leaves behind: enough to rebuild the counter, and what it said on validation."""
+
+    epoch: int
+    metrics: dict[str, float]
+    settings: Settings
+    classes: tuple[int, ...]
+    image_size: int
+    state: dict[str, Tensor]  # the trained part only; the frozen part is named by the settings
+    log_probabilities: Tensor  # float32 [N validation, K]
+
+    def save(self, path: Path) -> None:
+        """Write beside, then rename; read back with `load_checkpoint`."""
+        temporary = path.with_suffix(".tmp")
+        torch.save({**asdict(self), "settings": asdict(self.settings)}, temporary)
+        temporary.replace(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint without unpickling code."""
+    raw: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return Checkpoint(**{**raw, "settings": Settings(**raw["settings"])})
+
+
+def counter_from(checkpoint: Checkpoint) -> Counter:
+    """The whole counter, frozen and trained part, in eval mode on the CPU."""
+    counter = build_counter(checkpoint.settings, checkpoint.classes, checkpoint.image_size)
+    cut = counter.cut(checkpoint.settings.trainable)
+    counter.suffix(cut).load_state_dict(checkpoint.state)
+    return counter.eval()

@@ -1,0 +1,262 @@
+"""The counter: a backbone cut into stages, and a head that gives a probability for every count.
+
+This file is part of the served model (its source travels to the registry), so beside torch, torchvision and
+timm it imports nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+Stages = list[tuple[str, nn.Module]]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class CounterConfig:
+    """All that is needed to rebuild a counter before its weights are loaded; it lies beside them.
+
+    `image_size` in pixels (square); `mean` and `std` per RGB channel on the 0..1 scale; `classes` are the
+    counts, ascending.
+    """
+
+    backbone: str
+    head: str
+    classes: tuple[int, ...]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    hidden: int = 128
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> CounterConfig:
+        """The inverse of `to_dict`."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return CounterConfig(**values)
+
+
+def _resnet(net: Any) -> Stages:
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+    layers = [(f"layer{i}", getattr(net, f"layer{i}")) for i in range(1, 5)]
+    return [("stem", stem), *layers, ("pool", nn.Sequential(net.avgpool, nn.Flatten()))]
+
+
+def _torchvision_features(groups: Sequence[int]) -> Callable[[Any], Stages]:
+    """Cut `net.features` before each index of `groups`, the places where the resolution halves."""
+
+    def stages(net: Any) -> Stages:
+        ends = [*groups[1:], len(net.features)]
+        cut = [(f"stage{i}", net.features[a:b]) for i, (a, b) in enumerate(zip(groups, ends, strict=True))]
+        return [*cut, ("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))]
+
+    return stages
+
+
+def _vgg(net: Any) -> Stages:
+    # The two wide linear layers belong to the pre-trained body: the published recipe replaces only the last.
+    pool = nn.Sequential(net.avgpool, nn.Flatten(), *list(net.classifier)[:-1])
+    return [*_torchvision_features([0, 5, 10, 17, 24])(net)[:-1], ("pool", pool)]
+
+
+def _inception(net: Any) -> Stages:
+    names = [name for name, _ in net.named_children()]
+    groups = [("stem", "Conv2d_1a_3x3", "Mixed_5b"), ("mixed5", "Mixed_5b", "Mixed_6a")]
+    groups += [("mixed6", "Mixed_6a", "Mixed_7a"), ("mixed7", "Mixed_7a", "avgpool")]
+    stages: Stages = []
+    for stage, first, after in groups:
+        parts = [getattr(net, name) for name in names[names.index(first) : names.index(after)]]
+        stages.append((stage, nn.Sequential(*parts)))
+    return [*stages, ("pool", nn.Sequential(net.avgpool, nn.Flatten()))]
+
+
+def _lite(net: Any) -> Stages:
+    blocks = [(f"blocks{i}", block) for i, block in enumerate(net.blocks)]
+    tail = nn.Sequential(net.conv_head, net.bn2)
+    stem = nn.Sequential(net.conv_stem, net.bn1)
+    return [("stem", stem), *blocks, ("tail", tail), ("pool", net.global_pool)]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a library's network becomes stages: `features` wide after pooling, `last` the first stage that
+    `trainable: last_stage` trains (the blocks at the last resolution)."""
+
+    create: Callable[[], Any]
+    stages: Callable[[Any], Stages]
+    features: int
+    last: str
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    least_size: int = 32
+
+
+def _tv(name: str, **options: Any) -> Callable[[], Any]:
+    return lambda: getattr(torchvision.models, name)(weights=None, **options)
+
+
+def _timm(name: str) -> Callable[[], Any]:
+    return lambda: timm.create_model(name, pretrained=False)
+
+
+_EFFICIENTNET = _torchvision_features([0, 2, 3, 4, 6])
+_MOBILENET = _torchvision_features([0, 2, 4, 7, 14])
+# Inception's published weights were trained on inputs scaled to -1..1, not on ImageNet's own statistics.
+_INCEPTION = _tv("inception_v3", aux_logits=False, init_weights=False)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "resnet18": Architecture(_tv("resnet18"), _resnet, 512, "layer4"),
+    "resnet34": Architecture(_tv("resnet34"), _resnet, 512, "layer4"),
+    "resnet50": Architecture(_tv("resnet50"), _resnet, 2048, "layer4"),
+    "efficientnet_b0": Architecture(_tv("efficientnet_b0"), _EFFICIENTNET, 1280, "stage4"),
+    "vgg16": Architecture(_tv("vgg16"), _vgg, 4096, "stage4"),
+    "inception_v3": Architecture(_INCEPTION, _inception, 2048, "mixed7", HALF, HALF, 75),
+    "mobilenet_v2": Architecture(_tv("mobilenet_v2"), _MOBILENET, 1280, "stage4"),
+    "efficientnet_lite0": Architecture(_timm("tf_efficientnet_lite0"), _lite, 1280, "blocks5", HALF, HALF),
+    "efficientnet_lite1": Architecture(_timm("tf_efficientnet_lite1"), _lite, 1280, "blocks5", HALF, HALF),
+    "efficientnet_lite2": Architecture(_timm("tf_efficientnet_lite2"), _lite, 1280, "blocks5", HALF, HALF),
+}
+
+
+def interval_log_probabilities(edges: Tensor) -> Tensor:
+    """Log-probabilities of the K intervals that K-1 ascending `edges` [B, K-1] cut out of a logistic density.
+
+    log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - exp(b - a)) for a > b, with s the logistic function:
+    the form that neither overflows nor cancels.
+    """
+    last, first = F.logsigmoid(-edges[:, -1:]), F.logsigmoid(edges[:, :1])
+    gap = (edges[:, :-1] - edges[:, 1:]).clamp(max=-1e-6)
+    inner = F.logsigmoid(edges[:, 1:]) + F.logsigmoid(-edges[:, :-1]) + torch.log1p(-gap.exp())
+    return torch.cat([first, inner, last], dim=1)
+
+
+class Classify(nn.Module):
+    """One free logit per count: hidden [B, H] -> log-probabilities [B, K]."""
+
+    def __init__(self, hidden: int, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.out = nn.Linear(hidden, len(classes))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.out(hidden)
+        return logits.log_softmax(dim=1)
+
+
+class Ordinal(nn.Module):
+    """Cumulative-link model: one score, K-1 learned ascending thresholds (McCullagh 1980, proportional odds)."""
+
+    def __init__(self, hidden: int, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.out = nn.Linear(hidden, 1, bias=False)
+        self.first = nn.Parameter(torch.tensor(-0.5 * (len(classes) - 2)))
+        # softplus(0.54) = 1: thresholds start one apart, so that every count starts with some probability.
+        self.gaps = nn.Parameter(torch.full((len(classes) - 2,), 0.54))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        steps = torch.cat([self.first.reshape(1), F.softplus(self.gaps)])
+        return interval_log_probabilities(steps.cumsum(0) - self.out(hidden))
+
+
+class Regress(nn.Module):
+    """A count with its own uncertainty: mean and scale of a logistic density, read off at the counts."""
+
+    midpoints: Tensor
+
+    def __init__(self, hidden: int, classes: Sequence[int]) -> None:
+        super().__init__()
+        counts = torch.tensor(classes, dtype=torch.float32)
+        self.out = nn.Linear(hidden, 2)
+        self.register_buffer("midpoints", (counts[1:] + counts[:-1]) / 2)
+        with torch.no_grad():
+            self.out.bias.copy_(torch.stack([counts.mean(), torch.tensor(0.54)]))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        mean, scale = self.out(hidden).split(1, dim=1)
+        return interval_log_probabilities((self.midpoints - mean) / (F.softplus(scale) + 0.05))
+
+
+HEADS: dict[str, type[nn.Module]] = {"classify": Classify, "ordinal": Ordinal, "regress": Regress}
+
+
+def build_backbone(name: str, state: Mapping[str, Tensor] | None = None) -> nn.Sequential:
+    """The named backbone as a sequence of stages, images [B, 3, S, S] -> features [B, F].
+
+    `state` is a state dict in the library's own naming; entries of its classifier and of auxiliary outputs are
+    left out. Raises RuntimeError when another entry is missing or has another shape.
+    """
+    architecture = ARCHITECTURES[name]
+    net = architecture.create()
+    if state is not None:
+        own = net.state_dict()
+        optional = {key for key in own if key.startswith(("fc.", "classifier.", "AuxLogits."))}
+        if name == "vgg16":
+            optional = {key for key in own if key.startswith("classifier.6.")}
+        missing = sorted(set(own) - optional - set(state))
+        wrong = sorted(k for k in set(own) & set(state) - optional if own[k].shape != state[k].shape)
+        if missing or wrong:
+            raise RuntimeError(f"missing {missing[:3]}, of another shape {wrong[:3]}")
+        net.load_state_dict({key: state[key] for key in own if key not in optional}, strict=False)
+    return nn.Sequential(OrderedDict(architecture.stages(net)))
+
+
+class Counter(nn.Module):
+    """Photos in, log-probabilities of the counts out; it carries its own preprocessing.
+
+    `forward` takes uint8 RGB [B, S, S, 3] and returns float32 [B, K]. `prefix` and `suffix` split the same
+    network at a cut: `suffix(cut)(prefix(cut)(normalise(x)))` equals `forward(x)`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: CounterConfig, state: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        architecture = ARCHITECTURES[config.backbone]
+        self.config = config
+        self.backbone = build_backbone(config.backbone, state)
+        hidden = nn.Linear(architecture.features, config.hidden)
+        self.head = nn.Sequential(hidden, nn.ReLU(), HEADS[config.head](config.hidden, config.classes))
+        # On the 0..255 scale and not persistent: the config is where these numbers live.
+        for key, values in (("mean", config.mean), ("std", config.std)):
+            scaled = torch.tensor(values).mul(255).view(1, 3, 1, 1)
+            self.register_buffer(key, scaled, persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] -> float32 [B, 3, S, S], channels last in memory."""
+        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+    def cut(self, trainable: str) -> int:
+        """How many stages stay frozen under `trainable`: head | last_stage | all."""
+        names = [name for name, _ in self.backbone.named_children()]
+        return {
+            "head": len(names),
+            "last_stage": names.index(ARCHITECTURES[self.config.backbone].last),
+            "all": 0,
+        }[trainable]
+
+    def prefix(self, cut: int) -> nn.Sequential:
+        """The first `cut` stages; shares its parameters with this module."""
+        return self.backbone[:cut]
+
+    def suffix(self, cut: int) -> nn.Sequential:
+        """Everything after the cut, head included; shares its parameters with this module."""
+        return nn.Sequential(OrderedDict([("backbone", self.backbone[cut:]), ("head", self.head)]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        log_probabilities: Tensor = self.head(self.backbone(self.normalise(images)))
+        return log_probabilities.float()

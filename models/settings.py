@@ -1,0 +1,52 @@
+"""The settings of one trial: every value that a sweep may fix or search over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_type_hints
+
+Trainable = Literal["head", "last_stage", "all"]
+Head = Literal["classify", "ordinal", "regress"]
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["one_cycle", "constant"]
+Augment = Literal["none", "flip", "flip_shift"]
+Balance = Literal["none", "weights", "sampler"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a trial is trained with. Defaults are the published recipe's head and a schedule that suits it."""
+
+    backbone: str = "efficientnet_lite0"
+    weights: str = "imagenet"  # imagenet | none | a state-dict file, or a folder of BACKBONE.pth files
+    trainable: Trainable = "head"
+    head: Head = "classify"
+    lr: float = 1e-3  # the peak of the schedule
+    batch_size: int = 32
+    epochs: int = 10
+    optimizer: Optimizer = "adamw"
+    weight_decay: float = 0.01
+    momentum: float = 0.9  # sgd only
+    label_smoothing: float = 0.0
+    schedule: Schedule = "one_cycle"
+    augment: Augment = "flip"
+    balance: Balance = "none"  # weights: in the loss; sampler: draws every class equally often
+    precision: Precision = "auto"
+    seed: int = 0
+
+
+# What each setting may be: a tuple of words, or the half-open interval of a number (low, high).
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: get_args(hint) for name, hint in get_type_hints(Settings).items() if get_args(hint)
+}
+BOUNDS: dict[str, tuple[float, float]] = {
+    "lr": (1e-12, 1e3),
+    "batch_size": (1, 2**31),
+    "epochs": (1, 100_000),
+    "weight_decay": (0.0, 1e3),
+    "momentum": (0.0, 1.0),
+    "label_smoothing": (0.0, 1.0),
+    "seed": (0, 2**63),
+}
+TYPES: dict[str, type] = {field.name: type(field.default) for field in fields(Settings)}

@@ -1,0 +1,233 @@
+"""The training of one trial, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.features import open_feature_bank
+from data.pixels import PixelBank
+from models.arithmetic import Arithmetic, choose_arithmetic
+from models.batches import Batches, FeatureBatches, PixelBatches
+from models.build import Checkpoint, build_counter
+from models.metrics import count_metrics, per_class
+from models.network import Counter
+from models.settings import Settings
+from models.weights import file_hash, weights_file
+
+# Called once an epoch with the epoch (from 1), its metrics, and a function that makes the epoch's checkpoint
+# (made only when asked for: most epochs are not kept). Returns whether to go on.
+Report = Callable[[int, dict[str, float], Callable[[], Checkpoint]], bool]
+Progress = Callable[[int, int], None]
+SHIFT = 0.06  # flip_shift moves an image by up to this part of its size each way
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """What every trial of a sweep learns from; small to send, the pixels stay in their memory-mapped files."""
+
+    classes: tuple[int, ...]
+    image_size: int
+    train: PixelBank
+    validation: PixelBank
+    banks: Path  # the folder of the feature banks
+
+
+def open_batches(
+    counter: Counter,
+    settings: Settings,
+    bank: PixelBank,
+    folder: Path,
+    arithmetic: Arithmetic,
+    views: int,
+    stored: bool = True,
+    progress: Progress | None = None,
+) -> Batches:
+    """A split's batches as the trained part takes them: from the feature bank where something is frozen.
+
+    `stored=False` runs the frozen part again for every batch: the plain way, which the bank must equal.
+    """
+    cut = counter.cut(settings.trainable)
+    device = arithmetic.device
+    prefix = counter.prefix(cut).eval()
+
+    def front(images: Tensor) -> Tensor:
+        with torch.no_grad(), arithmetic.context():
+            inputs = counter.normalise(images.to(device))
+            codes: Tensor = prefix(inputs) if cut else inputs
+        return codes if cut == 0 or arithmetic.autocast is None else codes.to(arithmetic.autocast)
+
+    if cut == 0 or not stored:
+        return PixelBatches(bank.pixels, bank.labels, front, device)
+    weights = file_hash(weights_file(settings.backbone, settings.weights))
+    key = f"{bank.key}|{settings.backbone}|{weights}|{cut}|{arithmetic.name}"
+    features = open_feature_bank(bank.pixels, front, key, folder, views, progress)
+    return FeatureBatches(features, bank.labels, device)
+
+
+def build_banks(settings: Settings, data: TrialData, progress: Progress | None = None) -> None:
+    """Compute the feature banks that a trial with these settings will ask for; nothing where nothing is frozen."""
+    arithmetic = choose_arithmetic(settings.precision)
+    counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
+    if counter.cut(settings.trainable):
+        views = 1 if settings.augment == "none" else 2
+        open_batches(counter, settings, data.train, data.banks, arithmetic, views, progress=progress)
+        open_batches(counter, settings, data.validation, data.banks, arithmetic, 1, progress=progress)
+
+
+def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    parameters = list(net.parameters())
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
+        )
+    return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: int) -> Any:
+    """One-cycle (Smith & Topin 2017): up to `lr` over 30% of all steps, then down to nearly nothing."""
+    if settings.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.lr, total_steps=steps, cycle_momentum=False
+    )
+
+
+def _class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Inverse frequency, mean 1 over the examples: N / (K n_c), the 'balanced' weights of King & Zeng 2001."""
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return len(labels) / (classes * counts.float())
+
+
+def _epoch_rows(labels: Tensor, settings: Settings, generator: torch.Generator) -> list[Tensor]:
+    """The rows of every batch of one epoch; a last batch of one is joined to the batch before (batch norm)."""
+    if settings.balance == "sampler":
+        chance = _class_weights(labels, int(labels.max()) + 1)[labels].cpu()
+        order = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
+    else:
+        order = torch.randperm(len(labels), generator=generator)
+    batches = list(order.split(settings.batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _training_batches(
+    split: Batches, settings: Settings, size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels of one epoch, with all random choices drawn in a fixed order from `generator`."""
+    reach = int(SHIFT * size)
+    for rows in _epoch_rows(split.labels, settings, generator):
+        flips = torch.zeros_like(rows)
+        shifts = None
+        if settings.augment != "none":
+            flips = torch.randint(0, 2, (len(rows),), generator=generator)
+        if settings.augment == "flip_shift":
+            shifts = torch.randint(-reach, reach + 1, (len(rows), 2), generator=generator)
+        yield split.take(rows, flips, shifts), split.labels[rows.to(split.labels.device)]
+
+
+def _forward(net: nn.Module, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """Log-probabilities float32 [B, K]."""
+    if arithmetic.autocast is None:
+        inputs = inputs.float()  # a bank may hold bfloat16
+    with arithmetic.context():
+        log_probabilities: Tensor = net(inputs).float()
+    return log_probabilities
+
+
+def _predict(net: nn.Module, split: Batches, arithmetic: Arithmetic, batch: int = 256) -> Tensor:
+    """Log-probabilities float32 [N, K] of a split, unaugmented."""
+    net.eval()
+    parts = []
+    for rows in torch.arange(len(split.labels)).split(batch):
+        with torch.no_grad():
+            parts.append(_forward(net, split.take(rows, torch.zeros_like(rows), None), arithmetic))
+    return torch.cat(parts)
+
+
+def _scores(
+    name: str, loss: float, choice: Tensor, labels: Tensor, classes: np.ndarray[Any, Any]
+) -> dict[str, float]:
+    predicted, actual = classes[choice.cpu().numpy()], classes[labels.cpu().numpy()]
+    scores = {"loss": loss, **count_metrics(predicted, actual)}
+    if name == "val":
+        table = per_class(predicted, actual, classes.tolist())
+        scores |= {f"accuracy_class_{count}": row["accuracy"] for count, row in table.items()}
+    return {f"{name}_{key}": value for key, value in scores.items()}
+
+
+def train(settings: Settings, data: TrialData, report: Report, stored: bool = True) -> None:
+    """Train one trial and report every epoch; return when the epochs are done or `report` says stop.
+
+    The same settings and data give the same numbers on the same machine. Metrics: `train_*` (running, in
+    training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr` of the epoch's last
+    step; `images_per_second` of training; `seconds` of the whole epoch.
+    """
+    arithmetic = choose_arithmetic(settings.precision)
+    generator = torch.Generator().manual_seed(settings.seed)
+    torch.manual_seed(settings.seed)  # dropout draws from the global generator
+    counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
+    if arithmetic.device.type == "cuda" or settings.trainable != "head":
+        counter = counter.to(memory_format=torch.channels_last)
+    views = 1 if settings.augment == "none" else 2
+    learn = open_batches(counter, settings, data.train, data.banks, arithmetic, views, stored)
+    check = open_batches(counter, settings, data.validation, data.banks, arithmetic, 1, stored)
+
+    net = counter.suffix(counter.cut(settings.trainable))
+    if settings.trainable == "head":
+        arithmetic = Arithmetic(arithmetic.device, None)  # a head is too small to gain from bf16
+    classes = np.asarray(data.classes)
+    steps = settings.epochs * len(_epoch_rows(learn.labels, settings, torch.Generator()))
+    optimizer = _optimizer(net, settings)
+    schedule = _schedule(optimizer, settings, steps)
+    weight = _class_weights(learn.labels, len(classes)) if settings.balance == "weights" else None
+
+    for epoch in range(1, settings.epochs + 1):
+        start = time.perf_counter()
+        net.train()
+        losses, choices, seen = [], [], []
+        for inputs, labels in _training_batches(learn, settings, data.image_size, generator):
+            log_probabilities = _forward(net, inputs, arithmetic)
+            loss = F.cross_entropy(
+                log_probabilities, labels, weight, label_smoothing=settings.label_smoothing
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            lr = schedule.get_last_lr()[0]
+            schedule.step()
+            # Kept on the device: reading them here would make every step wait for the GPU.
+            losses.append(loss.detach() * len(labels))
+            choices.append(log_probabilities.detach().argmax(1))
+            seen.append(labels)
+        train_seconds = time.perf_counter() - start
+
+        said = _predict(net, check, arithmetic)
+        actual = torch.cat(seen)
+        metrics = {
+            **_scores(
+                "train", float(torch.stack(losses).sum()) / len(actual), torch.cat(choices), actual, classes
+            ),
+            **_scores("val", float(F.nll_loss(said, check.labels)), said.argmax(1), check.labels, classes),
+            "lr": float(lr),
+            "images_per_second": len(actual) / train_seconds,
+            "seconds": time.perf_counter() - start,
+        }
+
+        def checkpoint(
+            epoch: int = epoch, metrics: dict[str, float] = metrics, said: Tensor = said
+        ) -> Checkpoint:
+            state = {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
+            return Checkpoint(epoch, metrics, settings, data.classes, data.image_size, state, said.cpu())
+
+        if not report(epoch, metrics, checkpoint):
+            return

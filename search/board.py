@@ -1,0 +1,171 @@
+"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere. All on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from search.controller import Controller, TrialRecord
+from search.spec import SweepSpec
+
+ROWS = 10
+STATE_STYLES = {"running": "cyan", "completed": "green", "stopped": "yellow", "failed": "red"}
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A metric's value: accuracies in percent, all else with three decimals."""
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if "accuracy" in metric else f"{value:.3f}"
+
+
+def short(value: object) -> str:
+    """A parameter's value in few characters."""
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str, rows: int = ROWS) -> Table:
+    """The given trials in their order, the first `rows` of them."""
+    table = Table(title=title, title_justify="left", expand=False)
+    for name in ("#", "trial", spec.metric, "val_rmse", "epochs", "state", *spec.space):
+        right = name in ("#", "trial", spec.metric, "val_rmse", "epochs")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for place, trial in enumerate(trials[:rows], 1):
+        table.add_row(
+            str(place),
+            str(trial.number),
+            shown(spec.metric, trial.value),
+            shown("val_rmse", trial.metrics.get("val_rmse")),
+            f"{trial.epochs_done}/{trial.settings.epochs}",
+            Text(trial.state, STATE_STYLES[trial.state]),
+            *(short(trial.params.get(name)) for name in spec.space),
+        )
+    return table
+
+
+class Board:
+    """A listener of the controller that keeps the screen current; use as a context manager."""
+
+    def __init__(self, spec: SweepSpec, controller: Controller, slots: int) -> None:
+        self._spec, self._controller, self._slots = spec, controller, slots
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self._screen, refresh_per_second=2)
+
+    def __enter__(self) -> Board:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+        self._line(f"trial {trial.number} starts: {searched}")
+
+    def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
+        """Epochs show in the table only: one line each would bury the rest."""
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        metric = self._spec.metric
+        best = shown(metric, trial.value)
+        why = f" ({trial.reason})" if trial.state in ("stopped", "failed") else ""
+        self._line(
+            f"trial {trial.number} {trial.state} after {trial.epochs_done} epochs: {metric} {best}{why}"
+        )
+        self._line(self._summary())
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            print(text, file=sys.stderr, flush=True)
+
+    def _summary(self) -> str:
+        trials = list(self._controller.trials.values())
+        states = [trial.state for trial in trials]
+        parts = [f"{len(trials)}/{self._spec.budget.trials} trials"]
+        parts += [f"{states.count(s)} {s}" for s in STATE_STYLES if s in states]
+        leaders = self._controller.leaderboard()
+        if leaders:
+            parts.append(f"best {self._spec.metric} {shown(self._spec.metric, leaders[0].value)}")
+        elapsed = time.time() - self._controller.started
+        parts.append(f"{clock(elapsed)} so far, about {clock(self._left())} left")
+        parts.append(f"{elapsed * self._slots * self._spec.resources.cpus_per_trial / 3600:.2f} CPU hours")
+        return " | ".join(parts)
+
+    def _left(self) -> float:
+        """Seconds left by the mean duration of the trials that ended, within the budget of minutes."""
+        trials = list(self._controller.trials.values())
+        ended = [trial.ended - trial.started for trial in trials if trial.ended is not None]
+        budget = self._spec.budget
+        elapsed = time.time() - self._controller.started
+        limit = 60 * budget.minutes - elapsed if budget.minutes else float("inf")
+        if not ended:
+            return min(limit, 0.0) if limit == float("inf") else limit
+        remaining = max(budget.trials - len(ended), 0)
+        return max(0.0, min(limit, remaining * sum(ended) / len(ended) / self._slots))
+
+    def _screen(self) -> RenderableType:
+        running = [trial for trial in self._controller.trials.values() if trial.state == "running"]
+        now = Table(show_header=False, box=None)
+        for trial in running:
+            value = shown(self._spec.metric, trial.value)
+            params = ", ".join(f"{k} {short(v)}" for k, v in trial.params.items())
+            now.add_row(
+                "running",
+                f"trial {trial.number}",
+                f"{trial.epochs_done}/{trial.settings.epochs}",
+                value,
+                params,
+            )
+        leaders = [trial for trial in self._controller.leaderboard() if trial.state != "running"]
+        return Group(Text(self._summary()), leaderboard_table(leaders, self._spec, "best so far"), now)
+
+
+class Step:
+    """One step of the preparation, called with (done, total): a bar on a terminal, one line at its end."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._total, self._start = name, 0, time.time()
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bars.add_task(name, total=None)
+
+    def __enter__(self) -> Step:
+        self._bars.start()
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        self._total = total
+        self._bars.update(self._task, completed=done, total=total)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+        if error is None:
+            many = f"{self._total:,} images, " if self._total else ""
+            print(f"{self._name}: {many}{clock(time.time() - self._start)}", file=sys.stderr, flush=True)

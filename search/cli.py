@@ -1,0 +1,264 @@
+"""The command line: answers on stdout, progress on stderr; exit 0 done, 1 failed, 2 the user's mistake, 130 stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from data.errors import UserError
+
+DEFAULT_PORT, DEFAULT_UI_PORT = 5001, 5000
+
+
+def home_folder() -> Path:
+    """Where everything of the product lies: BINSWEEP_HOME, or .binsweep in the current folder."""
+    return Path(os.environ.get("BINSWEEP_HOME") or ".binsweep").absolute()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show tracebacks and library logs.")
+@click.version_option(package_name="binsweep")
+def cli(debug: bool) -> None:
+    """Sweep hyperparameters, compare trials in MLflow, promote the best model on evidence, serve it."""
+    level = logging.INFO if debug else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("mlflow", "alembic", "ray", "optuna"):
+        logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.ERROR)
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the spec.")
+@click.option(
+    "--runner", type=click.Choice(["ray", "local"]), default="ray", help="local: in this process, no Ray."
+)
+@click.option("--dry-run", is_flag=True, help="Check the spec and say what would run.")
+@click.option(
+    "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
+)
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def sweep(
+    spec: Path, assignments: Sequence[str], runner: Any, dry_run: bool, then_promote: bool, as_json: bool
+) -> None:
+    """Run the sweep that SPEC describes."""
+    from search.board import leaderboard_table
+    from search.spec import load_spec
+    from search.sweep import check_before_start, run_sweep
+    from tracking.server import tracking_server
+
+    loaded = load_spec(spec, assignments)
+    home = home_folder()
+    if dry_run:
+        check_before_start(loaded)
+        print(json.dumps(loaded.raw, indent=1))
+        return
+    with tracking_server(home) as uri:
+        result = run_sweep(loaded, home, runner, uri)
+        leaders = result.leaderboard
+        if as_json:
+            rows = [
+                {"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders
+            ]
+            print(json.dumps({"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}))
+        else:
+            Console().print(leaderboard_table(leaders, loaded, f"leaderboard of {result.id}"))
+            print(f"ended by {result.ended_by}")
+        if result.unsent:
+            print(f"{result.unsent} records did not reach the tracking server", file=sys.stderr)
+        if not leaders:
+            reason = result.failed[0].reason if result.failed else "no trial ran"
+            raise click.ClickException(f"no trial of {result.id} has a result: {reason}")
+        if then_promote:
+            _promote(result.id, home, uri)
+            _prove(result.id, home, uri)
+    if not as_json:
+        _next_commands(home, result.id, then_promote)
+
+
+def _next_commands(home: Path, sweep_id: str, promoted: bool) -> None:
+    print("\nnext:")
+    print("  binsweep ui                      browse the sweep in MLflow")
+    if not promoted:
+        print(f"  binsweep promote {sweep_id:<15} test the best model and make it champion if it earned it")
+    print("  binsweep serve                   serve the champion")
+    print("  binsweep predict PHOTO.jpg       count the items in a photo")
+    if home != Path(".binsweep").absolute():
+        print(f"  (with BINSWEEP_HOME={home})")
+
+
+def _promote(sweep_id: str, home: Path, uri: str) -> None:
+    from search.promote import promote_sweep
+
+    model, decision = promote_sweep(sweep_id, home, uri)
+    print(f"\n{model} version {decision.version}: {'champion' if decision.promoted else 'challenger'}")
+    print(f"  {decision.reason}, on {decision.images} photos of the test split")
+    columns = [("candidate", decision.candidate), ("constant guess", decision.guess)]
+    if decision.champion is not None:
+        columns.insert(1, (f"champion before (version {decision.champion_version})", decision.champion))
+    for name, scores in columns:
+        print(
+            f"  {name}: accuracy {scores['accuracy']:.1%}, RMSE {scores['rmse']:.3f}, MAE {scores['mae']:.3f}"
+        )
+
+
+def _prove(sweep_id: str, home: Path, uri: str) -> None:
+    from search.promote import sweep_manifest
+    from tracking.serving import predict as ask
+    from tracking.serving import serve_model
+
+    spec, manifest = sweep_manifest(sweep_id, home)
+    item = manifest.split("test")[0]
+    with serve_model(f"models:/{spec.model_name}@champion", tracking_uri=uri) as served:
+        row = ask(served.url, [item.path.read_bytes()], timeout=60)[0]
+    print(f"\nserved champion, asked about bin {item.id}, which no trial has seen:")
+    print(f"  true count {item.label}, predicted {row['count']} (confidence {row['confidence']:.0%})")
+
+
+@cli.command()
+@click.argument("sweep_id", metavar="SWEEP")
+def promote(sweep_id: str) -> None:
+    """Test the best model of SWEEP (its id, or its name for the newest) and make it champion if it is better."""
+    from tracking.server import tracking_server
+
+    home = home_folder()
+    with tracking_server(home) as uri:
+        _promote(sweep_id, home, uri)
+
+
+@cli.command()
+@click.argument("model", default="bin-counter")
+@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(1, 65535))
+def serve(model: str, port: int) -> None:
+    """Serve MODEL (a registered name, NAME@alias, NAME/version or any model URI) with `mlflow models serve`."""
+    from tracking.server import tracking_server
+    from tracking.serving import serve_foreground
+
+    with tracking_server(home_folder()) as uri:
+        code = serve_foreground(
+            model_uri(model), port, uri, ready=lambda url: print(f"serving {model} at {url}")
+        )
+    sys.exit(code)
+
+
+def model_uri(model: str) -> str:
+    """NAME means its champion; NAME@alias and NAME/version that version; a URI itself."""
+    if ":/" in model:
+        return model
+    return f"models:/{model}" if "@" in model or "/" in model else f"models:/{model}@champion"
+
+
+@cli.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--url", help="Ask a running server; without it the model is loaded here.")
+@click.option("--model", default="bin-counter", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def predict(images: Sequence[Path], url: str | None, model: str, as_json: bool) -> None:
+    """Count the items in each of IMAGES."""
+    from search.predict import predict_images
+
+    for path, row in predict_images(images, url, model_uri(model), home_folder()):
+        if as_json:
+            print(json.dumps({"image": str(path), **row}))
+        elif row["error"]:
+            print(f"{path}: {row['error']}", file=sys.stderr)
+        else:
+            print(f"{path}: {row['count']} items (confidence {row['confidence']:.0%})")
+
+
+@cli.command()
+@click.option("--port", default=DEFAULT_UI_PORT, show_default=True, type=click.IntRange(1, 65535))
+def ui(port: int) -> None:
+    """Open the MLflow UI of this home (or say where MLFLOW_TRACKING_URI's is)."""
+    from tracking.server import run_ui
+
+    sys.exit(
+        run_ui(
+            home_folder(), port, ready=lambda url: print(f"MLflow UI at {url} (Ctrl-C ends it)", flush=True)
+        )
+    )
+
+
+@cli.group("data")
+def data_group() -> None:
+    """Make and look at data sets."""
+
+
+@data_group.command()
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--images", default=600, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Pixels a side.")
+@click.option("--classes", default="0-5", show_default=True, help="Counts, as 0-5 or 1,2,3.")
+def synth(dest: Path, images: int, seed: int, size: int, classes: str) -> None:
+    """Render synthetic bins into DEST, in the public bucket's layout."""
+    from data.synthetic import write_synthetic
+
+    write_synthetic(dest, images, seed, size, parse_counts(classes))
+    print(f"{images} bins in {dest}")
+
+
+def parse_counts(text: str) -> list[int]:
+    """`0-5` or `1,2,3` as a list; raises UserError for anything else."""
+    try:
+        low, dash, high = text.partition("-")
+        counts = list(range(int(low), int(high) + 1)) if dash else [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 0:
+        raise UserError(f"--classes {text}: not counts", "write 0-5 or 1,2,3")
+    return counts
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def doctor(as_json: bool) -> None:
+    """Check this machine; every line that is not right has a remedy."""
+    from search.doctor import examine
+
+    findings = examine(home_folder())
+    for finding in findings:
+        if not as_json:
+            remedy = f"  -> {finding.remedy}" if finding.remedy else ""
+            print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name:<12} {finding.text}{remedy}")
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings]))
+    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+def main() -> None:
+    """The entry point: every mistake of the user is one message and exit code 2."""
+    debug = "--debug" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"binsweep: {error}", file=sys.stderr)
+        code = 2
+    except click.exceptions.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        print("binsweep: interrupted", file=sys.stderr)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"binsweep: failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What is right and what is missing on this machine, each with a remedy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+from data.errors import UserError
+from models.arithmetic import has_fast_bf16
+from models.network import ARCHITECTURES
+from models.weights import available_offline
+from tracking.environment import LIBRARIES
+from tracking.server import require_reachable
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `remedy` says what to do, empty where nothing need be done."""
+
+    name: str
+    ok: bool
+    text: str
+    remedy: str = ""
+
+
+def _python(home: Path) -> Finding:
+    ok = sys.version_info >= (3, 11)
+    return Finding("python", ok, platform.python_version(), "" if ok else "install Python 3.11 or later")
+
+
+def _versions(home: Path) -> Finding:
+    found, missing = [], []
+    for library in LIBRARIES:
+        try:
+            found.append(f"{library} {version(library)}")
+        except PackageNotFoundError:
+            missing.append(library)
+    return Finding("versions", not missing, ", ".join(found), f"make install: {missing}" if missing else "")
+
+
+def _cpu(home: Path) -> Finding:
+    bf16 = has_fast_bf16(torch.device("cpu"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = psutil.virtual_memory().available / GIB
+    text = (
+        f"{cores} cores, {memory:.1f} GiB of memory free, bf16 {'in hardware' if bf16 else 'not in hardware'}"
+    )
+    return Finding(
+        "cpu", memory >= 4, text, "" if memory >= 4 else "a sweep wants 4 GiB: close other programs"
+    )
+
+
+def _gpu(home: Path) -> Finding:
+    count = torch.cuda.device_count()
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
+    return Finding("gpu", True, names or "none: trials run on the CPU")
+
+
+def _shared_memory(home: Path) -> Finding:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return Finding("/dev/shm", True, "not on this system")
+    free = shutil.disk_usage(folder).free / GIB
+    remedy = "" if free >= 0.25 else "give it 1 GiB (containers: --shm-size 1g), or Ray falls back to disk"
+    return Finding("/dev/shm", free >= 0.25, f"{free:.1f} GiB free", remedy)
+
+
+def _disk(home: Path) -> Finding:
+    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    free = shutil.disk_usage(place).free / GIB
+    remedy = "" if free >= 2 else f"free some space, or set BINSWEEP_HOME to a larger disk (now {home})"
+    return Finding("disk", free >= 2 and os.access(place, os.W_OK), f"{free:.1f} GiB free at {place}", remedy)
+
+
+def _ray(home: Path) -> Finding:
+    try:
+        from search.ray_runner import start_ray
+
+        with start_ray():
+            return Finding("ray", True, "starts and stops")
+    except Exception as error:  # Ray fails in many ways; all of them are this line's news
+        return Finding(
+            "ray", False, f"{type(error).__name__}: {error}", "sweeps still run with --runner local"
+        )
+
+
+def _mlflow(home: Path) -> Finding:
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        return Finding("mlflow", True, f"embedded server, started when needed, data in {home / 'mlflow'}")
+    try:
+        require_reachable(uri)
+    except UserError as error:
+        return Finding("mlflow", False, error.message, error.hint)
+    return Finding("mlflow", True, f"{uri} answers")
+
+
+def _weights(home: Path) -> Finding:
+    have = available_offline()
+    missing = [name for name in ARCHITECTURES if name not in have]
+    remedy = f"others need a file each: model.weights: FOLDER ({', '.join(missing)})" if missing else ""
+    return Finding("weights", bool(have), f"imagenet, offline: {', '.join(have) or 'none'}", remedy)
+
+
+CHECKS: tuple[Callable[[Path], Finding], ...] = (
+    _python, _versions, _cpu, _gpu, _shared_memory, _disk, _ray, _mlflow, _weights
+)  # fmt: skip
+
+
+def examine(home: Path) -> list[Finding]:
+    """Run every check, in the order of the report."""
+    return [check(home) for check in CHECKS]

@@ -1,0 +1,24 @@
+"""The in-process runner: one trial after the other, no Ray. For debugging, and exactly repeatable by seed."""
+
+from __future__ import annotations
+
+import logging
+
+from models.train import TrialData
+from search.controller import Controller
+from search.trial import run_trial
+
+log = logging.getLogger(__name__)
+
+
+def run_local(controller: Controller, data: TrialData) -> None:
+    """Run trials until the controller has no more; a failing trial ends that trial alone."""
+    while (task := controller.next_task()) is not None:
+        number = task.number
+        try:
+            run_trial(task, data, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
+        except Exception as error:
+            log.warning("trial %d failed: %s", number, error)
+            controller.finish(number, f"{type(error).__name__}: {error}")
+        else:
+            controller.finish(number)

@@ -1,0 +1,49 @@
+"""From a finished sweep to a decision about its best model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data.errors import UserError
+from data.manifest import Manifest, load_manifest
+from models.build import counter_from, load_checkpoint
+from search.spec import SweepSpec, parse_spec
+from search.sweep import STATE, find_folder
+from tracking.promotion import Decision, promote
+
+
+def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
+    """A sweep's specification and its data, which must be what the sweep learned from."""
+    folder = find_folder(home, sweep)
+    state = json.loads((folder / STATE).read_text())
+    spec = parse_spec(state["spec"], str(folder / STATE))
+    manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, home)
+    if manifest.fingerprint != state["fingerprint"]:
+        raise UserError(
+            f"{spec.data.source} has changed since {folder.name} ran: its test split may hold what trials learned from",
+            "run the sweep again on the data as it is now",
+        )
+    return spec, manifest
+
+
+def promote_sweep(sweep: str, home: Path, tracking_uri: str) -> tuple[str, Decision]:
+    """Register the sweep's best trial and let it compete; returns the model's name and the decision."""
+    folder = find_folder(home, sweep)
+    spec, manifest = sweep_manifest(sweep, home)
+    state = json.loads((folder / STATE).read_text())
+    if not state["leaderboard"]:
+        raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
+    best = state["leaderboard"][0]
+    counter = counter_from(load_checkpoint(folder / best["checkpoint"]))
+    decision = promote(
+        tracking_uri,
+        best["run_id"],
+        spec.model_name,
+        counter,
+        manifest,
+        spec.metric,
+        folder / "test",
+        folder.name,
+    )
+    return spec.model_name, decision

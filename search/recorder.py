@@ -1,0 +1,167 @@
+"""The sweep as MLflow shows it: a parent run, a child run per trial, written through the run log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from data.manifest import Manifest
+from models.arithmetic import choose_arithmetic
+from models.build import load_checkpoint
+from models.train import TrialData
+from search.controller import Controller, TrialRecord
+from search.spec import SweepSpec
+from search.trial import BEST, ERROR, better
+from tracking.environment import environment_tags
+from tracking.figures import write_csv, write_evaluation
+from tracking.runlog import RunLog
+
+log = logging.getLogger(__name__)
+SWEEP = "sweep"
+
+
+def trial_key(number: int) -> str:
+    """The run log's name for a trial's run."""
+    return f"trial-{number:04d}"
+
+
+class Recorder:
+    """A listener of the controller; its calls only append to the run log's spool and return at once.
+
+    Figures are drawn in one background thread, so that no trial waits for them.
+    """
+
+    def __init__(
+        self,
+        runlog: RunLog,
+        spec: SweepSpec,
+        sweep_id: str,
+        manifest: Manifest,
+        data: TrialData,
+        folder: Path,
+    ) -> None:
+        self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
+        self._sweep_id = sweep_id
+        self._best: float | None = None
+        self._drawing = ThreadPoolExecutor(1, "figures")
+        self._pending: list[Future[None]] = []
+        self._tags = environment_tags() | {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
+
+    def sweep_started(self) -> None:
+        """Open the parent run with the resolved spec and the data set."""
+        spec = self._spec
+        tags = {**self._tags, "seed": str(spec.search.seed), "binsweep.kind": "sweep"}
+        params = {
+            "sampler": spec.search.sampler,
+            "stopping": spec.search.stopping,
+            "trials": spec.budget.trials,
+            "metric": spec.metric,
+            "goal": spec.goal,
+            "source": spec.data.source,
+        }
+        text = f"Sweep `{self._sweep_id}`: {spec.goal} {spec.metric} over {', '.join(spec.space)}."
+        self._log.start_run(SWEEP, self._sweep_id, None, tags, params, text)
+        self._log_dataset(SWEEP)
+        file = self._folder / "spec.yaml"
+        file.write_text(yaml.safe_dump(spec.raw, sort_keys=False))
+        self._log.artifact(SWEEP, file)
+        if self._manifest.skipped:
+            skipped = self._folder / "skipped.csv"
+            write_csv(skipped, ["id", "reason"], [(item.id, item.reason) for item in self._manifest.skipped])
+            self._log.artifact(SWEEP, skipped)
+
+    def _log_dataset(self, key: str) -> None:
+        manifest = self._manifest
+        digest = manifest.fingerprint[:32]
+        self._log.dataset(key, self._spec.name, digest, manifest.source, "training", manifest.summary())
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        arithmetic = choose_arithmetic(trial.settings.precision).name
+        tags = {
+            **self._tags,
+            "seed": str(trial.settings.seed),
+            "optuna.trial": str(trial.number),
+            "arithmetic": arithmetic,
+            "suggested_because": trial.reason,
+            "binsweep.kind": "trial",
+        }
+        searched = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+        name = f"{trial.number:03d} {trial.settings.backbone}"
+        params: Mapping[str, Any] = asdict(trial.settings)
+        self._log.start_run(
+            trial_key(trial.number), name, SWEEP, tags, params, f"Trial {trial.number}: {searched}."
+        )
+        self._log_dataset(trial_key(trial.number))
+
+    def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
+        self._log.metrics(trial_key(trial.number), epoch, metrics)
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        key, metric = trial_key(trial.number), self._spec.metric
+        self._log.tags(key, {"state": trial.state, "state.reason": trial.reason})
+        if trial.value is not None:
+            best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
+            self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
+        if (
+            trial.state != "failed"
+            and trial.value is not None
+            and better(trial.value, self._best, self._spec.goal)
+        ):
+            self._best = trial.value
+        if self._best is not None:
+            self._log.metrics(SWEEP, trial.number, {f"best_{metric}": self._best})
+        self._pending.append(self._drawing.submit(self._close_trial, trial))
+
+    def _close_trial(self, trial: TrialRecord) -> None:
+        key = trial_key(trial.number)
+        try:
+            self._write_artifacts(trial, key)
+        except Exception:  # a picture that cannot be drawn must not cost the sweep
+            log.exception("artifacts of %s", key)
+        self._log.end_run(key, "FAILED" if trial.state == "failed" else "FINISHED")
+
+    def _write_artifacts(self, trial: TrialRecord, key: str) -> None:
+        error, best = trial.folder / ERROR, trial.folder / BEST
+        if error.exists():
+            self._log.artifact(key, error)
+        if best.exists():
+            checkpoint = load_checkpoint(best)
+            bank = self._data.validation
+            folder = trial.folder / "validation"
+            actual = np.asarray(self._data.classes)[bank.labels]
+            probabilities = checkpoint.log_probabilities.exp().numpy()
+            title = f"validation, epoch {checkpoint.epoch}: accuracy {checkpoint.metrics['val_accuracy']:.1%}"
+            write_evaluation(
+                folder, probabilities, actual, self._data.classes, bank.ids, bank.pixels.__getitem__, title
+            )
+            self._log.artifact(key, folder, "validation")
+            self._log.artifact(key, best, "weights")
+
+    def sweep_ended(self, controller: Controller, status: str) -> None:
+        """Wait for the last figures, then close the parent run with the leaderboard."""
+        for future in self._pending:
+            future.result()
+        self._drawing.shutdown()
+        file = self._folder / "leaderboard.csv"
+        names = list(self._spec.space)
+        rows = [
+            [place, t.number, t.value, t.epoch, t.state, *(t.params[name] for name in names)]
+            for place, t in enumerate(controller.leaderboard(), 1)
+        ]
+        write_csv(file, ["place", "trial", self._spec.metric, "epoch", "state", *names], rows)
+        self._log.artifact(SWEEP, file)
+        states = [trial.state for trial in controller.trials.values()]
+        counts = {f"trials.{state}": str(states.count(state)) for state in ("completed", "stopped", "failed")}
+        self._log.tags(SWEEP, {**counts, "ended_by": controller.ended_by or status})
+        self._log.end_run(SWEEP, status)
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,343 @@
+"""The sweep specification: YAML in, validated data out, every mistake of the file reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data.errors import UserError
+from data.split import Split
+from models.network import ARCHITECTURES
+from models.settings import BOUNDS, CHOICES, TYPES, Settings
+from search.space import Choice, Dimension, Problem, Range, parse_space
+
+METRICS = {
+    **{f"{split}_{name}": goal for split in ("train", "val") for name, goal in [("accuracy", "maximize")]},
+    **{f"{split}_{name}": "minimize" for split in ("train", "val") for name in ("loss", "rmse", "mae")},
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text for want of a dot; people mean the number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SplitPart(_Part):
+    """Fractions of the three splits; `seed` draws another division."""
+
+    train: Fraction = 0.6
+    validation: Fraction = 0.2
+    test: Fraction = 0.2
+    seed: int = 0
+
+
+class DataPart(_Part):
+    """Where the bins are and how they are read."""
+
+    source: str
+    classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)] | None = None
+    split: SplitPart = SplitPart()
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 224
+
+
+class ObjectivePart(_Part):
+    """What the sweep optimises. `goal` follows from the metric unless given."""
+
+    metric: str = "val_accuracy"
+    goal: Literal["maximize", "minimize"] | None = None
+
+
+class SearchPart(_Part):
+    """How configurations are chosen and stopped."""
+
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    stopping: Literal["asha", "median", "none"] = "asha"
+    seed: int = 0
+
+
+class BudgetPart(_Part):
+    """When the sweep ends: whichever comes first."""
+
+    trials: Annotated[int, Field(ge=1)] = 20
+    minutes: Annotated[float, Field(gt=0)] | None = None
+
+
+class ResourcesPart(_Part):
+    """What one trial gets."""
+
+    cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+
+
+class RegisterPart(_Part):
+    """The registered model that `promote` writes to."""
+
+    model: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")] = "bin-counter"
+
+
+class _File(_Part):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    data: DataPart
+    model: dict[str, Any] = {}
+    space: dict[str, Any]
+    objective: ObjectivePart = ObjectivePart()
+    search: SearchPart = SearchPart()
+    budget: BudgetPart = BudgetPart()
+    resources: ResourcesPart = ResourcesPart()
+    register_: RegisterPart = Field(default=RegisterPart(), alias="register")
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """A valid sweep: `settings` are the fixed values, `space` the searched ones, `raw` the resolved file."""
+
+    name: str
+    data: DataPart
+    settings: Settings
+    space: dict[str, Dimension]
+    metric: str
+    goal: Literal["maximize", "minimize"]
+    search: SearchPart
+    budget: BudgetPart
+    resources: ResourcesPart
+    model_name: str
+    raw: dict[str, Any]
+
+    @property
+    def split(self) -> Split:
+        """The division of the data."""
+        return Split(**self.data.split.model_dump())
+
+    @property
+    def max_epochs(self) -> int:
+        """The longest that a trial may train."""
+        return int(max(values_of(self.space["epochs"]))) if "epochs" in self.space else self.settings.epochs
+
+    def values(self, name: str) -> list[Any]:
+        """Every value a setting may take in this sweep; of a range, its two ends."""
+        return values_of(self.space[name]) if name in self.space else [getattr(self.settings, name)]
+
+    def trial_settings(self, params: Mapping[str, Any], seed: int) -> Settings:
+        """The settings of one trial: fixed values, then suggested ones, then its own seed."""
+        names = {field.name for field in fields(Settings)}
+        fixed = {name: getattr(self.settings, name) for name in names}
+        return Settings(**{**fixed, **params, "seed": seed})
+
+
+def values_of(dimension: Dimension) -> list[Any]:
+    """A choice's values; a range's two ends."""
+    return list(dimension.values) if isinstance(dimension, Choice) else [dimension.low, dimension.high]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def _known_keys(path: Sequence[Any]) -> list[str]:
+    """The keys allowed beside the one at `path`."""
+    part: Any = _File
+    for step in path[:-1]:
+        names = {(f.alias or name): f.annotation for name, f in part.model_fields.items()}
+        part = names.get(step)
+    return [field.alias or name for name, field in part.model_fields.items()]
+
+
+def _shape_problems(error: ValidationError) -> list[Problem]:
+    problems = []
+    for item in error.errors():
+        path = [step for step in item["loc"] if not (isinstance(step, str) and "[" in step)]
+        key = ".".join(str(step) for step in path)
+        if item["type"] == "extra_forbidden":
+            hint = _nearest(str(path[-1]), _known_keys(path))
+            problems.append(Problem(key, "unknown key", None, hint))
+        elif item["type"] == "missing":
+            problems.append(Problem(key, "required key is missing", None, f"add {key}"))
+        else:
+            rule = item["msg"][0].lower() + item["msg"][1:]
+            problems.append(Problem(key, rule, item["input"], "see README.md for an example"))
+    return problems
+
+
+def _setting_problem(path: str, name: str, value: Any) -> Problem | None:
+    """The mistake in one value of one setting, fixed or searched; None when it is fine."""
+    kind = TYPES[name]
+    right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not right:
+        return Problem(path, f"must be of type {kind.__name__}", value, f"for example {_example(name)!r}")
+    if name == "backbone" and value not in ARCHITECTURES:
+        return Problem(path, "unknown backbone", value, _nearest(value, list(ARCHITECTURES)))
+    if name in CHOICES and value not in CHOICES[name]:
+        return Problem(
+            path, f"must be one of {', '.join(CHOICES[name])}", value, _nearest(value, CHOICES[name])
+        )
+    if name in BOUNDS and not BOUNDS[name][0] <= value < BOUNDS[name][1]:
+        low, high = BOUNDS[name]
+        return Problem(
+            path, f"must be at least {low:g} and below {high:g}", value, f"for example {_example(name)!r}"
+        )
+    return None
+
+
+def _example(name: str) -> Any:
+    return getattr(Settings(), name)
+
+
+def _settings_problems(model: Mapping[str, Any], space: Mapping[str, Dimension]) -> list[Problem]:
+    problems = []
+    for section, values in (("model", {k: [v] for k, v in model.items()}), ("space", space)):
+        for name, value in values.items():
+            path = f"{section}.{name}"
+            if name not in TYPES or (section, name) == ("space", "seed"):
+                problems.append(Problem(path, "no such setting", None, _nearest(name, list(TYPES))))
+                continue
+            options = value if isinstance(value, list) else values_of(value)
+            if isinstance(value, Range) and TYPES[name] is str:
+                problems.append(Problem(path, "cannot be a range", options, "list the choices"))
+                continue
+            found = [_setting_problem(path, name, option) for option in options]
+            problems += [problem for problem in found if problem is not None]
+    both = sorted(set(model) & set(space))
+    problems += [Problem(f"model.{k}", "also in space", model[k], "keep it in one of the two") for k in both]
+    return problems
+
+
+def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    metric = file.objective.metric
+    if metric not in METRICS:
+        problems.append(
+            Problem("objective.metric", "no such metric", metric, _nearest(metric, list(METRICS)))
+        )
+    elif file.objective.goal not in (None, METRICS[metric]):
+        hint = f"{METRICS[metric]} it, or leave goal out"
+        problems.append(Problem("objective.goal", f"wrong way round for {metric}", file.objective.goal, hint))
+    split = file.data.split
+    total = split.train + split.validation + split.test
+    if abs(total - 1) > 1e-6:
+        hint = "for example 0.6, 0.2, 0.2"
+        problems.append(
+            Problem("data.split", "train + validation + test must add up to 1", round(total, 6), hint)
+        )
+    if file.search.sampler == "grid":
+        endless = [k for k, v in space.items() if isinstance(v, Range) and v.step is None and not v.is_int]
+        hint = "list the values, or give a step"
+        problems += [Problem(f"space.{k}", "a grid needs finitely many values", None, hint) for k in endless]
+
+    def may(name: str) -> list[Any]:
+        return values_of(space[name]) if name in space else [model.get(name, _example(name))]
+
+    if "flip_shift" in may("augment") and set(may("trainable")) != {"all"}:
+        hint = "use flip, whose two views are stored exactly, or train all"
+        problems.append(Problem("model.augment", "flip_shift needs trainable: all", "flip_shift", hint))
+    if "inception_v3" in may("backbone") and file.data.image_size < 75:
+        hint = "raise it, or leave inception_v3 out"
+        problems.append(
+            Problem("data.image_size", "inception_v3 needs at least 75", file.data.image_size, hint)
+        )
+    return problems
+
+
+def _raise(problems: Sequence[Problem], where: str) -> None:
+    if problems:
+        lines = [str(problem) for problem in problems]
+        many = f"{len(lines)} mistakes" if len(lines) > 1 else "1 mistake"
+        raise UserError("\n  ".join([f"{where}: {many}", *lines]))
+
+
+def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
+    """Validate a loaded YAML document; raises one UserError that lists every mistake with key, rule and value."""
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{where}: must be a mapping of keys, not {type(raw).__name__}", "see sweeps/quickstart.yaml"
+        )
+    problems: list[Problem] = []
+    file = None
+    try:
+        file = _File.model_validate(raw)
+    except ValidationError as error:
+        problems += _shape_problems(error)
+    section = raw.get("space")
+    space, found = parse_space(section) if isinstance(section, dict) else ({}, [])
+    problems += found
+    model = raw.get("model") if isinstance(raw.get("model"), dict) else {}
+    assert isinstance(model, dict)
+    problems += _settings_problems(model, space)
+    if file is not None:
+        problems += _cross_problems(file, space, model)
+    _raise(problems, where)
+    assert file is not None
+    typed = {name: TYPES[name](value) for name, value in file.model.items()}
+    resolved = file.model_dump(by_alias=True)
+    resolved["objective"]["goal"] = METRICS[file.objective.metric]
+    return SweepSpec(
+        name=file.name,
+        data=file.data,
+        settings=Settings(**typed),
+        space=space,
+        metric=file.objective.metric,
+        goal=resolved["objective"]["goal"],
+        search=file.search,
+        budget=file.budget,
+        resources=file.resources,
+        model_name=file.register_.model,
+        raw=resolved,
+    )
+
+
+def set_key(raw: dict[str, Any], assignment: str) -> None:
+    """Apply one `--set key.path=value`; the value is read as YAML. Raises UserError when it is no assignment."""
+    key, equals, text = assignment.partition("=")
+    steps = key.split(".")
+    if not equals or not all(steps):
+        raise UserError(
+            f"--set {assignment}: not of the form key.path=value", "for example --set budget.trials=8"
+        )
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {assignment}: the value is not YAML", "quote it") from error
+    place = raw
+    for step in steps[:-1]:
+        place = place.setdefault(step, {})
+        if not isinstance(place, dict):
+            raise UserError(f"--set {assignment}: {step} is a value, not a section", "name a key of the spec")
+    place[steps[-1]] = value
+
+
+def load_spec(path: Path, assignments: Sequence[str] = ()) -> SweepSpec:
+    """Read, override with `--set` assignments, and validate a sweep file."""
+    try:
+        raw = yaml.load(path.read_bytes(), _Loader)
+    except FileNotFoundError as error:
+        raise UserError(f"no sweep file {path}", "shipped ones lie in sweeps/") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}", "give a YAML file") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(
+            f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}", "mend it"
+        ) from error
+    if isinstance(raw, dict):
+        for assignment in assignments:
+            set_key(raw, assignment)
+    return parse_spec(raw, str(path))

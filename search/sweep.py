@@ -1,0 +1,180 @@
+"""A sweep from its specification to its leaderboard, read top to bottom."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from data.errors import UserError
+from data.manifest import Manifest, load_manifest
+from data.pixels import open_pixel_bank
+from models.train import TrialData, build_banks
+from models.weights import check_weights
+from search.board import Board, Step
+from search.controller import Controller, TrialRecord
+from search.local_runner import run_local
+from search.recorder import SWEEP, Recorder, trial_key
+from search.spec import SweepSpec
+from search.strategy import open_strategy
+from search.trial import BEST
+from tracking.runlog import RunLog
+
+Runner = Literal["ray", "local"]
+STATE = "sweep.json"
+FLUSH_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep went; `unsent` is how many records the tracking server has not had yet."""
+
+    id: str
+    folder: Path
+    leaderboard: list[TrialRecord]
+    failed: list[TrialRecord]
+    ended_by: str
+    unsent: int
+
+
+def check_before_start(spec: SweepSpec) -> None:
+    """Everything that can be known to be wrong before any data is read; raises UserError."""
+    for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
+        check_weights(backbone, weights)
+    asked = spec.resources.gpus_per_trial
+    have = torch.cuda.device_count()
+    if asked > have:
+        raise UserError(
+            f"resources.gpus_per_trial: {asked:g} asked, this machine has {have}", f"set it to at most {have}"
+        )
+
+
+def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
+    """Read the data, check it against the spec, and build every bank that the trials will share."""
+    with Step("reading the data") as step:
+        manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, home, step)
+    if manifest.skipped:
+        first = manifest.skipped[0]
+        print(f"skipped {len(manifest.skipped)} (first: {first.id}: {first.reason})", file=sys.stderr)
+    largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
+    if largest > train:
+        raise UserError(
+            f"batch_size: up to {largest} asked, the train split has {train} images",
+            f"set it to at most {train}",
+        )
+    with Step("decoding") as step:
+        banks = [
+            open_pixel_bank(manifest, name, spec.data.image_size, home, step)
+            for name in ("train", "validation")
+        ]
+    data = TrialData(manifest.classes, spec.data.image_size, banks[0], banks[1], home / "banks")
+    names = ("backbone", "weights", "trainable", "precision")
+    for values in itertools.product(*(spec.values(name) for name in names)):
+        settings = replace(spec.settings, **dict(zip(names, values, strict=True)))
+        with Step(f"features of {settings.backbone}") as step:
+            build_banks(settings, data, step)
+    return manifest, data
+
+
+def new_folder(home: Path, name: str) -> Path:
+    """A folder for the next sweep of this name: home/sweeps/NAME-1, NAME-2, ...; made atomically."""
+    for number in itertools.count(1):
+        folder = home / "sweeps" / f"{name}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def find_folder(home: Path, sweep: str) -> Path:
+    """The folder of a sweep by its id, or of the newest finished one by its name."""
+    folders = [file.parent for file in (home / "sweeps").glob(f"*/{STATE}")]
+    exact = [folder for folder in folders if folder.name == sweep]
+    named = [folder for folder in folders if re.fullmatch(re.escape(sweep) + r"-\d+", folder.name)]
+    if not exact and not named:
+        have = ", ".join(sorted(folder.name for folder in folders)) or "none yet"
+        raise UserError(f"no sweep {sweep!r} in {home}", f"sweeps here: {have}")
+    return exact[0] if exact else max(named, key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
+
+
+def run_sweep(spec: SweepSpec, home: Path, runner: Runner, tracking_uri: str) -> SweepResult:
+    """Run a sweep to its end and leave everything in MLflow and in its folder under `home`."""
+    check_before_start(spec)
+    manifest, data = prepare(spec, home)
+    folder = new_folder(home, spec.name)
+    with ExitStack() as stack:
+        slots = 1
+        threads = torch.get_num_threads()
+        if runner == "ray":
+            from search.ray_runner import check_resources, run_ray, start_ray  # Ray takes seconds to import
+
+            stack.enter_context(start_ray())
+            slots, threads = check_resources(spec.resources), spec.resources.cpus_per_trial
+        strategy = open_strategy(
+            folder / "study.db",
+            folder.name,
+            spec.space,
+            spec.goal,
+            sampler=spec.search.sampler,
+            stopping=spec.search.stopping,
+            seed=spec.search.seed,
+            max_epochs=spec.max_epochs,
+        )
+        controller = Controller(spec, strategy, folder, threads)
+        runlog = RunLog(folder / "spool", tracking_uri, spec.name)
+        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder)
+        recorder.sweep_started()
+        status = "FAILED"
+        try:
+            with Board(spec, controller, slots) as board:
+                controller.listeners += [recorder, board]
+                if runner == "ray":
+                    run_ray(controller, data, spec.resources, folder)
+                else:
+                    run_local(controller, data)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            controller.close("interrupted" if status == "KILLED" else "the sweep ended")
+            recorder.sweep_ended(controller, status)
+            unsent = runlog.flush(FLUSH_SECONDS)
+            _save_state(folder, spec, manifest, controller, runlog)
+            runlog.close(FLUSH_SECONDS)
+    failed = [trial for trial in controller.trials.values() if trial.state == "failed"]
+    return SweepResult(folder.name, folder, controller.leaderboard(), failed, controller.ended_by, unsent)
+
+
+def _save_state(
+    folder: Path, spec: SweepSpec, manifest: Manifest, controller: Controller, runlog: RunLog
+) -> None:
+    """What `promote` needs later: the spec, the data's fingerprint, and where each trial's best epoch lies."""
+    trials = [
+        {
+            "number": trial.number,
+            "run_id": runlog.run_id(trial_key(trial.number), timeout=0.0),
+            "value": trial.value,
+            "checkpoint": f"{trial.folder.name}/{BEST}",
+        }
+        for trial in controller.leaderboard()
+    ]
+    state: dict[str, Any] = {
+        "id": folder.name,
+        "spec": spec.raw,
+        "run_id": runlog.run_id(SWEEP, timeout=0.0),
+        "fingerprint": manifest.fingerprint,
+        "leaderboard": trials,
+    }
+    temporary = folder / f"{STATE}.tmp"
+    temporary.write_text(json.dumps(state, indent=1))
+    temporary.replace(folder / STATE)

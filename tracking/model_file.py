@@ -1,0 +1,40 @@
+"""One self-contained source file for the served model, put together from the sources that training uses.
+
+MLflow's `code_paths` would put folders with common names (`data`, `models`) first on the server's path, and two
+versions in one process would share the first one's code. A single file has neither problem, and what decodes
+and counts at serving is, letter for letter, what was evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+ROOMS = ("data", "models", "tracking", "search")
+PARTS = ("data.decode", "models.network", "tracking.served")
+
+
+def _body(source: str) -> str:
+    """The source without its imports of the project's rooms and without `from __future__` (moved to the top)."""
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (*ROOMS, "__future__"):
+            assert node.end_lineno is not None
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(lines).strip()
+
+
+def model_source() -> str:
+    """The served model's source. Every name is defined once across its parts, which this checks."""
+    bodies = []
+    for part in PARTS:
+        # Found, not imported: importing the served module would declare it as this process's model.
+        spec = importlib.util.find_spec(part)
+        assert spec is not None and spec.origin is not None, part
+        bodies.append(_body(Path(spec.origin).read_text(encoding="utf-8")))
+    names = [
+        n.name for b in bodies for n in ast.parse(b).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+    ]
+    assert len(names) == len(set(names)), sorted(names)
+    return "from __future__ import annotations\n\n" + "\n\n\n".join(bodies) + "\n"

@@ -1,0 +1,97 @@
+"""The model registry: versions of the counter, and who is champion."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Map
+from PIL import Image
+
+from models.network import Counter
+from tracking.model_file import model_source
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+REQUIREMENTS = ("mlflow", "torch", "torchvision", "timm", "pillow", "numpy", "pandas")
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string, "image")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.long, "count", required=False),
+            ColSpec(DataType.double, "expected_count", required=False),
+            ColSpec(DataType.double, "confidence", required=False),
+            ColSpec(Map(DataType.double), "probabilities", required=False),
+            ColSpec(DataType.string, "error"),
+        ]
+    ),
+)
+
+
+def image_rows(images: list[bytes]) -> pd.DataFrame:
+    """The served model's input: a string column `image` with base64 of each file's bytes."""
+    return pd.DataFrame({"image": [base64.b64encode(content).decode() for content in images]})
+
+
+def _example(size: int) -> pd.DataFrame:
+    """A small picture of nobody's goods, so that the model page shows what a request looks like."""
+    ramp = np.linspace(60, 190, size, dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([np.broadcast_to(ramp, (size, size))] * 3, axis=2)).save(
+        buffer, "JPEG", quality=40
+    )
+    return image_rows([buffer.getvalue()])
+
+
+def register(
+    tracking_uri: str, run_id: str, name: str, counter: Counter, tags: Mapping[str, str]
+) -> ModelVersion:
+    """Log the counter to its run and register it as a new version of `name`, without any alias.
+
+    What is stored: one source file that imports nothing of this project, a config, and a state dict.
+    """
+    mlflow.set_tracking_uri(tracking_uri)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "model.py").write_text(model_source(), encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(counter.config.to_dict()))
+        torch.save(counter.state_dict(), folder / "weights.pt")
+        with mlflow.start_run(run_id=run_id):
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(folder / "model.py"),
+                artifacts={"config": str(folder / "config.json"), "weights": str(folder / "weights.pt")},
+                signature=SIGNATURE,
+                input_example=_example(64),
+                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+            )
+    client = MlflowClient(tracking_uri)
+    try:
+        client.create_registered_model(name, description="Counts the items in a bin from its photo.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.create_model_version(name, info.model_uri, run_id, dict(tags), model_id=info.model_id)
+
+
+def champion_of(tracking_uri: str, name: str) -> ModelVersion | None:
+    """The version that the alias `champion` points at; None when there is none."""
+    try:
+        return MlflowClient(tracking_uri).get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
