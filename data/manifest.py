@@ -13,6 +13,7 @@ from data.errors import UserError
 from data.readonce import Finding, FindingCache, Progress, read_all
 from data.sources import Candidate, Skipped, scan
 from data.split import SPLITS, Split, SplitName, assign
+from data.synthetic import is_synthetic, render_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +71,15 @@ def load_manifest(
 ) -> Manifest:
     """Read a source once: find its images and labels, check and hash every image of a wanted class.
 
-    `source` is a folder in one of the layouts of `data.sources`. `classes` are the labels to keep, None for
-    all that occur. What was read is remembered under `home`, so that a second load only looks
-    at the dates of the files. `progress(done, total)` counts images.
+    `source` is a folder in one of the layouts of `data.sources`, or synthetic://?images=600&seed=0. `classes`
+    are the labels to keep, None for all that occur. What was read is remembered under `home`, so that a
+    second load only looks at the dates of the files. `progress(done, total)` counts images.
 
     Raises UserError for a source that does not exist, is empty or has neither layout, for a class without a
     readable image, for fewer than two classes, and for an empty split.
     """
     wanted = None if classes is None else _checked(classes)
-    root = _folder(source)
+    root = render_source(source, home, progress) if is_synthetic(source) else _folder(source)
     cache = FindingCache(root, home)
     candidates, skipped = scan(root, cache)
     chosen = [c for c in candidates if wanted is None or c.label in wanted]
