@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.space import Choice, Range, grid_values, parse_space, to_distribution
+from search.space import Choice, Range, grid_size, grid_values, parse_space, to_distribution
 
 
 def problems_of(dimension: Any) -> list[tuple[str, str]]:
@@ -108,4 +108,7 @@ def test_grid_values_end_unless_the_range_is_continuous() -> None:
     assert grid_values(Range(1, 10, step=4)) == (1, 5, 9)
     assert grid_values(Range(0.1, 0.35, step=0.1)) == (0.1, 0.2, 0.3)
     assert grid_values(Range(0.5, 0.5)) == (0.5,)
-    assert grid_values(Range(0.1, 0.3)) is None
+    assert grid_size(Range(0.1, 0.3)) is None
+    assert grid_size(Range(0, 10**12)) == 10**12 + 1
+    with pytest.raises(ValueError, match="continuous"):
+        grid_values(Range(0.1, 0.3))

@@ -1,0 +1,65 @@
+"""Building a strategy from a sweep's settings."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import UserError
+from search.space import Dimension, to_distribution
+from search.strategy.asha import asha
+from search.strategy.ledger import Ledger
+from search.strategy.median import median
+from search.strategy.optuna_strategy import OptunaStrategy
+from search.strategy.samplers import make_sampler
+from search.strategy.seam import Goal
+from search.strategy.stopping import StoppingRule, never
+
+SamplerName = Literal["tpe", "random", "grid"]
+StoppingName = Literal["asha", "median", "none"]
+ETA = 3  # the best third goes on, as in the paper on asynchronous successive halving (2 to 4 do alike)
+
+
+def open_strategy(
+    path: Path | None,
+    study_name: str,
+    space: Mapping[str, Dimension],
+    goal: Goal,
+    sampler: SamplerName,
+    stopping: StoppingName,
+    seed: int,
+    max_epochs: int,
+    epochs_name: str = "epochs",
+) -> OptunaStrategy:
+    """Begin the study `study_name` in the SQLite file `path`, or go on with it; without a path, in memory.
+
+    `max_epochs` is the longest that any trial may train; a trial whose parameters hold `epochs_name` trains
+    that long instead. Trials that an earlier process left running are told FAIL, with the reason. Only one
+    process may have a study open. UserError: the file is no study, the study has another goal or space, or
+    the grid has no end.
+    """
+    ask = make_sampler(sampler, space, seed)
+    ledger = Ledger(path, study_name, goal)
+    _check_space(ledger, space, study_name)
+    return OptunaStrategy(
+        ledger,
+        ask,
+        _rule(stopping, max_epochs),
+        goal,
+        lambda params: int(params.get(epochs_name, max_epochs)),
+    )
+
+
+def _rule(stopping: StoppingName, max_epochs: int) -> StoppingRule:
+    # Three decisions at a 27th, a 9th and a third of the longest training; before that a value says little.
+    first = max(1, round(max_epochs / ETA**3))
+    return {"asha": asha(first, ETA, max_epochs), "median": median(first), "none": never}[stopping]
+
+
+def _check_space(ledger: Ledger, space: Mapping[str, Dimension], study_name: str) -> None:
+    asked: dict[str, Any] = {name: to_distribution(dimension) for name, dimension in space.items()}
+    for trial in ledger.trials():
+        stored = trial.distributions
+        differ = sorted(name for name in stored.keys() | asked.keys() if stored.get(name) != asked.get(name))
+        if differ:
+            rule = f"space.{differ[0]}: study {study_name!r} was begun with another range or choices"
+            raise UserError(rule, "keep the space to go on with it, or give the sweep another name")

@@ -1,0 +1,64 @@
+"""The Strategy seam: the only door through which runners and the simulator meet a search algorithm."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+Goal = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A trial to run: its number, its parameters, and why these."""
+
+    number: int
+    params: dict[str, Any]
+    reason: str
+
+
+class Decision(StrEnum):
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a trial goes on after an epoch, and why."""
+
+    decision: Decision
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended, as its runner saw it."""
+
+    state: Literal["completed", "stopped", "failed"]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial as the study remembers it; `value` is its best over epochs, seen at `epoch`."""
+
+    number: int
+    state: Literal["running", "completed", "stopped", "failed"]
+    params: dict[str, Any]
+    value: float | None
+    epoch: int | None
+    values: dict[int, float] = field(default_factory=dict)  # by epoch, from 1
+    suggested_because: str = ""
+    ended_because: str = ""
+
+
+class Strategy(Protocol):
+    """What to try next and what to stop. Calls come from one thread; epochs count from 1."""
+
+    def suggest(self) -> Suggestion | None:
+        """The next trial, or None when every configuration of the space was tried."""
+
+    def observe(self, number: int, epoch: int, value: float) -> Verdict:
+        """Take in one epoch's value. Repeated, late or unknown reports change nothing."""
+
+    def finish(self, number: int, outcome: Outcome) -> None:
+        """End a trial, once; later calls change nothing."""

@@ -1,0 +1,71 @@
+"""Stopping rules as pure functions, against results worked out by hand."""
+
+import pytest
+
+from search.strategy.asha import asha, rungs
+from search.strategy.median import median
+from search.strategy.stopping import Curve, never
+
+
+def curves(*values: dict[int, float], last_epoch: int = 27) -> dict[int, Curve]:
+    return {number: Curve(last_epoch, dict(by_epoch)) for number, by_epoch in enumerate(values)}
+
+
+def test_rungs_grow_by_eta_and_end_before_the_last_epoch() -> None:
+    assert rungs(1, 3, 27) == [1, 3, 9]
+    assert rungs(2, 3, 52) == [2, 6, 18]
+    assert rungs(1, 2, 1) == []
+
+
+def test_asha_lets_the_first_arrivals_and_the_best_third_go_on() -> None:
+    rule = asha(1, 3, 27)
+    two = curves({1: 0.9}, {1: 0.1})
+    assert rule(two, 1, 1) is None
+    six = curves(*({1: value} for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)))
+    assert [number for number in six if rule(six, number, 1) is None] == [4, 5]
+    assert rule(six, 3, 1) == "rank 3 of 6 at the rung of epoch 1: the best 2 go on"
+
+
+def test_asha_decides_at_rungs_only() -> None:
+    rule = asha(1, 3, 27)
+    poor = dict.fromkeys(range(1, 27), 0.0)
+    good = dict.fromkeys(range(1, 27), 1.0)
+    stopped = [epoch for epoch in poor if rule(curves(good, good, good, poor), 3, epoch)]
+    assert stopped == [1, 3, 9]
+
+
+def test_asha_keeps_ties() -> None:
+    level = curves(*({1: 0.5} for _ in range(9)))
+    assert all(asha(1, 3, 27)(level, number, 1) is None for number in level)
+
+
+def test_asha_compares_best_values_so_far() -> None:
+    dipped = curves({1: 0.9, 2: 0.9, 3: 0.1}, {1: 0.5, 2: 0.5, 3: 0.5}, {1: 0.4, 2: 0.4, 3: 0.4})
+    assert asha(1, 3, 27)(dipped, 0, 3) is None
+    assert asha(1, 3, 27)(dipped, 1, 3) is not None
+
+
+def test_a_short_training_does_not_compete_at_its_own_end() -> None:
+    rule = asha(1, 3, 27)
+    field = curves({3: 0.5}, {3: 0.4}, {3: 0.3}) | {3: Curve(3, {3: 0.9})}
+    assert rule(field, 0, 3) is None, "the best of those that go beyond the rung"
+    field[3] = Curve(27, {3: 0.9})
+    assert rule(field, 0, 3) is not None
+
+
+def test_median_compares_the_best_with_the_median_of_means() -> None:
+    rule = median(min_epochs=2, min_trials=3)
+    others = [{1: 0.2, 2: 0.4}, {1: 0.4, 2: 0.6}, {1: 0.6, 2: 0.8}]  # means 0.3, 0.5, 0.7
+    assert rule(curves(*others, {1: 0.5, 2: 0.1}), 3, 2) is None
+    assert rule(curves(*others, {1: 0.49, 2: 0.1}), 3, 2) == "below the median of 3 trials' means at epoch 2"
+
+
+@pytest.mark.parametrize(("epoch", "others"), [(1, 3), (2, 2)])
+def test_median_waits_for_epochs_and_company(epoch: int, others: int) -> None:
+    rule = median(min_epochs=2, min_trials=3)
+    field = curves(*({1: 1.0, 2: 1.0} for _ in range(others)), {1: 0.0, 2: 0.0})
+    assert rule(field, others, epoch) is None
+
+
+def test_never_never_stops() -> None:
+    assert never(curves({1: 1.0}, {1: 0.0}), 1, 1) is None

@@ -1,0 +1,260 @@
+"""Conformance: what every strategy keeps to, over every sampler and stopping rule, on a real SQLite file."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from data.errors import UserError
+from search.space import Choice, Dimension, Range
+from search.strategy import Decision, OptunaStrategy, Outcome, Suggestion, open_strategy
+
+EPOCHS = 9
+SPACE: dict[str, Dimension] = {
+    "backbone": Choice(("small", "large")),
+    "lr": Range(0.1, 0.4, step=0.1),
+    "epochs": Range(5, EPOCHS),
+}
+SAMPLERS = ["tpe", "random", "grid"]
+STOPPINGS = ["asha", "median", "none"]
+every_strategy = pytest.mark.parametrize(
+    ("sampler", "stopping"), [(sampler, stopping) for sampler in SAMPLERS for stopping in STOPPINGS]
+)
+
+
+def opened(home: Path, sampler: Any = "random", stopping: Any = "none", **changes: Any) -> OptunaStrategy:
+    settings = {"study_name": "s", "space": SPACE, "goal": "maximize", "seed": 0, "max_epochs": EPOCHS}
+    settings |= changes
+    return open_strategy(home / "deep" / "study.db", sampler=sampler, stopping=stopping, **settings)  # type: ignore[arg-type]
+
+
+def stored(home: Path) -> list[optuna.trial.FrozenTrial]:
+    """The trials as another process would read them from the file."""
+    url = f"sqlite:///{home / 'deep' / 'study.db'}"
+    return optuna.load_study(study_name="s", storage=url).trials
+
+
+def value_of(params: dict[str, Any], epoch: int) -> float:
+    return epoch * (1.0 if params["backbone"] == "large" else 0.5) - (params["lr"] - 0.2) ** 2
+
+
+def run_trial(strategy: OptunaStrategy, suggestion: Suggestion) -> list[Decision]:
+    decisions = []
+    for epoch in range(1, suggestion.params["epochs"] + 1):
+        verdict = strategy.observe(suggestion.number, epoch, value_of(suggestion.params, epoch))
+        decisions.append(verdict.decision)
+        if verdict.decision is Decision.STOP:
+            break
+    strategy.finish(suggestion.number, Outcome("completed"))
+    return decisions
+
+
+def run_sweep(strategy: OptunaStrategy, trials: int) -> list[dict[str, Any]]:
+    seen = []
+    for _ in range(trials):
+        suggestion = strategy.suggest()
+        assert suggestion is not None
+        run_trial(strategy, suggestion)
+        seen.append(suggestion.params)
+    return seen
+
+
+@every_strategy
+def test_suggestions_lie_in_the_space_and_say_why(tmp_path: Path, sampler: str, stopping: str) -> None:
+    strategy = opened(tmp_path, sampler, stopping)
+    for number in range(15):
+        suggestion = strategy.suggest()
+        assert suggestion is not None
+        assert suggestion.number == number
+        assert suggestion.reason
+        assert suggestion.params["backbone"] in ("small", "large")
+        assert round(suggestion.params["lr"], 9) in (0.1, 0.2, 0.3, 0.4)
+        assert suggestion.params["epochs"] in range(5, EPOCHS + 1)
+        run_trial(strategy, suggestion)
+    assert [t.user_attrs["suggested_because"] for t in stored(tmp_path)] == [
+        record.suggested_because for record in strategy.trials()
+    ]
+
+
+@every_strategy
+def test_the_same_seed_repeats_the_same_sweep(tmp_path: Path, sampler: str, stopping: str) -> None:
+    first = run_sweep(opened(tmp_path / "a", sampler, stopping, seed=3), 16)
+    assert first == run_sweep(opened(tmp_path / "b", sampler, stopping, seed=3), 16)
+    assert first != run_sweep(opened(tmp_path / "c", sampler, stopping, seed=4), 16)
+
+
+@every_strategy
+def test_a_reopened_sweep_goes_on_as_if_never_closed(tmp_path: Path, sampler: str, stopping: str) -> None:
+    whole = run_sweep(opened(tmp_path / "a", sampler, stopping), 16)
+    first = run_sweep(opened(tmp_path / "b", sampler, stopping), 7)
+    reopened = opened(tmp_path / "b", sampler, stopping)
+    assert first + run_sweep(reopened, 9) == whole
+    assert reopened.trials() == opened(tmp_path / "b", sampler, stopping).trials()
+
+
+@every_strategy
+def test_every_end_reaches_the_study_with_its_reason(tmp_path: Path, sampler: str, stopping: str) -> None:
+    strategy = opened(tmp_path, sampler, stopping)
+    run_sweep(strategy, 30)
+    trials = stored(tmp_path)
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert (TrialState.PRUNED in {t.state for t in trials}) == (stopping != "none")
+    for trial in trials:
+        assert trial.user_attrs["ended_because"]
+        last = max(trial.intermediate_values)
+        assert sorted(trial.intermediate_values) == list(range(1, last + 1))
+        if trial.state is TrialState.PRUNED:
+            assert last < trial.params["epochs"], "a stop at the last epoch saves nothing"
+        else:
+            assert last == trial.params["epochs"]
+            assert trial.value == max(trial.intermediate_values.values())
+            assert trial.intermediate_values[trial.user_attrs["best_epoch"]] == trial.value
+
+
+@pytest.mark.parametrize(("goal", "best_epoch"), [("maximize", 2), ("minimize", 3)])
+def test_a_completed_trial_is_worth_its_best_epoch(tmp_path: Path, goal: str, best_epoch: int) -> None:
+    strategy = opened(tmp_path, goal=goal)
+    suggestion = strategy.suggest()
+    assert suggestion is not None
+    for epoch, value in enumerate([0.5, 0.9, 0.1, 0.9, 0.1], start=1):
+        strategy.observe(suggestion.number, epoch, value)
+    strategy.finish(suggestion.number, Outcome("completed"))
+    value = {2: 0.9, 3: 0.1}[best_epoch]
+    trial = stored(tmp_path)[0]
+    assert (trial.state, trial.value, trial.user_attrs["best_epoch"]) == (
+        TrialState.COMPLETE,
+        value,
+        best_epoch,
+    )
+    assert strategy.best() == (0, value, suggestion.params)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@every_strategy
+def test_a_broken_value_stops_and_fails_the_trial(
+    tmp_path: Path, sampler: str, stopping: str, value: float
+) -> None:
+    strategy = opened(tmp_path, sampler, stopping)
+    suggestion = strategy.suggest()
+    assert suggestion is not None
+    strategy.observe(0, 1, 0.5)
+    verdict = strategy.observe(0, 2, value)
+    assert (verdict.decision, verdict.reason) == (Decision.STOP, f"value is {value}")
+    strategy.finish(0, Outcome("stopped", "told to"))
+    trial = stored(tmp_path)[0]
+    assert trial.state is TrialState.FAIL
+    assert trial.user_attrs["ended_because"] == f"value is {value}"
+    assert trial.intermediate_values == {1: 0.5}
+    assert strategy.best() is None
+
+
+@pytest.mark.parametrize("state", ["completed", "stopped", "failed"])
+def test_a_trial_without_a_value_fails(tmp_path: Path, state: Any) -> None:
+    strategy = opened(tmp_path)
+    strategy.suggest()
+    strategy.finish(0, Outcome(state))
+    assert [record.state for record in strategy.trials()] == ["failed"]
+    assert strategy.trials()[0].ended_because
+
+
+def test_repeated_late_and_unknown_reports_change_nothing(tmp_path: Path) -> None:
+    strategy = opened(tmp_path)
+    suggestion = strategy.suggest()
+    assert suggestion is not None
+    strategy.observe(0, 2, 0.5)
+    for epoch in (2, 1, 0, -1, suggestion.params["epochs"] + 1):
+        assert strategy.observe(0, epoch, 0.9).decision is Decision.CONTINUE
+    assert strategy.observe(7, 1, 0.5).decision is Decision.STOP
+    strategy.finish(7, Outcome("completed"))
+    strategy.finish(0, Outcome("completed"))
+    strategy.finish(0, Outcome("failed", "twice"))
+    assert strategy.observe(0, 3, 0.9).decision is Decision.STOP
+    assert [(t.value, t.intermediate_values) for t in stored(tmp_path)] == [(0.5, {2: 0.5})]
+
+
+def test_a_runner_may_stop_a_trial_for_its_own_reason(tmp_path: Path) -> None:
+    strategy = opened(tmp_path)
+    strategy.suggest()
+    strategy.observe(0, 1, 0.5)
+    strategy.finish(0, Outcome("stopped", "the sweep's time was over"))
+    trial = stored(tmp_path)[0]
+    assert (trial.state, trial.user_attrs["ended_because"]) == (
+        TrialState.PRUNED,
+        "the sweep's time was over",
+    )
+
+
+def test_leftovers_of_a_dead_process_are_failed_with_the_reason(tmp_path: Path) -> None:
+    dead = opened(tmp_path)
+    for _ in range(2):
+        dead.suggest()
+    dead.observe(1, 1, 0.5)
+    assert [t.state for t in stored(tmp_path)] == [TrialState.RUNNING] * 2
+    strategy = opened(tmp_path)
+    assert [t.state for t in stored(tmp_path)] == [TrialState.FAIL] * 2
+    assert "process" in strategy.trials()[0].ended_because
+    suggestion = strategy.suggest()
+    assert suggestion is not None
+    assert suggestion.number == 2
+
+
+def test_a_grid_tries_every_point_once_and_ends(tmp_path: Path) -> None:
+    space = {"a": Choice(("x", "y")), "b": Range(1, 3)}
+    strategy = opened(tmp_path, "grid", space=space)
+    points = []
+    while (suggestion := strategy.suggest()) is not None:
+        points.append((suggestion.params["a"], suggestion.params["b"]))
+        state = "failed" if len(points) == 2 else "completed"  # a failed point is not tried again
+        strategy.finish(suggestion.number, Outcome(state))  # type: ignore[arg-type]
+    assert sorted(points) == [("x", 1), ("x", 2), ("x", 3), ("y", 1), ("y", 2), ("y", 3)]
+
+
+def test_a_grid_tries_interrupted_points_again(tmp_path: Path) -> None:
+    space = {"a": Choice(("x", "y"))}
+    dead = opened(tmp_path, "grid", space=space).suggest()
+    assert dead is not None
+    strategy = opened(tmp_path, "grid", space=space)
+    suggestions = [strategy.suggest(), strategy.suggest(), strategy.suggest()]
+    assert suggestions[2] is None
+    assert {s.params["a"] for s in suggestions[:2] if s} == {"x", "y"}
+
+
+def test_a_grid_without_end_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"space\.lr"):
+        opened(tmp_path, "grid", space={"lr": Range(0.1, 0.2)})
+    with pytest.raises(UserError, match="100,000 points"):
+        opened(tmp_path, "grid", space={"n": Range(0, 10**12)})
+
+
+def test_another_goal_or_space_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).suggest()
+    with pytest.raises(UserError, match="maximize, but got minimize"):
+        opened(tmp_path, goal="minimize")
+    with pytest.raises(UserError, match=r"space\.lr"):
+        opened(tmp_path, space=SPACE | {"lr": Range(0.1, 0.5, step=0.1)})
+
+
+def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "study.db").write_text("not a database" * 100)
+    with pytest.raises(UserError, match=r"study\.db"):
+        opened(tmp_path)
+
+
+def test_tpe_learns_where_the_good_values_are(tmp_path: Path) -> None:
+    space = {"x": Range(0.0, 1.0), "arm": Choice(("good", "bad", "worse"))}
+    strategy = opened(tmp_path, "tpe", space=space, max_epochs=1)
+    picked = []
+    for _ in range(50):
+        suggestion = strategy.suggest()
+        assert suggestion is not None
+        value = {"good": 1.0, "bad": 0.5, "worse": 0.0}[suggestion.params["arm"]]
+        strategy.observe(suggestion.number, 1, value - abs(suggestion.params["x"] - 0.7))
+        strategy.finish(suggestion.number, Outcome("completed"))
+        picked.append(suggestion.params)
+    late = picked[25:]
+    assert sum(p["arm"] == "good" for p in late) > 15
+    assert sum(abs(p["x"] - 0.7) < 0.2 for p in late) > 15
