@@ -1,0 +1,227 @@
+"""Tells an MLflow server what the spool holds, so that telling it twice changes nothing.
+
+- A run carries the tag `binsweep.key`, unique for ever; it is looked up before it is made, unless it cannot
+  exist yet. A creation whose answer is lost may leave a second run, even later (the client repeats requests
+  on its own, too): when a run ends, its doubles are looked for and removed.
+- A metric's point carries the time recorded in the spool. MLflow's primary key of a point is run, name, step,
+  time and value, and its log_batch drops points that are already there (tried on SQLite, read in its source).
+- Parameters are write-once with an equal value; tags and artifacts overwrite themselves; a data set is known
+  by name and digest.
+"""
+
+import getpass
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from mlflow.entities import DatasetInput, LifecycleStage, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.tracking import MlflowClient
+
+from tracking.plan import Entity, RunPlan
+
+KEY_TAG = "binsweep.key"
+# What the server will answer again and again, however often it is asked.
+_HOPELESS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
+_log = logging.getLogger(__name__)
+
+
+class _NoRunError(Exception):
+    """A run could be neither found nor made. Without it nothing could be sent, so this is never given up."""
+
+
+def hopeless(error: Exception) -> bool:
+    """Whether sending the same again is useless: the server understood and refused, or our part is missing.
+
+    Everything else (no connection, time-outs, 5xx, a proxy's error page, 401, 429) may pass.
+    """
+    if isinstance(error, _NoRunError):
+        return False
+    if isinstance(error, MlflowException):
+        return error.error_code in _HOPELESS or (
+            isinstance(error, RestException) and error.error_code == "BAD_REQUEST"
+        )
+    if isinstance(error, OSError):  # a failed request is one too
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        return isinstance(error, FileNotFoundError | NotADirectoryError) or status in (400, 413)
+    return True
+
+
+class Sender:
+    """Sends plans to one experiment. `identity` is the spool's; `fresh` says that no run of it can exist yet.
+
+    `refused` collects what the server would not take, as readable lines. Not for several threads.
+    """
+
+    def __init__(self, tracking_uri: str, experiment: str, identity: str, fresh: bool) -> None:
+        self._client = MlflowClient(tracking_uri)
+        self._experiment = experiment
+        self._experiment_id: str | None = None
+        self._identity = identity
+        self._fresh = fresh
+        self._doubtful: set[str] = set()  # creations whose answer was lost
+        self._running: set[str] = set()
+        self.runs: dict[str, str] = {}
+        self.refused: list[str] = []
+
+    def steps(self, plan: RunPlan) -> Iterator[Callable[[], None]]:
+        """The requests of a plan, each of which may be repeated until it succeeds.
+
+        A step raises what the client raises when the server cannot be had; what the server refuses for good
+        is noted in `refused`, and the step counts as done.
+        """
+        todo: list[tuple[str, Callable[[], object]]] = [("the run", partial(self._ensure, plan))]
+        for batch in plan.batches():
+            todo.append(("values", partial(self._log_batch, plan.key, batch)))
+        for dataset in plan.datasets:
+            todo.append((f"data set {dataset.dataset.name}", partial(self._log_dataset, plan.key, dataset)))
+        for path, folder in plan.artifacts:
+            todo.append((f"artifact {path}", partial(self._log_artifact, plan.key, Path(path), folder)))
+        if plan.status is not None:
+            todo.append(("the status", partial(self._set_status, plan.key, *plan.status)))
+        for what, step in todo:
+            yield partial(self._attempt, plan.key, what, step)
+
+    def _attempt(self, key: str, what: str, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Exception as error:
+            if not hopeless(error):
+                raise
+            self._refuse(key, what, error)
+
+    def _refuse(self, key: str, what: str, error: Exception) -> None:
+        line = f"{key}: {what} refused: {error}"
+        if line not in self.refused:  # a repeated step meets the same refusals
+            _log.warning("MLflow does not take this, for good: %s", line)
+            self.refused.append(line)
+
+    def _experiment_by_name(self) -> str:
+        if self._experiment_id is None:
+            found = self._client.get_experiment_by_name(self._experiment)
+            if found is None:
+                try:
+                    self._experiment_id = self._client.create_experiment(self._experiment)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    return self._experiment_by_name()  # another process was faster
+            else:
+                if found.lifecycle_stage == LifecycleStage.DELETED:
+                    self._client.restore_experiment(found.experiment_id)
+                self._experiment_id = found.experiment_id
+        return str(self._experiment_id)
+
+    def _run(self, key: str) -> str:
+        """The id of a run, made from its name alone if the record of its start was lost."""
+        return self.runs.get(key) or self._ensure(RunPlan(key))
+
+    def _ensure(self, plan: RunPlan) -> str:
+        try:
+            return self._found_or_made(plan)
+        except MlflowException as error:
+            self._experiment_id = None  # somebody may have deleted it: look again
+            raise _NoRunError(f"no run for {plan.key}: {error}") from error
+
+    def _found_or_made(self, plan: RunPlan) -> str:
+        key, start = plan.key, plan.start
+        identity = {KEY_TAG: f"{self._identity}/{key}"}
+        if start is not None:
+            identity["mlflow.runName"] = start["name"]
+            if start["parent"] is not None:
+                identity["mlflow.parentRunId"] = self._run(start["parent"])
+        known = self.runs.get(key)
+        if known is None and (not self._fresh or key in self._doubtful):
+            known = self._find(key)
+        if known is None:
+            known = self._create(key, start["at"] if start else None, identity)
+        elif start is not None:
+            self._client.log_batch(known, tags=[RunTag(k, v) for k, v in identity.items()])
+        self.runs[key] = known
+        return known
+
+    def _create(self, key: str, at: int | None, identity: dict[str, str]) -> str:
+        tags = {"mlflow.user": _user(), "mlflow.source.name": "binsweep", "mlflow.source.type": "LOCAL"}
+        name = identity.get("mlflow.runName", key)
+        experiment = self._experiment_by_name()
+        self._doubtful.add(key)
+        run = self._client.create_run(experiment, start_time=at, tags=tags | identity, run_name=name)
+        self._doubtful.discard(key)
+        self._running.add(key)
+        return str(run.info.run_id)
+
+    def _find(self, key: str, keep: str | None = None) -> str | None:
+        """The run of `key` (`keep`, or else the fullest), after removing its doubles; None if there is none.
+
+        A run that someone deleted is found too, so that nobody's decision is undone by a second one.
+        """
+        where = f"tags.`{KEY_TAG}` = '{self._identity}/{key}'"
+        found = list(self._client.search_runs([self._experiment_by_name()], where, ViewType.ALL))
+
+        def preference(run: Run) -> tuple[bool, bool, int, int, str]:
+            deleted = run.info.lifecycle_stage == LifecycleStage.DELETED
+            weight = len(run.data.metrics) + len(run.data.params)
+            return run.info.run_id != keep, deleted, -weight, run.info.start_time, run.info.run_id
+
+        found.sort(key=preference)
+        for double in found[1:]:
+            if double.info.lifecycle_stage != LifecycleStage.DELETED:
+                self._client.delete_run(double.info.run_id)
+        return str(found[0].info.run_id) if found else keep
+
+    def _log_batch(self, key: str, batch: list[Entity]) -> None:
+        run_id = self._run(key)
+        try:
+            self._client.log_batch(
+                run_id,
+                metrics=[entity for entity in batch if isinstance(entity, Metric)],
+                params=[entity for entity in batch if isinstance(entity, Param)],
+                tags=[entity for entity in batch if isinstance(entity, RunTag)],
+            )
+        except Exception as error:
+            if not hopeless(error):
+                raise
+            if len(batch) == 1 or not self._takes_values(run_id):
+                names = ", ".join(entity.key for entity in batch[:3]) + (", ..." if len(batch) > 3 else "")
+                self._refuse(key, f"{len(batch)} value(s) ({names})", error)
+                return
+            # One bad value must not cost the others: halve until it stands alone.
+            middle = len(batch) // 2
+            self._log_batch(key, batch[:middle])
+            self._log_batch(key, batch[middle:])
+
+    def _takes_values(self, run_id: str) -> bool:
+        try:
+            stage: str = self._client.get_run(run_id).info.lifecycle_stage
+        except MlflowException as error:
+            if not hopeless(error):
+                raise
+            return False
+        return stage == LifecycleStage.ACTIVE
+
+    def _log_dataset(self, key: str, dataset: DatasetInput) -> None:
+        self._client.log_inputs(self._run(key), [dataset])
+
+    def _log_artifact(self, key: str, path: Path, folder: str) -> None:
+        if path.is_dir():
+            self._client.log_artifacts(self._run(key), str(path), folder or None)
+        else:
+            self._client.log_artifact(self._run(key), str(path), folder or None)
+
+    def _set_status(self, key: str, status: str, at: int) -> None:
+        run_id = self._run(key)
+        if status != "RUNNING":
+            self._find(key, keep=run_id)
+            self._client.set_terminated(run_id, status, at)
+            self._running.discard(key)
+        elif key not in self._running:
+            self._client.update_run(run_id, status)
+            self._running.add(key)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        return "unknown"
