@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.crew import Progress
 from data.decode import ImageError, decode, read
 from data.errors import UserError
-from data.readonce import Finding, FindingCache, Progress, read_all
+from data.readonce import Finding, FindingCache, read_all
 from data.sources import Candidate, Skipped, scan
 from data.split import SPLITS, Split, SplitName, assign
 from data.synthetic import is_synthetic, render_source

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from data.crew import Progress
 from data.decode import VERSION as DECODER_VERSION
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 # What a file gave: (value, "") when it is good, (None, reason) when it is not.
 Finding = tuple[int | str | None, str]
 # Size, modification and change time. The change time sees a file replaced by a copy that kept its date.

@@ -3,11 +3,8 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from filelock import FileLock
 
+from data.crew import Progress, run
 from data.errors import UserError
 from data.goods import Good
-from data.readonce import Progress
 from data.scene import CLASSES, MAX_COUNT, VERSION, render
 
 __all__ = ["SyntheticSource", "is_synthetic", "parse_source", "render", "render_source", "write_synthetic"]
@@ -114,7 +111,8 @@ def write_synthetic(
                 (beside / _STAMP).write_text(stamp)
             for half_written in beside.glob("bin-images/*.tmp"):
                 half_written.unlink()
-            _render_on_all_cores(beside, wanted, progress)
+            job = {"folder": str(beside.absolute()), **asdict(wanted)}
+            run(_render_part, job, images, least=8, progress=progress)
             beside.replace(dest)
     except OSError as error:
         raise UserError(
@@ -130,52 +128,19 @@ def _stamp_of(folder: Path) -> str | None:
         return None
 
 
-def _render_on_all_cores(folder: Path, wanted: SyntheticSource, progress: Progress | None) -> None:
-    """Run this module once per core, each process taking every n-th bin and writing a byte for each.
-
-    Plain processes rather than multiprocessing, which would import the caller's main program, and all that
-    it imports, into each of them. When this process dies, their next byte ends them.
-    """
-    count = max(1, min(os.cpu_count() or 1, wanted.images // 8))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-    read_end, write_end = os.pipe()
-    workers: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryFile() as complaints, os.fdopen(read_end, "rb", buffering=0) as done_bytes:
-        try:
-            with os.fdopen(write_end, "wb"):  # closed here, so that the reading ends with the workers
-                for part in range(count):
-                    job = json.dumps([str(folder.absolute()), part, count, asdict(wanted)])
-                    command = [sys.executable, "-m", "data.synthetic", job]
-                    workers.append(
-                        subprocess.Popen(command, stdout=write_end, stderr=complaints, env=environment)
-                    )
-            done = 0
-            while chunk := done_bytes.read(4096):
-                done += len(chunk)
-                if progress is not None:
-                    progress(done, wanted.images)
-            failed = [worker for worker in workers if worker.wait() != 0]
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-        if failed:
-            complaints.seek(0)
-            raise OSError((complaints.read().decode(errors="replace").strip() or "killed").splitlines()[-1])
-
-
-def _render_part(folder: Path, part: int, parts: int, wanted: SyntheticSource) -> None:
+def _render_part(job: dict[str, Any], part: int, parts: int) -> Iterator[None]:
     """Write every `parts`-th bin that is not there yet; the image comes last and by renaming."""
-    for index in range(part, wanted.images, parts):
+    folder = Path(job["folder"])
+    for index in range(part, job["images"], parts):
         image_path = folder / "bin-images" / f"{index:05d}.jpg"
         if not image_path.exists():
-            image, label, goods = render(wanted.seed, index, wanted.size, wanted.classes)
+            image, label, goods = render(job["seed"], index, job["size"], job["classes"])
             document = {"BIN_FCSKU_DATA": _listing(goods), "EXPECTED_QUANTITY": label}
             (folder / "metadata" / f"{index:05d}.json").write_text(json.dumps(document, indent=1))
             beside = image_path.with_suffix(f".{os.getpid()}.tmp")
             image.save(beside, "JPEG", quality=92)
             beside.replace(image_path)
-        os.write(sys.stdout.fileno(), b".")
+        yield
 
 
 def _listing(goods: Sequence[Good]) -> dict[str, Any]:
@@ -206,11 +171,3 @@ def _parse_classes(text: str) -> tuple[int, ...]:
 
 def _mistake(message: str) -> UserError:
     return UserError(f"synthetic bins: {message}", f"for example {_EXAMPLE}")
-
-
-if __name__ == "__main__":
-    _folder, _part, _parts, _wanted = json.loads(sys.argv[1])
-    try:
-        _render_part(Path(_folder), _part, _parts, SyntheticSource(**_wanted))
-    except OSError as _error:  # the parent passes this line on
-        sys.exit(_error.strerror or str(_error))
