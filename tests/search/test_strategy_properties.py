@@ -1,0 +1,155 @@
+"""Whatever the order of events, nothing is lost, counted twice or left running; on a real SQLite file."""
+
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from optuna.trial import TrialState
+
+from search.space import Choice, Dimension, Range
+from search.strategy import Decision, OptunaStrategy, Outcome, open_strategy
+from search.strategy.asha import rungs
+
+EPOCHS = 9
+RUNGS = rungs(1, 3, EPOCHS)
+SPACE: dict[str, Dimension] = {"arm": Choice(("a", "b", "c")), "x": Range(1, 9), "epochs": Range(3, EPOCHS)}
+VALUES = st.one_of(st.floats(-1, 1), st.sampled_from([math.nan, math.inf, -math.inf]))
+STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+class Sweeps(RuleBasedStateMachine):
+    """Runners in every mood: they repeat, reorder, skip, break and die. `told` is what must be remembered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = Path(tempfile.mkdtemp())
+        self.params: list[dict[str, Any]] = []
+        self.told: list[dict[int, float]] = []
+        self.running: set[int] = set()
+        self.stopped: dict[int, int] = {}  # the epoch at which the trial was told to stop
+        self.broken: set[int] = set()
+
+    @initialize(
+        sampler=st.sampled_from(["tpe", "random", "grid"]),
+        stopping=st.sampled_from(["asha", "median", "none"]),
+        goal=st.sampled_from(["maximize", "minimize"]),
+    )
+    def begin(self, **kind: Any) -> None:
+        self.kind = kind
+        self.strategy = self.opened()
+
+    def opened(self) -> OptunaStrategy:
+        path = self.home / "study.db"
+        return open_strategy(path, "s", SPACE, seed=0, max_epochs=EPOCHS, **self.kind)
+
+    @precondition(lambda self: len(self.params) < 30)
+    @rule(count=st.integers(1, 6))
+    def suggest(self, count: int) -> None:
+        for _ in range(count):
+            suggestion = self.strategy.suggest()
+            assert suggestion is not None
+            assert suggestion.number == len(self.params)
+            self.running.add(suggestion.number)
+            self.params.append(suggestion.params)
+            self.told.append({})
+
+    @rule(number=st.integers(0, 40), epoch=st.integers(-1, EPOCHS + 1), value=VALUES)
+    def report_anything(self, number: int, epoch: int, value: float) -> None:
+        self.report(number, epoch, value)
+
+    @rule(values=st.lists(VALUES, min_size=1, max_size=8))
+    def train_all(self, values: list[float]) -> None:
+        """Each trial in turn reports its next epoch, and then the same again."""
+        for i, number in enumerate(sorted(self.running)):
+            epoch = max(self.told[number], default=0) + 1
+            for _ in range(2):
+                self.report(number, epoch, values[i % len(values)])
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        verdict = self.strategy.observe(number, epoch, value)
+        assert verdict.reason
+        if number not in self.running:
+            assert verdict.decision is Decision.STOP
+            return
+        if number in self.stopped:
+            assert verdict.decision is Decision.STOP
+            return
+        told = self.told[number]
+        if not max(told, default=0) < epoch <= self.params[number]["epochs"]:
+            assert verdict.decision is Decision.CONTINUE
+            return
+        if not math.isfinite(value):
+            assert verdict.decision is Decision.STOP
+            self.broken.add(number)
+            self.stopped[number] = epoch
+            return
+        told[epoch] = value
+        if verdict.decision is Decision.STOP:
+            self.stopped[number] = epoch
+            assert epoch < self.params[number]["epochs"]
+            assert self.kind["stopping"] != "none"
+            assert self.kind["stopping"] != "asha" or epoch in RUNGS
+
+    @rule(number=st.integers(0, 40), state=st.sampled_from(["completed", "stopped", "failed"]))
+    def finish(self, number: int, state: Any) -> None:
+        before = {record.number: record.state for record in self.strategy.trials()}
+        self.strategy.finish(number, Outcome(state))
+        after = {record.number: record.state for record in self.strategy.trials()}
+        if number in self.running:
+            if number in self.broken or state == "failed" or not self.told[number]:
+                before[number] = "failed"
+            else:
+                before[number] = "stopped" if number in self.stopped else state
+        assert after == before
+        self.running.discard(number)
+
+    @rule()
+    def die_and_come_back(self) -> None:
+        remembered = self.strategy.trials()
+        self.strategy = self.opened()
+        for old, new in zip(remembered, self.strategy.trials(), strict=True):
+            assert new.values == old.values
+            assert new.state == ("failed" if old.number in self.running else old.state)
+        self.running.clear()
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        if hasattr(self, "strategy"):
+            records = self.strategy.trials()
+            assert [record.params for record in records] == self.params
+            assert [record.values for record in records] == [dict(sorted(told.items())) for told in self.told]
+            assert {r.number for r in records if r.state == "running"} == self.running
+
+    def teardown(self) -> None:
+        if hasattr(self, "strategy"):
+            for number in sorted(self.running):
+                self.strategy.finish(number, Outcome("stopped", "the end"))
+            self.check_file()
+        shutil.rmtree(self.home)
+
+    def check_file(self) -> None:
+        """The file says what the strategy says: it, not the process, is the truth."""
+        trials = optuna.load_study(study_name="s", storage=f"sqlite:///{self.home / 'study.db'}").trials
+        records = self.strategy.trials()
+        assert len(trials) == len(records)
+        for trial, record in zip(trials, records, strict=True):
+            assert trial.number == record.number
+            assert trial.state is STATES[record.state]
+            assert trial.params == record.params
+            assert trial.intermediate_values == record.values
+            assert trial.user_attrs["suggested_because"] == record.suggested_because
+            assert trial.user_attrs["ended_because"] == record.ended_because != ""
+            if record.state == "completed":
+                assert trial.value == record.value
+
+
+TestSweeps = Sweeps.TestCase
+TestSweeps.settings = settings(
+    max_examples=10, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
