@@ -112,7 +112,7 @@ class Board:
             parts.append(f"best {self._spec.metric} {shown(self._spec.metric, leaders[0].value)}")
         elapsed = time.time() - self._controller.started
         parts.append(f"{clock(elapsed)} so far, about {clock(self._left())} left")
-        parts.append(f"{elapsed * self._slots * self._spec.resources.cpus_per_trial / 3600:.2f} CPU hours")
+        parts.append(f"cost {clock(elapsed * self._slots * self._spec.resources.cpus_per_trial)} of CPU")
         return " | ".join(parts)
 
     def _left(self) -> float:
@@ -159,7 +159,7 @@ class Step:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        self._total = total
+        self._total = max(self._total, total)
         self._bars.update(self._task, completed=done, total=total)
 
     def __exit__(

@@ -70,7 +70,8 @@ def sweep(
             ]
             print(json.dumps({"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}))
         else:
-            Console().print(leaderboard_table(leaders, loaded, f"leaderboard of {result.id}"))
+            # Piped into a file, a table must not be squeezed into a terminal nobody has.
+            Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_table(leaders, loaded, f"leaderboard of {result.id}"))
             print(f"ended by {result.ended_by}")
         if result.unsent:
             print(f"{result.unsent} records did not reach the tracking server", file=sys.stderr)

@@ -15,6 +15,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+# A token of this process alone: without one, Ray would write one into the person's home directory.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray
 from ray import tune
@@ -48,6 +51,9 @@ class _Suggestions(Searcher):
         self._controller, self._slots = controller, slots
         self.numbers: dict[str, int] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles its doors for a restore that a sweep never asks for
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         running = [trial for trial in self._controller.trials.values() if trial.state == "running"]
         if len(running) >= self._slots:  # suggested too early, it would know less than it could
@@ -79,6 +85,9 @@ class _Verdicts(FIFOScheduler):
         super().__init__()
         self._controller = controller
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         metrics = {
             key.removeprefix("metrics/"): value for key, value in result.items() if key.startswith("metrics/")
@@ -90,8 +99,6 @@ class _Verdicts(FIFOScheduler):
 @contextlib.contextmanager
 def start_ray() -> Iterator[None]:
     """A Ray of this process alone, closed to others by a token that dies with it; ended on leaving."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

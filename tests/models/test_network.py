@@ -1,0 +1,85 @@
+"""Every backbone and head: shapes, the cut, and rebuilding from what was stored."""
+
+import json
+
+import pytest
+import torch
+
+from models.network import ARCHITECTURES, HEADS, Counter, CounterConfig, build_backbone, interval_log_probabilities
+
+CLASSES = (0, 1, 2, 4, 5)
+
+
+def counter_of(backbone: str, head: str = "classify", size: int = 96) -> Counter:
+    architecture = ARCHITECTURES[backbone]
+    torch.manual_seed(0)
+    return Counter(CounterConfig(backbone, head, CLASSES, size, architecture.mean, architecture.std)).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("backbone", ARCHITECTURES)
+def test_cutting_a_backbone_anywhere_changes_nothing(backbone: str, images: torch.Tensor) -> None:
+    counter = counter_of(backbone)
+    with torch.inference_mode():
+        whole = counter(images)
+        assert whole.shape == (2, len(CLASSES))
+        for trainable in ("head", "last_stage", "all"):
+            cut = counter.cut(trainable)
+            parts = counter.suffix(cut)(counter.prefix(cut)(counter.normalise(images)))
+            torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ARCHITECTURES)
+def test_the_last_stage_starts_before_pooling_and_after_the_stem(backbone: str) -> None:
+    counter = counter_of(backbone)
+    assert 0 < counter.cut("last_stage") < counter.cut("head") == len(counter.backbone)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_gives_probabilities_that_add_up(head: str, images: torch.Tensor) -> None:
+    counter = counter_of("resnet18", head)
+    with torch.inference_mode():
+        probabilities = counter(images).exp()
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_learns_an_easy_count(head: str) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(256, 16)
+    label = (hidden[:, 0] * 2 + 2).round().clamp(0, 4).long()
+    net = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), HEADS[head](32, CLASSES))
+    optimizer = torch.optim.AdamW(net.parameters(), 0.02)
+    for _ in range(200):
+        loss = torch.nn.functional.cross_entropy(net(hidden), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (net(hidden).argmax(1) == label).float().mean() > 0.85
+
+
+def test_interval_probabilities_are_right_and_stay_finite_far_out() -> None:
+    edges = torch.tensor([[-1.0, 0.5, 2.0]], dtype=torch.float64)
+    levels = torch.sigmoid(edges)
+    wanted = torch.cat([levels[:, :1], levels[:, 1:] - levels[:, :-1], 1 - levels[:, -1:]], dim=1)
+    torch.testing.assert_close(interval_log_probabilities(edges).exp(), wanted)
+    far = interval_log_probabilities(torch.tensor([[-300.0, -200.0, 500.0]], requires_grad=True))
+    assert torch.isfinite(far).all()
+
+
+def test_config_survives_json() -> None:
+    config = counter_of("efficientnet_lite0").config
+    assert CounterConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_state_of_another_network_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="missing"):
+        build_backbone("resnet18", {"conv1.weight": torch.zeros(64, 3, 7, 7)})
+    state = ARCHITECTURES["resnet18"].create().state_dict()
+    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    with pytest.raises(RuntimeError, match="of another shape"):
+        build_backbone("resnet18", state)

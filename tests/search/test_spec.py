@@ -1,0 +1,167 @@
+"""The sweep specification: what is right is read, what is wrong is said, all of it at once."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import UserError
+from search.spec import load_spec, parse_spec
+
+SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+GOOD: dict[str, Any] = {
+    "name": "bins",
+    "data": {"source": "./bins", "classes": [1, 2, 3]},
+    "model": {"trainable": "head"},
+    "space": {"lr": {"low": 1e-4, "high": 0.1, "log": True}, "batch_size": [32, 64], "epochs": {"low": 4, "high": 8}},
+}
+
+
+def broken(path: str, value: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(GOOD)
+    place = raw
+    *steps, last = path.split(".")
+    for step in steps:
+        place = place.setdefault(step, {})
+    place[last] = value
+    return raw
+
+
+def message(raw: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_spec(raw)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_shipped_sweep_is_valid(path: Path) -> None:
+    spec = load_spec(path)
+    assert spec.name == path.stem
+    assert {"lr", "batch_size", "epochs", "backbone"} <= set(spec.space)
+
+
+def test_defaults_are_filled_in_and_the_goal_follows_the_metric() -> None:
+    spec = parse_spec(GOOD)
+    assert (spec.metric, spec.goal) == ("val_accuracy", "maximize")
+    assert spec.settings.trainable == "head" and spec.max_epochs == 8
+    assert parse_spec(broken("objective.metric", "val_rmse")).goal == "minimize"
+
+
+def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
+    spec = parse_spec(broken("model.weight_decay", 0.5))
+    chosen = spec.trial_settings({"lr": 0.02, "batch_size": 64, "epochs": 5}, seed=7)
+    assert (chosen.lr, chosen.batch_size, chosen.epochs, chosen.weight_decay, chosen.seed) == (0.02, 64, 5, 0.5, 7)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("budgett", {}, "did you mean 'budget'"),
+        ("data.sauce", "x", "did you mean 'source'"),
+        ("data.split.trian", 0.5, "did you mean 'train'"),
+        ("model.lerning_rate", 0.1, "model.lerning_rate: no such setting"),
+        ("space.batchsize", [1], "did you mean 'batch_size'"),
+        ("budget.trials", "many", "budget.trials"),
+        ("budget.trials", 0, "greater than or equal to 1"),
+        ("budget.minutes", -1, "greater than 0"),
+        ("data.classes", [3], "at least 2 items"),
+        ("data.image_size", 8, "data.image_size"),
+        ("data.split", {"train": 0.6, "validation": 0.3, "test": 0.2}, "must add up to 1, but got 1.1"),
+        ("space", {}, "at least one dimension"),
+        ("space.lr", {"low": 0.1, "high": 0.01}, "space.lr"),
+        ("space.lr", {"low": 0, "high": 0.01, "log": True}, "space.lr"),
+        ("space.lr", {"low": -0.1, "high": 0.01}, "space.lr: must be at least"),
+        ("space.lr", "0.1", "space.lr"),
+        ("space.batch_size", [16, 0], "space.batch_size: must be at least 1"),
+        ("space.batch_size", [16.5], "must be of type int"),
+        ("space.backbone", ["resnet81"], "did you mean 'resnet18'"),
+        ("space.optimizer", {"low": 1, "high": 2}, "cannot be a range"),
+        ("space.trainable", ["head", "tail"], "space.trainable: must be one of head, last_stage, all"),
+        ("model.lr", 0.1, "model.lr: also in space"),
+        ("model.epochs", True, "model.epochs"),
+        ("objective.metric", "val_acuracy", "did you mean 'val_accuracy'"),
+        ("objective.goal", "minimize", "wrong way round"),
+        ("search.sampler", "tpee", "search.sampler"),
+        ("search.sampler", "grid", "space.lr: a grid needs finitely many values"),
+        ("model.augment", "flip_shift", "needs trainable: all"),
+        ("resources.gpus_per_trial", -1, "resources.gpus_per_trial"),
+        ("register.model", "a/b", "register.model"),
+        ("name", "a b", "name"),
+    ],
+)
+def test_each_mistake_is_named(path: str, value: Any, said: str) -> None:
+    assert said in message(broken(path, value))
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    raw = broken("budgett", {})
+    raw["space"]["lr"] = {"low": 1, "high": 0.1}
+    raw["model"]["head"] = "regres"
+    text = message(raw)
+    assert "3 mistakes" in text and "budgett" in text and "space.lr" in text and "'regress'" in text
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", 3, {"name": "x"}, {"space": []}, {"data": 1, "model": 2}])
+def test_documents_of_another_shape_are_refused(raw: Any) -> None:
+    message(raw)
+
+
+def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    text = yaml.safe_dump(GOOD).replace("0.0001", "1e-4")
+    assert "1e-4" in text
+    (tmp_path / "s.yaml").write_text(text)
+    assert load_spec(tmp_path / "s.yaml").values("lr") == [1e-4, 0.1]
+
+
+def test_set_overrides_and_reports_its_own_mistakes(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(GOOD))
+    spec = load_spec(file, ["budget.trials=3", "space.batch_size=[8, 16]", "data.source=s3 bucket"])
+    assert (spec.budget.trials, spec.values("batch_size"), spec.data.source) == (3, [8, 16], "s3 bucket")
+    for bad in ("budget.trials", "=3", "name.x=3", "budget.trials=[", "a..b=1"):
+        with pytest.raises(UserError, match="--set"):
+            load_spec(file, [bad])
+
+
+def test_unreadable_files_are_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no sweep file"):
+        load_spec(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="cannot read"):
+        load_spec(tmp_path)
+    (tmp_path / "bad.yaml").write_text("name: [\n")
+    with pytest.raises(UserError, match=r"bad\.yaml, line"):
+        load_spec(tmp_path / "bad.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00\x01\x02")
+    with pytest.raises(UserError):
+        load_spec(tmp_path / "bytes.yaml")
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+_paths = st.sampled_from(["data", "data.classes", "data.split", "model", "model.lr", "space", "space.lr", "space.epochs",
+                          "space.backbone", "budget", "search", "objective.metric", "name", "register"])  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(_paths, _json)
+def test_no_document_raises_anything_but_the_users_error(path: str, value: Any) -> None:
+    try:
+        parse_spec(broken(path, value))
+    except UserError as error:
+        assert error.message
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_but_the_users_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.mktemp("fuzz") / "s.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError):
+        load_spec(file)
