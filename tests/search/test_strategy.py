@@ -258,3 +258,13 @@ def test_tpe_learns_where_the_good_values_are(tmp_path: Path) -> None:
     late = picked[25:]
     assert sum(p["arm"] == "good" for p in late) > 15
     assert sum(abs(p["x"] - 0.7) < 0.2 for p in late) > 15
+
+
+def test_no_trial_is_stopped_at_its_own_last_epoch(tmp_path: Path) -> None:
+    strategy = opened(tmp_path, stopping="median", space={"x": Range(0.0, 1.0)}, max_epochs=2)
+    for number in range(6):
+        strategy.suggest()
+        strategy.observe(number, 1, 1.0)
+        assert strategy.observe(number, 2, 1.0).decision is Decision.CONTINUE
+    strategy.suggest()
+    assert strategy.observe(6, 2, 0.0).decision is Decision.CONTINUE
