@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +83,7 @@ def require_port(port: int) -> None:
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without any MLflow setting, plus `settings`.
+    """This process's environment without any MLflow setting, plus `settings`: for a tracking server.
 
     A server must obey its command line, not variables that were meant for clients.
     """
@@ -90,7 +92,7 @@ def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def spawn(
-    arguments: Sequence[str], port: int, folder: Path, log: Path, environment: dict[str, str]
+    arguments: Sequence[str], port: int, folder: Path, log: Path, environment: Mapping[str, str]
 ) -> Server:
     """Start `python -m mlflow ARGUMENTS` in `folder` as a session of its own, its output appended to `log`.
 
@@ -122,21 +124,78 @@ def wait_until_answers(server: Server, path: str, timeout: float) -> bool:
     return False
 
 
+def fate(server: Server, timeout: float) -> str:
+    """Why waiting for `server` was in vain, as the end of a sentence."""
+    return f"did not answer within {timeout:g} s" if server.process() else "ended while starting"
+
+
+def wait_in_foreground(server: Server) -> int:
+    """Wait for `server`: 130 once this process is interrupted, 1 if the server ends by itself."""
+    try:
+        if process := server.process():
+            process.wait()
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, so that children are ended on the way out."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def end(server: Server, grace: float = 10.0) -> None:
-    """End `server` and all its descendants: politely, then after `grace` seconds by force. Never raises."""
-    root = server.process()
-    if root is None:
-        return
+    """End `server` and all that it started: politely, then after `grace` seconds by force. Never raises."""
+    family = _family(server)
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    for process in _still_alive(family, grace):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    _still_alive(family, grace)
+
+
+def _still_alive(family: Sequence[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Those of `family` that have not ended within `timeout` seconds.
+
+    A zombie has ended: in a container nobody may ever collect it.
+    """
+    deadline = time.monotonic() + timeout
+    left = list(family)
+    while left := [process for process in left if _lives(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return left
+
+
+def _lives(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        family = [root, *root.children(recursive=True)]
-        for process in family:
-            with contextlib.suppress(psutil.Error):
-                process.terminate()
-        _, left = psutil.wait_procs(family, timeout=grace)
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(left, timeout=grace)
+        try:
+            process.wait(0)  # collects it if it is our own child
+        except psutil.TimeoutExpired:
+            return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _family(server: Server) -> list[psutil.Process]:
+    """The members of the server's session, also those that it left behind when it died."""
+    if server.process() is None and psutil.pid_exists(server.pid):
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(server.pid).status() != psutil.STATUS_ZOMBIE:
+                return []  # the id was given to somebody else, so the whole session is gone
+    family = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == server.pid and process.status() != psutil.STATUS_ZOMBIE:
+                family.append(process)
+    return family
 
 
 def tail(log: Path, start: int = 0, lines: int = 15) -> str:

@@ -23,11 +23,14 @@ from tracking.processes import (
     Server,
     clean_environment,
     end,
+    fate,
     free_port,
+    interrupted_by_sigterm,
     port_is_free,
     require_port,
     spawn,
     tail,
+    wait_in_foreground,
     wait_until_answers,
 )
 
@@ -64,23 +67,23 @@ def tracking_server(home: Path) -> Iterator[str]:
 
 
 def run_ui(home: Path, port: int, ready: Callable[[str], None]) -> int:
-    """Serve the MLflow UI of `home` on 127.0.0.1:`port` until it ends or Ctrl-C; returns its exit code.
+    """Serve the MLflow UI of `home` on 127.0.0.1:`port` until Ctrl-C or SIGTERM: 130, or 1 if it ends itself.
 
     `ready` is called once with the address when it answers. It is a server of its own beside the shared one,
     on the same database, so that neither ends the other. Raises UserError if the port is taken.
     """
     require_port(port)
     folder = _folder(home)
-    with _turn(folder):
-        server = _launch(folder, port)
-    try:
-        ready(server.url)
-        process = server.process()
-        return int(process.wait() or 0) if process else 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        end(server)
+    with interrupted_by_sigterm():
+        with _turn(folder):
+            server = _launch(folder, port)
+        try:
+            ready(server.url)
+            return wait_in_foreground(server)
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            end(server)
 
 
 def require_reachable(uri: str, timeout: float = REACH_SECONDS) -> None:
@@ -170,10 +173,10 @@ def _launch(folder: Path, port: int) -> Server:
         end(server)
         raise
     if not healthy:
+        how = fate(server, START_SECONDS)
         end(server)
         raise UserError(
-            f"the embedded MLflow server did not start within {START_SECONDS:g} s; its log {log} ends:\n"
-            + tail(log, start),
+            f"the embedded MLflow server {how}; its log {log} ends:\n{tail(log, start)}",
             "mend what the log says, or set MLFLOW_TRACKING_URI to a running server",
         )
     return server
