@@ -111,7 +111,7 @@ def write_synthetic(
                 (beside / _STAMP).write_text(stamp)
             for half_written in beside.glob("bin-images/*.tmp"):
                 half_written.unlink()
-            job = {"folder": str(beside.absolute()), **asdict(wanted)}
+            job = {"folder": str(beside), **asdict(wanted)}
             run(_render_part, job, images, least=8, progress=progress)
             beside.replace(dest)
     except OSError as error:
