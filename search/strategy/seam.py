@@ -9,15 +9,17 @@ Goal = Literal["maximize", "minimize"]
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A trial to run: its number, its parameters, and why these."""
+    """A trial to run, its parameters, and why these; with `epochs_done`, a paused trial to go on with."""
 
     number: int
     params: dict[str, Any]
     reason: str
+    epochs_done: int = 0  # begin after this epoch, from the checkpoint that the trial was paused with
 
 
 class Decision(StrEnum):
     CONTINUE = "continue"
+    PAUSE = "pause"  # keep a checkpoint of this epoch and free the worker; a later suggestion may go on
     STOP = "stop"
 
 
