@@ -1,68 +1,18 @@
-import json
 import math
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
+from small_sweep import NAMES, assert_complete, runs_of, value, write_sweep
 
 from data.errors import UserError
-from tracking.processes import Server
 from tracking.runlog import RunLog, replay
 from tracking.sender import KEY_TAG
-from tracking.server import tracking_server
-
-# One epoch's worth: 20 metrics.
-NAMES = [f"metric_{i}" for i in range(20)]
-
-
-def value(trial: int, epoch: int, name: int) -> float:
-    return trial + epoch / 7 + name / 1000
-
-
-def runs_of(client: MlflowClient, experiment: str) -> dict[str, Run]:
-    """The experiment's runs by local key, deleted ones left out; a key that comes twice fails."""
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    runs = client.search_runs([found.experiment_id], run_view_type=ViewType.ACTIVE_ONLY)
-    keys = [run.data.tags[KEY_TAG].split("/")[1] for run in runs]
-    assert len(keys) == len(set(keys)), keys
-    return dict(zip(keys, runs, strict=True))
-
-
-def assert_complete(client: MlflowClient, experiment: str, trials: int, epochs: int) -> None:
-    runs = runs_of(client, experiment)
-    assert set(runs) == {"sweep", *(f"trial-{t}" for t in range(trials))}
-    for t in range(trials):
-        run = runs[f"trial-{t}"]
-        assert run.info.status == "FINISHED"
-        assert run.info.run_name == f"trial {t}"
-        assert run.data.tags["mlflow.parentRunId"] == runs["sweep"].info.run_id
-        assert run.data.params == {"lr": str(0.1 * t)}
-        for i in (0, 19):
-            history = client.get_metric_history(run.info.run_id, NAMES[i])
-            points = sorted((point.step, point.value) for point in history)
-            assert points == [(e, value(t, e, i)) for e in range(epochs)]
-
-
-def write_sweep(log: RunLog, trials: int, epochs: int, pause: float = 0.0) -> None:
-    log.start_run("sweep", "the sweep")
-    for t in range(trials):
-        log.start_run(f"trial-{t}", f"trial {t}", parent="sweep", params={"lr": 0.1 * t})
-    for e in range(epochs):
-        for t in range(trials):
-            log.metrics(f"trial-{t}", e, {name: value(t, e, i) for i, name in enumerate(NAMES)})
-        time.sleep(pause)
-    for t in range(trials):
-        log.end_run(f"trial-{t}", "FINISHED")
-    log.end_run("sweep", "FINISHED")
 
 
 def test_everything_arrives_exactly_once(server: str, tmp_path: Path) -> None:
@@ -223,38 +173,16 @@ def test_a_double_left_by_a_lost_answer_is_removed(server: str, tmp_path: Path) 
     assert runs_of(client, "doubles")["trial-0"].info.run_id == run_id
 
 
-def test_mlflow_killed_in_the_middle_and_restarted(tmp_path: Path) -> None:
-    with tracking_server(tmp_path) as uri:
-        log = RunLog(tmp_path / "spool", uri, "outage")
-        log.start_run("sweep", "the sweep")
-        assert log.run_id("sweep", 60)
-        server = Server(**json.loads((tmp_path / "mlflow" / "server.json").read_text()))
-        process = server.process()
-        assert process is not None
-        family = [process, *process.children(recursive=True)]
-        for member in family:
-            member.kill()
-        psutil.wait_procs(family, timeout=10)
-        began = time.monotonic()
-        write_sweep(log, trials=2, epochs=30)
-        assert time.monotonic() - began < 1  # the caller notices nothing
-        assert log.flush(1.0) > 0
-        with tracking_server(tmp_path) as back:
-            assert back == uri
-            assert log.close(60) == 0
-            assert_complete(MlflowClient(uri), "outage", trials=2, epochs=30)
-
-
 WRITER = """
 import sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[3]]
-import test_runlog
+import small_sweep
 from tracking.runlog import RunLog
 log = RunLog(Path(sys.argv[1]), sys.argv[2], sys.argv[4])
 log.start_run("sweep", "the sweep")
 print("ready", flush=True)
-test_runlog.write_sweep(log, trials=3, epochs=40, pause=0.05)
+small_sweep.write_sweep(log, trials=3, epochs=40, pause=0.05)
 print("written", flush=True)
 import time; time.sleep(60)
 """
@@ -294,22 +222,6 @@ def test_there_is_nothing_to_replay_where_no_sweep_has_run(server: str, tmp_path
     with pytest.raises(UserError, match="no run log"):
         replay(tmp_path, server, "none", 1)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_report_costs_its_caller_little(server: str, tmp_path: Path) -> None:
-    log = RunLog(tmp_path, server, "cost")
-    log.start_run("trial-0", "trial 0")
-    assert log.run_id("trial-0", 30)
-    values = {name: i / 3 for i, name in enumerate(NAMES)}
-    costs = []
-    for e in range(300):
-        began = time.perf_counter()
-        log.metrics("trial-0", e, values)
-        costs.append(time.perf_counter() - began)
-        time.sleep(0.001)
-    print(f"one report of 20 metrics: {1000 * statistics.median(costs):.3f} ms at the median")
-    assert statistics.median(costs) < 0.0002
-    assert log.close(60) == 0
 
 
 @pytest.mark.parametrize("key", ["", "a b", "it's", "x" * 201])

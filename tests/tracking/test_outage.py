@@ -1,0 +1,114 @@
+"""MLflow away, failing, forgetful or slow: the caller notices nothing, and afterwards nothing is missing."""
+
+import json
+import random
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from flaky import flaky
+from mlflow.tracking import MlflowClient
+from small_sweep import NAMES, assert_complete, write_sweep
+
+from tracking import feeder
+from tracking.processes import Server, end
+from tracking.runlog import RunLog
+from tracking.server import tracking_server
+
+
+@pytest.fixture
+def no_client_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fault reaches our code, instead of being smoothed by MLflow's client, and is soon tried again."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(feeder, "_FIRST_DELAY", 0.02)
+    monkeypatch.setattr(feeder, "_LONGEST_DELAY", 0.2)
+
+
+def test_mlflow_killed_in_the_middle_and_restarted(tmp_path: Path) -> None:
+    with tracking_server(tmp_path) as uri:
+        log = RunLog(tmp_path / "spool", uri, "outage")
+        log.start_run("sweep", "the sweep")
+        assert log.run_id("sweep", 60)
+        server = Server(**json.loads((tmp_path / "mlflow" / "server.json").read_text()))
+        end(server, grace=0.0)
+        began = time.monotonic()
+        write_sweep(log, trials=2, epochs=30)
+        assert time.monotonic() - began < 1
+        assert log.flush(1.0) > 0
+        with tracking_server(tmp_path) as back:
+            assert back == uri
+            assert log.close(60) == 0
+            assert_complete(MlflowClient(uri), "outage", trials=2, epochs=30)
+
+
+@pytest.mark.usefixtures("no_client_retries")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_failures_and_lost_answers_lose_and_double_nothing(seed: int, server: str, tmp_path: Path) -> None:
+    dice, seen, lock = random.Random(seed), [], threading.Lock()
+
+    def fate() -> str:
+        with lock:
+            seen.append(dice.choices(["pass", "fail", "forget"], [60, 20, 20])[0])
+            return str(seen[-1])
+
+    (tmp_path / "weights.bin").write_bytes(bytes(100_000))
+    experiment = f"failing {seed}"
+    with flaky(server, fate) as proxy:
+        log = RunLog(tmp_path / "spool", proxy, experiment)
+        log.start_run("sweep", "the sweep")
+        log.artifact("sweep", tmp_path / "weights.bin", "best")
+        log.dataset("sweep", "abid", "0" * 36, "somewhere", "training", {})
+        write_sweep(log, trials=2, epochs=20, pause=0.1)
+        assert log.close(120) == 0
+    assert {"fail", "forget"} < set(seen)
+    assert log.refused == []
+    client = MlflowClient(server)
+    assert_complete(client, experiment, trials=2, epochs=20)
+
+
+@pytest.mark.usefixtures("no_client_retries")
+def test_the_creation_of_a_run_whose_answer_is_lost_makes_one_run(server: str, tmp_path: Path) -> None:
+    forgetful = threading.Event()
+    with flaky(server, lambda: "forget" if forgetful.is_set() else "pass") as proxy:
+        log = RunLog(tmp_path, proxy, "lost creations")
+        log.start_run("sweep", "the sweep")
+        assert log.run_id("sweep", 60)  # the experiment exists from here on
+        forgetful.set()
+        write_sweep(log, trials=2, epochs=2)
+        time.sleep(2.0)
+        forgetful.clear()
+        assert log.close(60) == 0
+    assert_complete(MlflowClient(server), "lost creations", trials=2, epochs=2)
+
+
+@pytest.mark.usefixtures("no_client_retries")
+def test_a_slow_server_costs_the_caller_nothing(server: str, tmp_path: Path) -> None:
+    values = {name: i / 3 for i, name in enumerate(NAMES)}
+    with flaky(server, lambda: "slow") as proxy:
+        log = RunLog(tmp_path, proxy, "slow")
+        log.start_run("trial-0", "trial 0")
+        costs = []
+        for e in range(400):
+            began = time.perf_counter()
+            log.metrics("trial-0", e, values)
+            costs.append(time.perf_counter() - began)
+            time.sleep(0.005)
+        log.end_run("trial-0", "FINISHED")
+        print(f"one report of 20 metrics: {1000 * statistics.median(costs):.3f} ms at the median")
+        assert statistics.median(costs) < 0.0002
+        run_id = str(log.run_id("trial-0", 30))
+        assert log.close(60) == 0
+    assert len(MlflowClient(server).get_metric_history(run_id, NAMES[0])) == 400
+
+
+def test_leaving_is_bounded_when_mlflow_hangs(tmp_path: Path) -> None:
+    with flaky("http://192.0.2.1", lambda: "fail") as proxy:
+        log = RunLog(tmp_path, proxy, "hanging")
+        log.start_run("trial-0", "trial 0")
+        log.metrics("trial-0", 0, {"loss": 1.0})
+        began = time.monotonic()
+        assert log.run_id("trial-0", 0.3) is None
+        assert log.close(0.5) == 2
+        assert time.monotonic() - began < 4
