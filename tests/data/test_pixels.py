@@ -147,12 +147,14 @@ def test_a_damaged_bank_is_built_again(
     assert str(bank.path) in caplog.text
 
 
-def test_two_processes_build_one_bank(bucket: Path, home: Path) -> None:
-    processes = [start_opening(bucket, home, 16) for _ in range(2)]
+def test_several_processes_build_one_bank(home: Path) -> None:
+    source = "synthetic://?images=400&size=32"
+    load_manifest(source, None, Split(), home)  # so that all of them arrive at the bank together
+    processes = [start_opening(source, home, 300) for _ in range(3)]
     outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    built = sorted(int(output.split()[1]) for output, _ in outputs)
-    assert built[0] == 0 and built[1] > 0
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    steps = sorted(int(output.split()[1]) for output, _ in outputs)
+    assert steps[:2] == [0, 0] and steps[2] > 0
     assert all(output.split()[2] == "False" for output, _ in outputs)
 
 

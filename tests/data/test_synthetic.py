@@ -55,14 +55,16 @@ def test_many_things_still_fit(count: int) -> None:
     assert len(render(0, 0, 96, (count,))[2]) == count
 
 
-@pytest.mark.parametrize(("count", "share"), [(5, 0.25), (12, 0.2), (30, 0.15)])
-def test_everything_can_be_seen(count: int, share: float) -> None:
+@pytest.mark.parametrize(
+    ("count", "side", "share"), [(5, 224, 0.25), (12, 224, 0.2), (30, 224, 0.15), (30, 64, 0.1)]
+)
+def test_everything_can_be_seen(count: int, side: int, share: float) -> None:
     """Of every outline some part is neither behind another thing nor behind the frame."""
-    for seed in range(6):
+    for seed in range(8):
         rng = Random(seed)
-        shelf = make_shelf(rng, 224)
+        shelf = make_shelf(rng, side)
         placed = _arrange(rng, shelf, [make_good(rng) for _ in range(count)])
-        owner = Image.new("L", (224, 224), 0)
+        owner = Image.new("L", (side, side), 0)
         for number, one in enumerate(placed, start=1):
             owner.paste(number, (one.x, one.y), one.patch.getchannel("A").point(lambda v: 255 * (v > 127)))
         seen = np.bincount(np.asarray(owner)[shelf.top : shelf.floor].ravel(), minlength=count + 1)[1:]
