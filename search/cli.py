@@ -178,9 +178,13 @@ def predict(images: Sequence[Path], url: str | None, model: str, as_json: bool) 
 @cli.command()
 @click.option("--port", default=DEFAULT_UI_PORT, show_default=True, type=click.IntRange(1, 65535))
 def ui(port: int) -> None:
-    """Open the MLflow UI of this home (or say where MLFLOW_TRACKING_URI's is)."""
+    """Open the MLflow UI of this home; with MLFLOW_TRACKING_URI set, say where it is."""
     from tracking.server import run_ui
 
+    remote = os.environ.get("MLFLOW_TRACKING_URI")
+    if remote:
+        print(f"MLflow UI at {remote} (MLFLOW_TRACKING_URI)")
+        return
     sys.exit(
         run_ui(
             home_folder(), port, ready=lambda url: print(f"MLflow UI at {url} (Ctrl-C ends it)", flush=True)

@@ -1,0 +1,175 @@
+"""The training loop: it learns, repeats exactly, and the feature bank changes nothing but the time."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.features import open_feature_bank
+from models.batches import shift_images
+from models.build import Checkpoint, counter_from, load_checkpoint
+from models.network import HEADS
+from models.settings import Settings
+from models.train import TrialData, _epoch_rows, train
+
+SETTINGS = Settings(lr=0.01, batch_size=16, epochs=3, precision="fp32")
+Kept = list[tuple[dict[str, float], Checkpoint]]
+
+
+def run(settings: Settings, data: TrialData, stored: bool = True, stop_after: int = 99) -> Kept:
+    kept: Kept = []
+
+    def report(epoch: int, metrics: dict[str, float], checkpoint: Callable[[], Checkpoint]) -> bool:
+        assert epoch == len(kept) + 1
+        kept.append((metrics, checkpoint()))
+        return epoch < stop_after
+
+    train(settings, data, report, stored)
+    return kept
+
+
+def losses(kept: Kept) -> list[float]:
+    return [metrics[key] for metrics, _ in kept for key in ("train_loss", "val_loss")]
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
+@pytest.mark.parametrize("trainable", ["head", "last_stage"])
+def test_training_with_and_without_the_feature_bank_gives_the_same_losses(
+    trial_data: TrialData, backbone: str, trainable: str
+) -> None:
+    settings = replace(SETTINGS, backbone=backbone, trainable=trainable)  # type: ignore[arg-type]
+    with_bank, without = (losses(run(settings, trial_data, stored)) for stored in (True, False))
+    assert len(with_bank) == 6
+    np.testing.assert_allclose(with_bank, without, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+def test_the_bank_is_exact_for_other_families_too(trial_data: TrialData, backbone: str) -> None:
+    settings = replace(SETTINGS, backbone=backbone, weights="none", trainable="last_stage", epochs=2)
+    with_bank, without = (losses(run(settings, trial_data, stored)) for stored in (True, False))
+    np.testing.assert_allclose(with_bank, without, rtol=1e-4)
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_one_seed_repeats_and_another_differs(trial_data: TrialData, trainable: str) -> None:
+    settings = replace(SETTINGS, trainable=trainable, epochs=2, augment="flip")  # type: ignore[arg-type]
+    first = losses(run(settings, trial_data))
+    assert losses(run(settings, trial_data)) == first
+    assert losses(run(replace(settings, seed=1), trial_data)) != first
+
+
+def test_a_head_on_imagenet_features_learns(trial_data: TrialData) -> None:
+    kept = run(replace(SETTINGS, epochs=15), trial_data)
+    assert kept[-1][0]["train_loss"] < 0.6 * kept[0][0]["train_loss"]
+    assert max(metrics["val_accuracy"] for metrics, _ in kept) > 0.6  # three classes
+
+
+def test_metrics_are_complete_and_consistent(trial_data: TrialData) -> None:
+    (metrics, _), *_ = run(replace(SETTINGS, epochs=1), trial_data)
+    names = {f"{split}_{name}" for split in ("train", "val") for name in ("loss", "accuracy", "rmse", "mae")}
+    names |= {f"val_accuracy_class_{count}" for count in trial_data.classes}
+    assert set(metrics) == names | {"lr", "images_per_second", "seconds"}
+    support = np.bincount(trial_data.validation.labels)
+    accuracies = [metrics[f"val_accuracy_class_{count}"] for count in trial_data.classes]
+    assert metrics["val_accuracy"] == pytest.approx(np.average(accuracies, weights=support))
+    assert metrics["val_mae"] <= metrics["val_rmse"]
+
+
+@pytest.mark.parametrize("trainable", ["head", "last_stage", "all"])
+def test_the_checkpoint_rebuilds_the_counter_that_was_evaluated(
+    trial_data: TrialData, tmp_path: Path, trainable: str
+) -> None:
+    _, checkpoint = run(replace(SETTINGS, trainable=trainable, epochs=1), trial_data)[0]  # type: ignore[arg-type]
+    checkpoint.save(tmp_path / "best.pt")
+    counter = counter_from(load_checkpoint(tmp_path / "best.pt"))
+    images = torch.from_numpy(np.array(trial_data.validation.pixels))
+    with torch.inference_mode():
+        torch.testing.assert_close(counter(images), checkpoint.log_probabilities, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_frozen_stays_as_it_was(trial_data: TrialData) -> None:
+    _, checkpoint = run(replace(SETTINGS, trainable="last_stage", epochs=1), trial_data)[0]
+    trained = counter_from(checkpoint).state_dict()
+    fresh = counter_from(replace_state(checkpoint)).state_dict()
+    changed = {key for key in trained if not torch.equal(trained[key], fresh[key])}
+    assert changed and all(key.startswith(("backbone.blocks5", "backbone.blocks6", "backbone.tail", "head")) for key in changed)
+    assert any("running_mean" in key for key in changed)
+
+
+def replace_state(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint with the trained part as it was before training."""
+    from models.build import build_counter
+
+    counter = build_counter(checkpoint.settings, checkpoint.classes, checkpoint.image_size)
+    state = counter.suffix(counter.cut(checkpoint.settings.trainable)).state_dict()
+    return replace(checkpoint, state=state)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_every_head_and_optimizer_trains(trial_data: TrialData, head: str, optimizer: str) -> None:
+    settings = replace(SETTINGS, head=head, optimizer=optimizer, schedule="constant", label_smoothing=0.1)  # type: ignore[arg-type]
+    kept = run(settings, trial_data)
+    assert all(math.isfinite(value) for metrics, _ in kept for value in metrics.values())
+    assert {metrics["lr"] for metrics, _ in kept} == {0.01}
+
+
+def test_one_cycle_rises_and_falls(trial_data: TrialData) -> None:
+    rates = [metrics["lr"] for metrics, _ in run(replace(SETTINGS, epochs=10), trial_data)]
+    assert max(rates) == pytest.approx(0.01, rel=0.05) and rates[0] < 0.008 and rates[-1] < 1e-4
+
+
+def test_a_stop_ends_the_trial_at_that_epoch(trial_data: TrialData) -> None:
+    assert len(run(replace(SETTINGS, epochs=9), trial_data, stop_after=2)) == 2
+
+
+def test_a_diverging_trial_reports_nan_instead_of_raising(trial_data: TrialData) -> None:
+    settings = replace(SETTINGS, optimizer="sgd", lr=900.0, schedule="constant", trainable="all", epochs=3)
+    kept = run(settings, trial_data)
+    assert math.isnan(kept[-1][0]["train_loss"]) or kept[-1][0]["train_loss"] > 100
+
+
+def test_balanced_sampling_draws_rare_classes_as_often() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    settings = replace(SETTINGS, balance="sampler", batch_size=100)
+    drawn = [labels[_epoch_rows(labels, settings, torch.Generator().manual_seed(i))[0]] for i in range(20)]
+    assert torch.cat(drawn).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_balanced_weights_change_what_is_learned(trial_data: TrialData) -> None:
+    plain, weighted = (losses(run(replace(SETTINGS, balance=b, epochs=1), trial_data)) for b in ("none", "weights"))  # type: ignore[arg-type]
+    assert plain != weighted
+
+
+def test_a_last_batch_of_one_joins_its_neighbour() -> None:
+    rows = _epoch_rows(torch.zeros(33, dtype=torch.long), SETTINGS, torch.Generator())
+    assert sorted(len(batch) for batch in rows) == [16, 17]
+    assert torch.cat(rows).unique().numel() == 33
+
+
+def test_shifted_images_move_and_repeat_their_edge() -> None:
+    image = torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4, 1).repeat(2, 1, 1, 3)
+    moved = shift_images(image, torch.tensor([[1, 0], [0, -2]]))
+    assert moved[0, :, 0, 0].tolist() == [0, 0, 4, 8]
+    assert moved[1, 0, :, 0].tolist() == [2, 3, 3, 3]
+
+
+def test_a_damaged_or_foreign_feature_bank_is_built_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return images.float().flatten(1)
+
+    bank = open_feature_bank(pixels, encode, "key", tmp_path, views=2).clone()
+    assert torch.equal(bank[1], torch.from_numpy(pixels[:, :, ::-1].copy()).float().flatten(1))
+    (file,) = tmp_path.glob("features-*.npy")
+    for damage in (file.read_bytes()[:200], b"", b"\x93NUMPY rubbish"):
+        file.write_bytes(damage)
+        assert torch.equal(open_feature_bank(pixels, encode, "key", tmp_path, views=2), bank)
+        assert "built again" in caplog.text
+        caplog.clear()
+    assert [f.suffix for f in tmp_path.iterdir() if ".tmp" in f.name] == []

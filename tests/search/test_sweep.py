@@ -1,0 +1,215 @@
+"""Whole sweeps on small real parts: both runners, a real MLflow server, the registry and a served model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from data.errors import UserError
+from search.promote import promote_sweep
+from search.spec import SweepSpec, parse_spec
+from search.sweep import Runner, SweepResult, find_folder, run_sweep
+from tracking.serving import load_and_predict, predict, serve_model
+
+TRIALS = 5
+RAW: dict[str, Any] = {
+    "name": "small",
+    "data": {"source": "", "image_size": 64},
+    "space": {
+        "backbone": ["efficientnet_lite0"],
+        "lr": {"low": 1e-4, "high": 0.03, "log": True},
+        "batch_size": [8, 16],
+        "epochs": {"low": 3, "high": 9},
+    },
+    "budget": {"trials": TRIALS},
+    "register": {"model": "small-counter"},
+}
+
+
+def spec_of(bins: Path, **changes: Any) -> SweepSpec:
+    raw = {**RAW, **changes}
+    return parse_spec({**raw, "data": {**raw["data"], "source": str(bins)}})
+
+
+@pytest.fixture(scope="module", params=["ray", "local"])
+def swept(
+    request: pytest.FixtureRequest, bins: Path, server: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SweepResult, Path, str]:
+    """A finished sweep, its home, and its name, by each runner."""
+    runner: Runner = request.param
+    home = tmp_path_factory.mktemp(f"home-{runner}")
+    name = f"small-{runner}"
+    return run_sweep(spec_of(bins, name=name), home, runner, server), home, name
+
+
+def children(server: str, name: str) -> tuple[Run, list[Run]]:
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(trials) == len(runs) - 1
+    return parent, sorted(trials, key=lambda run: int(run.data.tags["optuna.trial"]))
+
+
+def test_every_trial_ends_and_the_study_agrees(swept: tuple[SweepResult, Path, str]) -> None:
+    result, _, _ = swept
+    assert "budget.trials" in result.ended_by and result.unsent == 0 and not result.failed
+    study = optuna.load_study(study_name=result.id, storage=f"sqlite:///{result.folder}/study.db")
+    assert len(study.trials) == TRIALS
+    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+    best = result.leaderboard[0]
+    assert best.value == max(trial.value or 0.0 for trial in result.leaderboard)
+    for trial in study.trials:
+        state = {"COMPLETE": "completed", "PRUNED": "stopped"}[trial.state.name]
+        record = next(t for t in result.leaderboard if t.number == trial.number)
+        assert record.state == state and record.epochs_done == len(trial.intermediate_values)
+
+
+def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], server: str) -> None:
+    result, _, name = swept
+    parent, trials = children(server, name)
+    assert parent.info.status == "FINISHED" and len(trials) == TRIALS
+    client = MlflowClient(server)
+    for run, record in zip(trials, sorted(result.leaderboard, key=lambda t: t.number), strict=True):
+        assert run.info.status == "FINISHED"
+        assert float(run.data.params["lr"]) == record.settings.lr
+        assert {"backbone", "batch_size", "epochs", "weights", "trainable"} <= set(run.data.params)
+        tags = run.data.tags
+        assert tags["state"] == record.state and tags["seed"] == str(record.settings.seed)
+        assert {"dataset.fingerprint", "device", "version.torch", "arithmetic"} <= set(tags)
+        history = client.get_metric_history(run.info.run_id, "val_accuracy")
+        assert [point.step for point in history] == list(range(1, record.epochs_done + 1))
+        assert run.data.metrics["best_val_accuracy"] == record.value
+        assert {"train_rmse", "val_mae", "val_accuracy_class_2", "images_per_second"} <= set(run.data.metrics)
+        assert run.inputs.dataset_inputs[0].dataset.digest == tags["dataset.fingerprint"][:32]
+        files = {file.path for file in client.list_artifacts(run.info.run_id, "validation")}
+        wanted = {"confusion_matrix.png", "confusion_matrix.csv", "per_class.csv", "mistakes.png", "predictions.csv"}
+        assert files == {f"validation/{file}" for file in wanted}
+        assert [f.path for f in client.list_artifacts(run.info.run_id, "weights")] == ["weights/best.pt"]
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"spec.yaml", "leaderboard.csv"} <= names
+    best = client.get_metric_history(parent.info.run_id, "best_val_accuracy")
+    assert max(point.value for point in best) == result.leaderboard[0].value
+
+
+def test_promotion_serving_and_prediction(swept: tuple[SweepResult, Path, str], server: str, bins: Path) -> None:
+    result, home, name = swept
+    model, decision = promote_sweep(name, home, server)
+    champion = MlflowClient(server).get_model_version_by_alias(model, "champion")
+    assert decision.promoted == (champion.version == decision.version)
+    assert champion.tags["decision"] == "promoted" and "test accuracy" in champion.tags["decision.reason"]
+
+    images = [file.read_bytes() for file in sorted((bins / "bin-images").iterdir())[:5]]
+    uri = f"models:/{model}@champion"
+    here = load_and_predict(uri, images, server)
+    with serve_model(uri, tracking_uri=server) as served:
+        there = predict(served.url, images, timeout=60)
+        mixed = predict(served.url, [images[0], b"not a photo"], timeout=60)
+    for one, other in zip(here, there, strict=True):
+        assert one["count"] == other["count"] and one["error"] == ""
+        assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
+        assert sum(other["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert mixed[0]["count"] == here[0]["count"] and "error" in mixed[1] and mixed[1]["error"]
+
+
+def test_the_same_candidate_does_not_beat_itself(
+    swept: tuple[SweepResult, Path, str], server: str
+) -> None:
+    _, home, name = swept
+    first = promote_sweep(name, home, server)[1]
+    second = promote_sweep(name, home, server)[1]
+    assert not second.promoted and second.champion is not None and "does not beat" in second.reason
+    assert second.candidate == first.candidate
+
+
+def test_data_that_changed_since_the_sweep_is_not_promoted_on(
+    swept: tuple[SweepResult, Path, str], server: str, tmp_path: Path
+) -> None:
+    result, home, name = swept
+    state = json.loads((result.folder / "sweep.json").read_text())
+    other = tmp_path / "sweeps" / "small-9"
+    other.mkdir(parents=True)
+    (other / "sweep.json").write_text(json.dumps({**state, "fingerprint": "0" * 64}))
+    with pytest.raises(UserError, match="has changed since"):
+        promote_sweep("small", tmp_path, server)
+
+
+def test_a_seed_makes_the_local_runner_repeat_exactly(bins: Path, server: str, tmp_path: Path) -> None:
+    def story(result: SweepResult) -> list[tuple[Any, ...]]:
+        return [(t.number, t.params, t.value, t.epoch, t.state, t.epochs_done) for t in result.leaderboard]
+
+    spec = spec_of(bins, name="repeat", budget={"trials": 3})
+    first = run_sweep(spec, tmp_path, "local", server)
+    second = run_sweep(spec, tmp_path, "local", server)
+    assert story(first) == story(second) and first.id != second.id
+    other = spec_of(bins, name="repeat", budget={"trials": 3}, search={"seed": 1})
+    assert story(run_sweep(other, tmp_path, "local", server)) != story(first)
+
+
+@pytest.mark.parametrize("runner", ["ray", "local"])
+def test_a_failing_trial_is_told_and_costs_nothing_else(
+    runner: Runner, bins: Path, server: str, tmp_path: Path
+) -> None:
+    """lr 1000 with plain SGD on everything diverges to NaN; lr 0.001 does not."""
+    name = f"diverge-{runner}"
+    spec = spec_of(
+        bins,
+        name=name,
+        model={"trainable": "all", "optimizer": "sgd", "schedule": "constant", "epochs": 3, "batch_size": 16},
+        space={"lr": [0.001, 900.0], "backbone": ["efficientnet_lite0"]},
+        search={"sampler": "grid", "stopping": "none"},
+        objective={"metric": "val_loss"},
+    )
+    result = run_sweep(spec, tmp_path, runner, server)
+    assert "space" in result.ended_by
+    assert [t.settings.lr for t in result.leaderboard] == [0.001]
+    assert [t.settings.lr for t in result.failed] == [900.0] and "nan" in result.failed[0].reason.lower()
+    _, trials = children(server, name)
+    assert sorted(run.info.status for run in trials) == ["FAILED", "FINISHED"]
+    study = optuna.load_study(study_name=result.id, storage=f"sqlite:///{result.folder}/study.db")
+    assert sorted(trial.state.name for trial in study.trials) == ["COMPLETE", "FAIL"]
+
+
+def test_a_budget_of_minutes_stops_running_trials(bins: Path, server: str, tmp_path: Path) -> None:
+    spec = spec_of(bins, name="short", budget={"trials": 500, "minutes": 0.05}, search={"stopping": "none"})
+    result = run_sweep(spec, tmp_path, "local", server)
+    assert "budget.minutes" in result.ended_by and 0 < len(result.leaderboard) < 500
+
+
+def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_path: Path) -> None:
+    cases = [
+        ({"space": {**RAW["space"], "batch_size": [8, 4096]}}, "batch_size: up to 4096"),
+        ({"resources": {"gpus_per_trial": 64}}, "resources.gpus_per_trial: 64 asked"),
+        ({"model": {"weights": "/nowhere/weights.pth"}}, "model.weights: no file"),
+        ({"data": {"classes": [1, 40], "image_size": 64}}, "40"),
+    ]
+    for changes, said in cases:
+        with pytest.raises(UserError, match=said):
+            run_sweep(spec_of(bins, **changes), tmp_path, "local", server)
+    with pytest.raises(UserError, match="cpus_per_trial: 512 asked"):
+        run_sweep(spec_of(bins, resources={"cpus_per_trial": 512}), tmp_path, "ray", server)
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_a_sweep_is_found_by_id_and_by_name(tmp_path: Path) -> None:
+    for sweep in ("bins-2", "bins-10", "bins-of-9"):
+        folder = tmp_path / "sweeps" / sweep
+        folder.mkdir(parents=True)
+        (folder / "sweep.json").write_text("{}")
+    assert find_folder(tmp_path, "bins").name == "bins-10"
+    assert find_folder(tmp_path, "bins-2").name == "bins-2"
+    with pytest.raises(UserError, match="no sweep 'other'"):
+        find_folder(tmp_path, "other")
+
+
+def test_the_resolved_spec_is_kept_and_valid(swept: tuple[SweepResult, Path, str]) -> None:
+    result, _, name = swept
+    again = parse_spec(yaml.safe_load((result.folder / "spec.yaml").read_text()))
+    assert again.name == name and again.raw == parse_spec(again.raw).raw
