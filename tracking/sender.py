@@ -118,30 +118,27 @@ class Sender:
         return self.runs.get(key) or self._ensure(RunPlan(key))
 
     def _ensure(self, plan: RunPlan) -> str:
-        try:
-            return self._found_or_made(plan)
-        except MlflowException as error:
-            self._experiment_id = None  # somebody may have deleted it: look again
-            raise _NoRunError(f"no run for {plan.key}: {error}") from error
-
-    def _found_or_made(self, plan: RunPlan) -> str:
+        """Find or make the run; one that is there already gets the name and parent of its new start."""
         key, start = plan.key, plan.start
         identity = {KEY_TAG: f"{self._identity}/{key}"}
         if start is not None:
             identity["mlflow.runName"] = start["name"]
             if start["parent"] is not None:
                 identity["mlflow.parentRunId"] = self._run(start["parent"])
-        known = self.runs.get(key)
-        if known is None and (not self._fresh or key in self._doubtful):
-            known = self._find(key)
-        if known is None:
-            known = self._create(key, start["at"] if start else None, identity)
-        elif start is not None:
-            self._client.log_batch(known, tags=[RunTag(k, v) for k, v in identity.items()])
-        self.runs[key] = known
-        return known
+        try:
+            if key not in self.runs and (not self._fresh or key in self._doubtful):
+                self._find(key)
+            if key not in self.runs:
+                self._create(key, start["at"] if start else None, identity)
+                return self.runs[key]
+        except MlflowException as error:
+            self._experiment_id = None  # somebody may have deleted it: look again
+            raise _NoRunError(f"no run for {key}: {error}") from error
+        if start is not None:
+            self._client.log_batch(self.runs[key], tags=[RunTag(k, v) for k, v in identity.items()])
+        return self.runs[key]
 
-    def _create(self, key: str, at: int | None, identity: dict[str, str]) -> str:
+    def _create(self, key: str, at: int | None, identity: dict[str, str]) -> None:
         tags = {"mlflow.user": _user(), "mlflow.source.name": "binsweep", "mlflow.source.type": "LOCAL"}
         name = identity.get("mlflow.runName", key)
         experiment = self._experiment_by_name()
@@ -149,26 +146,28 @@ class Sender:
         run = self._client.create_run(experiment, start_time=at, tags=tags | identity, run_name=name)
         self._doubtful.discard(key)
         self._running.add(key)
-        return str(run.info.run_id)
+        self.runs[key] = str(run.info.run_id)
 
-    def _find(self, key: str, keep: str | None = None) -> str | None:
-        """The run of `key` (`keep`, or else the fullest), after removing its doubles; None if there is none.
+    def _find(self, key: str) -> None:
+        """Look the run of `key` up (the one we know, or else the fullest), and remove its doubles.
 
         A run that someone deleted is found too, so that nobody's decision is undone by a second one.
         """
         where = f"tags.`{KEY_TAG}` = '{self._identity}/{key}'"
+        known = self.runs.get(key)
         found = list(self._client.search_runs([self._experiment_by_name()], where, ViewType.ALL))
 
         def preference(run: Run) -> tuple[bool, bool, int, int, str]:
             deleted = run.info.lifecycle_stage == LifecycleStage.DELETED
             weight = len(run.data.metrics) + len(run.data.params)
-            return run.info.run_id != keep, deleted, -weight, run.info.start_time, run.info.run_id
+            return run.info.run_id != known, deleted, -weight, run.info.start_time, run.info.run_id
 
         found.sort(key=preference)
         for double in found[1:]:
             if double.info.lifecycle_stage != LifecycleStage.DELETED:
                 self._client.delete_run(double.info.run_id)
-        return str(found[0].info.run_id) if found else keep
+        if found:
+            self.runs[key] = str(found[0].info.run_id)
 
     def _log_batch(self, key: str, batch: list[Entity]) -> None:
         run_id = self._run(key)
@@ -212,7 +211,7 @@ class Sender:
     def _set_status(self, key: str, status: str, at: int) -> None:
         run_id = self._run(key)
         if status != "RUNNING":
-            self._find(key, keep=run_id)
+            self._find(key)
             self._client.set_terminated(run_id, status, at)
             self._running.discard(key)
         elif key not in self._running:
