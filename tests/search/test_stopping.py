@@ -17,10 +17,12 @@ def test_rungs_grow_by_eta_and_end_before_the_last_epoch() -> None:
     assert rungs(1, 2, 1) == []
 
 
-def test_asha_lets_the_first_arrivals_and_the_best_third_go_on() -> None:
+def test_asha_lets_the_best_so_far_and_then_the_best_third_go_on() -> None:
     rule = asha(1, 3, 27)
+    assert rule(curves({1: 0.1}), 0, 1) is None, "the first has no rival"
     two = curves({1: 0.9}, {1: 0.1})
-    assert rule(two, 1, 1) is None
+    assert rule(two, 0, 1) is None
+    assert rule(two, 1, 1) == "rank 2 of 2 at the rung of epoch 1: the best 1 go on"
     six = curves(*({1: value} for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)))
     assert [number for number in six if rule(six, number, 1) is None] == [4, 5]
     assert rule(six, 3, 1) == "rank 3 of 6 at the rung of epoch 1: the best 2 go on"
