@@ -38,7 +38,7 @@ def test_mlflow_killed_in_the_middle_and_restarted(tmp_path: Path) -> None:
         assert time.monotonic() - began < 1
         assert log.flush(1.0) > 0
         with tracking_server(tmp_path) as back:
-            assert back == uri
+            assert back == uri  # at its old address, with its old data
             assert log.close(60) == 0
             assert_complete(MlflowClient(uri), "outage", trials=2, epochs=30)
 
