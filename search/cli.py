@@ -30,6 +30,8 @@ def home_folder() -> Path:
 def cli(debug: bool) -> None:
     """Sweep hyperparameters, compare trials in MLflow, promote the best model on evidence, serve it."""
     level = logging.INFO if debug else logging.WARNING
+    if not debug:
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when MLflow is imported
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("mlflow", "alembic", "ray", "optuna"):
         logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.ERROR)
@@ -52,17 +54,20 @@ def sweep(
     """Run the sweep that SPEC describes."""
     from search.board import leaderboard_table
     from search.spec import load_spec
-    from search.sweep import check_before_start, run_sweep
-    from tracking.server import tracking_server
+    from search.sweep import check_before_start, prepare, run_sweep
+    from tracking.server import require_reachable, tracking_server
 
     loaded = load_spec(spec, assignments)
     home = home_folder()
+    check_before_start(loaded)
     if dry_run:
-        check_before_start(loaded)
         print(json.dumps(loaded.raw, indent=1))
         return
+    if remote := os.environ.get("MLFLOW_TRACKING_URI"):
+        require_reachable(remote)  # before minutes are spent on the data
+    manifest, data = prepare(loaded, home)
     with tracking_server(home) as uri:
-        result = run_sweep(loaded, home, runner, uri)
+        result = run_sweep(loaded, manifest, data, home, runner, uri)
         leaders = result.leaderboard
         if as_json:
             rows = [
@@ -71,7 +76,9 @@ def sweep(
             print(json.dumps({"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}))
         else:
             # Piped into a file, a table must not be squeezed into a terminal nobody has.
-            Console(width=None if sys.stdout.isatty() else 160).print(leaderboard_table(leaders, loaded, f"leaderboard of {result.id}"))
+            Console(width=None if sys.stdout.isatty() else 160).print(
+                leaderboard_table(leaders, loaded, f"leaderboard of {result.id}")
+            )
             print(f"ended by {result.ended_by}")
         if result.unsent:
             print(f"{result.unsent} records did not reach the tracking server", file=sys.stderr)

@@ -18,6 +18,7 @@ from data.errors import UserError
 from models.arithmetic import has_fast_bf16
 from models.network import ARCHITECTURES
 from models.weights import available_offline
+from search.sweep import cores
 from tracking.environment import LIBRARIES
 from tracking.server import require_reachable
 
@@ -51,11 +52,8 @@ def _versions(home: Path) -> Finding:
 
 def _cpu(home: Path) -> Finding:
     bf16 = has_fast_bf16(torch.device("cpu"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory().available / GIB
-    text = (
-        f"{cores} cores, {memory:.1f} GiB of memory free, bf16 {'in hardware' if bf16 else 'not in hardware'}"
-    )
+    text = f"{cores()} cores, {memory:.1f} GiB of memory free, bf16 {'in hardware' if bf16 else 'not in hardware'}"
     return Finding(
         "cpu", memory >= 4, text, "" if memory >= 4 else "a sweep wants 4 GiB: close other programs"
     )
@@ -87,7 +85,7 @@ def _ray(home: Path) -> Finding:
     try:
         from search.ray_runner import start_ray
 
-        with start_ray():
+        with start_ray(1):
             return Finding("ray", True, "starts and stops")
     except Exception as error:  # Ray fails in many ways; all of them are this line's news
         return Finding(

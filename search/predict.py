@@ -8,10 +8,8 @@ from typing import Any
 
 from data.errors import UserError
 from tracking.server import tracking_server
-from tracking.serving import load_and_predict
+from tracking.serving import ROWS, load_and_predict
 from tracking.serving import predict as ask
-
-ROWS = 32  # photos a request
 
 
 def predict_images(
@@ -21,12 +19,11 @@ def predict_images(
     missing = [str(path) for path in images if not path.is_file()]
     if missing:
         raise UserError(f"no such file: {', '.join(missing[:5])}", "name photos (JPEG, PNG or WebP)")
+    if url is None:
+        with tracking_server(home) as uri:
+            contents = [path.read_bytes() for path in images]
+            yield from zip(images, load_and_predict(model_uri, contents, uri), strict=True)
+        return
     for start in range(0, len(images), ROWS):
         paths = images[start : start + ROWS]
-        contents = [path.read_bytes() for path in paths]
-        if url is not None:
-            rows = ask(url, contents, timeout=60)
-        else:
-            with tracking_server(home) as uri:
-                rows = load_and_predict(model_uri, contents, uri)
-        yield from zip(paths, rows, strict=True)
+        yield from zip(paths, ask(url, [path.read_bytes() for path in paths], timeout=60), strict=True)

@@ -26,7 +26,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from data.errors import UserError
 from models.train import TrialData
 from search.controller import Controller
 from search.spec import ResourcesPart
@@ -98,38 +97,26 @@ class _Verdicts(FIFOScheduler):
 
 
 @contextlib.contextmanager
-def start_ray() -> Iterator[None]:
-    """A Ray of this process alone, closed to others by a token that dies with it; ended on leaving."""
+def start_ray(cores: int) -> Iterator[dict[str, float]]:
+    """A Ray of this process alone, closed to others by its token, ended on leaving; yields what it has."""
     ray.init(
         address="local",
-        num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        num_cpus=cores,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=OBJECT_STORE_BYTES,
     )
     try:
-        yield
+        yield dict(ray.cluster_resources())
     finally:
         ray.shutdown()
 
 
-def check_resources(resources: ResourcesPart) -> int:
-    """How many trials fit at once; UserError when not even one does (Ray would wait for ever)."""
-    have = ray.cluster_resources()
-    asked = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
-    for kind, amount in asked.items():
-        if amount > have.get(kind, 0):
-            raise UserError(
-                f"resources.{kind.lower()}s_per_trial: {amount:g} asked, this machine has {have.get(kind, 0):g}",
-                f"set it to at most {have.get(kind, 0):g}",
-            )
-    return min(int(have[kind] / amount) for kind, amount in asked.items() if amount > 0)
-
-
-def run_ray(controller: Controller, data: TrialData, resources: ResourcesPart, folder: Path) -> None:
-    """Run trials on Ray until the controller has no more; a failing trial ends that trial alone."""
-    slots = check_resources(resources)
+def run_ray(
+    controller: Controller, data: TrialData, resources: ResourcesPart, slots: int, folder: Path
+) -> None:
+    """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone."""
     trainable = tune.with_resources(
         functools.partial(_trainable, data=data),
         {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},

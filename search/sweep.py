@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from search.board import Board, Step
 from search.controller import Controller, TrialRecord
 from search.local_runner import run_local
 from search.recorder import SWEEP, Recorder, trial_key
-from search.spec import SweepSpec
+from search.spec import ResourcesPart, SweepSpec
 from search.strategy import open_strategy
 from search.trial import BEST
 from tracking.runlog import RunLog
@@ -44,16 +46,31 @@ class SweepResult:
     unsent: int
 
 
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_resources(resources: ResourcesPart, have: Mapping[str, float], who: str) -> int:
+    """How many trials fit at once into `have` (CPU, GPU); UserError when not even one does.
+
+    Ray itself would wait for ever for what it does not have.
+    """
+    asked = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
+    for kind, amount in asked.items():
+        if amount > have.get(kind, 0):
+            raise UserError(
+                f"resources.{kind.lower()}s_per_trial: {amount:g} asked, {who} has {have.get(kind, 0):g}",
+                f"set it to at most {have.get(kind, 0):g}",
+            )
+    return min(int(have[kind] / amount) for kind, amount in asked.items() if amount > 0)
+
+
 def check_before_start(spec: SweepSpec) -> None:
     """Everything that can be known to be wrong before any data is read; raises UserError."""
     for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
         check_weights(backbone, weights)
-    asked = spec.resources.gpus_per_trial
-    have = torch.cuda.device_count()
-    if asked > have:
-        raise UserError(
-            f"resources.gpus_per_trial: {asked:g} asked, this machine has {have}", f"set it to at most {have}"
-        )
+    check_resources(spec.resources, {"CPU": cores(), "GPU": torch.cuda.device_count()}, "this machine")
 
 
 def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
@@ -106,19 +123,19 @@ def find_folder(home: Path, sweep: str) -> Path:
     return exact[0] if exact else max(named, key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
 
 
-def run_sweep(spec: SweepSpec, home: Path, runner: Runner, tracking_uri: str) -> SweepResult:
-    """Run a sweep to its end and leave everything in MLflow and in its folder under `home`."""
-    check_before_start(spec)
-    manifest, data = prepare(spec, home)
-    folder = new_folder(home, spec.name)
+def run_sweep(
+    spec: SweepSpec, manifest: Manifest, data: TrialData, home: Path, runner: Runner, tracking_uri: str
+) -> SweepResult:
+    """Run a prepared sweep to its end and leave everything in MLflow and in its folder under `home`."""
     with ExitStack() as stack:
         slots = 1
         threads = torch.get_num_threads()
         if runner == "ray":
-            from search.ray_runner import check_resources, run_ray, start_ray  # Ray takes seconds to import
+            from search.ray_runner import run_ray, start_ray  # Ray takes seconds to import
 
-            stack.enter_context(start_ray())
-            slots, threads = check_resources(spec.resources), spec.resources.cpus_per_trial
+            have = stack.enter_context(start_ray(cores()))
+            slots, threads = check_resources(spec.resources, have, "Ray"), spec.resources.cpus_per_trial
+        folder = new_folder(home, spec.name)
         strategy = open_strategy(
             folder / "study.db",
             folder.name,
@@ -138,7 +155,7 @@ def run_sweep(spec: SweepSpec, home: Path, runner: Runner, tracking_uri: str) ->
             with Board(spec, controller, slots) as board:
                 controller.listeners += [recorder, board]
                 if runner == "ray":
-                    run_ray(controller, data, spec.resources, folder)
+                    run_ray(controller, data, spec.resources, slots, folder)
                 else:
                     run_local(controller, data)
             status = "FINISHED"

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.manifest import Manifest, load_manifest
 from data.pixels import open_pixel_bank
@@ -14,6 +15,9 @@ from models.train import TrialData
 from tracking.server import tracking_server
 
 SIZE = 64
+# One thread: tests share the machine with the servers and workers they start, and thread pools that wait for a
+# busy core are slower than one thread that runs.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

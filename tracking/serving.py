@@ -34,6 +34,7 @@ from tracking.processes import (
     wait_until_answers,
 )
 
+ROWS = 32  # photos at a time
 START_SECONDS = 120.0  # downloading the model and importing PyTorch on a busy machine
 
 
@@ -124,11 +125,14 @@ def load_and_predict(model_uri: str, images: Sequence[bytes], tracking_uri: str)
     mlflow.set_tracking_uri(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="binsweep-model-") as folder:
         model = mlflow.pyfunc.load_model(model_uri, dst_path=folder)
+    rows: list[dict[str, Any]] = []
     try:
-        answers = model.predict(pd.DataFrame({"image": _base64(images)}))
+        for start in range(0, len(images), ROWS):
+            answers = model.predict(pd.DataFrame({"image": _base64(images[start : start + ROWS])}))
+            rows += answers.to_dict("records")
     except MlflowException as error:
         raise UserError(f"{model_uri} refuses: {error.message}", "give photos (JPEG, PNG or WebP)") from error
-    return [{key: _plain(value) for key, value in row.items()} for row in answers.to_dict("records")]
+    return [{key: _plain(value) for key, value in row.items()} for row in rows]
 
 
 def require_model(model_uri: str, tracking_uri: str) -> None:

@@ -5,7 +5,14 @@ import json
 import pytest
 import torch
 
-from models.network import ARCHITECTURES, HEADS, Counter, CounterConfig, build_backbone, interval_log_probabilities
+from models.network import (
+    ARCHITECTURES,
+    HEADS,
+    Counter,
+    CounterConfig,
+    build_backbone,
+    interval_log_probabilities,
+)
 
 CLASSES = (0, 1, 2, 4, 5)
 
@@ -18,7 +25,9 @@ def counter_of(backbone: str, head: str = "classify", size: int = 96) -> Counter
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (2, 96, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("backbone", ARCHITECTURES)

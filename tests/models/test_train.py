@@ -96,7 +96,9 @@ def test_what_is_frozen_stays_as_it_was(trial_data: TrialData) -> None:
     trained = counter_from(checkpoint).state_dict()
     fresh = counter_from(replace_state(checkpoint)).state_dict()
     changed = {key for key in trained if not torch.equal(trained[key], fresh[key])}
-    assert changed and all(key.startswith(("backbone.blocks5", "backbone.blocks6", "backbone.tail", "head")) for key in changed)
+    assert changed and all(
+        key.startswith(("backbone.blocks5", "backbone.blocks6", "backbone.tail", "head")) for key in changed
+    )
     assert any("running_mean" in key for key in changed)
 
 
@@ -141,7 +143,9 @@ def test_balanced_sampling_draws_rare_classes_as_often() -> None:
 
 
 def test_balanced_weights_change_what_is_learned(trial_data: TrialData) -> None:
-    plain, weighted = (losses(run(replace(SETTINGS, balance=b, epochs=1), trial_data)) for b in ("none", "weights"))  # type: ignore[arg-type]
+    plain, weighted = (
+        losses(run(replace(SETTINGS, balance=b, epochs=1), trial_data)) for b in ("none", "weights")
+    )  # type: ignore[arg-type]
     assert plain != weighted
 
 
@@ -158,7 +162,9 @@ def test_shifted_images_move_and_repeat_their_edge() -> None:
     assert moved[1, 0, :, 0].tolist() == [2, 3, 3, 3]
 
 
-def test_a_damaged_or_foreign_feature_bank_is_built_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_or_foreign_feature_bank_is_built_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
 
     def encode(images: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,9 @@ def test_lite_weights_give_the_same_features_as_the_whole_network(backbone: str)
         torch.testing.assert_close(reference.classifier(features), reference(images))
 
 
-def test_missing_imagenet_weights_name_what_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_imagenet_weights_name_what_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert set(available_offline()) == set(LITE)
     with pytest.raises(UserError) as caught:

@@ -17,7 +17,11 @@ GOOD: dict[str, Any] = {
     "name": "bins",
     "data": {"source": "./bins", "classes": [1, 2, 3]},
     "model": {"trainable": "head"},
-    "space": {"lr": {"low": 1e-4, "high": 0.1, "log": True}, "batch_size": [32, 64], "epochs": {"low": 4, "high": 8}},
+    "space": {
+        "lr": {"low": 1e-4, "high": 0.1, "log": True},
+        "batch_size": [32, 64],
+        "epochs": {"low": 4, "high": 8},
+    },
 }
 
 
@@ -54,7 +58,13 @@ def test_defaults_are_filled_in_and_the_goal_follows_the_metric() -> None:
 def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
     spec = parse_spec(broken("model.weight_decay", 0.5))
     chosen = spec.trial_settings({"lr": 0.02, "batch_size": 64, "epochs": 5}, seed=7)
-    assert (chosen.lr, chosen.batch_size, chosen.epochs, chosen.weight_decay, chosen.seed) == (0.02, 64, 5, 0.5, 7)
+    assert (chosen.lr, chosen.batch_size, chosen.epochs, chosen.weight_decay, chosen.seed) == (
+        0.02,
+        64,
+        5,
+        0.5,
+        7,
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,8 +155,24 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-_paths = st.sampled_from(["data", "data.classes", "data.split", "model", "model.lr", "space", "space.lr", "space.epochs",
-                          "space.backbone", "budget", "search", "objective.metric", "name", "register"])  # fmt: skip
+_paths = st.sampled_from(
+    [
+        "data",
+        "data.classes",
+        "data.split",
+        "model",
+        "model.lr",
+        "space",
+        "space.lr",
+        "space.epochs",
+        "space.backbone",
+        "budget",
+        "search",
+        "objective.metric",
+        "name",
+        "register",
+    ]
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -160,7 +186,9 @@ def test_no_document_raises_anything_but_the_users_error(path: str, value: Any) 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_but_the_users_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_no_bytes_raise_anything_but_the_users_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     file = tmp_path_factory.mktemp("fuzz") / "s.yaml"
     file.write_bytes(content)
     with pytest.raises(UserError):

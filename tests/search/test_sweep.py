@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from data.errors import UserError
 from search.promote import promote_sweep
 from search.spec import SweepSpec, parse_spec
-from search.sweep import Runner, SweepResult, find_folder, run_sweep
+from search.sweep import Runner, SweepResult, check_before_start, find_folder, prepare, run_sweep
 from tracking.serving import load_and_predict, predict, serve_model
 
 TRIALS = 5
@@ -36,6 +36,12 @@ def spec_of(bins: Path, **changes: Any) -> SweepSpec:
     return parse_spec({**raw, "data": {**raw["data"], "source": str(bins)}})
 
 
+def sweep(spec: SweepSpec, home: Path, runner: Runner, server: str) -> SweepResult:
+    """What the command line does, with a server that runs already."""
+    check_before_start(spec)
+    return run_sweep(spec, *prepare(spec, home), home, runner, server)
+
+
 @pytest.fixture(scope="module", params=["ray", "local"])
 def swept(
     request: pytest.FixtureRequest, bins: Path, server: str, tmp_path_factory: pytest.TempPathFactory
@@ -44,7 +50,7 @@ def swept(
     runner: Runner = request.param
     home = tmp_path_factory.mktemp(f"home-{runner}")
     name = f"small-{runner}"
-    return run_sweep(spec_of(bins, name=name), home, runner, server), home, name
+    return sweep(spec_of(bins, name=name), home, runner, server), home, name
 
 
 def children(server: str, name: str) -> tuple[Run, list[Run]]:
@@ -90,7 +96,13 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
         assert {"train_rmse", "val_mae", "val_accuracy_class_2", "images_per_second"} <= set(run.data.metrics)
         assert run.inputs.dataset_inputs[0].dataset.digest == tags["dataset.fingerprint"][:32]
         files = {file.path for file in client.list_artifacts(run.info.run_id, "validation")}
-        wanted = {"confusion_matrix.png", "confusion_matrix.csv", "per_class.csv", "mistakes.png", "predictions.csv"}
+        wanted = {
+            "confusion_matrix.png",
+            "confusion_matrix.csv",
+            "per_class.csv",
+            "mistakes.png",
+            "predictions.csv",
+        }
         assert files == {f"validation/{file}" for file in wanted}
         assert [f.path for f in client.list_artifacts(run.info.run_id, "weights")] == ["weights/best.pt"]
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
@@ -99,12 +111,20 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
     assert max(point.value for point in best) == result.leaderboard[0].value
 
 
-def test_promotion_serving_and_prediction(swept: tuple[SweepResult, Path, str], server: str, bins: Path) -> None:
-    result, home, name = swept
-    model, decision = promote_sweep(name, home, server)
+def test_promotion_serving_and_prediction(bins: Path, server: str, tmp_path: Path) -> None:
+    result = sweep(spec_of(bins, name="promoted", budget={"trials": 2}), tmp_path, "local", server)
+    model, first = promote_sweep("promoted", tmp_path, server)
+    assert first.promoted and first.champion is None
     champion = MlflowClient(server).get_model_version_by_alias(model, "champion")
-    assert decision.promoted == (champion.version == decision.version)
-    assert champion.tags["decision"] == "promoted" and "test accuracy" in champion.tags["decision.reason"]
+    assert champion.version == first.version and champion.tags["decision"] == "promoted"
+    assert "test accuracy" in champion.tags["decision.reason"]
+
+    model, second = promote_sweep(result.id, tmp_path, server)
+    assert not second.promoted and second.champion is not None and "does not beat" in second.reason
+    assert second.candidate == first.candidate
+    client = MlflowClient(server)
+    assert client.get_model_version_by_alias(model, "champion").version == first.version
+    assert client.get_model_version_by_alias(model, "challenger").version == second.version
 
     images = [file.read_bytes() for file in sorted((bins / "bin-images").iterdir())[:5]]
     uri = f"models:/{model}@champion"
@@ -116,23 +136,13 @@ def test_promotion_serving_and_prediction(swept: tuple[SweepResult, Path, str], 
         assert one["count"] == other["count"] and one["error"] == ""
         assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
         assert sum(other["probabilities"].values()) == pytest.approx(1, abs=1e-4)
-    assert mixed[0]["count"] == here[0]["count"] and "error" in mixed[1] and mixed[1]["error"]
-
-
-def test_the_same_candidate_does_not_beat_itself(
-    swept: tuple[SweepResult, Path, str], server: str
-) -> None:
-    _, home, name = swept
-    first = promote_sweep(name, home, server)[1]
-    second = promote_sweep(name, home, server)[1]
-    assert not second.promoted and second.champion is not None and "does not beat" in second.reason
-    assert second.candidate == first.candidate
+    assert mixed[0]["count"] == here[0]["count"] and mixed[1]["error"]
 
 
 def test_data_that_changed_since_the_sweep_is_not_promoted_on(
     swept: tuple[SweepResult, Path, str], server: str, tmp_path: Path
 ) -> None:
-    result, home, name = swept
+    result, _, _ = swept
     state = json.loads((result.folder / "sweep.json").read_text())
     other = tmp_path / "sweeps" / "small-9"
     other.mkdir(parents=True)
@@ -146,11 +156,11 @@ def test_a_seed_makes_the_local_runner_repeat_exactly(bins: Path, server: str, t
         return [(t.number, t.params, t.value, t.epoch, t.state, t.epochs_done) for t in result.leaderboard]
 
     spec = spec_of(bins, name="repeat", budget={"trials": 3})
-    first = run_sweep(spec, tmp_path, "local", server)
-    second = run_sweep(spec, tmp_path, "local", server)
+    first = sweep(spec, tmp_path, "local", server)
+    second = sweep(spec, tmp_path, "local", server)
     assert story(first) == story(second) and first.id != second.id
     other = spec_of(bins, name="repeat", budget={"trials": 3}, search={"seed": 1})
-    assert story(run_sweep(other, tmp_path, "local", server)) != story(first)
+    assert story(sweep(other, tmp_path, "local", server)) != story(first)
 
 
 @pytest.mark.parametrize("runner", ["ray", "local"])
@@ -167,7 +177,7 @@ def test_a_failing_trial_is_told_and_costs_nothing_else(
         search={"sampler": "grid", "stopping": "none"},
         objective={"metric": "val_loss"},
     )
-    result = run_sweep(spec, tmp_path, runner, server)
+    result = sweep(spec, tmp_path, runner, server)
     assert "space" in result.ended_by
     assert [t.settings.lr for t in result.leaderboard] == [0.001]
     assert [t.settings.lr for t in result.failed] == [900.0] and "nan" in result.failed[0].reason.lower()
@@ -179,7 +189,7 @@ def test_a_failing_trial_is_told_and_costs_nothing_else(
 
 def test_a_budget_of_minutes_stops_running_trials(bins: Path, server: str, tmp_path: Path) -> None:
     spec = spec_of(bins, name="short", budget={"trials": 500, "minutes": 0.05}, search={"stopping": "none"})
-    result = run_sweep(spec, tmp_path, "local", server)
+    result = sweep(spec, tmp_path, "local", server)
     assert "budget.minutes" in result.ended_by and 0 < len(result.leaderboard) < 500
 
 
@@ -192,9 +202,9 @@ def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_p
     ]
     for changes, said in cases:
         with pytest.raises(UserError, match=said):
-            run_sweep(spec_of(bins, **changes), tmp_path, "local", server)
+            sweep(spec_of(bins, **changes), tmp_path, "local", server)
     with pytest.raises(UserError, match="cpus_per_trial: 512 asked"):
-        run_sweep(spec_of(bins, resources={"cpus_per_trial": 512}), tmp_path, "ray", server)
+        sweep(spec_of(bins, resources={"cpus_per_trial": 512}), tmp_path, "ray", server)
     assert not (tmp_path / "sweeps").exists()
 
 

@@ -1,0 +1,211 @@
+"""The command line as a person meets it: real processes, their output and exit codes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from PIL import Image
+
+from search.cli import model_uri, parse_counts
+
+QUICK = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
+SPACE = {"lr": {"low": 1e-4, "high": 0.01, "log": True}, "batch_size": [8], "epochs": [3, 4]}
+
+
+def binsweep(
+    *arguments: str | Path, home: Path, timeout: float = 120, **env: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "search.cli", *map(str, arguments)],
+        env={**os.environ, "BINSWEEP_HOME": str(home), **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def write_spec(folder: Path, source: Path | str, **changes: object) -> Path:
+    raw = {"name": "cli", "data": {"source": str(source), "image_size": 64}, "space": SPACE, **changes}
+    file = folder / "spec.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    return file
+
+
+def mistaken(done: subprocess.CompletedProcess[str], *said: str) -> None:
+    """One message with all of `said`, exit code 2, no traceback, nothing on stdout."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    for text in said:
+        assert text in done.stderr
+
+
+def test_a_dry_run_checks_and_prints_the_resolved_spec(tmp_path: Path) -> None:
+    done = binsweep("sweep", QUICK, "--dry-run", "--set", "budget.trials=3", home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["budget"]["trials"] == 3
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("assignments", "said"),
+    [
+        (["budgett.trials=3"], ["budgett", "did you mean 'budget'"]),
+        (["resources.gpus_per_trial=64"], ["resources.gpus_per_trial", "64", "at most"]),
+        (["space.backbone=[resnet50]"], ["resnet50", "efficientnet_lite0"]),
+    ],
+)
+def test_mistakes_in_a_spec(tmp_path: Path, assignments: list[str], said: list[str]) -> None:
+    options = [part for assignment in assignments for part in ("--set", assignment)]
+    done = binsweep("sweep", QUICK, "--dry-run", *options, home=tmp_path, TORCH_HOME=str(tmp_path))
+    mistaken(done, *said)
+
+
+def test_mistakes_in_the_data(tmp_path: Path, bins: Path) -> None:
+    home = tmp_path / "home"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    mistaken(binsweep("sweep", write_spec(tmp_path, empty), "--runner", "local", home=home), str(empty))
+    mistaken(
+        binsweep("sweep", write_spec(tmp_path, tmp_path / "none"), "--runner", "local", home=home), "none"
+    )
+    large = write_spec(tmp_path, bins, space={**SPACE, "batch_size": [8, 4096]})
+    mistaken(binsweep("sweep", large, "--runner", "local", home=home), "batch_size", "4096")
+    assert not (home / "sweeps").exists()
+
+
+def test_a_tracking_server_that_is_not_there(tmp_path: Path, bins: Path) -> None:
+    done = binsweep(
+        "sweep", write_spec(tmp_path, bins), home=tmp_path, MLFLOW_TRACKING_URI="http://127.0.0.1:9"
+    )
+    mistaken(done, "http://127.0.0.1:9", "hint:")
+
+
+def test_a_port_that_is_taken(tmp_path: Path, server: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        mistaken(binsweep("ui", "--port", port, home=tmp_path), port)
+        done = binsweep("serve", "--port", port, home=tmp_path, MLFLOW_TRACKING_URI=server)
+        mistaken(done, port)
+
+
+def test_a_model_that_is_not_registered(tmp_path: Path, server: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+    for command in (
+        ["serve", "no-such-model"],
+        ["predict", str(tmp_path / "photo.jpg"), "--model", "no-such-model"],
+    ):
+        mistaken(binsweep(*command, home=tmp_path, MLFLOW_TRACKING_URI=server), "no-such-model", "hint:")
+
+
+def test_other_mistakes(tmp_path: Path) -> None:
+    mistaken(binsweep("promote", "nothing", home=tmp_path, MLFLOW_TRACKING_URI=""), "no sweep 'nothing'")
+    mistaken(binsweep("predict", tmp_path / "none.jpg", home=tmp_path), "no such file")
+    mistaken(binsweep("data", "synth", tmp_path / "out", "--classes", "five", home=tmp_path), "five")
+
+
+def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> None:
+    spec = write_spec(tmp_path, bins, budget={"trials": 2})
+    done = binsweep(
+        "sweep", spec, "--runner", "local", "--json", home=tmp_path / "home", MLFLOW_TRACKING_URI=server
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["sweep"] == "cli-1" and len(answer["leaderboard"]) == 2
+    assert set(answer["leaderboard"][0]["params"]) == set(SPACE)
+    assert "2/2 trials" in done.stderr
+
+
+def test_an_interrupted_sweep_ends_with_130_and_leaves_nothing_running(
+    tmp_path: Path, bins: Path, server: str
+) -> None:
+    spec = write_spec(tmp_path, bins, name="stopped", budget={"trials": 500})
+    home = tmp_path / "home"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search.cli", "sweep", str(spec)],
+        env={**os.environ, "BINSWEEP_HOME": str(home), "MLFLOW_TRACKING_URI": server},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if " completed " in line or " stopped " in line:
+            break
+    own = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(own, timeout=20)
+    assert alive == []
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("stopped")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.status == "KILLED"
+
+
+def test_doctor_has_a_line_for_everything(tmp_path: Path) -> None:
+    done = binsweep("doctor", "--json", home=tmp_path, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    findings = {line["name"]: line for line in json.loads(done.stdout)}
+    assert {"python", "versions", "cpu", "gpu", "/dev/shm", "disk", "ray", "mlflow", "weights"} <= set(
+        findings
+    )
+    assert done.returncode == 1 and not findings["mlflow"]["ok"] and findings["mlflow"]["remedy"]
+    assert findings["ray"]["ok"] and "efficientnet_lite0" in findings["weights"]["text"]
+
+
+def test_synth_renders_a_data_set(tmp_path: Path) -> None:
+    done = binsweep("data", "synth", tmp_path / "out", "--images", "6", "--size", "64", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out" / "bin-images").iterdir())) == 6
+
+
+def test_short_forms() -> None:
+    assert parse_counts("0-3") == [0, 1, 2, 3] and parse_counts("5,1") == [5, 1]
+    assert model_uri("m") == "models:/m@champion" and model_uri("m@x") == "models:/m@x"
+    assert model_uri("m/3") == "models:/m/3" and model_uri("runs:/a/b") == "runs:/a/b"
+
+
+def test_the_ui_answers_and_ends_on_interrupt(tmp_path: Path) -> None:
+    import requests
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search.cli", "ui", "--port", str(port)],
+        env={**os.environ, "BINSWEEP_HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert f":{port}" in process.stdout.readline()
+        assert requests.get(f"http://127.0.0.1:{port}/", timeout=20).ok
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the UI still listens")

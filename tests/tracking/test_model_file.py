@@ -1,0 +1,117 @@
+"""The served model needs nothing of this project, runs no pickle, and answers as the counter it was made from."""
+
+import ast
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+
+from models.network import ARCHITECTURES, HEADS, Counter, CounterConfig
+from tracking.model_file import model_source
+from tracking.registry import image_rows, register
+
+# Loads a model in a process where the project's packages cannot be imported.
+ALONE = """
+import importlib.abc, json, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("data", "models", "tracking", "search"):
+            raise ImportError(f"{name} must not be needed")
+sys.meta_path.insert(0, Refuse())
+import mlflow, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+answer = model.predict(pandas.DataFrame({"image": json.loads(sys.argv[2])}))
+print("ANSWER" + answer.to_json(orient="records"))
+"""
+
+
+def photo(seed: int, size: int = 96) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def registered(server: str, name: str, head: str = "classify") -> tuple[Counter, str, str]:
+    """A counter with random weights, registered as a model of its own; its URI and its run."""
+    torch.manual_seed(0)
+    architecture = ARCHITECTURES["mobilenet_v2"]
+    config = CounterConfig("mobilenet_v2", head, (0, 2, 3), 64, architecture.mean, architecture.std)
+    counter = Counter(config).eval()
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("model-file")
+    run = client.create_run(
+        experiment.experiment_id if experiment else client.create_experiment("model-file")
+    )
+    version = register(server, run.info.run_id, name, counter, {"note": "test"})
+    return counter, f"models:/{name}/{version.version}", run.info.run_id
+
+
+def test_the_source_imports_nothing_of_the_project() -> None:
+    tree = ast.parse(model_source())
+    modules = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {module.split(".")[0] for module in modules} & {"data", "models", "tracking", "search"}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_it_answers_alone_as_the_counter_does(server: str, tmp_path: Path, head: str) -> None:
+    counter, uri, _ = registered(server, f"alone-{head}", head)
+    images = [photo(seed, size=64) for seed in range(3)]
+    text = json.dumps([base64.b64encode(image).decode() for image in images])
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, uri, text],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_TRACKING_URI": server},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads(done.stdout.split("ANSWER")[1])
+    with torch.inference_mode():
+        pixels = np.stack([np.array(Image.open(io.BytesIO(image))) for image in images])
+        wanted = counter(torch.from_numpy(pixels)).exp().numpy()
+    for row, probabilities in zip(rows, wanted, strict=True):
+        said = [row["probabilities"][count] for count in ("0", "2", "3")]
+        np.testing.assert_allclose(said, probabilities, atol=1e-5)
+        assert row["count"] == (0, 2, 3)[probabilities.argmax()]
+        assert row["expected_count"] == pytest.approx(float(probabilities @ [0, 2, 3]), abs=1e-4)
+        assert row["error"] == ""
+
+
+def test_bad_rows_are_told_apart_and_an_all_bad_request_is_refused(server: str) -> None:
+    _, uri, _ = registered(server, "rows")
+    mlflow.set_tracking_uri(server)
+    model = mlflow.pyfunc.load_model(uri)
+    rows = image_rows([photo(1), b"no photo", b""])
+    rows.loc[3] = ["%%% not base64"]
+    answers = model.predict(rows)
+    assert answers["error"][0] == "" and all(answers["error"][1:])
+    assert answers["count"][0] in (0, 2, 3)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="no readable image"):
+        model.predict(rows.iloc[1:].reset_index(drop=True))
+    with pytest.raises(mlflow.exceptions.MlflowException, match="rows; at most"):
+        model.predict(image_rows([b"x"] * 300))
+
+
+def test_the_version_has_signature_example_and_no_pickle(server: str, tmp_path: Path) -> None:
+    _, uri, _ = registered(server, "stored")
+    mlflow.set_tracking_uri(server)
+    info = mlflow.models.get_model_info(uri)
+    assert info.signature is not None and info.signature.inputs.input_names() == ["image"]
+    folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path)))
+    assert (folder / "input_example.json").exists()
+    assert not list(folder.rglob("*.pkl"))
+    (weights,) = folder.rglob("weights.pt")
+    assert torch.load(weights, weights_only=True)
