@@ -18,12 +18,13 @@ State = Literal["running", "completed", "stopped", "failed"]
 
 @dataclass
 class TrialRecord:
-    """What is known of one trial; `value` is its best so far, at `epoch`."""
+    """What is known of one trial; `value` is its best so far, at `epoch`; `reason` says why it ended."""
 
     number: int
     params: dict[str, object]
     settings: Settings
     folder: Path
+    suggested: str
     reason: str = ""
     state: State = "running"
     value: float | None = None
@@ -103,7 +104,7 @@ class Controller:
         """A trial's worker is done: with all its epochs, or with an error. After a stop this changes nothing."""
         trial = self.trials[number]
         if trial.state == "running":
-            self._end(trial, "failed" if error else "completed", error)
+            self._end(trial, "failed" if error else "completed", error or "trained to its end")
 
     def error_of(self, number: int, otherwise: str) -> str:
         """The last line of the traceback that a failed trial's worker left behind, or `otherwise`."""
@@ -117,7 +118,7 @@ class Controller:
                 self._end(trial, "failed", reason)
 
     def _end(self, trial: TrialRecord, state: Literal["completed", "stopped", "failed"], reason: str) -> None:
-        trial.state, trial.reason, trial.ended = state, reason or trial.reason, time.time()
+        trial.state, trial.reason, trial.ended = state, reason, time.time()
         self._strategy.finish(trial.number, Outcome(state, reason))
         self._tell(lambda listener: listener.trial_ended(trial))
 

@@ -89,7 +89,7 @@ class Recorder:
             "seed": str(trial.settings.seed),
             "optuna.trial": str(trial.number),
             "arithmetic": arithmetic,
-            "suggested_because": trial.reason,
+            "suggested_because": trial.suggested,
             "binsweep.kind": "trial",
         }
         searched = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
@@ -105,7 +105,7 @@ class Recorder:
 
     def trial_ended(self, trial: TrialRecord) -> None:
         key, metric = trial_key(trial.number), self._spec.metric
-        self._log.tags(key, {"state": trial.state, "state.reason": trial.reason})
+        self._log.tags(key, {"state": trial.state, "ended_because": trial.reason})
         if trial.value is not None:
             best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
             self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})

@@ -27,6 +27,9 @@ _HOPELESS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALR
 _log = logging.getLogger(__name__)
 
 
+# Without it the UI greets people with its pages for language-model applications.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 class _NoRunError(Exception):
     """A run could be neither found nor made. Without it nothing could be sent, so this is never given up."""
 
@@ -102,7 +105,7 @@ class Sender:
             found = self._client.get_experiment_by_name(self._experiment)
             if found is None:
                 try:
-                    self._experiment_id = self._client.create_experiment(self._experiment)
+                    self._experiment_id = self._client.create_experiment(self._experiment, tags=EXPERIMENT_TAGS)
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise

@@ -41,7 +41,8 @@ def losses(kept: Kept) -> list[float]:
 def test_training_with_and_without_the_feature_bank_gives_the_same_losses(
     trial_data: TrialData, backbone: str, trainable: str
 ) -> None:
-    settings = replace(SETTINGS, backbone=backbone, trainable=trainable)  # type: ignore[arg-type]
+    # A rate at which training is stable: a chaotic run blows up the last bit of any two convolution kernels.
+    settings = replace(SETTINGS, backbone=backbone, trainable=trainable, lr=5e-4)  # type: ignore[arg-type]
     with_bank, without = (losses(run(settings, trial_data, stored)) for stored in (True, False))
     assert len(with_bank) == 6
     np.testing.assert_allclose(with_bank, without, rtol=1e-4)

@@ -157,20 +157,8 @@ _json = st.recursive(
 )
 _paths = st.sampled_from(
     [
-        "data",
-        "data.classes",
-        "data.split",
-        "model",
-        "model.lr",
-        "space",
-        "space.lr",
-        "space.epochs",
-        "space.backbone",
-        "budget",
-        "search",
-        "objective.metric",
-        "name",
-        "register",
+        *("data", "data.classes", "data.split", "model", "model.lr", "space", "space.lr", "space.epochs"),
+        *("space.backbone", "budget", "search", "objective.metric", "name", "register"),
     ]
 )
 

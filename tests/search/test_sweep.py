@@ -88,6 +88,7 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
         assert float(run.data.params["lr"]) == record.settings.lr
         assert {"backbone", "batch_size", "epochs", "weights", "trainable"} <= set(run.data.params)
         tags = run.data.tags
+        assert tags["ended_because"] == record.reason and tags["suggested_because"] == record.suggested
         assert tags["state"] == record.state and tags["seed"] == str(record.settings.seed)
         assert {"dataset.fingerprint", "device", "version.torch", "arithmetic"} <= set(tags)
         history = client.get_metric_history(run.info.run_id, "val_accuracy")
@@ -113,7 +114,9 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
 
 def test_promotion_serving_and_prediction(bins: Path, server: str, tmp_path: Path) -> None:
     result = sweep(spec_of(bins, name="promoted", budget={"trials": 2}), tmp_path, "local", server)
+    before = {run.info.run_id: run.info.end_time for run in children(server, "promoted")[1]}
     model, first = promote_sweep("promoted", tmp_path, server)
+    assert {run.info.run_id: run.info.end_time for run in children(server, "promoted")[1]} == before
     assert first.promoted and first.champion is None
     champion = MlflowClient(server).get_model_version_by_alias(model, "champion")
     assert champion.version == first.version and champion.tags["decision"] == "promoted"

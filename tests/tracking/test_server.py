@@ -98,7 +98,8 @@ def test_the_named_server_is_used_and_left_running(
     assert not (tmp_path / "mlflow").exists()
 
 
-@pytest.mark.parametrize("uri", [f"http://127.0.0.1:{free_port()}", "sqlite:///mlflow.db", "nonsense"])
+# Port 9 (discard): nothing listens there, and unlike a free port it is the same in every test process.
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:///mlflow.db", "nonsense"])
 def test_a_named_server_that_cannot_be_used_is_the_users_mistake(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
