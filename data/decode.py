@@ -57,6 +57,18 @@ def decode(source: bytes | Path, size: int | None = None) -> np.ndarray:
     raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are allowed")
 
 
+def dimensions(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels as the file's header says them, before any turning. Raises ImageError."""
+    kind = _kind(data)
+    try:
+        with _open(kind, data) as image:
+            return image.size
+    except Exception as error:
+        raise ImageError(
+            f"broken {kind} image: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
+
+
 def read(path: Path) -> bytes:
     """The content of an image file. Raises ImageError for what is no regular file of at most MAX_BYTES."""
     try:

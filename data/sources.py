@@ -1,14 +1,14 @@
 """The layouts in which bins lie on a disk, and the label of each image in them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.documents import parse_document
 from data.errors import UserError
+from data.layout import IMAGE_SUFFIXES, count_of
 from data.readonce import Finding, FindingCache, read_all
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LAYOUTS = (
     "either bin-images/ID.jpg with metadata/ID.json (EXPECTED_QUANTITY), "
     "or a folder for each count (1/, 2/, ...) with images"
@@ -43,7 +43,7 @@ def scan(root: Path, cache: FindingCache) -> tuple[list[Candidate], list[Skipped
     names = {entry.name for entry in _entries(root) if entry.is_dir()}
     if {"bin-images", "metadata"} <= names:
         return _scan_bucket(root, cache)
-    if any(_count(name) is not None for name in names):
+    if any(count_of(name) is not None for name in names):
         return _scan_folders(root)
     what = "has neither of the two layouts" if any(root.iterdir()) else "is empty"
     raise UserError(f"data.source {what}: {root}", f"a folder that holds {LAYOUTS}")
@@ -71,7 +71,7 @@ def _scan_folders(root: Path) -> tuple[list[Candidate], list[Skipped]]:
     candidates = []
     skipped = []
     for folder in _entries(root):
-        label = _count(folder.name)
+        label = count_of(folder.name)
         if label is None or not folder.is_dir():
             skipped.append(Skipped(folder.name, "not a folder named by a count (0, 1, 2, ...)"))
             continue
@@ -101,22 +101,10 @@ def _images(folder: Path, prefix: str) -> tuple[dict[str, Path], list[Skipped]]:
 def _quantity(document: Path) -> Finding:
     """The label in a bin's metadata, or why there is none."""
     try:
-        content = json.loads(document.read_bytes())
+        found = parse_document(document.read_bytes())
     except OSError as error:
         return None, f"cannot be read: {error.strerror}"
-    except (ValueError, RecursionError) as error:
-        return None, f"not JSON ({str(error).splitlines()[0]})"
-    if not isinstance(content, dict) or "EXPECTED_QUANTITY" not in content:
-        return None, "has no EXPECTED_QUANTITY"
-    quantity = content["EXPECTED_QUANTITY"]
-    if isinstance(quantity, bool) or not isinstance(quantity, int) or quantity < 0:
-        return None, f"EXPECTED_QUANTITY must be a whole number from 0, and is {str(quantity)[:40]!r}"
-    return quantity, ""
-
-
-def _count(name: str) -> int | None:
-    """The count that a folder's name says: plain decimal digits without leading zeros."""
-    return int(name) if name.isascii() and name.isdigit() and str(int(name)) == name else None
+    return found.label, found.reason
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from data.errors import UserError
+from search.data_commands import data_group
 
 DEFAULT_PORT, DEFAULT_UI_PORT = 5001, 5000
 
@@ -152,7 +153,7 @@ def serve(model: str, port: int) -> None:
 
     with tracking_server(home_folder()) as uri:
         code = serve_foreground(
-            model_uri(model), port, uri, ready=lambda url: print(f"serving {model} at {url}")
+            model_uri(model), port, uri, ready=lambda url: print(f"serving {model} at {url}", flush=True)
         )
     sys.exit(code)
 
@@ -199,35 +200,7 @@ def ui(port: int) -> None:
     )
 
 
-@cli.group("data")
-def data_group() -> None:
-    """Make and look at data sets."""
-
-
-@data_group.command()
-@click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--images", default=600, show_default=True, type=click.IntRange(1, 1_000_000))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Pixels a side.")
-@click.option("--classes", default="0-5", show_default=True, help="Counts, as 0-5 or 1,2,3.")
-def synth(dest: Path, images: int, seed: int, size: int, classes: str) -> None:
-    """Render synthetic bins into DEST, in the public bucket's layout."""
-    from data.synthetic import write_synthetic
-
-    write_synthetic(dest, images, seed, size, parse_counts(classes))
-    print(f"{images} bins in {dest}")
-
-
-def parse_counts(text: str) -> list[int]:
-    """`0-5` or `1,2,3` as a list; raises UserError for anything else."""
-    try:
-        low, dash, high = text.partition("-")
-        counts = list(range(int(low), int(high) + 1)) if dash else [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 0:
-        raise UserError(f"--classes {text}: not counts", "write 0-5 or 1,2,3")
-    return counts
+cli.add_command(data_group)
 
 
 @cli.command()

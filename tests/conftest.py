@@ -1,10 +1,14 @@
 """What the tests of every room share: small real data, made once."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
+import requests
 import torch
 
 from data.manifest import Manifest, load_manifest
@@ -67,3 +71,65 @@ def server(server_home: Path) -> Iterator[str]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with tracking_server(server_home) as uri:
             yield uri
+
+
+class S3:
+    """A real S3 server in a process of its own, with the faults of tests/s3_server.py."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._buckets = 0
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        self.client = boto3.client("s3", endpoint_url=self.url, region_name="us-east-1", **keys)
+
+    def bucket(self, folder: Path | None = None, prefix: str = "") -> str:
+        """A new bucket with the files of a folder in it."""
+        self._buckets += 1
+        name = f"bins-{self._buckets}"
+        if folder is None:
+            self.client.create_bucket(Bucket=name)
+        else:
+            wanted = {"folder": str(folder), "bucket": name, "prefix": prefix}
+            requests.put(f"{self.url}/-/load", params=wanted, timeout=60).raise_for_status()
+        return name
+
+    def put(self, bucket: str, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=bucket, Key=key, Body=data)
+
+    def faults(self, **faults: float) -> None:
+        none = {"latency": 0.0, "cut": 0.0, "deny": 0.0, "stall": 0.0}
+        requests.put(f"{self.url}/-/faults", params={**none, **faults}, timeout=10)
+
+    def gets(self) -> int:
+        """How many objects were asked for until now."""
+        counts = requests.get(f"{self.url}/-/counts", timeout=10).json()
+        return sum(n for name, n in counts.items() if name.startswith("GET ") and name != "GET bucket")
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[S3]:
+    script = Path(__file__).with_name("s3_server.py")
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield S3(int(process.stdout.readline()))
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def s3(s3_process: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3]:
+    """The server without faults, named in the environment as an engineer would."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_process.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3_process.faults()
+    yield s3_process
+    s3_process.faults()

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from search.cli import model_uri, parse_counts
+from search.cli import model_uri
+from search.data_commands import parse_counts
 
 QUICK = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 SPACE = {"lr": {"low": 1e-4, "high": 0.01, "log": True}, "batch_size": [8], "epochs": [3, 4]}

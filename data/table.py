@@ -1,0 +1,61 @@
+"""manifest.parquet: one row for each image of a data set, column by column, readable by everything."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.layout import Layout
+from data.ledger import Ledger
+from data.split import Split, assign
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("uri", pa.string()),
+        ("label", pa.int32()),
+        ("split", pa.string()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int64()),
+        ("item_names", pa.list_(pa.string())),
+        ("item_quantities", pa.list_(pa.int64())),
+    ]
+)
+_ROWS = 10_000
+_QUERY = """
+select c.id, min(i.name), c.label, c.split, i.sha256, i.width, i.height, i.size, d.names, d.quantities
+from chosen c join listed l using (id) join images i on i.name = l.name left join documents d on d.id = c.id
+where l.layout = ? and i.reason = '' group by c.id order by c.id
+"""
+
+
+def write_table(path: Path, ledger: Ledger, layout: Layout, uri: str) -> dict[int, int]:
+    """Write the readable images that a ledger has chosen, by ascending id; returns how many of each class.
+
+    The split is the folder's where the layout has one, else what a sweep without `data.split` would give.
+    """
+    counts: Counter[int] = Counter()
+    rows: list[tuple[object, ...]] = []
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+        for id, name, label, split, sha256, width, height, size, names, quantities in ledger.rows(
+            _QUERY, (layout,)
+        ):
+            where = split or assign(Split(), id, label)
+            goods = json.loads(names or "[]"), json.loads(quantities or "[]")
+            rows.append((id, f"{uri}/{name}", label, where, sha256, width, height, size, *goods))
+            counts[label] += 1
+            if len(rows) == _ROWS:
+                writer.write_batch(_batch(rows))
+                rows.clear()
+        writer.write_batch(_batch(rows))
+    return dict(sorted(counts.items()))
+
+
+def _batch(rows: list[tuple[object, ...]]) -> pa.RecordBatch:
+    columns = list(zip(*rows, strict=True)) or [() for _ in SCHEMA]
+    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)]
+    return pa.record_batch(arrays, schema=SCHEMA)

@@ -1,0 +1,163 @@
+"""The commands that make, fetch, send and look at data sets: `binsweep data ...`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from data.errors import UserError
+
+MEGABYTE = 1e6
+
+
+@click.group("data")
+def data_group() -> None:
+    """Make, fetch, send and look at data sets."""
+
+
+def parse_counts(text: str, option: str = "--classes") -> list[int]:
+    """`0-5` or `1,2,3` as a list; raises UserError for anything else."""
+    try:
+        low, dash, high = text.partition("-")
+        counts = list(range(int(low), int(high) + 1)) if dash else [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 0:
+        raise UserError(f"{option} {text}: not counts", "write 0-5 or 1,2,3")
+    return counts
+
+
+class Meter:
+    """Progress of named phases: a bar with rate and time left on a terminal, one line for each phase elsewhere."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}/s"),
+            TimeRemainingColumn(),
+        )
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._phase, self._task, self._done, self._start = "", TaskID(0), 0, time.time()
+
+    def __enter__(self) -> Meter:
+        self._bars.start()
+        return self
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if phase != self._phase:
+            self._end()
+            self._phase, self._start = phase, time.time()
+            self._task = self._bars.add_task(phase, total=None, rate="-")
+        self._done = done
+        if done % 20 == 0 or done == total:
+            rate = f"{done / max(time.time() - self._start, 1e-3):,.0f}"
+            self._bars.update(self._task, completed=done, total=total or None, rate=rate)
+
+    def _end(self) -> None:
+        from search.board import clock  # its imports take seconds
+
+        if self._phase:
+            seconds = time.time() - self._start
+            many = f"{self._done:,} in " if self._done else ""
+            print(f"{self._phase}: {many}{clock(seconds)}", file=sys.stderr, flush=True)
+            self._bars.remove_task(self._task)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._end()
+        self._bars.stop()
+
+
+@data_group.command()
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--images", default=600, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Pixels a side.")
+@click.option("--classes", default="0-5", show_default=True, help="Counts, as 0-5 or 1,2,3.")
+def synth(dest: Path, images: int, seed: int, size: int, classes: str) -> None:
+    """Render synthetic bins into DEST, in the public bucket's layout."""
+    from data.synthetic import write_synthetic
+
+    write_synthetic(dest, images, seed, size, parse_counts(classes))
+    print(f"{images} bins in {dest}")
+
+
+@data_group.command()
+@click.argument("source", metavar="s3://BUCKET[/PREFIX]")
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many images.")
+@click.option("--per-class", type=click.IntRange(1), help="At most so many images of each count.")
+@click.option(
+    "--ids", type=click.Path(path_type=Path), help="Only the images whose ids FILE lists, one a line."
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=int, help="Which ones --limit and --per-class take."
+)
+@click.option("--endpoint", metavar="URL", help="Another server than Amazon's; also AWS_ENDPOINT_URL.")
+@click.option(
+    "--workers", default=32, show_default=True, type=click.IntRange(1, 256), help="Requests at once."
+)
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def pull(
+    source: str,
+    dest: Path,
+    classes: str | None,
+    limit: int | None,
+    per_class: int | None,
+    ids: Path | None,
+    seed: int,
+    endpoint: str | None,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Fetch the wanted images of a bucket into DEST; the same command again goes on where it stopped."""
+    from dataclasses import asdict
+
+    from data.bucket import open_bucket, parse_place
+    from data.fetch import Wanted
+    from data.pull import PROBLEMS
+    from data.pull import pull as run
+    from search.board import clock
+
+    counts = tuple(sorted(set(parse_counts(classes)))) if classes else None
+    wanted = Wanted(counts, limit, per_class, _read_ids(ids), seed)
+    bucket = open_bucket(parse_place(source), endpoint, workers)
+    start = time.time()
+    with Meter() as meter:
+        pulled = run(bucket, dest, wanted, meter, workers)
+    if as_json:
+        print(json.dumps(asdict(pulled)))
+        return
+    many = ", ".join(f"{number:,} of {label}" for label, number in pulled.classes.items())
+    print(f"{pulled.images:,} images in {dest}: {many}")
+    seconds = time.time() - start
+    print(f"{pulled.fetched:,} objects, {pulled.bytes / MEGABYTE:,.1f} MB fetched in {clock(seconds)}")
+    if pulled.problems:
+        print(
+            f"{pulled.problems:,} problems in {dest / PROBLEMS}, of which {pulled.disagreements:,} labels "
+            "disagree with their items"
+        )
+
+
+def _read_ids(file: Path | None) -> tuple[str, ...] | None:
+    if file is None:
+        return None
+    try:
+        ids = tuple(sorted({line.strip() for line in file.read_text().splitlines()} - {""}))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--ids {file}: cannot be read ({error})", "a text file with one id a line"
+        ) from error
+    if not ids:
+        raise UserError(f"--ids {file}: lists no id", "a text file with one id a line")
+    return ids
