@@ -21,6 +21,9 @@ from optuna.distributions import (
 Value = str | int | float | bool
 
 
+ABSENT = object()  # the value of a mistake that is about a key, not about a value
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake in what a person wrote: where, the rule broken, the value received, what would be right."""
@@ -31,7 +34,8 @@ class Problem:
     hint: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.rule}, but got {self.value!r} ({self.hint})"
+        got = "" if self.value is ABSENT else f", but got {self.value!r}"
+        return f"{self.path}: {self.rule}{got} ({self.hint})"
 
 
 @dataclass(frozen=True)

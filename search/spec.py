@@ -13,10 +13,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import UserError
-from data.split import Split
+from data.split import Split, SplitBy
 from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
-from search.space import Choice, Dimension, Problem, Range, parse_space
+from search.space import ABSENT, Choice, Dimension, Problem, Range, parse_space
 
 METRICS = {
     **{f"{split}_{name}": goal for split in ("train", "val") for name, goal in [("accuracy", "maximize")]},
@@ -41,12 +41,13 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class SplitPart(_Part):
-    """Fractions of the three splits; `seed` draws another division."""
+    """Fractions of the three splits; `seed` draws another division; `by` says what is kept together."""
 
     train: Fraction = 0.6
     validation: Fraction = 0.2
     test: Fraction = 0.2
     seed: int = 0
+    by: SplitBy = "id"
 
 
 class DataPart(_Part):
@@ -168,9 +169,9 @@ def _shape_problems(error: ValidationError) -> list[Problem]:
         key = ".".join(str(step) for step in path)
         if item["type"] == "extra_forbidden":
             hint = _nearest(str(path[-1]), _known_keys(path))
-            problems.append(Problem(key, "unknown key", None, hint))
+            problems.append(Problem(key, "unknown key", ABSENT, hint))
         elif item["type"] == "missing":
-            problems.append(Problem(key, "required key is missing", None, f"add {key}"))
+            problems.append(Problem(key, "required key is missing", ABSENT, f"add {key}"))
         else:
             rule = item["msg"][0].lower() + item["msg"][1:]
             problems.append(Problem(key, rule, item["input"], "see README.md for an example"))
@@ -207,7 +208,7 @@ def _settings_problems(model: Mapping[str, Any], space: Mapping[str, Dimension])
         for name, value in values.items():
             path = f"{section}.{name}"
             if name not in TYPES or (section, name) == ("space", "seed"):
-                problems.append(Problem(path, "no such setting", None, _nearest(name, list(TYPES))))
+                problems.append(Problem(path, "no such setting", ABSENT, _nearest(name, list(TYPES))))
                 continue
             options = value if isinstance(value, list) else values_of(value)
             if isinstance(value, Range) and TYPES[name] is str:
@@ -240,7 +241,7 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
     if file.search.sampler == "grid":
         endless = [k for k, v in space.items() if isinstance(v, Range) and v.step is None and not v.is_int]
         hint = "list the values, or give a step"
-        problems += [Problem(f"space.{k}", "a grid needs finitely many values", None, hint) for k in endless]
+        problems += [Problem(f"space.{k}", "a grid needs finitely many values", ABSENT, hint) for k in endless]
 
     def may(name: str) -> list[Any]:
         return values_of(space[name]) if name in space else [model.get(name, _example(name))]
