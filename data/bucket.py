@@ -18,6 +18,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import boto3
 import urllib3
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
 from botocore import UNSIGNED
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -48,6 +50,8 @@ _RETRIES = urllib3.Retry(
     redirect=0,
     raise_on_status=False,
 )
+# The threads are ours; boto3 would start more for each file. Below the threshold an ETag is the content's MD5.
+_UPLOAD = TransferConfig(multipart_threshold=64 * 2**20, use_threads=False)
 _SLOW_DOWN = (429, 503)
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
@@ -130,7 +134,8 @@ class Bucket:
         self.place = place
         self.gate = Gate(workers)
         self._client, self._credentials = client, credentials
-        self._base = f"{client.meta.endpoint_url}/{place.bucket}/"
+        self.endpoint: str = client.meta.endpoint_url
+        self._base = f"{self.endpoint}/{place.bucket}/"
         limits = urllib3.Timeout(connect=min(5.0, timeout), read=timeout)
         settings: dict[str, Any] = {"maxsize": workers, "retries": _RETRIES, "timeout": limits}
         if bundle := os.environ.get("AWS_CA_BUNDLE"):
@@ -176,10 +181,10 @@ class Bucket:
         raise ObjectError(f"{key}: the content received does not have the checksum {etag}")
 
     def put(self, name: str, file: Path) -> None:
-        """Upload a file, in parts where it is large."""
+        """Upload a file, in parts where it is large; an object appears whole or not at all."""
         try:
-            self._client.upload_file(str(file), self.place.bucket, self.place.prefix + name)
-        except (ClientError, BotoCoreError, boto3.exceptions.S3UploadFailedError) as error:
+            self._client.upload_file(str(file), self.place.bucket, self.place.prefix + name, Config=_UPLOAD)
+        except (ClientError, BotoCoreError, S3UploadFailedError) as error:
             raise explained(self.place, self._client, error) from error
 
     def _signed(self, url: str) -> dict[str, str]:

@@ -72,26 +72,33 @@ def load_manifest(
 ) -> Manifest:
     """Read a source once: find its images and labels, check and hash every image of a wanted class.
 
-    `source` is a folder in one of the layouts of `data.sources`, or synthetic://?images=600&seed=0. `classes`
-    are the labels to keep, None for all that occur. What was read is remembered under `home`, so that a
-    second load only looks at the dates of the files. `progress(done, total)` counts images.
+    `source` is a folder or an s3:// address with one of the layouts of `data.sources`, or
+    synthetic://?images=600&seed=0. `classes` are the labels to keep, None for all that occur. What was fetched
+    and read is remembered under `home`, so that a second load only compares dates or a listing.
+    `progress(done, total)` counts images.
 
-    Raises UserError for a source that does not exist, is empty or has neither layout, for a class without a
-    readable image, for fewer than two classes, and for an empty split.
+    Raises UserError for a source that does not exist, is empty or has none of the layouts, for a class without
+    a readable image, for fewer than two classes, for an empty split, and for one that the folders contradict.
     """
     wanted = None if classes is None else _checked(classes)
-    root = render_source(source, home, progress) if is_synthetic(source) else _folder(source)
+    root, absent = _local(source, wanted, home, progress)
     cache = FindingCache(root, home)
     candidates, skipped = scan(root, cache)
+    skipped += absent
+    _check_folders(source, split, candidates)
     chosen = [c for c in candidates if wanted is None or c.label in wanted]
     findings = read_all([c.path for c in chosen], _content, cache, progress)
-    items = []
+    readable = []
     for candidate, (sha256, reason) in zip(chosen, findings, strict=True):
         if isinstance(sha256, str):
-            name = assign(split, candidate.id, candidate.label)
-            items.append(Item(candidate.id, candidate.path, candidate.label, name, sha256))
+            readable.append((candidate, sha256))
         else:
             skipped.append(Skipped(candidate.id, f"{candidate.path.relative_to(root)}: {reason}"))
+    splits = _splits(split, [candidate for candidate, _ in readable], root, home)
+    items = [
+        Item(candidate.id, candidate.path, candidate.label, name, sha256)
+        for (candidate, sha256), name in zip(readable, splits, strict=True)
+    ]
     items.sort(key=lambda item: item.id)
     skipped.sort(key=lambda one: (one.id, one.reason))
     kept = wanted or tuple(sorted({item.label for item in items}))
@@ -110,14 +117,49 @@ def _checked(classes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(classes))
 
 
-def _folder(source: str) -> Path:
+def _local(
+    source: str, classes: tuple[int, ...] | None, home: Path, progress: Progress | None
+) -> tuple[Path, list[Skipped]]:
+    """The folder in which a source lies on this machine, and what could not be brought there."""
     scheme, separator, _ = source.partition("://")
+    if is_synthetic(source):
+        return render_source(source, home, progress), []
+    if scheme == "s3" and separator:
+        from data.remote import (
+            fetch_source,  # boto3 takes a second to import, and a bare GPU machine has none
+        )
+
+        return fetch_source(source, classes, home, progress)
     if separator:
         raise UserError(
             f"data.source: nothing reads {scheme}://, received {source}",
-            "a folder, or synthetic://?images=600",
+            "a folder, s3://BUCKET/PREFIX, or synthetic://?images=600",
         )
-    return Path(source).expanduser()
+    return Path(source).expanduser(), []
+
+
+def _check_folders(source: str, split: Split, candidates: Sequence[Candidate]) -> None:
+    divided = any(candidate.split for candidate in candidates)
+    if divided and split.by != "folder":
+        raise UserError(
+            f"data.split.by is {split.by}, and {source} is already divided into train/, validation/ and test/",
+            "data.split.by: folder",
+        )
+    if split.by == "folder" and not divided and candidates:
+        raise UserError(
+            f"data.split.by is folder, and {source} is not divided into train/, validation/ and test/",
+            "data.split.by: id or group",
+        )
+
+
+def _splits(split: Split, candidates: Sequence[Candidate], root: Path, home: Path) -> list[SplitName]:
+    if split.by == "group":
+        from data.groups import group_heads  # its libraries take a second to import
+
+        heads = group_heads(candidates, root, home)
+    else:
+        heads = list(candidates)
+    return [head.split or assign(split, head.id, head.label) for head in heads]
 
 
 def _content(path: Path) -> Finding:

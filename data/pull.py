@@ -16,9 +16,10 @@ from data.errors import UserError
 from data.fetch import STATE, Report, Wanted, fetch
 from data.layout import Layout
 from data.ledger import Ledger
-from data.table import write_table
+from data.sources import BESIDE
+from data.table import ledger_rows, write_table
 
-MANIFEST, PROBLEMS = "manifest.parquet", "problems.csv"
+MANIFEST, PROBLEMS = BESIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def pull(bucket: Bucket, dest: Path, wanted: Wanted, report: Report, workers: in
         _remove_unchosen(dest, ledger, layout)
         report("writing the manifest", 0, 0)
         beside = dest / STATE / MANIFEST
-        counts = write_table(beside, ledger, layout, bucket.place.uri)
+        counts = write_table(beside, ledger_rows(ledger, layout, bucket.place.uri))
         if not counts:
             raise UserError(
                 f"{bucket.place.uri} has no image that is wanted{_first_problem(ledger)}",

@@ -24,11 +24,11 @@ _BATCH = 256
 
 
 class FindingCache:
-    """Findings of the files under one root, in one JSON file under `home`/cache, keyed by path and stamp."""
+    """Findings of one kind of the files under a root: a JSON file in `home`/cache, keyed by path and stamp."""
 
-    def __init__(self, root: Path, home: Path) -> None:
+    def __init__(self, root: Path, home: Path, kind: str = "source") -> None:
         name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-        self._path = home / "cache" / f"source-{name}.json"
+        self._path = home / "cache" / f"{kind}-{name}.json"
         self._root = root
         self._known: dict[str, tuple[Stamp, Finding]] = {}
         try:

@@ -8,20 +8,23 @@ from data.documents import parse_document
 from data.errors import UserError
 from data.layout import IMAGE_SUFFIXES, count_of
 from data.readonce import Finding, FindingCache, read_all
+from data.split import SPLITS, SplitName
 
+BESIDE = ("manifest.parquet", "problems.csv")  # what a pull writes beside the images
 LAYOUTS = (
     "either bin-images/ID.jpg with metadata/ID.json (EXPECTED_QUANTITY), "
-    "or a folder for each count (1/, 2/, ...) with images"
+    "or a folder for each count (1/, 2/, ...) with images, or such folders in train/, validation/ and test/"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An image whose label is known and whose file nobody has opened yet."""
+    """An image whose label is known and whose file nobody has opened yet; `split` where the folders say it."""
 
     id: str
     label: int
     path: Path
+    split: SplitName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Skipped:
 def scan(root: Path, cache: FindingCache) -> tuple[list[Candidate], list[Skipped]]:
     """All labelled images under `root`, and what else is there (except names with a leading dot).
 
-    Raises UserError when `root` is not a folder, is empty, or has neither layout.
+    Raises UserError when `root` is not a folder, is empty, or has none of the layouts.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
@@ -45,7 +48,9 @@ def scan(root: Path, cache: FindingCache) -> tuple[list[Candidate], list[Skipped
         return _scan_bucket(root, cache)
     if any(count_of(name) is not None for name in names):
         return _scan_folders(root)
-    what = "has neither of the two layouts" if any(root.iterdir()) else "is empty"
+    if names & set(SPLITS):
+        return _scan_splits(root)
+    what = "has none of the layouts" if any(root.iterdir()) else "is empty"
     raise UserError(f"data.source {what}: {root}", f"a folder that holds {LAYOUTS}")
 
 
@@ -66,18 +71,33 @@ def _scan_bucket(root: Path, cache: FindingCache) -> tuple[list[Candidate], list
     return candidates, skipped
 
 
-def _scan_folders(root: Path) -> tuple[list[Candidate], list[Skipped]]:
+def _scan_splits(root: Path) -> tuple[list[Candidate], list[Skipped]]:
+    """train/, validation/ and test/, each with a folder for each class."""
+    candidates, skipped = [], []
+    for folder in _entries(root):
+        if folder.name in SPLITS and folder.is_dir():
+            some, others = _scan_folders(folder, folder.name)
+            candidates += some
+            skipped += others
+        elif folder.name not in BESIDE:
+            skipped.append(Skipped(folder.name, "not a folder named train, validation or test"))
+    return candidates, skipped
+
+
+def _scan_folders(root: Path, split: SplitName | None = None) -> tuple[list[Candidate], list[Skipped]]:
     """A folder for each class, named by its count."""
-    candidates = []
+    candidates: list[Candidate] = []
     skipped = []
+    above = f"{split}/" if split else ""
     for folder in _entries(root):
         label = count_of(folder.name)
-        if label is None or not folder.is_dir():
-            skipped.append(Skipped(folder.name, "not a folder named by a count (0, 1, 2, ...)"))
-            continue
-        images, others = _images(folder, prefix=f"{label}/")
-        candidates += [Candidate(id, label, path) for id, path in images.items()]
-        skipped += others
+        if label is not None and folder.is_dir():
+            images, others = _images(folder, prefix=f"{above}{label}/")
+            candidates += [Candidate(id, label, path, split) for id, path in images.items()]
+            skipped += others
+        elif split or folder.name not in BESIDE:
+            reason = "not a folder named by a count (0, 1, 2, ...)"
+            skipped.append(Skipped(f"{above}{folder.name}", reason))
     return candidates, skipped
 
 

@@ -8,11 +8,13 @@ from data.errors import UserError
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+# id: each image by itself; group: what looks alike or holds the same items together; folder: as the source says.
+SplitBy = Literal["id", "group", "folder"]
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Fractions of the three splits, and the seed that shuffles between them.
+    """Fractions of the three splits, the seed that shuffles between them, and what is divided.
 
     Raises UserError unless each fraction is above 0 and they add up to 1.
     """
@@ -21,6 +23,7 @@ class Split:
     validation: float = 0.2
     test: float = 0.2
     seed: int = 0
+    by: SplitBy = "id"
 
     def __post_init__(self) -> None:
         shares = {"train": self.train, "validation": self.validation, "test": self.test}

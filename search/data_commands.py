@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -147,6 +149,48 @@ def pull(
             f"{pulled.problems:,} problems in {dest / PROBLEMS}, of which {pulled.disagreements:,} labels "
             "disagree with their items"
         )
+
+
+@data_group.command()
+@click.argument("source")
+@click.argument("dest", metavar="s3://BUCKET[/PREFIX]")
+@click.option(
+    "--layout",
+    type=click.Choice(["same", "splits"]),
+    default="same",
+    show_default=True,
+    help="same: as the files lie; splits: train/, validation/ and test/, each with a folder for each count.",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["id", "group", "folder"]),
+    default="id",
+    show_default=True,
+    help="What the splits divide.",
+)
+@click.option("--endpoint", metavar="URL", help="Another server than Amazon's; also AWS_ENDPOINT_URL.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_json: bool) -> None:
+    """Send the readable images of SOURCE to a bucket, with their metadata and manifest.parquet."""
+    from dataclasses import asdict
+
+    from data.bucket import open_bucket, parse_place
+    from data.manifest import load_manifest
+    from data.push import push as run
+    from data.split import Split
+    from search.cli import home_folder
+
+    bucket = open_bucket(parse_place(dest), endpoint, empty=True)
+    with Meter() as meter:
+        manifest = load_manifest(source, None, Split(by=by), home_folder(), partial(meter, "reading"))
+        pushed = run(manifest, bucket, layout, meter)
+    if as_json:
+        print(json.dumps(asdict(pushed)))
+        return
+    print(f"{pushed.images:,} images in {dest}: {pushed.sent:,} of {pushed.objects:,} objects sent")
+    if manifest.skipped:
+        first = manifest.skipped[0]
+        print(f"left out {len(manifest.skipped)} (first: {first.id}: {first.reason})", file=sys.stderr)
 
 
 def _read_ids(file: Path | None) -> tuple[str, ...] | None:

@@ -4,7 +4,8 @@
 
 It prints its port. PUT /-/faults?latency=0.02&cut=0.1&deny=1&stall=0.1 sets the faults of all later requests:
 seconds before an answer, the share of bodies that are cut in the middle, whether everything is forbidden, the
-share of answers that never come. PUT /-/load?folder=DIR&bucket=NAME&prefix=P/ fills a new bucket. GET /-/counts tells how often each method and path prefix was asked for.
+share of answers that never come. PUT /-/load?folder=DIR&bucket=NAME&prefix=P/ fills a new bucket. GET
+/-/counts tells how often each method and path prefix was asked for.
 """
 
 import argparse

@@ -285,8 +285,8 @@ def test_sources_that_are_none(bins: ModuleType, case: str, tmp_path: Path, home
         "absent": "does not exist",
         "file": "is not a folder",
         "empty": "is empty",
-        "neither": "neither of the two layouts",
-        "half a bucket": "neither of the two layouts",
+        "neither": "none of the layouts",
+        "half a bucket": "none of the layouts",
         "scheme": "nothing reads ftp://",
     }[case]
     with pytest.raises(UserError, match=says) as caught:

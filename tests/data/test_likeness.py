@@ -1,0 +1,44 @@
+"""Near duplicates are found, all of them, and quickly."""
+
+import time
+
+import numpy as np
+from PIL import Image
+
+from data.likeness import NEAR, components, near_pairs, pixels_hash
+from data.scene import render
+
+
+def test_every_near_pair_is_joined_and_no_other() -> None:
+    rng = np.random.default_rng(0)
+    base = [int(x) for x in rng.integers(0, 2**63, 60, dtype=np.uint64)]
+    values = list(base)
+    for value in base:
+        for flips in range(6):
+            bits = rng.choice(64, flips, replace=False)
+            values.append(value ^ sum(1 << int(bit) for bit in bits))
+    found = components(len(values), near_pairs([f"{value:016x}" for value in values]))
+    naive = [
+        (a, b) for a in range(len(values)) for b in range(a) if (values[a] ^ values[b]).bit_count() <= NEAR
+    ]
+    wanted = components(len(values), np.array(naive))
+    assert len(set(found)) == len(set(wanted)) and len(set(zip(found, wanted, strict=True))) == len(
+        set(wanted)
+    )
+
+
+def test_a_hundred_thousand_take_seconds_even_when_all_are_equal() -> None:
+    rng = np.random.default_rng(0)
+    start = time.process_time()
+    near_pairs([f"{x:016x}" for x in rng.integers(0, 2**63, 100_000, dtype=np.uint64)])
+    assert len(near_pairs(["00000000000000ff"] * 100_000)) == 99_999
+    assert len(near_pairs([])) == 0
+    assert time.process_time() - start < 20
+
+
+def test_a_photo_saved_again_is_near_and_another_is_not() -> None:
+    first, second = (render(0, index, 224, [2])[0] for index in (0, 1))
+    again = first.resize((180, 180), Image.Resampling.BILINEAR)
+    hashes = [pixels_hash(np.asarray(image)) for image in (first, second, again)]
+    assert len(set(components(3, near_pairs(hashes)).tolist())) == 2
+    assert len(set(components(2, near_pairs(hashes[::2])).tolist())) == 1

@@ -1,0 +1,143 @@
+"""A bucket is a source like a folder: same split, same fingerprint, fetched once, noticed when it changes."""
+
+import json
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from data.bucket import open_bucket, parse_place
+from data.errors import UserError
+from data.manifest import Manifest, load_manifest
+from data.push import Arrangement, Pushed, push
+from data.split import SPLITS, Split
+
+
+def load(source: object, home: Path, classes: list[int] | None = None, by: Any = "id") -> Manifest:
+    return load_manifest(str(source), classes, Split(by=by), home)
+
+
+def send(manifest: Manifest, uri: str, arrangement: Arrangement = "same") -> Pushed:
+    return push(manifest, open_bucket(parse_place(uri), empty=True), arrangement, lambda *_: None, 8)
+
+
+@pytest.mark.parametrize("layout", ["bucket", "folders"])
+def test_same_as_the_folder(s3: Any, bins: ModuleType, tmp_path: Path, home: Path, layout: str) -> None:
+    write = bins.write_bucket if layout == "bucket" else bins.write_folders
+    root = write(tmp_path / "bins", bins.COUNTS)
+    source = f"s3://{s3.bucket(root, 'a/')}/a"
+    local, remote = load(root, home), load(source, home)
+    assert remote.fingerprint == local.fingerprint and remote.source == source
+    assert [item.split for item in remote.items] == [item.split for item in local.items]
+    asked = s3.gets()
+    assert load(source, home) == remote
+    assert s3.gets() == asked
+
+
+def test_classes_share_one_cache(s3: Any, bucket: Path, home: Path) -> None:
+    source = f"s3://{s3.bucket(bucket)}"
+    asked = s3.gets()
+    few = load(source, home, [0, 1])
+    assert s3.gets() - asked == 45 + 29
+    assert load(source, home).fingerprint == load(bucket, home).fingerprint
+    assert s3.gets() - asked == 45 + 16 + 45  # the documents of class 2 were read, not kept
+    assert load(source, home, [0, 1]).fingerprint == few.fingerprint == load(bucket, home, [0, 1]).fingerprint
+
+
+def test_changes_are_noticed(s3: Any, bins: ModuleType, bucket: Path, home: Path) -> None:
+    name = s3.bucket(bucket)
+    prints = [load(f"s3://{name}", home, [0, 1]).fingerprint]
+    bins.paint(bucket / "bin-images" / "00001.jpg", 321)
+    (bucket / "metadata" / "00002.json").write_text('{"EXPECTED_QUANTITY": 2}')
+    (bucket / "metadata" / "00003.json").write_text('{"EXPECTED_QUANTITY": 1}')
+    for key in ("bin-images/00001.jpg", "metadata/00002.json", "metadata/00003.json"):
+        s3.put(name, key, (bucket / key).read_bytes())
+        prints.append(load(f"s3://{name}", home, [0, 1]).fingerprint)
+    s3.client.delete_object(Bucket=name, Key="bin-images/00004.jpg")
+    s3.client.delete_object(Bucket=name, Key="metadata/00005.json")
+    (bucket / "bin-images" / "00004.jpg").unlink()
+    (bucket / "metadata" / "00005.json").unlink()
+    last = load(f"s3://{name}", home, [0, 1])
+    assert len({*prints, last.fingerprint}) == 5
+    assert last.fingerprint == load(bucket, home, [0, 1]).fingerprint
+
+
+def test_what_cannot_be_used_is_listed(s3: Any, bucket: Path, home: Path) -> None:
+    (bucket / "metadata" / "00001.json").write_text("{")
+    (bucket / "bin-images" / "00002.jpg").write_bytes(b"")
+    (bucket / "bin-images" / "00003.jpg").unlink()
+    remote = load(f"s3://{s3.bucket(bucket)}", home)
+    assert [one.id for one in remote.skipped] == [one.id for one in load(bucket, home).skipped]
+    assert len(remote.items) == 42
+
+
+def test_processes_that_ask_at_once_fetch_once(s3: Any, bucket: Path, home: Path) -> None:
+    source, asked = f"s3://{s3.bucket(bucket)}", s3.gets()
+    s3.faults(latency=0.02)
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(load(source, home).fingerprint)) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 3 and len(set(found)) == 1
+    assert s3.gets() - asked == 90
+
+
+def test_no_image_of_a_class(s3: Any, bucket: Path, home: Path) -> None:
+    with pytest.raises(UserError, match="has no image of class 7, 8"):
+        load(f"s3://{s3.bucket(bucket)}", home, [7, 8])
+    with pytest.raises(UserError, match="no bucket"):
+        load("s3://nobody-has-this", home)
+
+
+def test_push_and_back(s3: Any, bucket: Path, home: Path) -> None:
+    local, uri = load(bucket, home), f"s3://{s3.bucket()}/deep"
+    assert send(local, uri) == Pushed(45, 90, 90)
+    assert load(uri, home).fingerprint == local.fingerprint
+    (bucket / "metadata" / "00004.json").write_text('{"EXPECTED_QUANTITY": 1}')
+    local = load(bucket, home)
+    assert send(local, uri).sent == 1
+    key = "deep/manifest.parquet"
+    (home / "table").write_bytes(s3.client.get_object(Bucket=uri[5:-5], Key=key)["Body"].read())
+    rows = pq.read_table(home / "table").to_pylist()
+    assert [(r["id"], r["split"], r["sha256"]) for r in rows] == [
+        (i.id, i.split, i.sha256) for i in local.items
+    ]
+    assert rows[0]["uri"] == f"{uri}/bin-images/00000.jpg"
+
+
+def test_push_by_splits_and_read_by_folder(s3: Any, bucket: Path, home: Path, tmp_path: Path) -> None:
+    local, uri = load(bucket, home), f"s3://{s3.bucket()}"
+    assert send(local, uri, "splits").objects == 45
+    remote = load(uri, home, by="folder")
+    for name in SPLITS:
+        assert sorted(i.sha256 for i in remote.split(name)) == sorted(i.sha256 for i in local.split(name))
+    with pytest.raises(UserError, match=r"data\.split\.by is id, and .* is already divided"):
+        load(uri, home)
+    with pytest.raises(UserError, match=r"data\.split\.by is folder, and .* is not divided"):
+        load(bucket, home, by="folder")
+
+
+def test_groups_stay_on_one_side(bins: ModuleType, bucket: Path, home: Path) -> None:
+    """Same items or near duplicates together; all else exactly as by id."""
+    same = [f"{index:05d}" for index in range(14, 28)]
+    for id in same:
+        document = {"BIN_FCSKU_DATA": {"B": {"quantity": 1}, "A": {"quantity": 2}}, "EXPECTED_QUANTITY": 1}
+        (bucket / "metadata" / f"{id}.json").write_text(json.dumps(document))
+    alike = [f"{index:05d}" for index in range(29, 45, 2)]
+    for index, id in enumerate(alike):
+        path = bucket / "bin-images" / f"{id}.jpg"
+        path.write_bytes((bucket / "bin-images" / "00029.jpg").read_bytes() + b"\0" * index)
+    by_id = {item.id: item.split for item in load(bucket, home).items}
+    by_group = {item.id: item.split for item in load(bucket, home, by="group").items}
+    for together in (same, alike):
+        assert len({by_id[id] for id in together}) > 1
+        assert {by_group[id] for id in together} == {by_id[together[0]]}
+    assert all(by_group[id] == by_id[id] for id in by_id if id not in same + alike)
+    assert {item.id: item.split for item in load(bucket, home, by="group").items} == by_group

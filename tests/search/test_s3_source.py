@@ -1,0 +1,33 @@
+"""A sweep from s3:// learns exactly what one from the folder learns."""
+
+from pathlib import Path
+from typing import Any
+
+from models.settings import Settings
+from models.train import train
+from search.spec import parse_spec
+from search.sweep import prepare
+
+
+def first_loss(source: str, home: Path) -> tuple[str, list[Any], float]:
+    raw = {
+        "name": "here-or-there",
+        "data": {"source": source, "image_size": 64, "split": {"by": "group"}},
+        "model": {"weights": "none"},
+        "space": {"lr": [0.01], "batch_size": [8]},
+    }
+    manifest, data = prepare(parse_spec(raw), home)
+    losses = []
+
+    def report(epoch: int, metrics: dict[str, float], checkpoint: Any) -> bool:
+        losses.append(metrics["train_loss"])
+        return False
+
+    train(Settings(weights="none", batch_size=8, lr=0.01, epochs=3), data, report)
+    return manifest.fingerprint, [item.split for item in manifest.items], losses[0]
+
+
+def test_same_split_fingerprint_and_first_loss(s3: Any, bins: Path, tmp_path: Path) -> None:
+    here = first_loss(str(bins), tmp_path / "a")
+    there = first_loss(f"s3://{s3.bucket(bins)}", tmp_path / "b")
+    assert there == here
