@@ -50,8 +50,9 @@ def open_strategy(
 
 
 def _rule(stopping: StoppingName, max_epochs: int) -> StoppingRule:
-    # Three decisions at a 27th, a 9th and a third of the longest training; before that a value says little.
-    first = max(1, round(max_epochs / ETA**3))
+    # Two decisions, at a 9th and a third of the longest training: under a one-cycle schedule the first epochs
+    # only warm up, and ranking them stops good trials (docs/search.md has the figures).
+    first = max(1, round(max_epochs / ETA**2))
     return {"asha": asha(first, ETA, max_epochs), "median": median(first), "none": never}[stopping]
 
 
