@@ -15,7 +15,7 @@ from data.readonce import Finding
 
 # Bits of 64 that may differ. Photos of other bins differ by more, the same photo saved or scaled anew by less.
 NEAR = 3
-_SIDE = 32  # phash transforms so many pixels a side
+SIDE = 128  # pixels a side of what is hashed; the hash itself transforms 32
 
 
 def hash_of(path: Path) -> Finding:
@@ -24,7 +24,7 @@ def hash_of(path: Path) -> Finding:
     Source: the DCT hash of Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010).
     """
     try:
-        return pixels_hash(decode(path, 2 * _SIDE)), ""
+        return pixels_hash(decode(path, SIDE)), ""
     except ImageError as error:
         return None, str(error)
 

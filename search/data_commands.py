@@ -193,6 +193,42 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
         print(f"left out {len(manifest.skipped)} (first: {first.id}: {first.reason})", file=sys.stderr)
 
 
+@data_group.command()
+@click.argument("source")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The page; FILE.json goes beside it."
+)
+@click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
+@click.option(
+    "--by",
+    type=click.Choice(["id", "group", "folder"]),
+    default="id",
+    show_default=True,
+    help="What the splits divide.",
+)
+def report(source: str, out: Path, classes: str | None, by: Any) -> None:
+    """Show what is in SOURCE: classes, sizes, light, blur, duplicates, leaks, doubtful labels, samples."""
+    from data.manifest import load_manifest
+    from data.report import examine, write_report
+    from data.split import Split
+    from search.cli import home_folder
+
+    if out.suffix != ".html":
+        raise UserError(f"--out {out}: not a page", "a name that ends in .html")
+    counts = parse_counts(classes) if classes else None
+    with Meter() as meter:
+        manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))
+        found = examine(manifest, home_folder(), partial(meter, "looking"))
+    try:
+        page, facts = write_report(found, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}", "a place where you may write") from error
+    for name in ("exact_duplicates", "near_duplicates", "unreadable", "label_disagreements"):
+        print(f"{len(found.facts[name]):>8,} {name.replace('_', ' ')}")
+    print(f"{found.facts['across_splits']:>8,} duplicates across splits")
+    print(f"{page}\n{facts}")
+
+
 def _read_ids(file: Path | None) -> tuple[str, ...] | None:
     if file is None:
         return None

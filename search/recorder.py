@@ -76,6 +76,17 @@ class Recorder:
             skipped = self._folder / "skipped.csv"
             write_csv(skipped, ["id", "reason"], [(item.id, item.reason) for item in self._manifest.skipped])
             self._log.artifact(SWEEP, skipped)
+        self._pending.append(self._drawing.submit(self._report_data))
+
+    def _report_data(self) -> None:
+        try:
+            from data.report import examine, write_report  # its libraries take a second to import
+
+            home = self._folder.parent.parent
+            for file in write_report(examine(self._manifest, home), self._folder / "data" / "report.html"):
+                self._log.artifact(SWEEP, file, "data")
+        except Exception:  # a page that cannot be made must not cost the sweep
+            log.exception("data report of %s", self._sweep_id)
 
     def _log_dataset(self, key: str) -> None:
         manifest = self._manifest
