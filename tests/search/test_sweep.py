@@ -106,6 +106,8 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
         }
         assert files == {f"validation/{file}" for file in wanted}
         assert [f.path for f in client.list_artifacts(run.info.run_id, "weights")] == ["weights/best.pt"]
+    page = {file.path for file in client.list_artifacts(parent.info.run_id, "data")}
+    assert page == {"data/report.html", "data/report.json"}
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"spec.yaml", "leaderboard.csv"} <= names
     best = client.get_metric_history(parent.info.run_id, "best_val_accuracy")
