@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from data.bucket import open_bucket, parse_place  # noqa: E402
-from data.fetch import Wanted  # noqa: E402
+from data.listing import Wanted  # noqa: E402
 from data.pull import pull  # noqa: E402
 
 PAGE = 1000

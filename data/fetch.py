@@ -7,45 +7,29 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data.bucket import Bucket, Content, ObjectError
 from data.decode import MAX_BYTES, ImageError, dimensions
 from data.documents import Document, parse_document
-from data.errors import UserError
-from data.layout import LAYOUTS, Layout, named, unusable
+from data.layout import Layout
 from data.ledger import Ledger
+from data.listing import FEW, STATE, Report, Wanted, layout_of, list_bucket, remove_gone
 
-STATE = ".binsweep"  # the folder beside the data where the ledger and half-written files lie
-_FEW = 200  # so many ids are looked up one by one; for more, the bucket is listed
 _AHEAD = 4  # requests that wait for each one under way
 In = TypeVar("In")
 Out = TypeVar("Out")
-# (what is being done, how many are done, of how many; 0 when nobody knows)
-Report = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which images: those of some classes, at most so many in all and of each class, in a seed's order; or by id."""
-
-    classes: tuple[int, ...] | None = None
-    limit: int | None = None
-    per_class: int | None = None
-    ids: tuple[str, ...] | None = None
-    seed: int = 0
 
 
 def fetch(
     bucket: Bucket, root: Path, ledger: Ledger, wanted: Wanted, report: Report, workers: int
 ) -> tuple[Layout, int, int]:
     """List, choose, and fetch what is chosen and not here; returns the layout and the objects and bytes fetched."""
-    _list(bucket, ledger, wanted, report)
-    layout = _layout_of(bucket, ledger)
-    if wanted.ids is None or len(wanted.ids) > _FEW:
-        _remove_gone(root, ledger)
+    list_bucket(bucket, ledger, wanted, report)
+    layout = layout_of(bucket, ledger)
+    if wanted.ids is None or len(wanted.ids) > FEW:
+        remove_gone(root, ledger)
     run = _Run(bucket, root, ledger, layout, wanted, report)
     with ThreadPoolExecutor(workers, "pull") as pool:
         if layout == "bucket":
@@ -55,82 +39,6 @@ def fetch(
         run.fetch_images(pool, workers * _AHEAD)
     ledger.commit()
     return layout, run.fetched, run.bytes
-
-
-def _list(bucket: Bucket, ledger: Ledger, wanted: Wanted, report: Report) -> None:
-    """Write down what the bucket has, and what of that cannot be used."""
-    prefixes = [""]
-    if wanted.ids is not None:
-        ledger.fill("asked", ((id,) for id in wanted.ids), 1)
-        if len(wanted.ids) <= _FEW:
-            both = ((f"bin-images/{id}.", f"metadata/{id}.json") for id in wanted.ids)
-            prefixes = [prefix for pair in both for prefix in pair]
-            prefixes += [f"{id}." for id in wanted.ids if "/" in id]
-    seen = 0
-    rows: list[tuple[Any, ...]] = []
-    for prefix in prefixes:
-        for one in bucket.list(prefix):
-            seen += 1
-            place = named(one.name)
-            if place is not None:
-                reason = unusable(one.name)
-                if reason:
-                    ledger.problem(one.name, reason)
-                else:
-                    rows.append(
-                        (
-                            one.name,
-                            place.layout,
-                            place.kind,
-                            place.id,
-                            place.label,
-                            place.split,
-                            one.size,
-                            one.etag,
-                        )
-                    )
-            if len(rows) >= 1000:
-                ledger.fill("listed", rows, 8)
-                rows.clear()
-                report("listing", seen, 0)
-    ledger.fill("listed", rows, 8)
-    report("listing", seen, seen)
-
-
-def _layout_of(bucket: Bucket, ledger: Ledger) -> Layout:
-    """The first layout of which the bucket has images, and the doubts about it."""
-    for layout in LAYOUTS:
-        if ledger.number(
-            "select exists (select 1 from listed where layout = ? and kind = 'image')", (layout,)
-        ):
-            break
-    else:
-        raise UserError(
-            f"{bucket.place.uri} has none of the images that were asked for, in no layout that is known",
-            "bin-images/ID.jpg with metadata/ID.json, COUNT/NAME.jpg, or train/COUNT/NAME.jpg",
-        )
-    ledger.write(
-        "insert or ignore into problems select a.id, 'is not in the bucket' from asked a "
-        "where not exists (select 1 from listed l where l.layout = ? and l.kind = 'image' and l.id = a.id)",
-        (layout,),
-    )
-    ledger.write(
-        "insert or ignore into problems select max(name), 'has the same id as ' || min(name) from listed "
-        "where layout = ? and kind = 'image' group by id having count(*) > 1",
-        (layout,),
-    )
-    return layout
-
-
-def _remove_gone(root: Path, ledger: Ledger) -> None:
-    """Take away what an earlier run fetched and the bucket no longer has."""
-    for (name,) in list(ledger.rows("select name from images where name not in (select name from listed)")):
-        (root / name).unlink(missing_ok=True)
-        ledger.write("delete from images where name = ?", (name,))
-    gone = "select id from documents where 'metadata/' || id || '.json' not in (select name from listed)"
-    for (id,) in list(ledger.rows(gone)):
-        (root / "metadata" / f"{id}.json").unlink(missing_ok=True)
-        ledger.write("delete from documents where id = ?", (id,))
 
 
 class _Run:

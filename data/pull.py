@@ -13,9 +13,10 @@ from filelock import FileLock, Timeout
 
 from data.bucket import Bucket
 from data.errors import UserError
-from data.fetch import STATE, Report, Wanted, fetch
+from data.fetch import fetch
 from data.layout import Layout
 from data.ledger import Ledger
+from data.listing import STATE, Report, Wanted
 from data.sources import BESIDE
 from data.table import ledger_rows, write_table
 

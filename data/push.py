@@ -12,7 +12,8 @@ from data.bucket import Bucket
 from data.decode import dimensions, read
 from data.documents import parse_document
 from data.errors import UserError
-from data.fetch import Report, in_order
+from data.fetch import in_order
+from data.listing import Report
 from data.manifest import Item, Manifest
 from data.sources import BESIDE
 from data.table import write_table

@@ -6,7 +6,8 @@ from pathlib import Path
 from data.bucket import WORKERS, open_bucket, parse_place
 from data.crew import Progress
 from data.errors import UserError
-from data.fetch import Wanted, fetch
+from data.fetch import fetch
+from data.listing import Wanted
 from data.pull import claimed
 from data.sources import Skipped
 

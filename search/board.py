@@ -13,21 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from search.clock import clock
 from search.controller import Controller, TrialRecord
 from search.spec import SweepSpec
 
 ROWS = 10
 STATE_STYLES = {"running": "cyan", "completed": "green", "stopped": "yellow", "failed": "red"}
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def shown(metric: str, value: float | None) -> str:
@@ -45,8 +36,8 @@ def short(value: object) -> str:
 def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str, rows: int = ROWS) -> Table:
     """The given trials in their order, the first `rows` of them."""
     table = Table(title=title, title_justify="left", expand=False)
-    for name in ("#", "trial", spec.metric, "val_rmse", "epochs", "state", *spec.space):
-        right = name in ("#", "trial", spec.metric, "val_rmse", "epochs")
+    for name in ("#", "trial", spec.metric, "val_rmse", "trained", "state", *spec.space):
+        right = name in ("#", "trial", spec.metric, "val_rmse", "trained")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for place, trial in enumerate(trials[:rows], 1):
         table.add_row(

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from data.errors import UserError
+from search.clock import clock
 
 MEGABYTE = 1e6
 
@@ -65,8 +66,6 @@ class Meter:
             self._bars.update(self._task, completed=done, total=total or None, rate=rate)
 
     def _end(self) -> None:
-        from search.board import clock  # its imports take seconds
-
         if self._phase:
             seconds = time.time() - self._start
             many = f"{self._done:,} in " if self._done else ""
@@ -126,10 +125,9 @@ def pull(
     from dataclasses import asdict
 
     from data.bucket import open_bucket, parse_place
-    from data.fetch import Wanted
+    from data.listing import Wanted
     from data.pull import PROBLEMS
     from data.pull import pull as run
-    from search.board import clock
 
     counts = tuple(sorted(set(parse_counts(classes)))) if classes else None
     wanted = Wanted(counts, limit, per_class, _read_ids(ids), seed)

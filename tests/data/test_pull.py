@@ -20,7 +20,7 @@ import pytest
 
 from data.bucket import Gate, open_bucket, parse_place
 from data.errors import UserError
-from data.fetch import Wanted
+from data.listing import Wanted
 from data.manifest import load_manifest
 from data.pull import Pulled, claimed, pull
 from data.split import Split
