@@ -209,14 +209,15 @@ def train(settings: Settings, data: TrialData, report: Report, stored: bool = Tr
             losses.append(loss.detach() * len(labels))
             choices.append(log_probabilities.detach().argmax(1))
             seen.append(labels)
+        actual = torch.cat(seen)
+        train_loss = float(torch.stack(losses).sum()) / len(
+            actual
+        )  # waits for the device, so before the clock
         train_seconds = time.perf_counter() - start
 
         said = _predict(net, check, arithmetic)
-        actual = torch.cat(seen)
         metrics = {
-            **_scores(
-                "train", float(torch.stack(losses).sum()) / len(actual), torch.cat(choices), actual, classes
-            ),
+            **_scores("train", train_loss, torch.cat(choices), actual, classes),
             **_scores("val", float(F.nll_loss(said, check.labels)), said.argmax(1), check.labels, classes),
             "lr": float(lr),
             "images_per_second": len(actual) / train_seconds,

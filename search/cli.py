@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +72,26 @@ def sweep(
     with tracking_server(home) as uri:
         result = run_sweep(loaded, manifest, data, home, runner, uri)
         leaders = result.leaderboard
-        if as_json:
-            rows = [
-                {"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders
-            ]
-            print(json.dumps({"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}))
-        else:
+        rows = [{"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders]
+        answer: dict[str, Any] = {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
+        if not as_json:
             # Piped into a file, a table must not be squeezed into a terminal nobody has.
             Console(width=None if sys.stdout.isatty() else 160).print(
                 leaderboard_table(leaders, loaded, f"leaderboard of {result.id}")
             )
             print(f"ended by {result.ended_by}")
         if result.unsent:
-            print(f"{result.unsent} records did not reach the tracking server", file=sys.stderr)
+            where = f"they wait in {result.folder / 'spool'}, and `binsweep promote {result.id}` sends them"
+            print(f"{result.unsent} records did not reach the tracking server: {where}", file=sys.stderr)
         if not leaders:
             reason = result.failed[0].reason if result.failed else "no trial ran"
             raise click.ClickException(f"no trial of {result.id} has a result: {reason}")
         if then_promote:
-            _promote(result.id, home, uri)
-            _prove(result.id, home, uri)
-    if not as_json:
+            answer["promotion"] = _promote(result.id, home, uri, quiet=as_json)
+            answer["proof"] = _prove(result.id, home, uri, quiet=as_json)
+    if as_json:
+        print(json.dumps(answer))
+    else:
         _next_commands(home, result.id, then_promote)
 
 
@@ -104,10 +106,12 @@ def _next_commands(home: Path, sweep_id: str, promoted: bool) -> None:
         print(f"  (with BINSWEEP_HOME={home})")
 
 
-def _promote(sweep_id: str, home: Path, uri: str) -> None:
+def _promote(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any]:
     from search.promote import promote_sweep
 
     model, decision = promote_sweep(sweep_id, home, uri)
+    if quiet:
+        return {"model": model, **asdict(decision)}
     print(f"\n{model} version {decision.version}: {'champion' if decision.promoted else 'challenger'}")
     print(f"  {decision.reason}, on {decision.images} photos of the test split")
     columns = [("candidate", decision.candidate), ("constant guess", decision.guess)]
@@ -117,19 +121,31 @@ def _promote(sweep_id: str, home: Path, uri: str) -> None:
         print(
             f"  {name}: accuracy {scores['accuracy']:.1%}, RMSE {scores['rmse']:.3f}, MAE {scores['mae']:.3f}"
         )
+    return {"model": model, **asdict(decision)}
 
 
-def _prove(sweep_id: str, home: Path, uri: str) -> None:
+def _prove(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any] | None:
+    """Serve the champion, whichever version it is, and ask it about one bin; None while there is no champion."""
     from search.promote import sweep_manifest
+    from tracking.registry import champion_of
     from tracking.serving import predict as ask
     from tracking.serving import serve_model
 
     spec, manifest = sweep_manifest(sweep_id, home)
+    champion = champion_of(uri, spec.model_name)
+    if champion is None:
+        if not quiet:
+            print("no champion yet: nothing to serve")
+        return None
     item = manifest.split("test")[0]
     with serve_model(f"models:/{spec.model_name}@champion", tracking_uri=uri) as served:
         row = ask(served.url, [item.path.read_bytes()], timeout=60)[0]
-    print(f"\nserved champion, asked about bin {item.id}, which no trial has seen:")
-    print(f"  true count {item.label}, predicted {row['count']} (confidence {row['confidence']:.0%})")
+    if not quiet:
+        print(
+            f"\nserved champion (version {champion.version}), asked about bin {item.id}, which no trial has seen:"
+        )
+        print(f"  true count {item.label}, predicted {row['count']} (confidence {row['confidence']:.0%})")
+    return {"version": champion.version, "bin": item.id, "true": item.label, **row}
 
 
 @cli.command()
@@ -174,6 +190,7 @@ def predict(images: Sequence[Path], url: str | None, model: str, as_json: bool) 
     """Count the items in each of IMAGES."""
     from search.predict import predict_images
 
+    unread = 0
     for path, row in predict_images(images, url, model_uri(model), home_folder()):
         if as_json:
             print(json.dumps({"image": str(path), **row}))
@@ -181,6 +198,8 @@ def predict(images: Sequence[Path], url: str | None, model: str, as_json: bool) 
             print(f"{path}: {row['error']}", file=sys.stderr)
         else:
             print(f"{path}: {row['count']} items (confidence {row['confidence']:.0%})")
+        unread += bool(row["error"])
+    sys.exit(1 if unread else 0)
 
 
 @cli.command()
@@ -222,6 +241,8 @@ def doctor(as_json: bool) -> None:
 def main() -> None:
     """The entry point: every mistake of the user is one message and exit code 2."""
     debug = "--debug" in sys.argv
+    # Asked to end politely (docker stop, a scheduler): leave as after Ctrl-C, with nothing running or half-written.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = cli.main(standalone_mode=False)
     except UserError as error:
@@ -240,7 +261,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"binsweep: failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        print(f"binsweep: failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print("  hint: `binsweep --debug COMMAND ...` shows where", file=sys.stderr)
         code = 1
     sys.exit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class Controller:
     def next_task(self) -> TrialTask | None:
         """The next trial to run, or None when the budget or the space is used up (`ended_by` says which)."""
         if self._out_of_time():
-            self.ended_by = f"budget.minutes: {self._spec.budget.minutes:g} are over"
+            self.ended_by = self._time_is_over()
         elif len(self.trials) >= self._spec.budget.trials:
             self.ended_by = f"budget.trials: all {self._spec.budget.trials} were started"
         elif (suggestion := self._strategy.suggest()) is None:
@@ -70,6 +71,9 @@ class Controller:
         else:
             return self._start(suggestion)
         return None
+
+    def _time_is_over(self) -> str:
+        return f"budget.minutes: {self._spec.budget.minutes:g} are over"
 
     def _out_of_time(self) -> bool:
         minutes = self._spec.budget.minutes
@@ -87,16 +91,18 @@ class Controller:
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
         """Take in one epoch of a running trial; returns whether it goes on. A stop also ends the trial."""
         trial = self.trials[number]
-        value = metrics[self._spec.metric]
+        # Accuracy stays a number while the loss is already NaN: a diverged trial must not compete with it.
+        diverged = not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
+        value = math.nan if diverged else metrics[self._spec.metric]
         trial.epochs_done = epoch
         if better(value, trial.value, self.goal):
             trial.value, trial.epoch, trial.metrics = value, epoch, metrics
         verdict = self._strategy.observe(number, epoch, value)
         self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
         if verdict.decision is Decision.STOP:
-            failed = value != value or value in (float("inf"), float("-inf"))
-            self._end(trial, "failed" if failed else "stopped", verdict.reason)
+            self._end(trial, "stopped" if math.isfinite(value) else "failed", verdict.reason)
         elif self._out_of_time() and epoch < trial.settings.epochs:
+            self.ended_by = self._time_is_over()
             self._end(trial, "stopped", "the sweep's time was over")
         return trial.state == "running"
 
@@ -107,9 +113,9 @@ class Controller:
             self._end(trial, "failed" if error else "completed", error or "trained to its end")
 
     def error_of(self, number: int, otherwise: str) -> str:
-        """The last line of the traceback that a failed trial's worker left behind, or `otherwise`."""
+        """The first line of what a failed trial's worker left behind, or `otherwise`."""
         file = self.trials[number].folder / ERROR
-        return file.read_text().strip().splitlines()[-1] if file.exists() else otherwise
+        return file.read_text().splitlines()[0] if file.exists() else otherwise
 
     def close(self, reason: str) -> None:
         """End what still runs, so that nothing stays RUNNING anywhere."""

@@ -8,9 +8,13 @@ from pathlib import Path
 from data.errors import UserError
 from data.manifest import Manifest, load_manifest
 from models.build import counter_from, load_checkpoint
+from search.recorder import trial_key
 from search.spec import SweepSpec, parse_spec
 from search.sweep import STATE, find_folder
 from tracking.promotion import Decision, promote
+from tracking.runlog import RunLog
+
+SEND_SECONDS = 60.0
 
 
 def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
@@ -27,6 +31,22 @@ def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
     return spec, manifest
 
 
+def _late_run_id(folder: Path, spec: SweepSpec, number: int, tracking_uri: str) -> str:
+    """The run of a trial that the tracking server had not heard of when the sweep ended. What waits is sent."""
+    runlog = RunLog(folder / "spool", tracking_uri, spec.name)
+    try:
+        runlog.flush(SEND_SECONDS)
+        run_id = runlog.sent_run_id(trial_key(number))
+    finally:
+        runlog.close(0.0)
+    if run_id is None:
+        raise UserError(
+            f"the run of trial {number} of {folder.name} has not reached {tracking_uri}",
+            "try again when that server answers; nothing is lost",
+        )
+    return run_id
+
+
 def promote_sweep(sweep: str, home: Path, tracking_uri: str) -> tuple[str, Decision]:
     """Register the sweep's best trial and let it compete; returns the model's name and the decision."""
     folder = find_folder(home, sweep)
@@ -35,10 +55,11 @@ def promote_sweep(sweep: str, home: Path, tracking_uri: str) -> tuple[str, Decis
     if not state["leaderboard"]:
         raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
     best = state["leaderboard"][0]
+    run_id = best["run_id"] or _late_run_id(folder, spec, best["number"], tracking_uri)
     counter = counter_from(load_checkpoint(folder / best["checkpoint"]))
     decision = promote(
         tracking_uri,
-        best["run_id"],
+        run_id,
         spec.model_name,
         counter,
         manifest,

@@ -6,13 +6,12 @@ import contextlib
 import functools
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 # Read when Ray is imported. Its own console output, loggers and phoning home give way to the sweep's.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -28,7 +27,6 @@ from ray.tune.search import Searcher
 
 from models.train import TrialData
 from search.controller import Controller
-from search.spec import ResourcesPart
 from search.trial import run_trial
 
 OBJECT_STORE_BYTES = 100 * 2**20  # banks are memory-mapped files; next to nothing goes through the store
@@ -114,12 +112,12 @@ def start_ray(cores: int) -> Iterator[dict[str, float]]:
 
 
 def run_ray(
-    controller: Controller, data: TrialData, resources: ResourcesPart, slots: int, folder: Path
+    controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int, folder: Path
 ) -> None:
     """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone."""
     trainable = tune.with_resources(
         functools.partial(_trainable, data=data),
-        {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+        dict(per_trial),
     )
     tuner = tune.Tuner(
         trainable,

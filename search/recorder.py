@@ -50,6 +50,7 @@ class Recorder:
         self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
         self._sweep_id = sweep_id
         self._best: float | None = None
+        self._ended = 0
         self._drawing = ThreadPoolExecutor(1, "figures")
         self._pending: list[Future[None]] = []
         self._tags = environment_tags() | {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
@@ -116,6 +117,7 @@ class Recorder:
 
     def trial_ended(self, trial: TrialRecord) -> None:
         key, metric = trial_key(trial.number), self._spec.metric
+        self._ended += 1
         self._log.tags(key, {"state": trial.state, "ended_because": trial.reason})
         if trial.value is not None:
             best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
@@ -127,7 +129,8 @@ class Recorder:
         ):
             self._best = trial.value
         if self._best is not None:
-            self._log.metrics(SWEEP, trial.number, {f"best_{metric}": self._best})
+            # Counted by ends, not by numbers: trials end out of order, and MLflow shows the highest step as the latest.
+            self._log.metrics(SWEEP, self._ended, {f"best_{metric}": self._best})
         self._pending.append(self._drawing.submit(self._close_trial, trial))
 
     def _close_trial(self, trial: TrialRecord) -> None:
@@ -143,6 +146,7 @@ class Recorder:
         if error.exists():
             self._log.artifact(key, error)
         if best.exists():
+            self._log.artifact(key, best, "weights")
             checkpoint = load_checkpoint(best)
             bank = self._data.validation
             folder = trial.folder / "validation"
@@ -153,7 +157,6 @@ class Recorder:
                 folder, probabilities, actual, self._data.classes, bank.ids, bank.pixels.__getitem__, title
             )
             self._log.artifact(key, folder, "validation")
-            self._log.artifact(key, best, "weights")
 
     def sweep_ended(self, controller: Controller, status: str) -> None:
         """Wait for the last figures, then close the parent run with the leaderboard."""

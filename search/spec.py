@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import UserError
 from data.split import Split, SplitBy
@@ -18,10 +18,11 @@ from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
 from search.space import ABSENT, Choice, Dimension, Problem, Range, parse_space
 
-METRICS = {
-    **{f"{split}_{name}": goal for split in ("train", "val") for name, goal in [("accuracy", "maximize")]},
-    **{f"{split}_{name}": "minimize" for split in ("train", "val") for name in ("loss", "rmse", "mae")},
-}
+# Selection uses validation only.
+METRICS = {"val_accuracy": "maximize", "val_loss": "minimize", "val_rmse": "minimize", "val_mae": "minimize"}
+
+
+WORDS = ("imagenet", "none")  # what model.weights may be beside a path
 
 
 class _Loader(yaml.SafeLoader):
@@ -81,17 +82,24 @@ class BudgetPart(_Part):
     minutes: Annotated[float, Field(gt=0)] | None = None
 
 
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("must be a fraction below 1 or a whole number of GPUs")
+    return gpus
+
+
 class ResourcesPart(_Part):
     """What one trial gets."""
 
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
-    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+    # None: what there is, shared by as many trials as the CPUs allow.
+    gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] | None = None
 
 
 class RegisterPart(_Part):
     """The registered model that `promote` writes to."""
 
-    model: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")] = "bin-counter"
+    model: Annotated[str, Field(min_length=1, pattern=r"^[^/:@]+$")] = "bin-counter"
 
 
 class _File(_Part):
@@ -207,8 +215,10 @@ def _settings_problems(model: Mapping[str, Any], space: Mapping[str, Dimension])
     for section, values in (("model", {k: [v] for k, v in model.items()}), ("space", space)):
         for name, value in values.items():
             path = f"{section}.{name}"
-            if name not in TYPES or (section, name) == ("space", "seed"):
-                problems.append(Problem(path, "no such setting", ABSENT, _nearest(name, list(TYPES))))
+            if name not in TYPES or name == "seed":
+                known = [known for known in TYPES if known != "seed"]
+                hint = "trials draw theirs from search.seed" if name == "seed" else _nearest(str(name), known)
+                problems.append(Problem(path, "no such setting", ABSENT, hint))
                 continue
             options = value if isinstance(value, list) else values_of(value)
             if isinstance(value, Range) and TYPES[name] is str:
@@ -241,7 +251,9 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
     if file.search.sampler == "grid":
         endless = [k for k, v in space.items() if isinstance(v, Range) and v.step is None and not v.is_int]
         hint = "list the values, or give a step"
-        problems += [Problem(f"space.{k}", "a grid needs finitely many values", ABSENT, hint) for k in endless]
+        problems += [
+            Problem(f"space.{k}", "a grid needs finitely many values", ABSENT, hint) for k in endless
+        ]
 
     def may(name: str) -> list[Any]:
         return values_of(space[name]) if name in space else [model.get(name, _example(name))]
@@ -282,7 +294,7 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
     model = raw.get("model") if isinstance(raw.get("model"), dict) else {}
     assert isinstance(model, dict)
     problems += _settings_problems(model, space)
-    if file is not None:
+    if file is not None and not problems:
         problems += _cross_problems(file, space, model)
     _raise(problems, where)
     assert file is not None
@@ -324,6 +336,27 @@ def set_key(raw: dict[str, Any], assignment: str) -> None:
     place[steps[-1]] = value
 
 
+def _absolute(value: Any, words: Sequence[str] = ()) -> Any:
+    if not isinstance(value, str) or value in words or "://" in value:
+        return value
+    return str(Path(value).expanduser().absolute())
+
+
+def _make_paths_absolute(raw: dict[str, Any]) -> None:
+    """Workers run in other folders, and `promote` may: a path must mean the same file there."""
+    for section, key, words in (
+        ("data", "source", ()),
+        ("model", "weights", WORDS),
+        ("space", "weights", WORDS),
+    ):
+        part = raw.get(section)
+        if isinstance(part, dict) and key in part:
+            value = part[key]
+            part[key] = (
+                [_absolute(v, words) for v in value] if isinstance(value, list) else _absolute(value, words)
+            )
+
+
 def load_spec(path: Path, assignments: Sequence[str] = ()) -> SweepSpec:
     """Read, override with `--set` assignments, and validate a sweep file."""
     try:
@@ -341,4 +374,5 @@ def load_spec(path: Path, assignments: Sequence[str] = ()) -> SweepSpec:
     if isinstance(raw, dict):
         for assignment in assignments:
             set_key(raw, assignment)
+        _make_paths_absolute(raw)
     return parse_spec(raw, str(path))

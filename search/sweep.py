@@ -51,12 +51,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus_of(resources: ResourcesPart, have: Mapping[str, float]) -> float:
+    """The GPUs of one trial; where the spec is silent, an equal share for as many trials as the CPUs allow."""
+    if resources.gpus_per_trial is not None:
+        return resources.gpus_per_trial
+    trials = max(1, int(have["CPU"] / resources.cpus_per_trial))
+    share = have.get("GPU", 0) / trials
+    return share if share < 1 else int(share)
+
+
 def check_resources(resources: ResourcesPart, have: Mapping[str, float], who: str) -> int:
     """How many trials fit at once into `have` (CPU, GPU); UserError when not even one does.
 
     Ray itself would wait for ever for what it does not have.
     """
-    asked = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
+    asked = {"CPU": resources.cpus_per_trial, "GPU": gpus_of(resources, have)}
     for kind, amount in asked.items():
         if amount > have.get(kind, 0):
             raise UserError(
@@ -92,7 +101,7 @@ def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
             for name in ("train", "validation")
         ]
     data = TrialData(manifest.classes, spec.data.image_size, banks[0], banks[1], home / "banks")
-    names = ("backbone", "weights", "trainable", "precision")
+    names = ("backbone", "weights", "trainable", "precision", "augment")
     for values in itertools.product(*(spec.values(name) for name in names)):
         settings = replace(spec.settings, **dict(zip(names, values, strict=True)))
         with Step(f"features of {settings.backbone}") as step:
@@ -135,6 +144,7 @@ def run_sweep(
 
             have = stack.enter_context(start_ray(cores()))
             slots, threads = check_resources(spec.resources, have, "Ray"), spec.resources.cpus_per_trial
+            per_trial = {"cpu": float(threads), "gpu": gpus_of(spec.resources, have)}
         folder = new_folder(home, spec.name)
         strategy = open_strategy(
             folder / "study.db",
@@ -155,7 +165,7 @@ def run_sweep(
             with Board(spec, controller, slots) as board:
                 controller.listeners += [recorder, board]
                 if runner == "ray":
-                    run_ray(controller, data, spec.resources, slots, folder)
+                    run_ray(controller, data, per_trial, slots, folder)
                 else:
                     run_local(controller, data)
             status = "FINISHED"

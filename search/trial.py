@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,13 +52,15 @@ def run_trial(task: TrialTask, data: TrialData, send: Callable[[int, dict[str, f
 
     def report(epoch: int, metrics: dict[str, float], checkpoint: Callable[[], Checkpoint]) -> bool:
         nonlocal best
-        if better(metrics[task.metric], best, task.goal):
+        healthy = all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
+        if healthy and better(metrics[task.metric], best, task.goal):
             best = metrics[task.metric]
             checkpoint().save(task.folder / BEST)
         return send(epoch, metrics)
 
     try:
         train(task.settings, data, report)
-    except Exception:
-        (task.folder / ERROR).write_text(traceback.format_exc())
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        (task.folder / ERROR).write_text(f"{reason}\n\n{traceback.format_exc()}")
         raise

@@ -38,13 +38,19 @@ def evaluate(model_uri: str, images: Sequence[Path], tracking_uri: str) -> Predi
     with tempfile.TemporaryDirectory() as temporary:
         asked, said = Path(temporary) / "images.json", Path(temporary) / "said.json"
         asked.write_text(json.dumps([str(path.resolve()) for path in images]))
-        done = subprocess.run(
-            [sys.executable, "-m", "tracking.evaluation", model_uri, str(asked), str(said)],
-            env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri},
-            capture_output=True,
-            text=True,
-            timeout=120 + SECONDS_PER_IMAGE * len(images),
-        )
+        limit = 120 + SECONDS_PER_IMAGE * len(images)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "tracking.evaluation", model_uri, str(asked), str(said)],
+                env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri},
+                capture_output=True,
+                text=True,
+                timeout=limit,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UserError(
+                f"{model_uri} gave no answer in {limit} s", "try again on a quieter machine"
+            ) from error
         if done.returncode != 0:
             reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
             raise UserError(

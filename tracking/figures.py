@@ -71,7 +71,11 @@ def draw_mistakes(
         axes = figure.add_subplot(lines, columns, place + 1)
         axes.imshow(picture(int(row)))
         axes.set_axis_off()
-        axes.set_title(f"{ids[row]}\ntrue {actual[row]}, said {predicted[row]} ({sure[row]:.0%})", fontsize=8)
+        axes.set_title(
+            f"{ids[row]}\ntrue {actual[row]}, said {predicted[row]} ({sure[row]:.0%})",
+            fontsize=8,
+            parse_math=False,
+        )
     _save(figure, path)
 
 

@@ -54,16 +54,16 @@ def promote(
     items = manifest.split("test")
     actual = np.array([item.label for item in items])
     fingerprint = {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
-    version = register(tracking_uri, run_id, model_name, counter, fingerprint).version
     champion = champion_of(tracking_uri, model_name)
-
     paths = [item.path for item in items]
-    said = evaluate(f"models:/{model_name}/{version}", paths, tracking_uri)
-    candidate_scores = count_metrics(said.counts, actual)
     champion_scores = None
     if champion is not None:
         other = evaluate(f"models:/{model_name}/{champion.version}", paths, tracking_uri)
         champion_scores = count_metrics(other.counts, actual)
+    # Registered only now: a champion that cannot be asked must not leave a version that nobody judged.
+    version = register(tracking_uri, run_id, model_name, counter, fingerprint).version
+    said = evaluate(f"models:/{model_name}/{version}", paths, tracking_uri)
+    candidate_scores = count_metrics(said.counts, actual)
     guess = constant_guess(np.array([item.label for item in manifest.split("train")]), actual)
 
     measure: Literal["accuracy", "rmse", "mae"] = "accuracy"
@@ -88,8 +88,8 @@ def promote(
         guess=guess,
         images=len(items),
     )
-    _record(tracking_uri, run_id, model_name, decision)
     _log_evaluation(tracking_uri, run_id, said, manifest, folder)
+    _record(tracking_uri, run_id, model_name, decision)
     return decision
 
 

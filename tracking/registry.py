@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def _example(size: int) -> pd.DataFrame:
     return image_rows([buffer.getvalue()])
 
 
+@contextlib.contextmanager
+def _reopened(tracking_uri: str, run_id: str) -> Iterator[None]:
+    """Make an ended run the active one; its status and its duration stay what they were."""
+    client = MlflowClient(tracking_uri)
+    before = client.get_run(run_id).info
+    # start_run refuses a run of another experiment than the process's active one.
+    mlflow.set_experiment(experiment_id=before.experiment_id)
+    try:
+        with mlflow.start_run(run_id=run_id):
+            yield
+    finally:
+        client.set_terminated(run_id, before.status, before.end_time)
+
+
 def register(
     tracking_uri: str, run_id: str, name: str, counter: Counter, tags: Mapping[str, str]
 ) -> ModelVersion:
@@ -65,13 +80,12 @@ def register(
     """
     mlflow.set_tracking_uri(tracking_uri)
     client = MlflowClient(tracking_uri)
-    before = client.get_run(run_id).info
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "model.py").write_text(model_source(), encoding="utf-8")
         (folder / "config.json").write_text(json.dumps(counter.config.to_dict()))
         torch.save(counter.state_dict(), folder / "weights.pt")
-        with mlflow.start_run(run_id=run_id):
+        with _reopened(tracking_uri, run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(folder / "model.py"),
@@ -80,8 +94,6 @@ def register(
                 input_example=_example(64),
                 pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
             )
-    # Logging a model re-opened the run; how long the trial took must stay what it was.
-    client.set_terminated(run_id, before.status, before.end_time)
     try:
         client.create_registered_model(name, description="Counts the items in a bin from its photo.")
     except MlflowException as error:

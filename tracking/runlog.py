@@ -120,6 +120,10 @@ class RunLog:
         self._feeder.wait(lambda: key in self._sender.runs, timeout)
         return self._sender.runs.get(key)
 
+    def sent_run_id(self, key: str) -> str | None:
+        """MLflow's id of a run that an earlier process may have started and sent; asks the server."""
+        return self._sender.runs.get(key) or self._sender.lookup(key)
+
     def flush(self, timeout: float) -> int:
         """Sync the spool and wait up to `timeout` seconds for MLflow; returns the records still unsent."""
         self._spool.sync()

@@ -24,11 +24,10 @@ from tracking.plan import Entity, RunPlan
 KEY_TAG = "binsweep.key"
 # What the server will answer again and again, however often it is asked.
 _HOPELESS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
-_log = logging.getLogger(__name__)
-
-
 # Without it the UI greets people with its pages for language-model applications.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_log = logging.getLogger(__name__)
+
 
 class _NoRunError(Exception):
     """A run could be neither found nor made. Without it nothing could be sent, so this is never given up."""
@@ -105,7 +104,9 @@ class Sender:
             found = self._client.get_experiment_by_name(self._experiment)
             if found is None:
                 try:
-                    self._experiment_id = self._client.create_experiment(self._experiment, tags=EXPERIMENT_TAGS)
+                    self._experiment_id = self._client.create_experiment(
+                        self._experiment, tags=EXPERIMENT_TAGS
+                    )
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
@@ -151,21 +152,29 @@ class Sender:
         self._running.add(key)
         self.runs[key] = str(run.info.run_id)
 
+    def lookup(self, key: str) -> str | None:
+        """The id of a run that was sent earlier; None if the server has none. Changes nothing: for any thread."""
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        found = [] if experiment is None else self._search(key, experiment.experiment_id)
+        return str(found[0].info.run_id) if found else None
+
+    def _search(self, key: str, experiment_id: str) -> list[Run]:
+        where = f"tags.`{KEY_TAG}` = '{self._identity}/{key}'"
+        return list(self._client.search_runs([experiment_id], where, ViewType.ALL))
+
     def _find(self, key: str) -> None:
         """Look the run of `key` up (the one we know, or else the fullest), and remove its doubles.
 
         A run that someone deleted is found too, so that nobody's decision is undone by a second one.
         """
-        where = f"tags.`{KEY_TAG}` = '{self._identity}/{key}'"
         known = self.runs.get(key)
-        found = list(self._client.search_runs([self._experiment_by_name()], where, ViewType.ALL))
 
         def preference(run: Run) -> tuple[bool, bool, int, int, str]:
             deleted = run.info.lifecycle_stage == LifecycleStage.DELETED
             weight = len(run.data.metrics) + len(run.data.params)
             return run.info.run_id != known, deleted, -weight, run.info.start_time, run.info.run_id
 
-        found.sort(key=preference)
+        found = sorted(self._search(key, self._experiment_by_name()), key=preference)
         for double in found[1:]:
             if double.info.lifecycle_stage != LifecycleStage.DELETED:
                 self._client.delete_run(double.info.run_id)

@@ -71,7 +71,9 @@ class ServedCounter(PythonModel):
             raise MlflowException.invalid_parameter_value(f"no readable image: {errors[0]}")
         answers = iter(self._answers(np.stack(images)))
         nothing = {"count": None, "expected_count": None, "confidence": None, "probabilities": None}
-        return pd.DataFrame([{**(nothing if error else next(answers)), "error": error} for error in errors])
+        rows = [{**(nothing if error else next(answers)), "error": error} for error in errors]
+        # As objects: pandas would make floats of whole numbers beside a missing one.
+        return pd.DataFrame(rows, dtype=object)
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, K] for uint8 images [N, S, S, 3]."""

@@ -133,7 +133,7 @@ def test_a_stop_ends_the_trial_at_that_epoch(trial_data: TrialData) -> None:
 def test_a_diverging_trial_reports_nan_instead_of_raising(trial_data: TrialData) -> None:
     settings = replace(SETTINGS, optimizer="sgd", lr=900.0, schedule="constant", trainable="all", epochs=3)
     kept = run(settings, trial_data)
-    assert math.isnan(kept[-1][0]["train_loss"]) or kept[-1][0]["train_loss"] > 100
+    assert not math.isfinite(kept[-1][0]["train_loss"])
 
 
 def test_balanced_sampling_draws_rare_classes_as_often() -> None:

@@ -18,6 +18,7 @@ from search.cli import model_uri
 from search.data_commands import parse_counts
 
 QUICK = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
+RUNNERS = {signal.SIGINT: "ray", signal.SIGTERM: "local"}
 SPACE = {"lr": {"low": 1e-4, "high": 0.01, "log": True}, "batch_size": [8], "epochs": [3, 4]}
 
 
@@ -126,13 +127,15 @@ def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> Non
     assert "2/2 trials" in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_ends_with_130_and_leaves_nothing_running(
-    tmp_path: Path, bins: Path, server: str
+    tmp_path: Path, bins: Path, server: str, number: signal.Signals
 ) -> None:
-    spec = write_spec(tmp_path, bins, name="stopped", budget={"trials": 500})
+    name = f"stopped-{number.name}"
+    spec = write_spec(tmp_path, bins, name=name, budget={"trials": 500})
     home = tmp_path / "home"
     process = subprocess.Popen(
-        [sys.executable, "-m", "search.cli", "sweep", str(spec)],
+        [sys.executable, "-m", "search.cli", "sweep", str(spec), "--runner", RUNNERS[number]],
         env={**os.environ, "BINSWEEP_HOME": str(home), "MLFLOW_TRACKING_URI": server},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -143,7 +146,7 @@ def test_an_interrupted_sweep_ends_with_130_and_leaves_nothing_running(
         if " completed " in line or " stopped " in line:
             break
     own = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
@@ -153,7 +156,7 @@ def test_an_interrupted_sweep_ends_with_130_and_leaves_nothing_running(
     from mlflow import MlflowClient
 
     client = MlflowClient(server)
-    experiment = client.get_experiment_by_name("stopped")
+    experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}

@@ -53,6 +53,7 @@ def test_defaults_are_filled_in_and_the_goal_follows_the_metric() -> None:
     assert (spec.metric, spec.goal) == ("val_accuracy", "maximize")
     assert spec.settings.trainable == "head" and spec.max_epochs == 8
     assert parse_spec(broken("objective.metric", "val_rmse")).goal == "minimize"
+    assert parse_spec(GOOD).resources.gpus_per_trial is None
 
 
 def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
@@ -95,6 +96,12 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("model.epochs", True, "model.epochs"),
         ("objective.metric", "val_acuracy", "did you mean 'val_accuracy'"),
         ("objective.goal", "minimize", "wrong way round"),
+        ("objective.metric", "train_accuracy", "no such metric"),
+        ("model.seed", 3, "search.seed"),
+        ("model", {1: 2}, "model.1: no such setting"),
+        ("model", {"augment": "flip_shift", "trainable": ["head"]}, "model.trainable"),
+        ("resources.gpus_per_trial", 1.5, "whole number of GPUs"),
+        ("register.model", "a@b", "register.model"),
         ("search.sampler", "tpee", "search.sampler"),
         ("search.sampler", "grid", "space.lr: a grid needs finitely many values"),
         ("model.augment", "flip_shift", "needs trainable: all"),
@@ -130,8 +137,12 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
 def test_set_overrides_and_reports_its_own_mistakes(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump(GOOD))
-    spec = load_spec(file, ["budget.trials=3", "space.batch_size=[8, 16]", "data.source=s3 bucket"])
-    assert (spec.budget.trials, spec.values("batch_size"), spec.data.source) == (3, [8, 16], "s3 bucket")
+    spec = load_spec(file, ["budget.trials=3", "space.batch_size=[8, 16]", "data.source=bins here"])
+    assert (spec.budget.trials, spec.values("batch_size"), spec.data.source) == (
+        3,
+        [8, 16],
+        str(Path("bins here").absolute()),
+    )
     for bad in ("budget.trials", "=3", "name.x=3", "budget.trials=[", "a..b=1"):
         with pytest.raises(UserError, match="--set"):
             load_spec(file, [bad])

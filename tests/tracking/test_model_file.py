@@ -53,6 +53,8 @@ def registered(server: str, name: str, head: str = "classify") -> tuple[Counter,
     run = client.create_run(
         experiment.experiment_id if experiment else client.create_experiment("model-file")
     )
+    mlflow.set_tracking_uri(server)
+    mlflow.set_experiment("of somebody else")  # what else a process does must not matter
     version = register(server, run.info.run_id, name, counter, {"note": "test"})
     return counter, f"models:/{name}/{version.version}", run.info.run_id
 
