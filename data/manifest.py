@@ -123,7 +123,7 @@ def _local(
     """The folder in which a source lies on this machine, and what could not be brought there."""
     scheme, separator, _ = source.partition("://")
     if is_synthetic(source):
-        return render_source(source, home, progress), []
+        return render_source(source, home, progress, classes), []
     if scheme == "s3" and separator:
         from data.remote import (
             fetch_source,  # boto3 takes a second to import, and a bare GPU machine has none
@@ -172,6 +172,12 @@ def _content(path: Path) -> Finding:
     return hashlib.sha256(data).hexdigest(), ""
 
 
+def skipped_text(skipped: Sequence[Skipped], most: int = 10) -> str:
+    """What was left out and why, for a message; `most` files by name, the others as a number."""
+    parts = [one.reason if one.id in one.reason else f"{one.id}: {one.reason}" for one in skipped[:most]]
+    return "; ".join(parts) + (f"; and {len(skipped) - most:,} more" if len(skipped) > most else "")
+
+
 def _check_labels(
     source: str,
     classes: Sequence[int],
@@ -181,11 +187,7 @@ def _check_labels(
 ) -> None:
     present = {item.label for item in items}
     absent = [label for label in classes if label not in present]
-    note = (
-        f" ({len(skipped)} files were skipped, the first: {skipped[0].id}, {skipped[0].reason})"
-        if skipped
-        else ""
-    )
+    note = f"; skipped: {skipped_text(skipped)}" if skipped else ""
     if absent:
         found = sorted({candidate.label for candidate in candidates})
         raise UserError(

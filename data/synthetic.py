@@ -50,9 +50,10 @@ def is_synthetic(source: str) -> bool:
     return source.startswith(_SCHEME)
 
 
-def parse_source(source: str) -> SyntheticSource:
+def parse_source(source: str, wanted: Sequence[int] | None = None) -> SyntheticSource:
     """Read synthetic://?images=600&seed=0&classes=0-5&size=224; every part may be left out.
 
+    Where it names no classes, they are the `wanted` ones: none is rendered only to be thrown away.
     Raises UserError for unknown parts and for values out of range.
     """
     parts = urlsplit(source)
@@ -66,16 +67,20 @@ def parse_source(source: str) -> SyntheticSource:
             values[key] = _parse_classes(text) if key == "classes" else int(text)
         except ValueError:
             raise _mistake(f"{key} is {text!r} in {source}") from None
+    if wanted is not None:
+        values.setdefault("classes", tuple(wanted))
     return SyntheticSource(**values)
 
 
-def render_source(source: str, home: Path, progress: Progress | None = None) -> Path:
+def render_source(
+    source: str, home: Path, progress: Progress | None = None, wanted: Sequence[int] | None = None
+) -> Path:
     """The folder under `home`/datasets with a synthetic:// source's bins, rendered the first time only."""
-    wanted = parse_source(source)
-    classes = "-".join(map(str, wanted.classes))
-    name = f"synthetic-v{VERSION}-{wanted.images}x{wanted.size}-seed{wanted.seed}-classes{classes}"
+    asked = parse_source(source, wanted)
+    classes = "-".join(map(str, asked.classes))
+    name = f"synthetic-v{VERSION}-{asked.images}x{asked.size}-seed{asked.seed}-classes{classes}"
     dest = home / "datasets" / name
-    write_synthetic(dest, wanted.images, wanted.seed, wanted.size, wanted.classes, progress)
+    write_synthetic(dest, asked.images, asked.seed, asked.size, asked.classes, progress)
     return dest
 
 

@@ -102,21 +102,24 @@ class Board:
         if leaders:
             parts.append(f"best {self._spec.metric} {shown(self._spec.metric, leaders[0].value)}")
         elapsed = time.time() - self._controller.started
-        parts.append(f"{clock(elapsed)} so far, about {clock(self._left())} left")
+        left = self._left()
+        parts.append(
+            f"{clock(elapsed)} so far, {'time left not known yet' if left is None else f'about {clock(left)} left'}"
+        )
         parts.append(f"cost {clock(elapsed * self._slots * self._spec.resources.cpus_per_trial)} of CPU")
         return " | ".join(parts)
 
-    def _left(self) -> float:
-        """Seconds left by the mean duration of the trials that ended, within the budget of minutes."""
+    def _left(self) -> float | None:
+        """Seconds left by the mean duration of the trials that ended, within the budget of minutes; None at first."""
         trials = list(self._controller.trials.values())
         ended = [trial.ended - trial.started for trial in trials if trial.ended is not None]
         budget = self._spec.budget
         elapsed = time.time() - self._controller.started
-        limit = 60 * budget.minutes - elapsed if budget.minutes else float("inf")
+        limit = max(0.0, 60 * budget.minutes - elapsed) if budget.minutes else float("inf")
         if not ended:
-            return min(limit, 0.0) if limit == float("inf") else limit
+            return limit if budget.minutes else None
         remaining = max(budget.trials - len(ended), 0)
-        return max(0.0, min(limit, remaining * sum(ended) / len(ended) / self._slots))
+        return min(limit, remaining * sum(ended) / len(ended) / self._slots)
 
     def _screen(self) -> RenderableType:
         running = [trial for trial in self._controller.trials.values() if trial.state == "running"]
@@ -132,7 +135,8 @@ class Board:
                 params,
             )
         leaders = [trial for trial in self._controller.leaderboard() if trial.state != "running"]
-        return Group(Text(self._summary()), leaderboard_table(leaders, self._spec, "best so far"), now)
+        best = [leaderboard_table(leaders, self._spec, "best so far")] if leaders else []
+        return Group(Text(self._summary()), *best, now)
 
 
 class Step:

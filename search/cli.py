@@ -38,6 +38,8 @@ def cli(debug: bool) -> None:
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("mlflow", "alembic", "ray", "optuna"):
         logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.ERROR)
+    # Ray Tune logs each failed trial as an error of its own; the sweep has said it already, with the reason.
+    logging.getLogger("ray.tune").setLevel(logging.INFO if debug else logging.CRITICAL)
 
 
 @cli.command()
@@ -74,7 +76,7 @@ def sweep(
         leaders = result.leaderboard
         rows = [{"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders]
         answer: dict[str, Any] = {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
-        if not as_json:
+        if leaders and not as_json:
             # Piped into a file, a table must not be squeezed into a terminal nobody has.
             Console(width=None if sys.stdout.isatty() else 160).print(
                 leaderboard_table(leaders, loaded, f"leaderboard of {result.id}")

@@ -173,7 +173,7 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
     from dataclasses import asdict
 
     from data.bucket import open_bucket, parse_place
-    from data.manifest import load_manifest
+    from data.manifest import load_manifest, skipped_text
     from data.push import push as run
     from data.split import Split
     from search.cli import home_folder
@@ -187,8 +187,7 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
         return
     print(f"{pushed.images:,} images in {dest}: {pushed.sent:,} of {pushed.objects:,} objects sent")
     if manifest.skipped:
-        first = manifest.skipped[0]
-        print(f"left out {len(manifest.skipped)} (first: {first.id}: {first.reason})", file=sys.stderr)
+        print(f"left out {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
 
 
 @data_group.command()

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,7 @@ from models.network import ARCHITECTURES
 from models.weights import available_offline
 from search.sweep import cores
 from tracking.environment import LIBRARIES
-from tracking.server import require_reachable
+from tracking.server import tracking_server
 
 GIB = 2**30
 
@@ -53,7 +54,8 @@ def _versions(home: Path) -> Finding:
 def _cpu(home: Path) -> Finding:
     bf16 = has_fast_bf16(torch.device("cpu"))
     memory = psutil.virtual_memory().available / GIB
-    text = f"{cores()} cores, {memory:.1f} GiB of memory free, bf16 {'in hardware' if bf16 else 'not in hardware'}"
+    text = f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}, bf16 {'' if bf16 else 'not '}in hardware"
+    text += f", {memory:.1f} GiB of memory free"
     return Finding(
         "cpu", memory >= 4, text, "" if memory >= 4 else "a sweep wants 4 GiB: close other programs"
     )
@@ -94,14 +96,17 @@ def _ray(home: Path) -> Finding:
 
 
 def _mlflow(home: Path) -> Finding:
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri:
-        return Finding("mlflow", True, f"embedded server, started when needed, data in {home / 'mlflow'}")
-    try:
-        require_reachable(uri)
-    except UserError as error:
-        return Finding("mlflow", False, error.message, error.hint)
-    return Finding("mlflow", True, f"{uri} answers")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        # A home that has no server yet is left as it is.
+        place = home if (home / "mlflow").is_dir() else Path(elsewhere)
+        try:
+            with tracking_server(place) as uri:
+                named = bool(os.environ.get("MLFLOW_TRACKING_URI"))
+                return Finding(
+                    "mlflow", True, f"{uri} answers" if named else "the embedded server starts and answers"
+                )
+        except UserError as error:
+            return Finding("mlflow", False, error.message, error.hint)
 
 
 def _weights(home: Path) -> Finding:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from data.errors import UserError
-from data.manifest import Manifest, load_manifest
+from data.manifest import Manifest, load_manifest, skipped_text
 from data.pixels import open_pixel_bank
 from models.train import TrialData, build_banks
 from models.weights import check_weights
@@ -87,8 +87,7 @@ def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
     with Step("reading the data") as step:
         manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, home, step)
     if manifest.skipped:
-        first = manifest.skipped[0]
-        print(f"skipped {len(manifest.skipped)} (first: {first.id}: {first.reason})", file=sys.stderr)
+        print(f"skipped {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
     largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
     if largest > train:
         raise UserError(

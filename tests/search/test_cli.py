@@ -83,6 +83,27 @@ def test_mistakes_in_the_data(tmp_path: Path, bins: Path) -> None:
     assert not (home / "sweeps").exists()
 
 
+def test_data_of_one_class_or_without_a_readable_image(tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    (one / "3").mkdir(parents=True)
+    Image.new("RGB", (32, 32), "red").save(one / "3" / "a.jpg")
+    mistaken(binsweep("sweep", write_spec(tmp_path, one), "--runner", "local", home=tmp_path), "class", "3")
+
+    broken = tmp_path / "broken"
+    (broken / "bin-images").mkdir(parents=True)
+    (broken / "metadata").mkdir()
+    whole = (one / "3" / "a.jpg").read_bytes()
+    contents = {"cut": whole[:200], "empty": b"", "text": b"not a picture", "unlabelled": whole}
+    for number, (name, content) in enumerate(contents.items()):
+        (broken / "bin-images" / f"{name}.jpg").write_bytes(content)
+        label = {} if name == "unlabelled" else {"EXPECTED_QUANTITY": number}
+        (broken / "metadata" / f"{name}.json").write_text(json.dumps({"BIN_FCSKU_DATA": {}, **label}))
+    said = binsweep("sweep", write_spec(tmp_path, broken), "--runner", "local", home=tmp_path)
+    mistaken(said, str(broken), "hint:")
+    for name in contents:
+        assert name in said.stderr, said.stderr
+
+
 def test_a_tracking_server_that_is_not_there(tmp_path: Path, bins: Path) -> None:
     done = binsweep(
         "sweep", write_spec(tmp_path, bins), home=tmp_path, MLFLOW_TRACKING_URI="http://127.0.0.1:9"
@@ -117,14 +138,26 @@ def test_other_mistakes(tmp_path: Path) -> None:
 
 def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> None:
     spec = write_spec(tmp_path, bins, budget={"trials": 2})
-    done = binsweep(
-        "sweep", spec, "--runner", "local", "--json", home=tmp_path / "home", MLFLOW_TRACKING_URI=server
-    )
+    said = {"home": tmp_path / "home", "MLFLOW_TRACKING_URI": server}
+    done = binsweep("sweep", spec, "--runner", "local", "--json", "--promote", **said)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["sweep"] == "cli-1" and len(answer["leaderboard"]) == 2
     assert set(answer["leaderboard"][0]["params"]) == set(SPACE)
     assert "2/2 trials" in done.stderr
+    assert answer["promotion"]["version"] == "1" and "beats" in answer["promotion"]["reason"]
+    if answer["promotion"]["promoted"]:
+        assert answer["proof"]["count"] in (0, 1, 2)
+
+    # One bad photo among good ones costs no other its answer.
+    photo = next((bins / "bin-images").iterdir())
+    (tmp_path / "bad.jpg").write_bytes(b"nothing")
+    version = ["--model", "bin-counter/1", "--json"]
+    done = binsweep("predict", photo, tmp_path / "bad.jpg", photo, *version, **said)
+    assert done.returncode == 1, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["count"] for row in rows] == [rows[0]["count"], None, rows[0]["count"]]
+    assert rows[1]["error"] and not rows[0]["error"] and rows[0]["count"] in (0, 1, 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
