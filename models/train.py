@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +22,23 @@ from models.build import Checkpoint, build_counter
 from models.metrics import count_metrics, per_class
 from models.network import Counter
 from models.settings import Settings
+from models.state import TrainingState, capture, restore
 from models.weights import file_hash, weights_file
 
-# Called once an epoch with the epoch (from 1), its metrics, and a function that makes the epoch's checkpoint
-# (made only when asked for: most epochs are not kept). Returns whether to go on.
-Report = Callable[[int, dict[str, float], Callable[[], Checkpoint]], bool]
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What can be kept of an epoch, made only when asked for: the counter as it is, or all that going on needs.
+
+    A state shares the training's tensors: save it before the report returns.
+    """
+
+    checkpoint: Callable[[], Checkpoint]
+    state: Callable[[], TrainingState]
+
+
+# Called once an epoch with the epoch (from 1), its metrics, and what can be kept of it. Returns whether to go on.
+Report = Callable[[int, dict[str, float], Snapshot], bool]
 Progress = Callable[[int, int], None]
 SHIFT = 0.06  # flip_shift moves an image by up to this part of its size each way
 
@@ -144,6 +157,35 @@ def _forward(net: nn.Module, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
     return log_probabilities
 
 
+def _backward(
+    net: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    settings: Settings,
+    arithmetic: Arithmetic,
+    parts: int,
+) -> tuple[Tensor, Tensor]:
+    """Add a batch's gradients; returns its mean loss and its log-probabilities [B, K], both detached.
+
+    Each part's loss counts by its share of the batch's (class) weight, so that the sum is the whole batch's
+    gradient. Only batch statistics of unfrozen normalisation layers are those of the parts.
+    """
+    total, said = torch.zeros((), device=labels.device), []
+    whole = len(labels) if weight is None else weight[labels].sum()
+    for some_inputs, some_labels in zip(inputs.chunk(parts), labels.chunk(parts), strict=True):
+        log_probabilities = _forward(net, some_inputs, arithmetic)
+        loss = F.cross_entropy(
+            log_probabilities, some_labels, weight, label_smoothing=settings.label_smoothing
+        )
+        if parts > 1:
+            loss = loss * ((len(some_labels) if weight is None else weight[some_labels].sum()) / whole)
+        loss.backward()
+        total = total + loss.detach()
+        said.append(log_probabilities.detach())
+    return total, torch.cat(said)
+
+
 def _predict(net: nn.Module, split: Batches, arithmetic: Arithmetic, batch: int = 256) -> Tensor:
     """Log-probabilities float32 [N, K] of a split, unaugmented."""
     net.eval()
@@ -165,8 +207,18 @@ def _scores(
     return {f"{name}_{key}": value for key, value in scores.items()}
 
 
-def train(settings: Settings, data: TrialData, report: Report, stored: bool = True) -> None:
+def train(
+    settings: Settings,
+    data: TrialData,
+    report: Report,
+    stored: bool = True,
+    start_from: TrainingState | None = None,
+    parts: int = 1,
+) -> None:
     """Train one trial and report every epoch; return when the epochs are done or `report` says stop.
+
+    `start_from` goes on behind its epoch, and the curve is that of a training that never stopped. `parts` cuts
+    each batch into so many micro-batches whose gradients add up to the whole batch's, for less memory.
 
     The same settings and data give the same numbers on the same machine. Metrics: `train_*` (running, in
     training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr` of the epoch's last
@@ -191,23 +243,24 @@ def train(settings: Settings, data: TrialData, report: Report, stored: bool = Tr
     schedule = _schedule(optimizer, settings, steps)
     weight = _class_weights(learn.labels, len(classes)) if settings.balance == "weights" else None
 
-    for epoch in range(1, settings.epochs + 1):
+    history: list[dict[str, float]] = []
+    if start_from is not None:
+        restore(start_from, net, optimizer, schedule, generator)
+        history = list(start_from.history)
+
+    for epoch in range(len(history) + 1, settings.epochs + 1):
         start = time.perf_counter()
         net.train()
         losses, choices, seen = [], [], []
         for inputs, labels in _training_batches(learn, settings, data.image_size, generator):
-            log_probabilities = _forward(net, inputs, arithmetic)
-            loss = F.cross_entropy(
-                log_probabilities, labels, weight, label_smoothing=settings.label_smoothing
-            )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss, log_probabilities = _backward(net, inputs, labels, weight, settings, arithmetic, parts)
             optimizer.step()
             lr = schedule.get_last_lr()[0]
             schedule.step()
             # Kept on the device: reading them here would make every step wait for the GPU.
-            losses.append(loss.detach() * len(labels))
-            choices.append(log_probabilities.detach().argmax(1))
+            losses.append(loss * len(labels))
+            choices.append(log_probabilities.argmax(1))
             seen.append(labels)
         actual = torch.cat(seen)
         train_loss = float(torch.stack(losses).sum()) / len(
@@ -230,5 +283,7 @@ def train(settings: Settings, data: TrialData, report: Report, stored: bool = Tr
             state = {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
             return Checkpoint(epoch, metrics, settings, data.classes, data.image_size, state, said.cpu())
 
-        if not report(epoch, metrics, checkpoint):
+        history.append(metrics)
+        state = functools.partial(capture, epoch, history, net, optimizer, schedule, generator)
+        if not report(epoch, metrics, Snapshot(checkpoint, state)):
             return

@@ -1,8 +1,10 @@
-"""One trial, as a worker runs it: train, keep the best epoch's checkpoint, report."""
+"""One trial, as a worker runs it: train, keep the best epoch's checkpoint and the last epoch's state, report."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +13,19 @@ from typing import Literal
 
 import torch
 
-from models.build import Checkpoint
 from models.settings import Settings
-from models.train import TrialData, train
+from models.state import load_training_state
+from models.train import Snapshot, TrialData, train
 
 BEST = "best.pt"
+LAST = "last.pt"
 ERROR = "error.txt"
 Goal = Literal["maximize", "minimize"]
 
 
 @dataclass(frozen=True)
 class TrialTask:
-    """All that a worker needs for one trial; small and picklable."""
+    """All that a worker needs for one trial; small and picklable. A trial that began before goes on."""
 
     number: int
     settings: Settings
@@ -30,6 +33,7 @@ class TrialTask:
     metric: str
     goal: Goal
     threads: int
+    minutes: float | None = None  # the longest that a trial may take
 
 
 def better(value: float, than: float | None, goal: Goal) -> bool:
@@ -42,25 +46,71 @@ def better(value: float, than: float | None, goal: Goal) -> bool:
 def run_trial(task: TrialTask, data: TrialData, send: Callable[[int, dict[str, float]], bool]) -> None:
     """Train one trial; `send(epoch, metrics)` says whether to go on.
 
-    Leaves `best.pt`, the checkpoint of the best validation epoch, in the task's folder, written before the
-    epoch is reported, so that a stop or a kill at any moment leaves it whole. An exception is written to
-    `error.txt` there and raised.
+    Leaves `best.pt`, the checkpoint of the best validation epoch, and `last.pt`, the state of the last epoch, in
+    the task's folder, written before the epoch is reported, so that a stop or a kill at any moment leaves them
+    whole. Where there is a `last.pt`, its epochs are reported again and training goes on behind them. Out of
+    memory, an epoch is done over in smaller micro-batches. An exception is written to `error.txt` there and
+    raised.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
+    (task.folder / ERROR).unlink(missing_ok=True)
     torch.set_num_threads(task.threads)
-    best: float | None = None
+    try:
+        parts = 1
+        while not _attempt(task, data, send, parts):
+            parts *= 2
+    except Exception as error:
+        leave_error(task.folder, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
+        raise
 
-    def report(epoch: int, metrics: dict[str, float], checkpoint: Callable[[], Checkpoint]) -> bool:
-        nonlocal best
-        healthy = all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
-        if healthy and better(metrics[task.metric], best, task.goal):
+
+def leave_error(folder: Path, reason: str, details: str) -> None:
+    """Write down why a trial failed: the reason is the first line."""
+    with contextlib.suppress(OSError):  # a full disk must not hide the first error behind a second one
+        (folder / ERROR).write_text(f"{reason}\n\n{details}")
+
+
+def _attempt(
+    task: TrialTask, data: TrialData, send: Callable[[int, dict[str, float]], bool], parts: int
+) -> bool:
+    """Train in so many micro-batches to a batch; False when the memory did not suffice and smaller ones remain."""
+    deadline = None if task.minutes is None else time.monotonic() + 60 * task.minutes
+    best: float | None = None
+    state = load_training_state(task.folder / LAST)
+    for epoch, metrics in enumerate(state.history if state else [], 1):
+        if _healthy(metrics) and better(metrics[task.metric], best, task.goal):
             best = metrics[task.metric]
-            checkpoint().save(task.folder / BEST)
-        return send(epoch, metrics)
+        if not send(epoch, metrics):
+            return True
+
+    def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        nonlocal best
+        if parts > 1:
+            metrics["micro_batches"] = float(parts)
+        if _healthy(metrics) and better(metrics[task.metric], best, task.goal):
+            best = metrics[task.metric]
+            snapshot.checkpoint().save(task.folder / BEST)
+        snapshot.state().save(task.folder / LAST)
+        go_on = send(epoch, metrics)
+        if go_on and deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError(f"budget.trial_minutes: {task.minutes:g} are over after epoch {epoch}")
+        return go_on
 
     try:
-        train(task.settings, data, report)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        (task.folder / ERROR).write_text(f"{reason}\n\n{traceback.format_exc()}")
-        raise
+        train(task.settings, data, report, start_from=state, parts=parts)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error) or 2 * parts > task.settings.batch_size:
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python could not get memory; PyTorch's CPU allocator says so in words only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _healthy(metrics: dict[str, float]) -> bool:
+    return all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))

@@ -1,7 +1,6 @@
 """The training loop: it learns, repeats exactly, and the feature bank changes nothing but the time."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from models.batches import shift_images
 from models.build import Checkpoint, counter_from, load_checkpoint
 from models.network import HEADS
 from models.settings import Settings
-from models.train import TrialData, _epoch_rows, train
+from models.state import TrainingState, load_training_state
+from models.train import Snapshot, TrialData, _epoch_rows, train
 
 SETTINGS = Settings(lr=0.01, batch_size=16, epochs=3, precision="fp32")
 Kept = list[tuple[dict[str, float], Checkpoint]]
@@ -23,9 +23,9 @@ Kept = list[tuple[dict[str, float], Checkpoint]]
 def run(settings: Settings, data: TrialData, stored: bool = True, stop_after: int = 99) -> Kept:
     kept: Kept = []
 
-    def report(epoch: int, metrics: dict[str, float], checkpoint: Callable[[], Checkpoint]) -> bool:
+    def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
         assert epoch == len(kept) + 1
-        kept.append((metrics, checkpoint()))
+        kept.append((metrics, snapshot.checkpoint()))
         return epoch < stop_after
 
     train(settings, data, report, stored)
@@ -61,6 +61,61 @@ def test_one_seed_repeats_and_another_differs(trial_data: TrialData, trainable: 
     first = losses(run(settings, trial_data))
     assert losses(run(settings, trial_data)) == first
     assert losses(run(replace(settings, seed=1), trial_data)) != first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainable": "head", "augment": "flip"},
+        {"trainable": "last_stage", "optimizer": "sgd", "balance": "sampler"},
+        {"trainable": "all", "augment": "flip_shift", "backbone": "mobilenet_v2", "weights": "none"},
+    ],
+)
+def test_a_resumed_training_has_the_curve_of_an_undisturbed_one(
+    trial_data: TrialData, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    whole = run(settings, trial_data)
+    file = tmp_path / "last.pt"
+
+    def until_two(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        snapshot.state().save(file)
+        return epoch < 2
+
+    train(settings, trial_data, until_two)
+    torch.manual_seed(99)  # whatever happened in the process meanwhile
+    state = load_training_state(file)
+    assert state is not None and state.epoch == 2
+    later: list[dict[str, float]] = []
+    train(settings, trial_data, lambda epoch, metrics, _: later.append(metrics) is None, start_from=state)
+    assert len(later) == 1
+    for name in set(later[0]) - {"images_per_second", "seconds"}:
+        assert later[0][name] == whole[2][0][name], name
+    assert [m["train_loss"] for m in state.history] == [m["train_loss"] for m, _ in whole[:2]]
+
+
+def test_a_damaged_or_absent_state_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "last.pt"
+    assert load_training_state(file) is None
+    TrainingState(1, [{"a": 1.0}], {}, {}, {}, []).save(file)
+    assert load_training_state(file) is not None
+    whole = file.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], b"x" * len(whole)):
+        file.write_bytes(broken)
+        assert load_training_state(file) is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"balance": "weights", "label_smoothing": 0.1}])
+def test_micro_batches_add_up_to_the_whole_batch(trial_data: TrialData, changes: dict[str, object]) -> None:
+    settings = replace(SETTINGS, lr=1e-3, **changes)  # type: ignore[arg-type]
+    kept: list[float] = []
+
+    def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        kept.extend([metrics["train_loss"], metrics["val_loss"]])
+        return True
+
+    train(settings, trial_data, report, parts=3)
+    np.testing.assert_allclose(kept, losses(run(settings, trial_data)), rtol=1e-4)
 
 
 def test_a_head_on_imagenet_features_learns(trial_data: TrialData) -> None:

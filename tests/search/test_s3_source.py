@@ -19,7 +19,7 @@ def first_loss(source: str, home: Path) -> tuple[str, list[Any], float]:
     manifest, data = prepare(parse_spec(raw), home)
     losses = []
 
-    def report(epoch: int, metrics: dict[str, float], checkpoint: Any) -> bool:
+    def report(epoch: int, metrics: dict[str, float], snapshot: Any) -> bool:
         losses.append(metrics["train_loss"])
         return False
 

@@ -109,7 +109,7 @@ def test_a_named_server_that_cannot_be_used_is_the_users_mistake(
         pass
     assert uri in mistake.value.message
     assert "MLFLOW_TRACKING_URI" in mistake.value.hint
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30  # MLflow's client alone would try for minutes
 
 
 def test_a_server_that_does_not_start_shows_the_end_of_its_log(tmp_path: Path) -> None:
