@@ -10,8 +10,9 @@ from typing import Any
 
 import optuna
 import sqlalchemy.exc
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from data.errors import UserError
 from search.strategy.seam import Goal
@@ -25,10 +26,13 @@ class Ledger:
         self._memory = InMemoryStorage()
         self.study = optuna.create_study(storage=self._memory, study_name=name, direction=goal)
         self._storages: list[tuple[BaseStorage, list[int]]] = [(self._memory, [])]  # with trial ids by number
+        self._study_ids: dict[BaseStorage, int] = {self._memory: self._memory.get_study_id_from_name(name)}
         if path is not None:
             disk = _open_disk(path)
-            self._disk_study_id = _open_study(disk, name, goal, path)
-            trials = disk.get_all_trials(self._disk_study_id, deepcopy=False)
+            study_id = self._study_ids[disk] = _open_study(disk, name, goal, path)
+            for key, value in disk.get_study_user_attrs(study_id).items():
+                self._memory.set_study_user_attr(self._study_ids[self._memory], key, value)
+            trials = disk.get_all_trials(study_id, deepcopy=False)
             self._storages.insert(0, (disk, [trial._trial_id for trial in trials]))
             for trial in trials:
                 self._copy_to_memory(trial)
@@ -48,8 +52,33 @@ class Ledger:
         frozen = self._memory.get_trial(trial._trial_id)
         memory_ids.append(trial._trial_id)
         for storage, ids in self._storages[:-1]:
-            ids.append(storage.create_new_trial(self._disk_study_id, template_trial=frozen))
+            ids.append(storage.create_new_trial(self._study_ids[storage], template_trial=frozen))
         return frozen
+
+    def add_point(
+        self, params: dict[str, Any], distributions: dict[str, BaseDistribution], attributes: dict[str, Any]
+    ) -> FrozenTrial:
+        """Write down a trial of our own choosing."""
+        template = create_trial(
+            state=TrialState.RUNNING, params=params, distributions=distributions, user_attrs=attributes
+        )
+        for storage, ids in self._storages:
+            ids.append(storage.create_new_trial(self._study_ids[storage], template_trial=template))
+        return self._memory.get_trial(self._storages[-1][1][-1])
+
+    def note(self, number: int, key: str, value: Any) -> None:
+        """Write down something about a running trial."""
+        for storage, ids in self._storages:
+            storage.set_trial_user_attr(ids[number], key, value)
+
+    def remember(self, key: str, value: Any) -> None:
+        """Write down something about the study."""
+        for storage, _ in self._storages:
+            storage.set_study_user_attr(self._study_ids[storage], key, value)
+
+    def recall(self, key: str) -> Any:
+        """What was last remembered, None if nothing was."""
+        return self._memory.get_study_user_attrs(self._study_ids[self._memory]).get(key)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         for storage, ids in self._storages:
@@ -64,7 +93,7 @@ class Ledger:
             storage.set_trial_state_values(ids[number], state, values)
 
     def _copy_to_memory(self, trial: FrozenTrial) -> None:
-        study_id = self._memory.get_study_id_from_name(self.study.study_name)
+        study_id = self._study_ids[self._memory]
         self._storages[-1][1].append(self._memory.create_new_trial(study_id, template_trial=trial))
 
 

@@ -7,15 +7,17 @@ from typing import Any, Literal
 from data.errors import UserError
 from search.space import Dimension, to_distribution
 from search.strategy.asha import asha
+from search.strategy.freeze_thaw import FreezeThaw
 from search.strategy.ledger import Ledger
 from search.strategy.median import median
-from search.strategy.optuna_strategy import OptunaStrategy
+from search.strategy.optuna_strategy import OptunaStrategy, Policy
+from search.strategy.planner import Halving, Planner
 from search.strategy.samplers import make_sampler
 from search.strategy.seam import Goal
 from search.strategy.stopping import StoppingRule, never
 
-SamplerName = Literal["tpe", "random", "grid"]
-StoppingName = Literal["asha", "median", "none"]
+SamplerName = Literal["auto", "tpe", "random", "grid"]
+StoppingName = Literal["auto", "asha", "median", "none"]
 ETA = 3  # the best third goes on, as in the paper on asynchronous successive halving (2 to 4 do alike)
 
 
@@ -33,19 +35,23 @@ def open_strategy(
     """Begin the study `study_name` in the SQLite file `path`, or go on with it; without a path, in memory.
 
     `max_epochs` is the longest that any trial may train; a trial whose parameters hold `epochs_name` trains
-    that long instead. Trials that an earlier process left running are told FAIL, with the reason. Only one
+    that long instead. `stopping: auto` pauses trials, which only a runner that can go on from a checkpoint may
+    be given; `sampler: auto` then decides which one goes on, any other sampler leaves that to halving. Trials that an earlier process left running are told FAIL, with the reason. Only one
     process may have a study open. UserError: the file is no study, the study has another goal or space, or
     the grid has no end.
     """
-    ask = make_sampler(sampler, space, seed)
+    # Where `auto` plans, it asks no sampler; random is there for want of none.
+    ask = make_sampler("random" if sampler == "auto" else sampler, space, seed)
     ledger = Ledger(path, study_name, goal)
     _check_space(ledger, space, study_name)
+    planner: Planner | None = None
+    if sampler == "auto":
+        planner = FreezeThaw(space, seed, max_epochs, epochs_name)
+    elif stopping == "auto":
+        planner = Halving()
+    policy = Policy(ask, _rule(stopping, max_epochs), planner, pauses=stopping == "auto")
     return OptunaStrategy(
-        ledger,
-        ask,
-        _rule(stopping, max_epochs),
-        goal,
-        lambda params: int(params.get(epochs_name, max_epochs)),
+        ledger, space, goal, lambda params: int(params.get(epochs_name, max_epochs)), policy
     )
 
 
@@ -53,7 +59,8 @@ def _rule(stopping: StoppingName, max_epochs: int) -> StoppingRule:
     # Two decisions, at a 9th and a third of the longest training: under a one-cycle schedule the first epochs
     # only warm up, and ranking them stops good trials (docs/search.md has the figures).
     first = max(1, round(max_epochs / ETA**2))
-    return {"asha": asha(first, ETA, max_epochs), "median": median(first), "none": never}[stopping]
+    rules: dict[str, StoppingRule] = {"asha": asha(first, ETA, max_epochs), "median": median(first)}
+    return rules.get(stopping, never)  # `auto` pauses and stops nothing
 
 
 def _check_space(ledger: Ledger, space: Mapping[str, Dimension], study_name: str) -> None:

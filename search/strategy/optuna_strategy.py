@@ -1,4 +1,4 @@
-"""The strategy: an Optuna sampler and a stopping rule over one study."""
+"""The strategy: what an Optuna sampler, a stopping rule or a planner says, over one study."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,14 +7,20 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.space import Dimension, to_distribution
 from search.strategy.ledger import Ledger
+from search.strategy.planner import Plan, Planner
 from search.strategy.samplers import INTERRUPTED, Sampler
 from search.strategy.seam import Decision, Goal, Outcome, Record, Suggestion, Verdict
+from search.strategy.standing import Standing
 from search.strategy.stopping import Curve, StoppingRule
 
 SUGGESTED = "suggested_because"  # user attributes of a trial in the study
 ENDED = "ended_because"
 BEST_EPOCH = "best_epoch"
+PAUSED = "paused_at"  # the epoch whose checkpoint a paused trial goes on from; None once it goes on
+BROKEN = "broken"  # its value was not finite
+LEARNED = "learned"  # of the study: what a planner has learned and would not learn alike again
 
 _STATES = {
     TrialState.RUNNING: "running",
@@ -32,46 +38,74 @@ class _Live:
     broken: bool = False
 
 
+@dataclass(frozen=True)
+class Policy:
+    """How a strategy decides. Without a planner the sampler begins every trial, and none is paused."""
+
+    sampler: Sampler
+    rule: StoppingRule
+    planner: Planner | None = None
+    pauses: bool = False
+
+
 class OptunaStrategy:
     """Implements `Strategy`. What it knows is the study's; a second one over the same study knows the same.
 
     Invariants, whatever the order of calls: an epoch counts once, and only if it comes after the trial's last
-    one; a trial ends once; after a stop nothing more of it is recorded; every ended trial has its reason.
+    one; a trial ends once; a paused one goes on once or ends; after a stop nothing more of it is recorded; every ended trial has its reason.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        sampler: Sampler,
-        rule: StoppingRule,
+        space: Mapping[str, Dimension],
         goal: Goal,
         last_epoch: Callable[[Mapping[str, Any]], int],
+        policy: Policy,
     ) -> None:
-        self._ledger, self._sampler, self._rule, self._last_epoch = ledger, sampler, rule, last_epoch
+        self._ledger, self._policy, self._last_epoch = ledger, policy, last_epoch
+        self._distributions = {name: to_distribution(dimension) for name, dimension in space.items()}
         self._sign = 1.0 if goal == "maximize" else -1.0
         self._live: dict[int, _Live] = {}
         self._curves = {trial.number: self._curve(trial) for trial in ledger.trials()}
+        self._standing = Standing()
+        self._planned: Plan | None = None  # until something happens
+        if policy.planner is not None and (learned := ledger.recall(LEARNED)):
+            policy.planner.learned = learned
         for trial in ledger.trials():
-            if not trial.state.is_finished():
+            curve, paused = self._curves[trial.number], _is_paused(trial)
+            broken = BROKEN in trial.user_attrs
+            self._standing.add(dict(trial.params), curve, "paused" if paused else "over", broken)
+            if not trial.state.is_finished() and not paused:
                 reason = "its process ended before it did"
                 ledger.close(trial.number, TrialState.FAIL, None, {INTERRUPTED: True, ENDED: reason})
 
     def suggest(self) -> Suggestion | None:
-        """The next trial; None when the grid is used up. The same again for the same seed and results."""
-        asked = self._sampler(self._ledger.study, len(self._ledger))
-        if asked is None:
-            return None
-        trial, reason = asked
-        frozen = self._ledger.add(trial, {SUGGESTED: reason})
+        """The next trial, or a paused one to go on with; None when the grid is used up.
+
+        The same again for the same seed and results.
+        """
+        plan = self._plan()
+        if plan.number is not None:
+            return self._go_on(plan.number, plan.reason)
+        if plan.params is not None:
+            frozen = self._ledger.add_point(plan.params, self._distributions, {SUGGESTED: plan.reason})
+        else:
+            asked = self._policy.sampler(self._ledger.study, len(self._ledger))
+            if asked is None:
+                return self._last_paused()
+            frozen = self._ledger.add(asked[0], {SUGGESTED: asked[1]})
         self._live[frozen.number] = _Live()
         self._curves[frozen.number] = self._curve(frozen)
-        return Suggestion(frozen.number, dict(frozen.params), reason)
+        self._standing.add(dict(frozen.params), self._curves[frozen.number])
+        self._planned = None
+        return Suggestion(frozen.number, dict(frozen.params), frozen.user_attrs[SUGGESTED])
 
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
         """Record one epoch's value and judge the trial; NaN and infinity stop it, to be told FAIL."""
         live = self._live.get(number)
         if live is None:
-            return Verdict(Decision.STOP, "no such trial runs")
+            return self._not_live(number)
         if live.stop is not None:
             return live.stop
         curve = self._curves[number]
@@ -81,33 +115,95 @@ class OptunaStrategy:
             live.broken = True
             live.stop = Verdict(Decision.STOP, f"value is {value}")
             return live.stop
+        weighed = self._standing.stands[number].next_level() <= epoch
         self._ledger.report(number, epoch, value)
         curve.values[epoch] = self._sign * value
-        reason = self._rule(self._curves, number, epoch) if epoch < curve.last_epoch else None
-        if reason is None:
-            return Verdict(Decision.CONTINUE, "among those that go on")
-        live.stop = Verdict(Decision.STOP, reason)
-        return live.stop
+        self._standing.saw(number, epoch, curve.values[epoch])
+        self._planned = None
+        if epoch == curve.last_epoch:
+            return Verdict(Decision.CONTINUE, "trained to its end")
+        reason = self._policy.rule(self._curves, number, epoch)
+        if reason is not None:
+            live.stop = Verdict(Decision.STOP, reason)
+            return live.stop
+        if weighed and self._policy.pauses:
+            return self._weigh(number, epoch)
+        return Verdict(Decision.CONTINUE, "among those that go on")
 
     def finish(self, number: int, outcome: Outcome) -> None:
-        """End a trial as COMPLETE with its best value, PRUNED or FAIL; one that does not run stays as is."""
+        """End a trial as COMPLETE with its best value, PRUNED or FAIL; one that has ended stays as is."""
         live = self._live.pop(number, None)
-        if live is None:
+        paused = self._is_waiting(number)
+        if live is None and not paused:
             return
+        self._standing.stands[number].state = "over"
+        self._planned = None
         curve = self._curves[number]
-        reason = live.stop.reason if live.stop else outcome.reason
-        if live.broken or outcome.state == "failed" or not curve.values:
-            self._ledger.close(
-                number, TrialState.FAIL, None, {ENDED: reason or f"{outcome.state} without a value"}
-            )
+        stop, broken = (None, False) if live is None else (live.stop, live.broken)
+        reason = stop.reason if stop else outcome.reason
+        if broken or outcome.state == "failed" or not curve.values:
+            self._standing.stands[number].broken = broken
+            attributes: dict[str, Any] = {ENDED: reason or f"{outcome.state} without a value"}
+            attributes |= {BROKEN: True} if broken else {}
+            self._ledger.close(number, TrialState.FAIL, None, attributes)
             return
         epoch = max(curve.values, key=lambda at: (curve.values[at], -at))
-        if live.stop or outcome.state == "stopped":
+        if stop or paused or outcome.state == "stopped":
             attributes = {ENDED: reason or "stopped by its runner", BEST_EPOCH: epoch}
             self._ledger.close(number, TrialState.PRUNED, None, attributes)
         else:
             attributes = {ENDED: reason or "trained to its end", BEST_EPOCH: epoch}
             self._ledger.close(number, TrialState.COMPLETE, self._sign * curve.values[epoch], attributes)
+
+    def _plan(self) -> Plan:
+        """What the planner says; asked once for the same standing."""
+        planner = self._policy.planner
+        if planner is None:
+            return Plan()
+        if self._planned is None:
+            before = planner.learned
+            self._planned = planner.plan(self._standing)
+            if planner.learned != before:
+                self._ledger.remember(LEARNED, planner.learned)
+        return self._planned
+
+    def _weigh(self, number: int, epoch: int) -> Verdict:
+        """At a level: the trial is paused unless it is just the one that a free worker would take up."""
+        stand = self._standing.stands[number]
+        stand.state = "paused"
+        plan = self._plan()
+        if plan.number == number:
+            stand.state = "running"
+            self._planned = None
+            return Verdict(Decision.CONTINUE, plan.reason)
+        self._ledger.note(number, PAUSED, epoch)
+        self._live.pop(number)
+        return Verdict(Decision.PAUSE, f"paused at epoch {epoch}: another trial comes first")
+
+    def _go_on(self, number: int, reason: str) -> Suggestion:
+        stand = self._standing.stands[number]
+        self._ledger.note(number, PAUSED, None)
+        stand.state = "running"
+        self._live[number] = _Live()
+        self._planned = None
+        return Suggestion(number, dict(stand.params), reason, stand.epochs)
+
+    def _last_paused(self) -> Suggestion | None:
+        """Of a space that is used up, what is paused may still go on, the best first."""
+        paused = self._standing.paused()
+        if not paused:
+            return None
+        best = max(paused, key=lambda number: (self._standing.stands[number].best, -number))
+        return self._go_on(best, "every configuration was begun: the best of the paused goes on")
+
+    def _is_waiting(self, number: int) -> bool:
+        known = 0 <= number < len(self._standing.stands)
+        return known and self._standing.stands[number].state == "paused"
+
+    def _not_live(self, number: int) -> Verdict:
+        if self._is_waiting(number):
+            return Verdict(Decision.PAUSE, "it is paused")
+        return Verdict(Decision.STOP, "no such trial runs")
 
     def best(self) -> tuple[int, float, dict[str, Any]] | None:
         """(number, value, params) of the best trial that did not fail; ties go to the earlier."""
@@ -131,7 +227,7 @@ class OptunaStrategy:
         epoch = max(curve, key=lambda at: (curve[at], -at)) if curve else None
         return Record(
             number=trial.number,
-            state=_STATES[trial.state],  # type: ignore[arg-type]
+            state="paused" if self._is_waiting(trial.number) else _STATES[trial.state],  # type: ignore[arg-type]
             params=dict(trial.params),
             value=None if epoch is None else self._sign * curve[epoch],
             epoch=epoch,
@@ -139,3 +235,9 @@ class OptunaStrategy:
             suggested_because=trial.user_attrs.get(SUGGESTED, ""),
             ended_because=trial.user_attrs.get(ENDED, ""),
         )
+
+
+def _is_paused(trial: FrozenTrial) -> bool:
+    """Whether it waits at a checkpoint: one that had gone on when its process died does not."""
+    epoch = trial.user_attrs.get(PAUSED)
+    return not trial.state.is_finished() and epoch is not None and epoch == trial.last_step

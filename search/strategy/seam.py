@@ -44,7 +44,7 @@ class Record:
     """One trial as the study remembers it; `value` is its best over epochs, seen at `epoch`."""
 
     number: int
-    state: Literal["running", "completed", "stopped", "failed"]
+    state: Literal["running", "paused", "completed", "stopped", "failed"]
     params: dict[str, Any]
     value: float | None
     epoch: int | None
@@ -63,4 +63,4 @@ class Strategy(Protocol):
         """Take in one epoch's value. Repeated, late or unknown reports change nothing."""
 
     def finish(self, number: int, outcome: Outcome) -> None:
-        """End a trial, once; later calls change nothing."""
+        """End a trial that runs or is paused, once; later calls change nothing."""

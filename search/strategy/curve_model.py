@@ -1,0 +1,169 @@
+"""A Gaussian process over configurations and how far they are trained.
+
+    value(x, l) = trend(l) + final(x) + (1 - l) early(x, l) + trial + noise        0 <= l <= 1
+
+`l` is how far a training has come on a log scale, 1 at its end. Early values are explained by a term of their
+own that vanishes at the end, so that what holds only early (what learns fast) is not taken for what ends well.
+The idea of a joint model of curves is freeze-thaw's (Swersky et al., 2014), the shape close to that of
+Wu et al., 2020 (a fidelity kernel (1 - l)(1 - l')). Length scales per dimension, Matern 5/2 kernels, and
+hyperparameters at their most probable value under log-normal priors, by L-BFGS with exact gradients.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+
+# Beyond the two length scales per dimension: variance and length of the trend, variance of the final value,
+# variance and length of the early term, variance of a trial's own offset, and of the noise. Values have unit
+# variance and coordinates unit range. Prior medians and their spreads on the log scale:
+_MEDIANS = {"final_scale": 0.6, "early_scale": 1.0}
+_REST = np.log([1.0, 0.5, 0.7, 0.7, 0.5, 0.02, 0.002])
+_SPREAD, _REST_SPREAD = 0.7, np.array([1.0, 0.4, 0.7, 0.7, 0.4, 1.0, 1.0])
+_JITTER = 1e-6
+
+
+@dataclass(frozen=True)
+class Data:
+    """Observations: features [n, d], progress [n], the trial of each [n] (-1: none seen yet), values [n]."""
+
+    x: np.ndarray
+    progress: np.ndarray
+    trial: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """The parts of a covariance matrix, and what their gradients need."""
+
+    trend: np.ndarray
+    final: np.ndarray
+    early: np.ndarray  # without its Matern factor
+    early_x: np.ndarray
+    trial: np.ndarray
+    final_slope: np.ndarray  # d Matern / d squared distance
+    early_slope: np.ndarray
+    apart: np.ndarray  # squared distance of the progress
+
+    def total(self) -> np.ndarray:
+        whole: np.ndarray = self.trend + self.final + self.early * self.early_x + self.trial
+        return whole
+
+
+class CurveModel:
+    """The process; `theta` holds the logarithms of its hyperparameters."""
+
+    def __init__(self, groups: np.ndarray) -> None:
+        self._groups = groups  # the length scale that each feature has
+        scales = int(groups.max()) + 1
+        self._n = scales
+        self.prior = np.concatenate(
+            [np.full(scales, math.log(_MEDIANS[k])) for k in ("final_scale", "early_scale")] + [_REST]
+        )
+        self._spread = np.concatenate([np.full(2 * scales, _SPREAD), _REST_SPREAD])
+        self.theta = self.prior.copy()
+
+    def learn(self, data: Data, steps: int = 12) -> None:
+        """Set `theta` by its posterior, from where it is."""
+        bounds = list(zip(self.prior - 3 * self._spread, self.prior + 3 * self._spread, strict=True))
+        start = np.clip(self.theta, *np.array(bounds).T)
+        found = minimize(
+            self.loss, start, (data,), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": steps}
+        )
+        if np.all(np.isfinite(found.x)):
+            self.theta = found.x
+
+    def condition(self, data: Data) -> None:
+        """Take in the observations, with `theta` as it is."""
+        self._data = data
+        covariance = self._kernels(self.theta, data, data).total()
+        self._factor = self._decompose(covariance, math.exp(self.theta[-1]))
+        self._weights = cho_solve((self._factor, True), data.y, check_finite=False)
+
+    def predict(
+        self, x: np.ndarray, progress: np.ndarray, trial: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (without noise) at the given points, each of shape [n]."""
+        asked = Data(x, progress, trial, np.empty(0))
+        cross = self._kernels(self.theta, self._data, asked).total()
+        trend, _, final, early, _, offset, _ = np.exp(self.theta[2 * self._n :])
+        prior = trend + final + early * (1 - progress) ** 2 + offset
+        known = solve_triangular(self._factor, cross, lower=True, check_finite=False)
+        return cross.T @ self._weights, np.sqrt(np.maximum(prior - (known**2).sum(axis=0), 1e-10))
+
+    def loss(self, theta: np.ndarray, data: Data) -> tuple[float, np.ndarray]:
+        """The negative log posterior of `theta`, up to a constant, and its gradient."""
+        k = self._kernels(theta, data, data)
+        noise = math.exp(theta[-1])
+        try:
+            factor = self._decompose(k.total(), noise)
+        except LinAlgError:
+            return 1e10, np.zeros_like(theta)
+        inverse = cho_solve((factor, True), np.eye(len(data.y)), check_finite=False)
+        weights = inverse @ data.y
+        away = (theta - self.prior) / self._spread
+        fit = 0.5 * data.y @ weights + np.log(np.diag(factor)).sum() + 0.5 * away @ away
+        w = 0.5 * (inverse - np.outer(weights, weights))
+        return float(fit), self._gradient(theta, data, k, w, noise) + away / self._spread
+
+    def _gradient(
+        self, theta: np.ndarray, data: Data, k: _Kernels, w: np.ndarray, noise: float
+    ) -> np.ndarray:
+        n = self._n
+        gradient = np.zeros_like(theta)
+        variance = math.exp(theta[2 * n + 2])
+        for first, slope in ((0, w * k.final_slope * variance), (n, w * k.early_slope * k.early)):
+            scaled = data.x / np.exp(theta[first : first + n])[self._groups]
+            per_feature = (slope.sum(axis=1)[:, None] * scaled**2).sum(axis=0)
+            per_feature -= (scaled * (slope @ scaled)).sum(axis=0)
+            np.add.at(gradient, first + self._groups, -4 * per_feature)
+        trend, early = w * k.trend, w * k.early * k.early_x
+        length, early_length = np.exp(2 * theta[[2 * n + 1, 2 * n + 4]])
+        gradient[2 * n :] = [
+            trend.sum(),
+            (trend * k.apart).sum() / length,
+            (w * k.final).sum(),
+            early.sum(),
+            (early * k.apart).sum() / early_length,
+            (w * k.trial).sum(),
+            np.trace(w) * noise,
+        ]
+        return gradient
+
+    def _kernels(self, theta: np.ndarray, a: Data, b: Data) -> _Kernels:
+        n = self._n
+        trend, length, final, early, early_length, offset, _ = np.exp(theta[2 * n :])
+        final_x, final_slope = _matern(a.x, b.x, np.exp(theta[:n])[self._groups])
+        early_x, early_slope = _matern(a.x, b.x, np.exp(theta[n : 2 * n])[self._groups])
+        apart = (a.progress[:, None] - b.progress[None]) ** 2
+        left = (1 - a.progress)[:, None] * (1 - b.progress)[None]
+        same = (a.trial[:, None] == b.trial[None]) & (a.trial >= 0)[:, None]
+        return _Kernels(
+            trend=trend * np.exp(-0.5 * apart / length**2),
+            final=final * final_x,
+            early=early * left * np.exp(-0.5 * apart / early_length**2),
+            early_x=early_x,
+            trial=offset * same,
+            final_slope=final_slope,
+            early_slope=early_slope,
+            apart=apart,
+        )
+
+    @staticmethod
+    def _decompose(covariance: np.ndarray, noise: float) -> np.ndarray:
+        covariance[np.diag_indices(len(covariance))] += noise + _JITTER
+        factor: np.ndarray = cholesky(covariance, lower=True, check_finite=False)
+        return factor
+
+
+def _matern(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matern 5/2 between rows, and its derivative by the squared scaled distance."""
+    a, b = a / scale, b / scale
+    squared = (-10 * a) @ b.T + (5 * (a * a).sum(axis=1))[:, None] + 5 * (b * b).sum(axis=1)
+    r = np.sqrt(np.maximum(squared, 1e-12))
+    falling = np.exp(-r)
+    slope = (1 + r) * falling
+    return slope + r * r * falling / 3, slope * (-5 / 6)

@@ -1,0 +1,108 @@
+"""Configurations as points, for models: a coordinate from 0 to 1 per range, the choice's index per choice."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from scipy.stats import qmc
+
+from search.space import Choice, Dimension, Range, to_distribution
+
+Points = np.ndarray  # shape [n, dimensions]
+
+
+class Encoder:
+    """Translates between parameters, points (for drawing and moving) and features (for kernels)."""
+
+    def __init__(self, space: Mapping[str, Dimension]) -> None:
+        self.names = list(space)
+        self.dimensions = list(space.values())
+        self._distributions: list[BaseDistribution] = [to_distribution(d) for d in self.dimensions]
+        self._options = [len(d.values) if isinstance(d, Choice) else 0 for d in self.dimensions]
+        self.features = sum(max(1, options) for options in self._options)
+
+    def point(self, params: Mapping[str, Any]) -> np.ndarray:
+        """The point of one configuration; a parameter that it lacks lies in the middle (or is no choice, -1)."""
+        return np.array([self._coordinate(i, params.get(name)) for i, name in enumerate(self.names)])
+
+    def params(self, point: np.ndarray) -> dict[str, Any]:
+        """The configuration at a point, whole numbers and steps rounded to their nearest."""
+        return {name: self._value(i, point[i]) for i, name in enumerate(self.names)}
+
+    def value(self, point: np.ndarray, name: str) -> Any:
+        """One parameter at a point."""
+        i = self.names.index(name)
+        return self._value(i, point[i])
+
+    def spread(self, seed: int, number: int) -> np.ndarray:
+        """The `number`th point of a scrambled Sobol sequence (Owen, 1998): it fills the space evenly."""
+        sequence = qmc.Sobol(len(self.names), seed=seed)
+        if number:  # SciPy cannot skip none
+            sequence.fast_forward(number)
+        point: np.ndarray = self._from_unit(sequence.random(1))[0]
+        return point
+
+    def random(self, rng: np.random.Generator, count: int) -> Points:
+        return self._from_unit(rng.random((count, len(self.names))))
+
+    def near(self, points: Points, width: float, rng: np.random.Generator) -> Points:
+        """Each point moved in about half of its coordinates: ranges by a normal step of `width`, cut off at
+        the ends, choices to any option."""
+        moved = rng.random(points.shape) < 0.5
+        steps = points + rng.normal(0, width, points.shape)
+        other = self.random(rng, len(points))
+        chosen = np.array(self._options) > 0
+        return np.where(moved, np.where(chosen, other, np.clip(steps, 0, 1)), points)
+
+    def expand(self, points: Points) -> np.ndarray:
+        """Features of shape [n, features]: a choice becomes a column per option, any two being 1 apart."""
+        columns = []
+        for i, options in enumerate(self._options):
+            if options:
+                columns.append((points[:, i, None] == np.arange(options)) / math.sqrt(2))
+            else:
+                columns.append(points[:, i, None])
+        return np.concatenate(columns, axis=1)
+
+    def groups(self) -> np.ndarray:
+        """Which dimension each feature belongs to; the columns of a choice share one length scale."""
+        return np.repeat(np.arange(len(self.names)), [max(1, options) for options in self._options])
+
+    def _from_unit(self, unit: Points) -> Points:
+        options = np.array(self._options)
+        return np.where(options > 0, np.minimum(np.floor(unit * options), options - 1), unit)
+
+    def _coordinate(self, i: int, value: Any) -> float:
+        distribution, dimension = self._distributions[i], self.dimensions[i]
+        if isinstance(distribution, CategoricalDistribution):
+            return -1.0 if value is None else float(distribution.to_internal_repr(value))
+        assert isinstance(dimension, Range)
+        if value is None:
+            return 0.5
+        low, high = _ends(dimension, distribution)
+        at = math.log(value) if dimension.log else float(value)
+        return min(1.0, max(0.0, (at - low) / (high - low))) if high > low else 0.5
+
+    def _value(self, i: int, coordinate: float) -> Any:
+        distribution, dimension = self._distributions[i], self.dimensions[i]
+        if isinstance(distribution, CategoricalDistribution):
+            return distribution.choices[int(coordinate)]
+        assert isinstance(dimension, Range)
+        low, high = _ends(dimension, distribution)
+        value = low + coordinate * (high - low)
+        value = math.exp(value) if dimension.log else value
+        first, last = distribution.low, distribution.high
+        step = distribution.step
+        if step is not None:  # every range of whole numbers has one
+            steps = min(round((value - first) / step), round((last - first) / step))
+            value = first + max(0, steps) * step
+        return int(value) if dimension.is_int else float(min(last, max(first, value)))
+
+
+def _ends(dimension: Range, distribution: Any) -> tuple[float, float]:
+    """The ends of a range on the scale on which it is even; a stepped value owns half a step to either side."""
+    half = 0.0 if distribution.step is None else distribution.step / 2
+    low, high = distribution.low - half, distribution.high + half
+    return (math.log(low), math.log(high)) if dimension.log else (low, high)

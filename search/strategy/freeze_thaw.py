@@ -1,0 +1,211 @@
+"""The strategy `auto`: which paused trial to go on with, or which configuration to begin.
+
+It starts by halving evenly spread configurations, and goes on with expected improvement at a horizon drawn at
+random: how far beyond the best value each trial would come if it got that many more epochs. Short horizons
+go on with trials that are nearly there, long ones begin new trials; without that, the improvement of the final
+value alone would begin new ones nearly always, because they are the most uncertain. The random horizon is that
+of Rakotoarison et al., 2024 (ifBO, who use the probability of improvement and another model of curves).
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import ndtr
+
+from search.space import Dimension
+from search.strategy.curve_model import CurveModel, Data
+from search.strategy.encode import Encoder, Points
+from search.strategy.planner import Plan
+from search.strategy.standing import Stand, Standing, promoted
+
+START = 4.0  # trainings' worth of epochs by halving, before the model decides
+TRIALS = 160  # that the model looks at
+BROKEN = 20  # and so many of those whose value was not finite
+NEW = -1  # the number of a trial that is not begun
+RANDOM, NEAR = 200, 200  # new configurations weighed: drawn anywhere, and near the best trials
+ANCESTORS = 8
+APART = 0.03  # of a range, in at least one dimension: nearer is the same configuration again
+WIDTHS = (0.1, 0.3)  # of the steps from the best trials, in parts of a range
+GROWTH = 1.2  # the model's hyperparameters are learned anew when there is so much more to learn from
+
+
+class FreezeThaw:
+    """Plans from a standing; the same plan for the same standing, seed and learned hyperparameters."""
+
+    def __init__(self, space: Mapping[str, Dimension], seed: int, max_epochs: int, epochs_name: str) -> None:
+        self._encoder = Encoder(space)
+        self._epochs_name = epochs_name
+        self._seed, self._max_epochs = seed % 2**32, max_epochs
+        self._model = CurveModel(self._encoder.groups())
+        self._learned_from = 0
+        self._points: list[np.ndarray] = []  # by trial
+
+    @property
+    def learned(self) -> list[float]:
+        """What must be kept to plan alike after a restart."""
+        return [float(self._learned_from), *map(float, self._model.theta)]
+
+    @learned.setter
+    def learned(self, learned: list[float]) -> None:
+        self._learned_from, self._model.theta = int(learned[0]), np.array(learned[1:])
+
+    def plan(self, standing: Standing) -> Plan:
+        """What a free worker should do next."""
+        if standing.epochs >= START * self._max_epochs and any(s.at_level for s in standing.stands):
+            return self._by_model(standing)
+        found = promoted(standing)
+        if found is not None:
+            return Plan(found[1], number=found[0])
+        point = self._encoder.spread(self._seed, len(standing.stands))
+        return Plan("one of the evenly spread configurations to begin with", params=self._encoder.params(point))
+
+    def _by_model(self, standing: Standing) -> Plan:
+        running = [n for n, stand in enumerate(standing.stands) if stand.state == "running"]
+        rng = np.random.default_rng([self._seed, len(standing.stands), standing.epochs, len(running)])
+        known = self._known(standing, rng)
+        data, top = self._observations(standing, known)
+        self._fit(data, sum(len(stand.at_level) for stand in standing.stands))
+        self._model.condition(self._with_pending(data, standing, running))
+        horizon = math.exp(rng.random() * math.log(self._max_epochs))
+        paused = [n for n in known if standing.stands[n].state == "paused"]
+        fresh = self._fresh(standing, known, running, rng)
+        gain = self._gain(standing, paused, fresh, horizon, top)
+        chosen = int(gain.argmax())
+        of = f"of {len(paused)} paused trials and {len(fresh)} new configurations"
+        reason = f"most to be gained within {max(1, round(horizon))} epochs, {of}"
+        if chosen < len(paused):
+            return Plan(reason, number=paused[chosen])
+        return Plan(reason, params=self._encoder.params(fresh[chosen - len(paused)]))
+
+    def _known(self, standing: Standing, rng: np.random.Generator) -> list[int]:
+        """The trials that the model looks at: the best, and a sample of the others."""
+        shown = np.array([n for n, stand in enumerate(standing.stands) if stand.at_level])
+        if len(shown) > TRIALS:
+            order = shown[np.argsort(-standing.best()[shown], kind="stable")]
+            shown = np.concatenate(
+                [order[: TRIALS // 2], rng.choice(order[TRIALS // 2 :], TRIALS - TRIALS // 2, replace=False)]
+            )
+        return [int(n) for n in shown]
+
+    def _observations(self, standing: Standing, known: list[int]) -> tuple[Data, float]:
+        """What the known trials have shown, standardised, and where the best value lies on that scale."""
+        best = np.array([standing.stands[n].best for n in known])
+        ceiling, middle = best.max(), np.median(best)
+        unit = 0.2 * (ceiling - middle) + 1e-12 + 1e-9 * abs(ceiling)
+        rows = [(n, epoch, value) for n in known for epoch, value in _telling(standing.stands[n])]
+        # How far below the best, on a log scale: whether bad is very bad matters less than the order at the top.
+        values = -np.log1p((ceiling - np.array([row[2] for row in rows])) / unit)
+        broken = [n for n, stand in enumerate(standing.stands) if stand.broken][-BROKEN:]
+        trial = np.array([row[0] for row in rows] + broken)
+        lengths = np.array([standing.stands[n].levels[-1] for n, _, _ in rows])
+        progress = self._progress(np.array([epoch for _, epoch, _ in rows]), lengths)
+        values = np.concatenate([values, np.full(len(broken), values.min())])
+        mean, deviation = values.mean(), values.std() + 1e-9
+        x = self._features(standing, trial)
+        data = Data(x, np.concatenate([progress, np.ones(len(broken))]), trial, (values - mean) / deviation)
+        return data, float(-mean / deviation)
+
+    def _fit(self, data: Data, seen: int) -> None:
+        """Learn the hyperparameters when there is much more to learn from than when they were last."""
+        if seen >= self._learned_from * GROWTH:
+            self._learned_from = seen
+            self._model.learn(data)
+
+    def _with_pending(self, data: Data, standing: Standing, running: list[int]) -> Data:
+        """With what trials in training will probably show, so that parallel workers do not all do the same
+        (the kriging believer of Ginsbourger et al., 2010)."""
+        if not running:
+            return data
+        self._model.condition(data)
+        trial = np.array(running)
+        stands = [standing.stands[n] for n in running]
+        lengths = np.array([stand.levels[-1] for stand in stands])
+        progress = self._progress(np.array([stand.next_level() for stand in stands]), lengths)
+        x = self._features(standing, trial)
+        mean, _ = self._model.predict(x, progress, trial)
+        return Data(
+            np.concatenate([data.x, x]),
+            np.concatenate([data.progress, progress]),
+            np.concatenate([data.trial, trial]),
+            np.concatenate([data.y, mean]),
+        )
+
+    def _fresh(
+        self, standing: Standing, known: list[int], running: list[int], rng: np.random.Generator
+    ) -> Points:
+        """New configurations to weigh, none of them nearly one that was tried."""
+        trial = np.array(known)
+        promise, _ = self._model.predict(self._features(standing, trial), np.ones(len(known)), trial)
+        tried = self._points_of(standing, trial)
+        ancestors = _distinct(tried[np.argsort(-promise, kind="stable")], ANCESTORS)
+        copies = np.repeat(ancestors, NEAR // (len(WIDTHS) * len(ancestors)), axis=0)
+        found = [self._encoder.random(rng, RANDOM)]
+        found += [self._encoder.near(copies, width, rng) for width in WIDTHS]
+        points = np.concatenate(found)
+        broken = [n for n, stand in enumerate(standing.stands) if stand.broken]
+        tried = np.concatenate([tried, self._points_of(standing, np.array(running + broken, int))])
+        new = points[_apart(points, tried).min(axis=1) >= APART]
+        return new if len(new) else points  # a small space may be used up
+
+    def _gain(
+        self, standing: Standing, paused: list[int], fresh: Points, horizon: float, top: float
+    ) -> np.ndarray:
+        """Expected improvement over the best value, of each candidate `horizon` epochs from now."""
+        stands = [standing.stands[n] for n in paused]
+        epochs = np.array([stand.epochs + horizon for stand in stands] + [horizon] * len(fresh))
+        lengths = np.concatenate([[stand.levels[-1] for stand in stands], self._lengths(fresh)])
+        progress = self._progress(epochs, lengths)
+        known = self._features(standing, np.array(paused, int))
+        x = np.concatenate([known, self._encoder.expand(fresh)])
+        trial = np.array(paused + [NEW] * len(fresh))
+        mean, deviation = self._model.predict(x, progress, trial)
+        z = (mean - top) / deviation
+        density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+        # Where improvement is all but impossible, its logarithm keeps the order that its value loses.
+        gain = np.log(np.maximum(deviation * (z * ndtr(z) + density), 1e-300))
+        return np.asarray(np.where(z > -5, gain, -z * z / 2 - 5))
+
+    def _progress(self, epochs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """From 0, one epoch of the longest training, to 1, the training's own end; logarithmic."""
+        done = np.log(np.minimum(1.0, epochs / lengths)) / math.log(max(self._max_epochs, 2))
+        return np.asarray(np.maximum(0.0, 1 + done))
+
+    def _lengths(self, points: Points) -> np.ndarray:
+        """How many epochs each configuration trains."""
+        if self._epochs_name not in self._encoder.names:
+            return np.full(len(points), self._max_epochs)
+        return np.array([self._encoder.value(point, self._epochs_name) for point in points])
+
+    def _features(self, standing: Standing, trial: np.ndarray) -> np.ndarray:
+        return self._encoder.expand(self._points_of(standing, trial))
+
+    def _points_of(self, standing: Standing, trial: np.ndarray) -> Points:
+        new = standing.stands[len(self._points) :]
+        self._points += [self._encoder.point(stand.params) for stand in new]
+        return np.array([self._points[n] for n in trial]).reshape(len(trial), len(self._encoder.names))
+
+
+def _telling(stand: Stand) -> list[tuple[int, float]]:
+    """(epoch, best value until then) at the last level, and halfway there: more would tell little more."""
+    reached = list(stand.at_level.items())
+    return [reached[-1]] if len(reached) < 3 else [reached[len(reached) // 2], reached[-1]]
+
+
+def _apart(a: Points, b: Points) -> np.ndarray:
+    """The largest difference in any coordinate, shape [len(a), len(b)]."""
+    apart = np.zeros((len(a), len(b)))
+    for i in range(a.shape[1]):
+        np.maximum(apart, np.abs(a[:, i, None] - b[None, :, i]), out=apart)
+    return apart
+
+
+def _distinct(points: Points, count: int) -> Points:
+    """The first `count` points that are not nearly the same."""
+    found: list[np.ndarray] = []
+    for point in points:
+        if all(np.abs(point - other).max() >= APART for other in found):
+            found.append(point)
+        if len(found) == count:
+            break
+    return np.array(found)

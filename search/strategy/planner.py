@@ -1,0 +1,37 @@
+"""Planners: what a free worker does next, where trials can be paused and gone on with."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from search.strategy.standing import Standing, promoted
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Go on with trial `number`, or begin one with `params`, or, with neither, with what the sampler says."""
+
+    reason: str = ""
+    number: int | None = None
+    params: dict[str, Any] | None = None
+
+
+class Planner(Protocol):
+    """The same standing, seed and `learned` give the same plan."""
+
+    learned: list[float]  # what must be kept, and set again, to plan alike after a restart; may be empty
+
+    def plan(self, standing: Standing) -> Plan:
+        """What a free worker should do next."""
+
+
+class Halving:
+    """Promotes the best third at every level; where none waits, the sampler begins a new trial."""
+
+    learned: list[float]
+
+    def __init__(self) -> None:
+        self.learned = []
+
+    def plan(self, standing: Standing) -> Plan:
+        found = promoted(standing)
+        return Plan() if found is None else Plan(found[1], number=found[0])

@@ -1,0 +1,99 @@
+"""Where every trial stands, for planners that pause trials and go on with them.
+
+A trial is weighed at a few checkpoints of its own training: its end, and that divided by ETA, twice, thrice.
+Fractions of its own length, not absolute epochs, because that is where learning-rate schedules of different
+lengths compare; what an epoch costs is the planner's to weigh.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from search.strategy.stopping import Curve
+
+ETA = 3
+LEVELS = 4  # so the first is at a 27th of the training, and one training's worth looks at 27 trials
+
+State = Literal["running", "paused", "over"]
+
+
+def levels(last_epoch: int) -> list[int]:
+    """The epochs at which a training of `last_epoch` is weighed, rising, its end included."""
+    return sorted({max(1, round(last_epoch / ETA**power)) for power in range(LEVELS)})
+
+
+@dataclass
+class Stand:
+    """One trial: the configuration, how far it is, and its best value so far at each level (larger is better)."""
+
+    params: dict[str, Any]
+    levels: list[int]
+    state: State = "running"
+    epochs: int = 0
+    best: float = -math.inf
+    at_level: dict[int, float] = field(default_factory=dict)
+    broken: bool = False  # its value was not finite: the configuration is bad, not its machine
+
+    def rank_value(self, level: int) -> float:
+        """Best value until the level of that index; -inf when it has not got there."""
+        return self.at_level.get(self.levels[min(level, len(self.levels) - 1)], -math.inf)
+
+    def next_level(self) -> int:
+        """The next epoch at which it is weighed; its end when that is reached."""
+        return next((level for level in self.levels if level > self.epochs), self.levels[-1])
+
+
+class Standing:
+    """All trials by number, and how many epochs were trained in all."""
+
+    def __init__(self) -> None:
+        self.stands: list[Stand] = []
+        self.epochs = 0
+
+    def add(self, params: dict[str, Any], curve: Curve, state: State = "running", broken: bool = False) -> None:
+        """The next trial, with what it has shown so far."""
+        stand = Stand(params, levels(curve.last_epoch), state, broken=broken)
+        self.stands.append(stand)
+        for epoch in sorted(curve.values):
+            self.saw(len(self.stands) - 1, epoch, curve.values[epoch])
+
+    def saw(self, number: int, epoch: int, value: float) -> None:
+        """One more epoch of a trial; epochs may be missing, but come in order."""
+        stand = self.stands[number]
+        self.epochs += epoch - stand.epochs
+        stand.epochs, stand.best = epoch, max(stand.best, value)
+        reached = [level for level in stand.levels if level <= epoch and level not in stand.at_level]
+        for level in reached:
+            stand.at_level[level] = stand.best
+
+    def paused(self) -> list[int]:
+        return [number for number, stand in enumerate(self.stands) if stand.state == "paused"]
+
+    def best(self) -> np.ndarray:
+        """Each trial's best value, -inf without one; shape [trials]."""
+        return np.array([stand.best for stand in self.stands])
+
+
+def promoted(standing: Standing) -> tuple[int, str] | None:
+    """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to go on with, and why.
+
+    From the last level down: of the trials that reached a level, the best 1/ETA may go on to the next one;
+    the best of them that is paused there does. None when no trial may.
+    """
+    for level in reversed(range(LEVELS - 1)):
+        there = [(stand.rank_value(level), -number) for number, stand in enumerate(standing.stands)]
+        there = sorted((item for item in there if item[0] > -math.inf), reverse=True)
+        places = len(there) // ETA
+        for place, (_, minus) in enumerate(there[:places], 1):
+            stand = standing.stands[-minus]
+            if stand.state == "paused" and _level_of(stand) == level:
+                where = f"the level of epoch {stand.epochs}"
+                return -minus, f"rank {place} of {len(there)} at {where}: the best {places} go on"
+    return None
+
+
+def _level_of(stand: Stand) -> int:
+    """The index of the last level that it has reached."""
+    return sum(level <= stand.epochs for level in stand.levels) - 1
