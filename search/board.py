@@ -18,7 +18,13 @@ from search.controller import Controller, TrialRecord
 from search.spec import SweepSpec
 
 ROWS = 10
-STATE_STYLES = {"running": "cyan", "completed": "green", "stopped": "yellow", "failed": "red"}
+STATE_STYLES = {
+    "running": "cyan",
+    "paused": "blue",
+    "completed": "green",
+    "stopped": "yellow",
+    "failed": "red",
+}
 
 
 def shown(metric: str, value: float | None) -> str:

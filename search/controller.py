@@ -14,7 +14,7 @@ from search.spec import SweepSpec
 from search.strategy import Decision, Outcome, Strategy, Suggestion
 from search.trial import ERROR, Goal, TrialTask, better
 
-State = Literal["running", "completed", "stopped", "failed"]
+State = Literal["running", "paused", "completed", "stopped", "failed"]
 
 
 @dataclass
@@ -57,27 +57,51 @@ class Controller:
         self.listeners: list[Listener] = []
         self.started = time.time()
         self.ended_by = ""
+        self.epochs = 0  # trained so far, by all trials
         self.goal: Goal = spec.goal
         self._spec, self._strategy, self._folder, self._threads = spec, strategy, folder, threads
+        self._best: float | None = None
+        self._holder = -1  # the trial that has it
+        self._ended_since_best = 0
 
     def next_task(self) -> TrialTask | None:
         """The next trial to run, or None when the budget or the space is used up (`ended_by` says which)."""
-        if self._out_of_time():
-            self.ended_by = self._time_is_over()
+        if over := self._over():
+            self.ended_by = over
         elif len(self.trials) >= self._spec.budget.trials:
             self.ended_by = f"budget.trials: all {self._spec.budget.trials} were started"
         elif (suggestion := self._strategy.suggest()) is None:
             self.ended_by = "space: every configuration was tried"
+        elif suggestion.epochs_done:
+            return self._go_on(suggestion)
         else:
             return self._start(suggestion)
         return None
 
-    def _time_is_over(self) -> str:
-        return f"budget.minutes: {self._spec.budget.minutes:g} are over"
+    def _over(self) -> str:
+        """Why no trial may train on, or an empty text; the first budget that is spent."""
+        budget = self._spec.budget
+        if budget.minutes is not None and time.time() - self.started > 60 * budget.minutes:
+            return f"budget.minutes: {budget.minutes:g} are over"
+        if budget.epochs is not None and self.epochs >= budget.epochs:
+            return f"budget.epochs: all {budget.epochs} were trained"
+        if budget.target is not None and not better(budget.target, self._best, self.goal):
+            return f"budget.target: {self._spec.metric} reached {self._best:g}"
+        if budget.no_improvement is not None and self._ended_since_best >= budget.no_improvement:
+            return f"budget.no_improvement: {budget.no_improvement} trials ended without a better one"
+        return ""
 
-    def _out_of_time(self) -> bool:
-        minutes = self._spec.budget.minutes
-        return minutes is not None and time.time() - self.started > 60 * minutes
+    def _go_on(self, suggestion: Suggestion) -> TrialTask:
+        """A paused trial again: its worker begins after the epoch that it was paused at."""
+        trial = self.trials[suggestion.number]
+        trial.state = "running"
+        return self._task(trial, suggestion.epochs_done)
+
+    def _task(self, trial: TrialRecord, epochs_done: int) -> TrialTask:
+        spec = self._spec
+        return TrialTask(
+            trial.number, trial.settings, trial.folder, spec.metric, spec.goal, self._threads, epochs_done
+        )
 
     def _start(self, suggestion: Suggestion) -> TrialTask:
         number = suggestion.number
@@ -86,24 +110,33 @@ class Controller:
         trial = TrialRecord(number, suggestion.params, settings, folder, suggestion.reason)
         self.trials[number] = trial
         self._tell(lambda listener: listener.trial_started(trial))
-        return TrialTask(number, settings, folder, self._spec.metric, self._spec.goal, self._threads)
+        return self._task(trial, 0)
 
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
-        """Take in one epoch of a running trial; returns whether it goes on. A stop also ends the trial."""
+        """Take in one epoch of a running trial; returns whether it goes on.
+
+        A stop also ends the trial. A paused one is not ended: its worker keeps a checkpoint and is free, and a
+        later task of the same number begins after `epochs_done`.
+        """
         trial = self.trials[number]
         # Accuracy stays a number while the loss is already NaN: a diverged trial must not compete with it.
         diverged = not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
         value = math.nan if diverged else metrics[self._spec.metric]
+        self.epochs += max(0, epoch - trial.epochs_done)
         trial.epochs_done = epoch
         if better(value, trial.value, self.goal):
             trial.value, trial.epoch, trial.metrics = value, epoch, metrics
+            if better(value, self._best, self.goal):
+                self._best, self._holder, self._ended_since_best = value, number, 0
         verdict = self._strategy.observe(number, epoch, value)
         self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
         if verdict.decision is Decision.STOP:
             self._end(trial, "stopped" if math.isfinite(value) else "failed", verdict.reason)
-        elif self._out_of_time() and epoch < trial.settings.epochs:
-            self.ended_by = self._time_is_over()
-            self._end(trial, "stopped", "the sweep's time was over")
+        elif (over := self._over()) and epoch < trial.settings.epochs:
+            self.ended_by = over
+            self._end(trial, "stopped", f"the sweep was over ({over})")
+        elif verdict.decision is Decision.PAUSE:
+            trial.state, trial.reason = "paused", verdict.reason
         return trial.state == "running"
 
     def finish(self, number: int, error: str = "") -> None:
@@ -122,9 +155,12 @@ class Controller:
         for trial in self.trials.values():
             if trial.state == "running":
                 self._end(trial, "failed", reason)
+            elif trial.state == "paused":
+                self._end(trial, "stopped", f"{trial.reason}, until {reason}")
 
     def _end(self, trial: TrialRecord, state: Literal["completed", "stopped", "failed"], reason: str) -> None:
         trial.state, trial.reason, trial.ended = state, reason, time.time()
+        self._ended_since_best = 0 if trial.number == self._holder else self._ended_since_best + 1
         self._strategy.finish(trial.number, Outcome(state, reason))
         self._tell(lambda listener: listener.trial_ended(trial))
 

@@ -70,7 +70,7 @@ class ObjectivePart(_Part):
 class SearchPart(_Part):
     """How configurations are chosen and stopped."""
 
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    sampler: Literal["auto", "tpe", "gp", "random", "grid"] = "tpe"
     stopping: Literal["asha", "median", "none"] = "asha"
     seed: int = 0
 
@@ -80,6 +80,9 @@ class BudgetPart(_Part):
 
     trials: Annotated[int, Field(ge=1)] = 20
     minutes: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None  # of all trials together
+    no_improvement: Annotated[int, Field(ge=1)] | None = None  # trials that ended since the best value
+    target: float | None = None  # a value of the metric that is good enough
 
 
 def _whole_above_one(gpus: float) -> float:

@@ -58,7 +58,9 @@ class FreezeThaw:
         if found is not None:
             return Plan(found[1], number=found[0])
         point = self._encoder.spread(self._seed, len(standing.stands))
-        return Plan("one of the evenly spread configurations to begin with", params=self._encoder.params(point))
+        return Plan(
+            "one of the evenly spread configurations to begin with", params=self._encoder.params(point)
+        )
 
     def _by_model(self, standing: Standing) -> Plan:
         running = [n for n, stand in enumerate(standing.stands) if stand.state == "running"]

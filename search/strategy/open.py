@@ -16,7 +16,7 @@ from search.strategy.samplers import make_sampler
 from search.strategy.seam import Goal
 from search.strategy.stopping import StoppingRule, never
 
-SamplerName = Literal["auto", "tpe", "random", "grid"]
+SamplerName = Literal["auto", "tpe", "gp", "random", "grid"]
 StoppingName = Literal["auto", "asha", "median", "none"]
 ETA = 3  # the best third goes on, as in the paper on asynchronous successive halving (2 to 4 do alike)
 

@@ -24,11 +24,11 @@ Sampler = Callable[[optuna.Study, int], Asked | None]
 
 
 def make_sampler(name: str, space: Mapping[str, Dimension], seed: int) -> Sampler:
-    """The sampler `tpe`, `random` or `grid`; UserError for a grid without end."""
+    """The sampler `tpe`, `gp`, `random` or `grid`; UserError for a grid without end."""
     distributions = {key: to_distribution(dimension) for key, dimension in space.items()}
     if name == "grid":
         return _grid(space, distributions, seed)
-    return {"tpe": _tpe, "random": _random}[name](distributions, seed)
+    return {"tpe": _tpe, "gp": _gp, "random": _random}[name](distributions, seed)
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -54,6 +54,20 @@ def _tpe(distributions: dict[str, BaseDistribution], seed: int) -> Sampler:
         study.sampler = optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=STARTUP)
         start = f"drawn at random: {known} of the {STARTUP} trials that TPE starts from are done"
         model = f"likeliest to improve by TPE over {known} trials"
+        return study.ask(distributions), start if known < STARTUP else model
+
+    return ask
+
+
+def _gp(distributions: dict[str, BaseDistribution], seed: int) -> Sampler:
+    def ask(study: optuna.Study, number: int) -> Asked:
+        states = (optuna.trial.TrialState.COMPLETE,)
+        known = len(study.get_trials(deepcopy=False, states=states))
+        study.sampler = optuna.samplers.GPSampler(seed=trial_seed(seed, number), n_startup_trials=STARTUP)
+        start = (
+            f"drawn at random: {known} of the {STARTUP} trials that a Gaussian process starts from are done"
+        )
+        model = f"most to be gained by a Gaussian process over {known} completed trials"
         return study.ask(distributions), start if known < STARTUP else model
 
     return ask

@@ -52,7 +52,9 @@ class Standing:
         self.stands: list[Stand] = []
         self.epochs = 0
 
-    def add(self, params: dict[str, Any], curve: Curve, state: State = "running", broken: bool = False) -> None:
+    def add(
+        self, params: dict[str, Any], curve: Curve, state: State = "running", broken: bool = False
+    ) -> None:
         """The next trial, with what it has shown so far."""
         stand = Stand(params, levels(curve.last_epoch), state, broken=broken)
         self.stands.append(stand)

@@ -18,8 +18,8 @@ SPACE: dict[str, Dimension] = {
     "lr": Range(0.1, 0.4, step=0.1),
     "epochs": Range(5, EPOCHS),
 }
-SAMPLERS = ["tpe", "random", "grid"]
-STOPPINGS = ["asha", "median", "none"]
+SAMPLERS = ["tpe", "random", "grid", "auto"]
+STOPPINGS = ["asha", "median", "none", "auto"]
 every_strategy = pytest.mark.parametrize(
     ("sampler", "stopping"), [(sampler, stopping) for sampler in SAMPLERS for stopping in STOPPINGS]
 )
@@ -43,9 +43,11 @@ def value_of(params: dict[str, Any], epoch: int) -> float:
 
 def run_trial(strategy: OptunaStrategy, suggestion: Suggestion) -> list[Decision]:
     decisions = []
-    for epoch in range(1, suggestion.params["epochs"] + 1):
+    for epoch in range(suggestion.epochs_done + 1, suggestion.params["epochs"] + 1):
         verdict = strategy.observe(suggestion.number, epoch, value_of(suggestion.params, epoch))
         decisions.append(verdict.decision)
+        if verdict.decision is Decision.PAUSE:
+            return decisions
         if verdict.decision is Decision.STOP:
             break
     strategy.finish(suggestion.number, Outcome("completed"))
@@ -62,13 +64,21 @@ def run_sweep(strategy: OptunaStrategy, trials: int) -> list[dict[str, Any]]:
     return seen
 
 
+def end_sweep(strategy: OptunaStrategy) -> None:
+    for record in strategy.trials():
+        strategy.finish(record.number, Outcome("stopped", "the sweep is over"))
+
+
 @every_strategy
 def test_suggestions_lie_in_the_space_and_say_why(tmp_path: Path, sampler: str, stopping: str) -> None:
     strategy = opened(tmp_path, sampler, stopping)
-    for number in range(12):
+    begun = 0
+    while begun < 12:
         suggestion = strategy.suggest()
         assert suggestion is not None
-        assert suggestion.number == number
+        if suggestion.epochs_done == 0:
+            assert suggestion.number == begun
+            begun += 1
         assert suggestion.reason
         assert suggestion.params["backbone"] in ("small", "large")
         assert round(suggestion.params["lr"], 9) in (0.1, 0.2, 0.3, 0.4)
@@ -99,6 +109,7 @@ def test_a_reopened_sweep_goes_on_as_if_never_closed(tmp_path: Path, sampler: st
 def test_every_end_reaches_the_study_with_its_reason(tmp_path: Path, sampler: str, stopping: str) -> None:
     strategy = opened(tmp_path, sampler, stopping)
     run_sweep(strategy, 18)
+    end_sweep(strategy)
     trials = stored(tmp_path)
     assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert (TrialState.PRUNED in {t.state for t in trials}) == (stopping != "none")
@@ -140,14 +151,16 @@ def test_a_broken_value_stops_and_fails_the_trial(
     strategy = opened(tmp_path, sampler, stopping)
     suggestion = strategy.suggest()
     assert suggestion is not None
-    strategy.observe(0, 1, 0.5)
-    verdict = strategy.observe(0, 2, value)
+    before = {} if stopping == "auto" else {1: 0.5}  # auto would pause it at its first epoch
+    for epoch in before:
+        strategy.observe(0, epoch, before[epoch])
+    verdict = strategy.observe(0, len(before) + 1, value)
     assert (verdict.decision, verdict.reason) == (Decision.STOP, f"value is {value}")
     strategy.finish(0, Outcome("stopped", "told to"))
     trial = stored(tmp_path)[0]
     assert trial.state is TrialState.FAIL
     assert trial.user_attrs["ended_because"] == f"value is {value}"
-    assert trial.intermediate_values == {1: 0.5}
+    assert trial.intermediate_values == before
     assert strategy.best() is None
 
 
@@ -244,9 +257,10 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_tpe_learns_where_the_good_values_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "auto"])
+def test_models_learn_where_the_good_values_are(tmp_path: Path, sampler: str) -> None:
     space = {"x": Range(0.0, 1.0), "arm": Choice(("good", "bad", "worse"))}
-    strategy = opened(tmp_path, "tpe", space=space, max_epochs=1)
+    strategy = opened(tmp_path, sampler, space=space, max_epochs=1)
     picked = []
     for _ in range(50):
         suggestion = strategy.suggest()

@@ -32,12 +32,13 @@ class Sweeps(RuleBasedStateMachine):
         self.params: list[dict[str, Any]] = []
         self.told: list[dict[int, float]] = []
         self.running: set[int] = set()
+        self.paused: set[int] = set()
         self.stopped: dict[int, int] = {}  # the epoch at which the trial was told to stop
         self.broken: set[int] = set()
 
     @initialize(
-        sampler=st.sampled_from(["tpe", "random", "grid"]),
-        stopping=st.sampled_from(["asha", "median", "none"]),
+        sampler=st.sampled_from(["tpe", "random", "grid", "auto"]),
+        stopping=st.sampled_from(["asha", "median", "none", "auto"]),
         goal=st.sampled_from(["maximize", "minimize"]),
     )
     def begin(self, **kind: Any) -> None:
@@ -54,8 +55,15 @@ class Sweeps(RuleBasedStateMachine):
         for _ in range(count):
             suggestion = self.strategy.suggest()
             assert suggestion is not None
-            assert suggestion.number == len(self.params)
+            assert suggestion.number not in self.running
             self.running.add(suggestion.number)
+            if suggestion.number in self.paused:
+                assert suggestion.epochs_done == max(self.told[suggestion.number]) > 0
+                assert suggestion.params == self.params[suggestion.number]
+                self.paused.remove(suggestion.number)
+                continue
+            assert suggestion.number == len(self.params)
+            assert suggestion.epochs_done == 0
             self.params.append(suggestion.params)
             self.told.append({})
 
@@ -75,7 +83,7 @@ class Sweeps(RuleBasedStateMachine):
         verdict = self.strategy.observe(number, epoch, value)
         assert verdict.reason
         if number not in self.running:
-            assert verdict.decision is Decision.STOP
+            assert verdict.decision is (Decision.PAUSE if number in self.paused else Decision.STOP)
             return
         if number in self.stopped:
             assert verdict.decision is Decision.STOP
@@ -90,10 +98,15 @@ class Sweeps(RuleBasedStateMachine):
             self.stopped[number] = epoch
             return
         told[epoch] = value
+        if verdict.decision is Decision.PAUSE:
+            assert self.kind["stopping"] == "auto"
+            assert epoch < self.params[number]["epochs"]
+            self.running.remove(number)
+            self.paused.add(number)
         if verdict.decision is Decision.STOP:
             self.stopped[number] = epoch
             assert epoch < self.params[number]["epochs"]
-            assert self.kind["stopping"] != "none"
+            assert self.kind["stopping"] not in ("none", "auto")
             assert self.kind["stopping"] != "asha" or epoch in RUNGS
 
     @rule(number=st.integers(0, 40), state=st.sampled_from(["completed", "stopped", "failed"]))
@@ -106,6 +119,9 @@ class Sweeps(RuleBasedStateMachine):
                 before[number] = "failed"
             else:
                 before[number] = "stopped" if number in self.stopped else state
+        if number in self.paused:  # it cannot have been trained to its end
+            before[number] = "failed" if state == "failed" else "stopped"
+            self.paused.remove(number)
         assert after == before
         self.running.discard(number)
 
@@ -125,10 +141,11 @@ class Sweeps(RuleBasedStateMachine):
             assert [record.params for record in records] == self.params
             assert [record.values for record in records] == [dict(sorted(told.items())) for told in self.told]
             assert {r.number for r in records if r.state == "running"} == self.running
+            assert {r.number for r in records if r.state == "paused"} == self.paused
 
     def teardown(self) -> None:
         if hasattr(self, "strategy"):
-            for number in sorted(self.running):
+            for number in sorted(self.running | self.paused):
                 self.strategy.finish(number, Outcome("stopped", "the end"))
             self.check_file()
         shutil.rmtree(self.home)
