@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--surrogate", type=Path, help="directory of the surrogate; none: synthetic curves")
-    parser.add_argument("--instances", type=Path, help="file with one instance a line")
+    parser.add_argument("--instances", type=Path, help="file with one instance a line; none: all")
     parser.add_argument("--strategies", default="random,tpe,random+asha,tpe+asha", help=", ".join(STRATEGIES))
     parser.add_argument("--seeds", type=int, default=20, help="how many repetitions")
     parser.add_argument("--first-seed", type=int, default=0)
@@ -76,14 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tasks(options: argparse.Namespace) -> list[tuple[str, Task]]:
-    listed = options.instances.read_text().split() if options.instances else ["0", "1", "2"]
+    listed = options.instances.read_text().split() if options.instances else []
     if options.surrogate is None:
-        return [(name, SyntheticTask(int(name))) for name in listed]
+        return [(name, SyntheticTask(int(name))) for name in listed or ["0", "1", "2"]]
     from benchmarks.surrogate import Columns, Surrogate, SurrogateTask  # onnxruntime is optional
 
     columns = Columns(options.value, options.goal, options.cost, options.fidelity, options.instance_column)
     surrogate = Surrogate(options.surrogate, columns)
-    return [(name, SurrogateTask(surrogate, name)) for name in listed]
+    return [(name, SurrogateTask(surrogate, name)) for name in listed or surrogate.instances]
 
 
 def _regrets(
@@ -92,7 +92,7 @@ def _regrets(
     sign = 1.0 if task.goal == "maximize" else -1.0
     reference = sign * _random_best(task)
     best = max(reference.max(), *(sign * steps[-1].best for steps in runs.values()))
-    scale = best - float(np.median(reference))
+    scale = max(best - float(np.median(reference)), 1e-12)  # where all are alike, nothing is to be regretted
     rows = []
     for (name, w, seed), steps in runs.items():
         for budget in budgets:

@@ -44,10 +44,15 @@ class Surrogate:
         self.outputs = json.loads((folder / "outputs.json").read_text())
         definition = json.loads((folder / "config_space.json").read_text())
         parameters = {p["name"]: p for p in definition["hyperparameters"]}
+        _known("--value", columns.value, self.outputs)
+        _known("--cost", columns.cost, self.outputs)
+        _known("--fidelity", columns.fidelity, [name for name in self.continuous if name in parameters])
+        _known("--instance-column", columns.instance, self.categorical)
         self.fidelities = _levels(parameters.pop(columns.fidelity))
         parameters.pop(columns.instance, None)
         self.space = {name: _dimension(parameter) for name, parameter in parameters.items()}
-        self.conditions = definition["conditions"]
+        self.conditions = definition.get("conditions", [])
+        self.instances = [name for name in self.encoding[columns.instance] if name != "#na#"]
 
 
 class SurrogateTask:
@@ -75,6 +80,11 @@ class SurrogateTask:
         out = s.session.run(None, feed)[0].reshape(len(rows), levels, -1)
         seconds = np.maximum.accumulate(np.maximum(out[:, :, s.outputs.index(s.columns.cost)], 1e-6), axis=1)
         return out[:, :, s.outputs.index(s.columns.value)].astype(float), seconds.astype(float)
+
+
+def _known(option: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise SystemExit(f"{option} {name}: the surrogate has no such column; it has {', '.join(known)}")
 
 
 def _code(encoding: Mapping[str, int], value: Any) -> int:
