@@ -44,8 +44,6 @@ class _Kernels:
     early: np.ndarray  # without its Matern factor
     early_x: np.ndarray
     trial: np.ndarray
-    final_slope: np.ndarray  # d Matern / d squared distance
-    early_slope: np.ndarray
     apart: np.ndarray  # squared distance of the progress
 
     def total(self) -> np.ndarray:
@@ -115,8 +113,9 @@ class CurveModel:
         n = self._n
         gradient = np.zeros_like(theta)
         variance = math.exp(theta[2 * n + 2])
-        for first, slope in ((0, w * k.final_slope * variance), (n, w * k.early_slope * k.early)):
-            scaled = data.x / np.exp(theta[first : first + n])[self._groups]
+        for first, factor in ((0, w * variance), (n, w * k.early)):
+            scale = np.exp(theta[first : first + n])[self._groups]
+            slope, scaled = factor * _matern_slope(data.x, scale), data.x / scale
             per_feature = (slope.sum(axis=1)[:, None] * scaled**2).sum(axis=0)
             per_feature -= (scaled * (slope @ scaled)).sum(axis=0)
             np.add.at(gradient, first + self._groups, -4 * per_feature)
@@ -136,20 +135,22 @@ class CurveModel:
     def _kernels(self, theta: np.ndarray, a: Data, b: Data) -> _Kernels:
         n = self._n
         trend, length, final, early, early_length, offset, _ = np.exp(theta[2 * n :])
-        final_x, final_slope = _matern(a.x, b.x, np.exp(theta[:n])[self._groups])
-        early_x, early_slope = _matern(a.x, b.x, np.exp(theta[n : 2 * n])[self._groups])
-        apart = (a.progress[:, None] - b.progress[None]) ** 2
-        left = (1 - a.progress)[:, None] * (1 - b.progress)[None]
-        same = (a.trial[:, None] == b.trial[None]) & (a.trial >= 0)[:, None]
+        final_x = _matern(a.x, b.x, np.exp(theta[:n])[self._groups])
+        early_x = _matern(a.x, b.x, np.exp(theta[n : 2 * n])[self._groups])
+        # There are few different progresses: what depends on them alone is computed once for each pair.
+        one, rows = np.unique(a.progress, return_inverse=True)
+        two, columns = np.unique(b.progress, return_inverse=True)
+        apart = (one[:, None] - two[None]) ** 2
+        left = (1 - one)[:, None] * (1 - two)[None]
+        trends = trend * np.exp(-0.5 * apart / length**2)
+        earlies = early * left * np.exp(-0.5 * apart / early_length**2)
         return _Kernels(
-            trend=trend * np.exp(-0.5 * apart / length**2),
+            trend=trends[rows][:, columns],
             final=final * final_x,
-            early=early * left * np.exp(-0.5 * apart / early_length**2),
+            early=earlies[rows][:, columns],
             early_x=early_x,
-            trial=offset * same,
-            final_slope=final_slope,
-            early_slope=early_slope,
-            apart=apart,
+            trial=offset * ((a.trial[:, None] == b.trial[None]) & (a.trial >= 0)[:, None]),
+            apart=apart[rows][:, columns],
         )
 
     @staticmethod
@@ -159,11 +160,24 @@ class CurveModel:
         return factor
 
 
-def _matern(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Matern 5/2 between rows, and its derivative by the squared scaled distance."""
+def _matern(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Matern 5/2 between rows, shape [len(a), len(b)]."""
+    r = _distance(a, b, scale)
+    value: np.ndarray = (1 + r + r * r / 3) * np.exp(-r)
+    return value
+
+
+def _matern_slope(a: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The derivative of Matern 5/2 between rows by their squared scaled distance."""
+    r = _distance(a, a, scale)
+    slope: np.ndarray = (-5 / 6) * (1 + r) * np.exp(-r)
+    return slope
+
+
+def _distance(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The scaled distance between rows, times the root of 5."""
     a, b = a / scale, b / scale
-    squared = (-10 * a) @ b.T + (5 * (a * a).sum(axis=1))[:, None] + 5 * (b * b).sum(axis=1)
-    r = np.sqrt(np.maximum(squared, 1e-12))
-    falling = np.exp(-r)
-    slope = (1 + r) * falling
-    return slope + r * r * falling / 3, slope * (-5 / 6)
+    squared = (-10 * a) @ b.T
+    squared += (5 * (a * a).sum(axis=1))[:, None]
+    squared += 5 * (b * b).sum(axis=1)
+    return np.asarray(np.sqrt(np.maximum(squared, 1e-12)))

@@ -20,7 +20,7 @@ from search.strategy.planner import Plan
 from search.strategy.standing import Stand, Standing, promoted
 
 START = 4.0  # trainings' worth of epochs by halving, before the model decides
-TRIALS = 160  # that the model looks at
+TRIALS = 128  # that the model looks at: it takes its time by their number cubed
 BROKEN = 20  # and so many of those whose value was not finite
 NEW = -1  # the number of a trial that is not begun
 RANDOM, NEAR = 200, 200  # new configurations weighed: drawn anywhere, and near the best trials

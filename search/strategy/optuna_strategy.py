@@ -52,7 +52,8 @@ class OptunaStrategy:
     """Implements `Strategy`. What it knows is the study's; a second one over the same study knows the same.
 
     Invariants, whatever the order of calls: an epoch counts once, and only if it comes after the trial's last
-    one; a trial ends once; a paused one goes on once or ends; after a stop nothing more of it is recorded; every ended trial has its reason.
+    one; a trial ends once; a paused one goes on once or ends; after a stop nothing more of it is recorded;
+    every ended trial has its reason.
     """
 
     def __init__(

@@ -214,6 +214,64 @@ def test_leftovers_of_a_dead_process_are_failed_with_the_reason(tmp_path: Path) 
     assert suggestion.number == 2
 
 
+def run_workers(strategy: OptunaStrategy, events: int) -> list[tuple[int, int]]:
+    """Two workers in turn; what each was given: (trial, epochs done)."""
+    given: list[tuple[int, int]] = []
+    for _ in range(events):
+        suggestion = strategy.suggest()
+        assert suggestion is not None
+        given.append((suggestion.number, suggestion.epochs_done))
+        run_trial(strategy, suggestion)
+    return given
+
+
+def test_auto_goes_on_with_paused_trials_and_remembers_them_when_reopened(tmp_path: Path) -> None:
+    # 70 events are more than the four trainings' worth of epochs after which the model plans.
+    whole = run_workers(opened(tmp_path / "a", "auto", "auto"), 70)
+    first = opened(tmp_path / "b", "auto", "auto")
+    given = run_workers(first, 55)
+    reopened = opened(tmp_path / "b", "auto", "auto")
+    assert [r.state for r in reopened.trials()] == [r.state for r in first.trials()]
+    assert given + run_workers(reopened, 15) == whole
+    assert any(done for _, done in whole) and any(done == 0 for _, done in whole[55:])
+    records = reopened.trials()
+    assert {"paused", "completed"} <= {record.state for record in records}
+    for record in records:
+        assert sorted(record.values) == list(range(1, len(record.values) + 1)), (
+            "no epoch twice, none left out"
+        )
+    end_sweep(reopened)
+    assert {t.state for t in stored(tmp_path / "b")} == {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def test_a_trial_that_had_gone_on_when_its_process_died_is_failed(tmp_path: Path) -> None:
+    strategy = opened(tmp_path, "random", "auto")
+    for _ in range(3):  # three are paused at their first level, so one may go on
+        suggestion = strategy.suggest()
+        assert suggestion is not None and suggestion.epochs_done == 0
+        for epoch in range(1, EPOCHS):
+            if strategy.observe(suggestion.number, epoch, 0.1).decision is Decision.PAUSE:
+                break
+    again = strategy.suggest()
+    assert again is not None and again.epochs_done > 0
+    states = [record.state for record in opened(tmp_path, "random", "auto").trials()]
+    assert states.pop(again.number) == "failed"
+    assert states == ["paused", "paused"]
+
+
+def test_several_workers_get_different_configurations(tmp_path: Path) -> None:
+    strategy = opened(tmp_path, "auto", "none", space={"x": Range(0.0, 1.0)})
+    for _ in range(8):
+        suggestion = strategy.suggest()
+        assert suggestion is not None
+        for epoch in range(1, EPOCHS + 1):
+            strategy.observe(suggestion.number, epoch, -abs(suggestion.params["x"] - 0.7))
+        strategy.finish(suggestion.number, Outcome("completed"))
+    together = [strategy.suggest() for _ in range(8)]
+    points = sorted(suggestion.params["x"] for suggestion in together if suggestion)
+    assert min(b - a for a, b in zip(points, points[1:], strict=False)) > 0.02
+
+
 def test_a_grid_tries_every_point_once_and_ends(tmp_path: Path) -> None:
     space = {"a": Choice(("x", "y")), "b": Range(1, 3)}
     strategy = opened(tmp_path, "grid", space=space)
@@ -257,7 +315,23 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "auto"])
+def test_auto_finds_the_best_choice_and_the_best_of_a_range(tmp_path: Path) -> None:
+    space = {"x": Range(0.0, 1.0), "arm": Choice(("good", "bad", "worse"))}
+    strategy = opened(tmp_path, "auto", "none", space=space, max_epochs=1)
+    picked = []
+    for _ in range(25):
+        suggestion = strategy.suggest()
+        assert suggestion is not None
+        value = {"good": 1.0, "bad": 0.5, "worse": 0.0}[suggestion.params["arm"]]
+        strategy.observe(suggestion.number, 1, value - abs(suggestion.params["x"] - 0.7))
+        strategy.finish(suggestion.number, Outcome("completed"))
+        picked.append(suggestion.params)
+    assert sum(p["arm"] == "good" for p in picked[5:]) > 10, "by chance a third of 20"
+    best = strategy.best()
+    assert best is not None and best[1] > 0.97
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_models_learn_where_the_good_values_are(tmp_path: Path, sampler: str) -> None:
     space = {"x": Range(0.0, 1.0), "arm": Choice(("good", "bad", "worse"))}
     strategy = opened(tmp_path, sampler, space=space, max_epochs=1)

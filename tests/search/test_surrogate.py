@@ -80,7 +80,12 @@ def linear_model() -> bytes:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.onnx").write_bytes(linear_model())
     inputs = {"x_cat": CATEGORIES, "x_cont": NUMBERS}
-    parts: dict[str, Any] = {"config_space": SPACE, "encoding": ENCODING, "inputs": inputs, "outputs": OUTPUTS}
+    parts: dict[str, Any] = {
+        "config_space": SPACE,
+        "encoding": ENCODING,
+        "inputs": inputs,
+        "outputs": OUTPUTS,
+    }
     for name, part in parts.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(part))
     return tmp_path
@@ -88,7 +93,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_curves_come_from_the_named_columns(folder: Path) -> None:
     task = SurrogateTask(Surrogate(folder, COLUMNS), "b")
-    assert sorted(task.space) == ["booster", "depth", "eta"], "what is neither instance nor fidelity is searched"
+    assert sorted(task.space) == ["booster", "depth", "eta"], (
+        "what is neither instance nor fidelity is searched"
+    )
     assert task.goal == "minimize"
     values, seconds = task.curve({"booster": "tree", "eta": 0.5, "depth": 4})
     sizes = np.linspace(0.1, 1.0, task.max_epochs)
@@ -103,7 +110,7 @@ def test_an_inactive_parameter_does_not_count(folder: Path) -> None:
 
 
 def test_an_unknown_column_is_named(folder: Path) -> None:
-    with pytest.raises(SystemExit, match="--cost time: .* seconds, logloss"):
+    with pytest.raises(SystemExit, match=r"--cost time: .* seconds, logloss"):
         Surrogate(folder, Columns("logloss", "minimize", "time", "trainsize", "dataset"))
 
 

@@ -1,0 +1,148 @@
+"""The parts of `auto`: points and parameters, the model of curves, levels and promotion, and the plan."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import check_grad
+
+from search.space import Choice, Dimension, Range, to_distribution
+from search.strategy.curve_model import CurveModel, Data
+from search.strategy.encode import Encoder
+from search.strategy.freeze_thaw import APART, START, FreezeThaw
+from search.strategy.standing import ETA, Standing, levels, promoted
+from search.strategy.stopping import Curve
+
+SPACE: dict[str, Dimension] = {
+    "lr": Range(1e-4, 1e-1, log=True),
+    "units": Range(1, 64, log=True),
+    "depth": Range(1, 9, step=2),
+    "drop": Range(0.0, 0.9, step=0.3),
+    "arm": Choice(("a", "b", "c")),
+    "fixed": Range(3, 3),
+}
+
+
+@given(st.integers(0, 10_000))
+def test_every_point_is_a_configuration_of_the_space_and_back(seed: int) -> None:
+    encoder = Encoder(SPACE)
+    point = encoder.random(np.random.default_rng(seed), 1)[0]
+    params = encoder.params(point)
+    for name, dimension in SPACE.items():
+        distribution: Any = to_distribution(dimension)
+        assert distribution._contains(distribution.to_internal_repr(params[name])), name
+    assert encoder.params(encoder.point(params)) == pytest.approx(params)
+
+
+def test_ends_of_a_range_are_within_reach_and_choices_are_equally_far_apart() -> None:
+    encoder = Encoder(SPACE)
+    low, high = encoder.params(np.zeros(6)), encoder.params(np.array([1, 1, 1, 1, 2, 1]))
+    assert low == pytest.approx({"lr": 1e-4, "units": 1, "depth": 1, "drop": 0.0, "arm": "a", "fixed": 3})
+    assert high == pytest.approx({"lr": 0.1, "units": 64, "depth": 9, "drop": 0.9, "arm": "c", "fixed": 3})
+    points = np.tile(encoder.point(low), (3, 1))
+    points[:, 4] = [0, 1, 2]
+    features = encoder.expand(points)
+    assert {round(math.dist(features[i], features[j]), 9) for i, j in ((0, 1), (0, 2), (1, 2))} == {1.0}
+
+
+def test_the_spread_start_fills_every_half_of_every_dimension() -> None:
+    encoder = Encoder({name: Range(0.0, 1.0) for name in "abcd"})
+    points = np.array([encoder.spread(5, number) for number in range(16)])
+    assert ((points < 0.5).sum(axis=0) == 8).all()
+    assert (encoder.spread(5, 3) == points[3]).all()
+
+
+def observations(rng: np.random.Generator, count: int) -> Data:
+    progress, trial = rng.choice([0.0, 0.3, 0.7, 1.0], count), rng.integers(-1, 9, count)
+    return Data(rng.random((count, 4)), progress, trial, rng.normal(size=count))
+
+
+def test_the_gradient_of_the_model_is_right() -> None:
+    rng = np.random.default_rng(0)
+    model, data = CurveModel(np.array([0, 1, 2, 2])), observations(rng, 25)
+    theta = model.prior + 0.2 * rng.normal(size=len(model.prior))
+    error = check_grad(lambda t: model.loss(t, data)[0], lambda t: model.loss(t, data)[1], theta)
+    assert error < 1e-4 * np.linalg.norm(model.loss(theta, data)[1])
+
+
+def test_the_model_tells_final_values_from_early_ones() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.random((60, 2))
+    final, early = x[:, 0], x[:, 1]  # what learns fast is not what ends well
+    data = Data(
+        np.concatenate([x, x[:20]]),
+        np.concatenate([np.zeros(60), np.ones(20)]),
+        np.concatenate([np.arange(60), np.arange(20)]),
+        np.concatenate([early - 1, final[:20]]),
+    )
+    model = CurveModel(np.array([0, 1]))
+    model.learn(data)
+    model.condition(data)
+    asked = rng.random((50, 2))
+    new = np.full(50, -1)
+    at_end, unsure = model.predict(asked, np.ones(50), new)
+    at_start, _ = model.predict(asked, np.zeros(50), new)
+    assert np.corrcoef(at_end, asked[:, 0])[0, 1] > 0.9
+    assert np.corrcoef(at_start, asked[:, 1])[0, 1] > 0.9
+    assert (unsure > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"), [(52, [2, 6, 17, 52]), (27, [1, 3, 9, 27]), (4, [1, 4]), (1, [1])]
+)
+def test_levels_are_thirds_of_a_trials_own_length(last: int, expected: list[int]) -> None:
+    assert levels(last) == expected
+
+
+def standing(*curves: tuple[list[float], str], last: int = 9) -> Standing:
+    found = Standing()
+    for index, (values, state) in enumerate(curves):
+        curve = Curve(last, dict(enumerate(values, 1)))
+        found.add({"x": index / 10}, curve, state)  # type: ignore[arg-type]
+    return found
+
+
+def test_the_best_third_at_a_level_is_promoted_once() -> None:
+    trials = standing(([0.1], "paused"), ([0.3], "paused"), ([0.2], "paused"))
+    found = promoted(trials)
+    assert found is not None and found[0] == 1 and "rank 1 of 3" in found[1]
+    trials.stands[1].state = "running"
+    assert promoted(trials) is None, f"one place for each {ETA} that arrived"
+    assert promoted(standing(([0.1], "paused"), ([0.3], "paused"))) is None
+
+
+def test_pausing_costs_no_epoch_twice_in_the_count() -> None:
+    trials = standing(([0.1, 0.2, 0.3], "paused"), ([0.5], "paused"))
+    assert trials.epochs == 4
+    trials.saw(1, 3, 0.4)  # an epoch was missed
+    assert (trials.epochs, trials.stands[1].best, trials.stands[1].at_level) == (6, 0.5, {1: 0.5, 3: 0.5})
+
+
+def planned(trials: Standing, seed: int = 0) -> list[Any]:
+    planner = FreezeThaw({"x": Range(0.0, 1.0)}, seed, 9, "epochs")
+    plans = []
+    for _ in range(30):
+        plans.append(planner.plan(trials))
+        trials.epochs += 1  # another draw of the horizon
+    return plans
+
+
+def test_the_model_begins_new_trials_apart_from_what_was_tried_and_goes_on_with_the_best() -> None:
+    curves = [([0.1 * level + 0.05 * index for level in range(3)], "paused") for index in range(10)]
+    plans = planned(standing(*curves, *[([1.0] * 9, "over")] * int(START)))
+    begun = [plan.params["x"] for plan in plans if plan.params]
+    tried = [index / 10 for index in range(14)]
+    assert begun and min(abs(x - at) for x in begun for at in tried) > APART - 1e-9
+    assert all(plan.number is None or plan.number < 10 for plan in plans), "only paused trials go on"
+
+
+def test_a_configuration_whose_value_broke_is_not_tried_again() -> None:
+    curves = [([0.5 + 0.01 * index] * 9, "over") for index in range(6)]
+    trials = standing(*curves)
+    for at in (0.7, 0.75, 0.8):
+        trials.add({"x": at}, Curve(9, {}), "over", broken=True)
+    begun = [plan.params["x"] for plan in planned(trials)]
+    assert min(abs(x - at) for x in begun for at in (0.7, 0.75, 0.8)) > APART - 1e-9
