@@ -73,7 +73,9 @@ class Controller:
         elif (suggestion := self._strategy.suggest()) is None:
             self.ended_by = "space: every configuration was tried"
         elif suggestion.epochs_done:
-            return self._go_on(suggestion)
+            trial = self.trials[suggestion.number]
+            trial.state = "running"
+            return self._task(trial)
         else:
             return self._start(suggestion)
         return None
@@ -91,17 +93,9 @@ class Controller:
             return f"budget.no_improvement: {budget.no_improvement} trials ended without a better one"
         return ""
 
-    def _go_on(self, suggestion: Suggestion) -> TrialTask:
-        """A paused trial again: its worker begins after the epoch that it was paused at."""
-        trial = self.trials[suggestion.number]
-        trial.state = "running"
-        return self._task(trial, suggestion.epochs_done)
-
-    def _task(self, trial: TrialRecord, epochs_done: int) -> TrialTask:
+    def _task(self, trial: TrialRecord) -> TrialTask:
         spec = self._spec
-        return TrialTask(
-            trial.number, trial.settings, trial.folder, spec.metric, spec.goal, self._threads, epochs_done
-        )
+        return TrialTask(trial.number, trial.settings, trial.folder, spec.metric, spec.goal, self._threads)
 
     def _start(self, suggestion: Suggestion) -> TrialTask:
         number = suggestion.number
@@ -110,15 +104,17 @@ class Controller:
         trial = TrialRecord(number, suggestion.params, settings, folder, suggestion.reason)
         self.trials[number] = trial
         self._tell(lambda listener: listener.trial_started(trial))
-        return self._task(trial, 0)
+        return self._task(trial)
 
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
         """Take in one epoch of a running trial; returns whether it goes on.
 
-        A stop also ends the trial. A paused one is not ended: its worker keeps a checkpoint and is free, and a
-        later task of the same number begins after `epochs_done`.
+        A stop also ends the trial. A paused one is not ended: its worker is free, and a later task with the
+        same folder goes on from the state left there, telling its epochs again, which count once.
         """
         trial = self.trials[number]
+        if epoch <= trial.epochs_done:
+            return trial.state == "running"
         # Accuracy stays a number while the loss is already NaN: a diverged trial must not compete with it.
         diverged = not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
         value = math.nan if diverged else metrics[self._spec.metric]
