@@ -1,5 +1,6 @@
 """Near duplicates are found, all of them, and quickly."""
 
+
 import numpy as np
 from PIL import Image
 
