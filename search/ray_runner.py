@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import secrets
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ from ray.tune.search import Searcher
 
 from models.train import TrialData
 from search.controller import Controller
-from search.trial import run_trial
+from search.trial import TrialTask, leave_error, run_trial
 
+GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
 OBJECT_STORE_BYTES = 100 * 2**20  # banks are memory-mapped files; next to nothing goes through the store
 
 
@@ -38,7 +41,28 @@ def _trainable(config: dict[str, Any], data: TrialData) -> None:
         tune.report({"number": config["task"].number, "epoch": epoch, "metrics": metrics})
         return True
 
-    run_trial(config["task"], data, send)
+    task: TrialTask = config["task"]
+    alarm = _alarm(task)
+    try:
+        run_trial(task, data, send)
+    finally:
+        alarm.cancel()
+
+
+def _alarm(task: TrialTask) -> threading.Timer:
+    """Ends this worker when a trial hangs inside an epoch, where nobody could ask it to stop."""
+    late = f"TimeoutError: budget.trial_minutes: {task.minutes} are over, and the epoch did not end"
+
+    def give_up() -> None:
+        leave_error(task.folder, late, "")
+        os._exit(1)
+
+    seconds = threading.TIMEOUT_MAX if task.minutes is None else 60 * task.minutes + GRACE_SECONDS
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    if task.minutes is not None:
+        timer.start()
+    return timer
 
 
 class _Suggestions(Searcher):
@@ -48,6 +72,8 @@ class _Suggestions(Searcher):
         super().__init__()
         self._controller, self._slots = controller, slots
         self.numbers: dict[str, int] = {}
+        # Ray's trials that were told to stop. The sweep's trial may be paused by then, or even run again.
+        self.told: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles its doors for a restore that a sweep never asks for
@@ -65,9 +91,14 @@ class _Suggestions(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        if trial_id in self.told:
+            return
         number = self.numbers[trial_id]
-        message = self._controller.error_of(number, "the worker died") if error else ""
-        self._controller.finish(number, message)
+        message = self._controller.error_of(number) if error else ""
+        if error and not message:
+            self._controller.lost(number, "its worker died")
+        else:
+            self._controller.finish(number, message)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()
@@ -79,9 +110,9 @@ class _Suggestions(Searcher):
 class _Verdicts(FIFOScheduler):
     """Ray's door to `Controller.report`."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, told: set[str]) -> None:
         super().__init__()
-        self._controller = controller
+        self._controller, self._told = controller, told
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -91,6 +122,8 @@ class _Verdicts(FIFOScheduler):
             key.removeprefix("metrics/"): value for key, value in result.items() if key.startswith("metrics/")
         }
         go_on = self._controller.report(result["number"], result["epoch"], metrics)
+        if not go_on:
+            self._told.add(trial.trial_id)
         return str(FIFOScheduler.CONTINUE if go_on else FIFOScheduler.STOP)
 
 
@@ -111,27 +144,37 @@ def start_ray(cores: int) -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
-def run_ray(
-    controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int, folder: Path
+def run_ray(controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int) -> None:
+    """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone.
+
+    Ray keeps nothing that is needed afterwards: the study, the run log and the trials' folders are the truth.
+    """
+    with tempfile.TemporaryDirectory(prefix="binsweep-ray-", ignore_cleanup_errors=True) as folder:
+        _tune(controller, data, per_trial, slots, folder)
+
+
+def _tune(
+    controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int, folder: str
 ) -> None:
-    """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone."""
     trainable = tune.with_resources(
         functools.partial(_trainable, data=data),
         dict(per_trial),
     )
+    suggestions = _Suggestions(controller, slots)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_Suggestions(controller, slots),
-            scheduler=_Verdicts(controller),
+            search_alg=suggestions,
+            scheduler=_Verdicts(controller, suggestions.told),
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"trial-{trial.config['task'].number:04d}",
-            trial_dirname_creator=lambda trial: f"trial-{trial.config['task'].number:04d}",
+            # A trial that goes on is another one to Ray.
+            trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name="ray",
-            storage_path=str(folder.resolve()),
+            storage_path=folder,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
         ),

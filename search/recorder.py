@@ -16,7 +16,7 @@ from data.manifest import Manifest
 from models.arithmetic import choose_arithmetic
 from models.build import load_checkpoint
 from models.train import TrialData
-from search.controller import Controller, TrialRecord
+from search.controller import ENDED, Controller, TrialRecord
 from search.spec import SweepSpec
 from search.trial import BEST, ERROR, better
 from tracking.environment import environment_tags
@@ -25,6 +25,7 @@ from tracking.runlog import RunLog
 
 log = logging.getLogger(__name__)
 SWEEP = "sweep"
+KEPT = 5  # trials whose weights stay in the sweep's folder; the tracking server has everybody's
 
 
 def trial_key(number: int) -> str:
@@ -46,7 +47,9 @@ class Recorder:
         manifest: Manifest,
         data: TrialData,
         folder: Path,
+        controller: Controller,
     ) -> None:
+        self._controller = controller
         self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
         self._sweep_id = sweep_id
         self._best: float | None = None
@@ -56,7 +59,18 @@ class Recorder:
         self._tags = environment_tags() | {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
 
     def sweep_started(self) -> None:
-        """Open the parent run with the resolved spec and the data set."""
+        """Open the parent run with the resolved spec and the data set; then catch up with what ended before."""
+        self._open_parent()
+        controller = self._controller
+        best = controller.leaderboard()
+        self._best = best[0].value if best else None
+        self._ended = self._log.steps(SWEEP)
+        for trial in controller.trials.values():
+            # Its process died between the study's end of it and the run's.
+            if trial.state in ENDED and not self._log.ended(trial_key(trial.number)):
+                self.trial_ended(trial)
+
+    def _open_parent(self) -> None:
         spec = self._spec
         tags = {**self._tags, "seed": str(spec.search.seed), "binsweep.kind": "sweep"}
         params = {
@@ -103,6 +117,7 @@ class Recorder:
             "arithmetic": arithmetic,
             "suggested_because": trial.suggested,
             "binsweep.kind": "trial",
+            "state": trial.state,
         }
         searched = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
         name = f"{trial.number:03d} {trial.settings.backbone}"
@@ -114,6 +129,9 @@ class Recorder:
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         self._log.metrics(trial_key(trial.number), epoch, metrics)
+
+    def trial_halted(self, trial: TrialRecord, reason: str) -> None:
+        self._log.tags(trial_key(trial.number), {"state": trial.state, "halted_because": reason})
 
     def trial_ended(self, trial: TrialRecord) -> None:
         key, metric = trial_key(trial.number), self._spec.metric
@@ -140,6 +158,7 @@ class Recorder:
         except Exception:  # a picture that cannot be drawn must not cost the sweep
             log.exception("artifacts of %s", key)
         self._log.end_run(key, "FAILED" if trial.state == "failed" else "FINISHED")
+        self.prune()
 
     def _write_artifacts(self, trial: TrialRecord, key: str) -> None:
         error, best = trial.folder / ERROR, trial.folder / BEST
@@ -158,11 +177,30 @@ class Recorder:
             )
             self._log.artifact(key, folder, "validation")
 
-    def sweep_ended(self, controller: Controller, status: str) -> None:
+    def prune(self) -> None:
+        """Remove the weights of ended trials behind the first KEPT, once the tracking server has them."""
+        behind = [trial for trial in self._controller.leaderboard()[KEPT:] if trial.state in ENDED]
+        for trial in behind:
+            if self._log.delivered(trial_key(trial.number)):
+                (trial.folder / BEST).unlink(missing_ok=True)
+
+    def sweep_interrupted(self, why: str, status: str) -> None:
+        """Leave at once: what has not ended is marked so that it can go on, and figures wait for then."""
+        self._drawing.shutdown(wait=False, cancel_futures=True)
+        for trial in self._controller.trials.values():
+            if trial.state not in ENDED:
+                key = trial_key(trial.number)
+                self._log.tags(key, {"state": "interrupted", "halted_because": why})
+                self._log.end_run(key, "KILLED")
+        self._log.tags(SWEEP, {"ended_by": why})
+        self._log.end_run(SWEEP, status)
+
+    def sweep_ended(self, status: str) -> None:
         """Wait for the last figures, then close the parent run with the leaderboard."""
         for future in self._pending:
             future.result()
         self._drawing.shutdown()
+        controller = self._controller
         file = self._folder / "leaderboard.csv"
         names = list(self._spec.space)
         rows = [

@@ -80,6 +80,7 @@ class BudgetPart(_Part):
 
     trials: Annotated[int, Field(ge=1)] = 20
     minutes: Annotated[float, Field(gt=0)] | None = None
+    trial_minutes: Annotated[float, Field(gt=0)] | None = None  # the longest that one trial may take
 
 
 def _whole_above_one(gpus: float) -> float:

@@ -33,9 +33,9 @@ def open_strategy(
     """Begin the study `study_name` in the SQLite file `path`, or go on with it; without a path, in memory.
 
     `max_epochs` is the longest that any trial may train; a trial whose parameters hold `epochs_name` trains
-    that long instead. Trials that an earlier process left running are told FAIL, with the reason. Only one
-    process may have a study open. UserError: the file is no study, the study has another goal or space, or
-    the grid has no end.
+    that long instead. Trials that an earlier process left running run still, for their runner to go on
+    with. Only one process may have a study open. UserError: the file is no study, the study has another goal or
+    space, or the grid has no end.
     """
     ask = make_sampler(sampler, space, seed)
     ledger = Ledger(path, study_name, goal)

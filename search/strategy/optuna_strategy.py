@@ -8,7 +8,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from search.strategy.ledger import Ledger
-from search.strategy.samplers import INTERRUPTED, Sampler
+from search.strategy.samplers import Sampler
 from search.strategy.seam import Decision, Goal, Outcome, Record, Suggestion, Verdict
 from search.strategy.stopping import Curve, StoppingRule
 
@@ -53,8 +53,7 @@ class OptunaStrategy:
         self._curves = {trial.number: self._curve(trial) for trial in ledger.trials()}
         for trial in ledger.trials():
             if not trial.state.is_finished():
-                reason = "its process ended before it did"
-                ledger.close(trial.number, TrialState.FAIL, None, {INTERRUPTED: True, ENDED: reason})
+                self._live[trial.number] = _Live()  # its process ended before it did: it may go on
 
     def suggest(self) -> Suggestion | None:
         """The next trial; None when the grid is used up. The same again for the same seed and results."""
