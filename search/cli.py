@@ -102,9 +102,6 @@ def sweep(
                 leaderboard_table(leaders, loaded, f"leaderboard of {result.id}")
             )
             print(f"ended by {result.ended_by}")
-        if result.unsent:
-            where = f"they wait in {result.folder / 'spool'}, and `binsweep sync` sends them"
-            print(f"{result.unsent} records did not reach the tracking server: {where}", file=sys.stderr)
         if not leaders:
             reason = result.failed[0].reason if result.failed else "no trial ran"
             raise click.ClickException(f"no trial of {result.id} has a result: {reason}")
@@ -312,9 +309,7 @@ def main() -> None:
             traceback.print_exc()
         print(f"binsweep: {error}", file=sys.stderr)
         code = 2
-    except click.exceptions.Abort:
-        code = 130
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
         print("binsweep: interrupted", file=sys.stderr)
         if "sweep" in sys.argv[1:3]:
             print(f"  the same command goes on: {shlex.join(['binsweep', *sys.argv[1:]])}", file=sys.stderr)

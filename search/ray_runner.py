@@ -8,6 +8,7 @@ import os
 import secrets
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from models.train import TrialData
 from search.controller import Controller
 from search.trial import TrialTask, leave_error, run_trial
 
+WATCH_SECONDS = 5.0
 GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
 OBJECT_STORE_BYTES = 100 * 2**20  # banks are memory-mapped files; next to nothing goes through the store
 
@@ -127,6 +129,24 @@ class _Verdicts(FIFOScheduler):
         return str(FIFOScheduler.CONTINUE if go_on else FIFOScheduler.STOP)
 
 
+class RayEndedError(RuntimeError):
+    """Ray's own processes died under the sweep."""
+
+
+class _Watch(tune.Callback):
+    """Notices that Ray has died: Tune would wait for ever for workers that cannot come."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + WATCH_SECONDS
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise RayEndedError("Ray has died; the same command goes on with the sweep")
+
+
 @contextlib.contextmanager
 def start_ray(cores: int) -> Iterator[dict[str, float]]:
     """A Ray of this process alone, closed to others by its token, ended on leaving; yields what it has."""
@@ -176,6 +196,7 @@ def _tune(
             name="ray",
             storage_path=folder,
             verbose=0,
+            callbacks=[_Watch()],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )

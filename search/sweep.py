@@ -29,7 +29,7 @@ from tracking.runlog import RunLog
 
 Runner = Literal["ray", "local"]
 FLUSH_SECONDS = 60.0
-INTERRUPTED_SECONDS = 5.0
+INTERRUPTED_SECONDS = 8.0  # who asked a sweep to leave wants it gone within 15 s
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,9 @@ def run_sweep(
             if over:
                 recorder.prune()
             runlog.close(0.0)
+            if unsent:
+                where = f"they wait in {folder / 'spool'}, and `binsweep sync` sends them"
+                print(f"{unsent} records did not reach the tracking server: {where}", file=sys.stderr)
     failed = [trial for trial in controller.trials.values() if trial.state == "failed"]
     return SweepResult(
         folder.name, folder, controller.leaderboard(), failed, controller.ended_by, controller.halted, unsent
