@@ -20,6 +20,7 @@ from search.spec import SweepSpec
 ROWS = 10
 STATE_STYLES = {
     "running": "cyan",
+    "waiting": "blue",
     "paused": "blue",
     "completed": "green",
     "stopped": "yellow",
@@ -81,10 +82,14 @@ class Board:
 
     def trial_started(self, trial: TrialRecord) -> None:
         searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
-        self._line(f"trial {trial.number} starts: {searched}")
+        how = f"goes on after epoch {trial.epochs_done}" if trial.epochs_done else "starts"
+        self._line(f"trial {trial.number} {how}: {searched}")
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         """Epochs show in the table only: one line each would bury the rest."""
+
+    def trial_halted(self, trial: TrialRecord, reason: str) -> None:
+        self._line(f"trial {trial.number} {trial.state} after {trial.epochs_done} epochs ({reason})")
 
     def trial_ended(self, trial: TrialRecord) -> None:
         metric = self._spec.metric

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -20,6 +22,7 @@ from data.errors import UserError
 from search.data_commands import data_group
 
 DEFAULT_PORT, DEFAULT_UI_PORT = 5001, 5000
+SYNC_SECONDS = 120.0
 
 
 def home_folder() -> Path:
@@ -48,20 +51,34 @@ def cli(debug: bool) -> None:
 @click.option(
     "--runner", type=click.Choice(["ray", "local"]), default="ray", help="local: in this process, no Ray."
 )
+@click.option(
+    "--resume", is_flag=True, help="Go on with the newest sweep of this name, with a larger budget too."
+)
+@click.option("--new", "anew", is_flag=True, help="Start a new sweep even where one was cut short.")
 @click.option("--dry-run", is_flag=True, help="Check the spec and say what would run.")
 @click.option(
     "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
 )
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def sweep(
-    spec: Path, assignments: Sequence[str], runner: Any, dry_run: bool, then_promote: bool, as_json: bool
+    spec: Path,
+    assignments: Sequence[str],
+    runner: Any,
+    resume: bool,
+    anew: bool,
+    dry_run: bool,
+    then_promote: bool,
+    as_json: bool,
 ) -> None:
-    """Run the sweep that SPEC describes."""
+    """Run the sweep that SPEC describes, or go on with it where it was cut short."""
     from search.board import leaderboard_table
     from search.spec import load_spec
+    from search.state import find_unfinished
     from search.sweep import check_before_start, prepare, run_sweep
     from tracking.server import require_reachable, tracking_server
 
+    if resume and anew:
+        raise UserError("--resume and --new were both given", "give one of them, or neither")
     loaded = load_spec(spec, assignments)
     home = home_folder()
     check_before_start(loaded)
@@ -71,8 +88,11 @@ def sweep(
     if remote := os.environ.get("MLFLOW_TRACKING_URI"):
         require_reachable(remote)  # before minutes are spent on the data
     manifest, data = prepare(loaded, home)
+    unfinished = None if anew else find_unfinished(home, loaded, manifest.fingerprint, asked=resume)
+    if unfinished is not None:
+        print(f"going on with {unfinished.name} (--new starts another sweep instead)", file=sys.stderr)
     with tracking_server(home) as uri:
-        result = run_sweep(loaded, manifest, data, home, runner, uri)
+        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished)
         leaders = result.leaderboard
         rows = [{"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders]
         answer: dict[str, Any] = {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
@@ -82,12 +102,13 @@ def sweep(
                 leaderboard_table(leaders, loaded, f"leaderboard of {result.id}")
             )
             print(f"ended by {result.ended_by}")
-        if result.unsent:
-            where = f"they wait in {result.folder / 'spool'}, and `binsweep promote {result.id}` sends them"
-            print(f"{result.unsent} records did not reach the tracking server: {where}", file=sys.stderr)
         if not leaders:
             reason = result.failed[0].reason if result.failed else "no trial ran"
             raise click.ClickException(f"no trial of {result.id} has a result: {reason}")
+        if result.halted:
+            raise click.ClickException(
+                f"{result.id} was given up; the same command goes on. {result.ended_by}"
+            )
         if then_promote:
             answer["promotion"] = _promote(result.id, home, uri, quiet=as_json)
             answer["proof"] = _prove(result.id, home, uri, quiet=as_json)
@@ -148,6 +169,25 @@ def _prove(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str
         )
         print(f"  true count {item.label}, predicted {row['count']} (confidence {row['confidence']:.0%})")
     return {"version": champion.version, "bin": item.id, "true": item.label, **row}
+
+
+@cli.command()
+@click.argument("sweep_id", metavar="[SWEEP]", required=False)
+def sync(sweep_id: str | None) -> None:
+    """Send what the tracking server has not had yet, of SWEEP or of all sweeps."""
+    from search.state import find_folder, load_state, sweep_folders
+    from tracking.runlog import replay
+    from tracking.server import tracking_server
+
+    home = home_folder()
+    folders = [find_folder(home, sweep_id)] if sweep_id else sweep_folders(home)
+    unsent = 0
+    with tracking_server(home) as uri:
+        for folder in folders:
+            left = replay(folder / "spool", uri, load_state(folder)["spec"]["name"], SYNC_SECONDS)
+            print(f"{folder.name}: {f'{left} records are still waiting' if left else 'all sent'}")
+            unsent += left
+    sys.exit(1 if unsent else 0)
 
 
 @cli.command()
@@ -240,11 +280,28 @@ def doctor(as_json: bool) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
+def _leave(number: int, frame: object) -> None:
+    """Asked to end, as by Ctrl-C, docker stop or a scheduler: tidily, with nothing half-written."""
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, _leave_at_once)
+    raise KeyboardInterrupt
+
+
+def _leave_at_once(number: int, frame: object) -> None:
+    """Asked a second time: whatever ran can go on from what is on the disk."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(130)
+
+
 def main() -> None:
     """The entry point: every mistake of the user is one message and exit code 2."""
     debug = "--debug" in sys.argv
-    # Asked to end politely (docker stop, a scheduler): leave as after Ctrl-C, with nothing running or half-written.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     try:
         code = cli.main(standalone_mode=False)
     except UserError as error:
@@ -252,10 +309,10 @@ def main() -> None:
             traceback.print_exc()
         print(f"binsweep: {error}", file=sys.stderr)
         code = 2
-    except click.exceptions.Abort:
-        code = 130
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
         print("binsweep: interrupted", file=sys.stderr)
+        if "sweep" in sys.argv[1:3]:
+            print(f"  the same command goes on: {shlex.join(['binsweep', *sys.argv[1:]])}", file=sys.stderr)
         code = 130
     except click.ClickException as error:
         error.show()

@@ -1,20 +1,30 @@
-"""The course of a sweep: budget, strategy and record, behind three calls that every runner makes."""
+"""The course of a sweep: budget, strategy and record, behind the calls that every runner makes."""
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from models.settings import Settings
+from models.state import load_training_state
 from search.spec import SweepSpec
-from search.strategy import Decision, Outcome, Strategy, Suggestion
-from search.trial import ERROR, Goal, TrialTask, better
+from search.strategy import Decision, Outcome, Record, Strategy, Suggestion
+from search.trial import ERROR, LAST, Goal, TrialTask, better
 
-State = Literal["running", "paused", "completed", "stopped", "failed"]
+# paused: the strategy may take it up again; waiting: its worker was lost, and the next free one goes on with it.
+State = Literal["running", "paused", "waiting", "completed", "stopped", "failed"]
+ENDED = ("completed", "stopped", "failed")
+RECORD = "record.json"
+LOSSES = 3  # so often may a worker be lost at one epoch before the trial is to blame
+ERRORS = 3  # so many failures of one kind in a row are the code's or the data's fault
+MIN_FREE = 200 * 2**20  # bytes on the disk below which no trial begins
 
 
 @dataclass
@@ -34,6 +44,7 @@ class TrialRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
     ended: float | None = None
+    losses: int = 0  # workers lost since the last epoch
 
 
 class Listener(Protocol):
@@ -41,6 +52,7 @@ class Listener(Protocol):
 
     def trial_started(self, trial: TrialRecord) -> None: ...
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None: ...
+    def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
     def trial_ended(self, trial: TrialRecord) -> None: ...
 
 
@@ -50,34 +62,62 @@ def trial_seed(seed: int, number: int) -> int:
 
 
 class Controller:
-    """Hands out trials, judges their epochs, and tells the listeners; calls come from one thread only."""
+    """Hands out trials, judges their epochs, and tells the listeners; calls come from one thread only.
 
-    def __init__(self, spec: SweepSpec, strategy: Strategy, folder: Path, threads: int) -> None:
+    `spent` is how many seconds earlier processes gave to the sweep. `halted` says that the sweep was given up
+    for a reason that a person can mend (`ended_by` names it): it can go on afterwards.
+    """
+
+    def __init__(
+        self, spec: SweepSpec, strategy: Strategy, folder: Path, threads: int, spent: float = 0.0
+    ) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.listeners: list[Listener] = []
-        self.started = time.time()
+        self.started = time.time() - spent
         self.ended_by = ""
+        self.halted = False
         self.epochs = 0  # trained so far, by all trials
         self.goal: Goal = spec.goal
         self._spec, self._strategy, self._folder, self._threads = spec, strategy, folder, threads
+        self._waiting: deque[int] = deque()
+        self._errors: list[str] = []
         self._best: float | None = None
         self._holder = -1  # the trial that has it
         self._ended_since_best = 0
+
+    def restore(self, records: Sequence[Record]) -> None:
+        """Take up what earlier processes left: what has ended stays so, and the rest goes on before anything new."""
+        for record in records:
+            trial = self._add(record.number, record.params, record.suggested_because)
+            trial.value, trial.epoch = record.value, record.epoch or 0
+            trial.epochs_done = max(record.values, default=0)
+            trial.reason = record.ended_because
+            if record.state == "running":
+                trial.state = "waiting"
+                self._waiting.append(trial.number)
+            else:
+                trial.state = record.state
+            _read_record(trial)
+            self.epochs += trial.epochs_done
+        ended = [trial for trial in self.trials.values() if trial.state in ENDED]
+        for trial in sorted(ended, key=lambda trial: trial.ended or trial.started):
+            self._note_best(trial)
+            self._count_end(trial)
 
     def next_task(self) -> TrialTask | None:
         """The next trial to run, or None when the budget or the space is used up (`ended_by` says which)."""
         if over := self._over():
             self.ended_by = over
+        elif reason := self._fault():
+            self.ended_by, self.halted = reason, True
+        elif self._waiting:
+            return self._go_on(self._waiting.popleft())
+        elif (suggestion := self._strategy.suggest(len(self.trials) < self._spec.budget.trials)) is not None:
+            return self._start(suggestion)
         elif len(self.trials) >= self._spec.budget.trials:
             self.ended_by = f"budget.trials: all {self._spec.budget.trials} were started"
-        elif (suggestion := self._strategy.suggest()) is None:
-            self.ended_by = "space: every configuration was tried"
-        elif suggestion.epochs_done:
-            trial = self.trials[suggestion.number]
-            trial.state = "running"
-            return self._task(trial)
         else:
-            return self._start(suggestion)
+            self.ended_by = "space: every configuration was tried"
         return None
 
     def _over(self) -> str:
@@ -93,24 +133,55 @@ class Controller:
             return f"budget.no_improvement: {budget.no_improvement} trials ended without a better one"
         return ""
 
-    def _task(self, trial: TrialRecord) -> TrialTask:
-        spec = self._spec
-        return TrialTask(trial.number, trial.settings, trial.folder, spec.metric, spec.goal, self._threads)
+    def _note_best(self, trial: TrialRecord) -> None:
+        if trial.value is not None and better(trial.value, self._best, self.goal):
+            self._best, self._holder, self._ended_since_best = trial.value, trial.number, 0
+
+    def _count_end(self, trial: TrialRecord) -> None:
+        self._ended_since_best = 0 if trial.number == self._holder else self._ended_since_best + 1
+
+    def _fault(self) -> str:
+        """Why no trial should begin now although the budget is not used up; empty when nothing is wrong."""
+        if len(self._errors) >= ERRORS:
+            return f"errors: {ERRORS} trials in a row failed alike: {self._errors[-1]}"
+        free = shutil.disk_usage(self._folder).free
+        if free < MIN_FREE:
+            need = f"{MIN_FREE // 2**20} MB are needed"
+            return f"disk: only {free // 2**20} MB are free at {self._folder} and {need}: free some to go on"
+        return ""
+
+    def _add(self, number: int, params: dict[str, object], suggested: str) -> TrialRecord:
+        settings = self._spec.trial_settings(params, trial_seed(self._spec.search.seed, number))
+        folder = self._folder / f"trial-{number:04d}"
+        self.trials[number] = TrialRecord(number, params, settings, folder, suggested)
+        return self.trials[number]
 
     def _start(self, suggestion: Suggestion) -> TrialTask:
         number = suggestion.number
-        settings = self._spec.trial_settings(suggestion.params, trial_seed(self._spec.search.seed, number))
-        folder = self._folder / f"trial-{number:04d}"
-        trial = TrialRecord(number, suggestion.params, settings, folder, suggestion.reason)
-        self.trials[number] = trial
+        if number not in self.trials:
+            self._add(number, suggestion.params, suggestion.reason)
+        return self._go_on(number)
+
+    def _go_on(self, number: int) -> TrialTask:
+        trial = self.trials[number]
+        trial.state = "running"
         self._tell(lambda listener: listener.trial_started(trial))
-        return self._task(trial)
+        return TrialTask(
+            number,
+            trial.settings,
+            trial.folder,
+            self._spec.metric,
+            self._spec.goal,
+            self._threads,
+            trial.epochs_done,
+            self._spec.budget.trial_minutes,
+        )
 
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
         """Take in one epoch of a running trial; returns whether it goes on.
 
         A stop also ends the trial. A paused one is not ended: its worker is free, and a later task with the
-        same folder goes on from the state left there, telling its epochs again, which count once.
+        same folder goes on from the state left there. An epoch that is told again counts once.
         """
         trial = self.trials[number]
         if epoch <= trial.epochs_done:
@@ -118,46 +189,70 @@ class Controller:
         # Accuracy stays a number while the loss is already NaN: a diverged trial must not compete with it.
         diverged = not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
         value = math.nan if diverged else metrics[self._spec.metric]
-        self.epochs += max(0, epoch - trial.epochs_done)
-        trial.epochs_done = epoch
+        self.epochs += epoch - trial.epochs_done
+        trial.epochs_done, trial.losses = epoch, 0
         if better(value, trial.value, self.goal):
             trial.value, trial.epoch, trial.metrics = value, epoch, metrics
-            if better(value, self._best, self.goal):
-                self._best, self._holder, self._ended_since_best = value, number, 0
+            self._note_best(trial)
         verdict = self._strategy.observe(number, epoch, value)
         self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
-        if verdict.decision is Decision.STOP:
+        if verdict.decision is Decision.PAUSE:
+            trial.state = "paused"
+            self._tell(lambda listener: listener.trial_halted(trial, verdict.reason))
+        elif verdict.decision is Decision.STOP:
             self._end(trial, "stopped" if math.isfinite(value) else "failed", verdict.reason)
         elif (over := self._over()) and epoch < trial.settings.epochs:
             self.ended_by = over
             self._end(trial, "stopped", f"the sweep was over ({over})")
-        elif verdict.decision is Decision.PAUSE:
-            trial.state, trial.reason = "paused", verdict.reason
         return trial.state == "running"
 
     def finish(self, number: int, error: str = "") -> None:
         """A trial's worker is done: with all its epochs, or with an error. After a stop this changes nothing."""
         trial = self.trials[number]
-        if trial.state == "running":
-            self._end(trial, "failed" if error else "completed", error or "trained to its end")
+        if trial.state != "running":
+            return
+        kind = error.partition(":")[0]
+        if error and kind != "TimeoutError":
+            alike = [one for one in self._errors if one.partition(":")[0] == kind]
+            self._errors = [*alike, error]
+        self._end(trial, "failed" if error else "completed", error or "trained to its end")
 
-    def error_of(self, number: int, otherwise: str) -> str:
-        """The first line of what a failed trial's worker left behind, or `otherwise`."""
+    def lost(self, number: int, reason: str) -> None:
+        """A trial's worker died under it: another one goes on, unless that happens again and again."""
+        trial = self.trials[number]
+        if trial.state != "running":
+            return
+        trial.losses += 1
+        if trial.losses >= LOSSES:
+            where = f"after epoch {trial.epochs_done}"
+            self._end(trial, "failed", f"{reason}, {LOSSES} times {where} (out of memory?)")
+            return
+        trial.state = "waiting"
+        self._waiting.append(number)
+        self._tell(lambda listener: listener.trial_halted(trial, reason))
+
+    def error_of(self, number: int) -> str:
+        """The first line of what a failed trial's worker left behind; empty when it left nothing."""
         file = self.trials[number].folder / ERROR
-        return file.read_text().splitlines()[0] if file.exists() else otherwise
+        return file.read_text().splitlines()[0] if file.exists() else ""
 
-    def close(self, reason: str) -> None:
-        """End what still runs, so that nothing stays RUNNING anywhere."""
+    def close(self) -> None:
+        """The sweep is over: end what is paused or still open, so that nothing stays RUNNING anywhere."""
         for trial in self.trials.values():
-            if trial.state == "running":
-                self._end(trial, "failed", reason)
-            elif trial.state == "paused":
-                self._end(trial, "stopped", f"{trial.reason}, until {reason}")
+            if trial.state not in ENDED:
+                # Said in the present: the reason is that of the whole sweep.
+                self._end(trial, "stopped", f"the sweep ended ({self.ended_by})")
 
     def _end(self, trial: TrialRecord, state: Literal["completed", "stopped", "failed"], reason: str) -> None:
+        if trial.value is None:
+            state = "failed"  # there is nothing that could be compared, or kept
         trial.state, trial.reason, trial.ended = state, reason, time.time()
-        self._ended_since_best = 0 if trial.number == self._holder else self._ended_since_best + 1
+        if state != "failed":
+            self._errors = []
+        self._count_end(trial)
+        _write_record(trial)
         self._strategy.finish(trial.number, Outcome(state, reason))
+        (trial.folder / LAST).unlink(missing_ok=True)  # nobody goes on with it
         self._tell(lambda listener: listener.trial_ended(trial))
 
     def _tell(self, call: Callable[[Listener], None]) -> None:
@@ -168,6 +263,28 @@ class Controller:
         """Trials that have a value, best first; ties go to the earlier trial."""
         sign = -1 if self.goal == "maximize" else 1
         done = [
-            trial for trial in self.trials.values() if trial.value is not None and trial.state != "failed"
+            trial
+            for trial in list(self.trials.values())
+            if trial.value is not None and trial.state != "failed"
         ]
         return sorted(done, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+
+
+def _write_record(trial: TrialRecord) -> None:
+    """What the study does not hold of an ended trial, for a process that takes the sweep up later."""
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    temporary = trial.folder / f"{RECORD}.tmp"
+    kept = {"metrics": trial.metrics, "started": trial.started, "ended": trial.ended}
+    temporary.write_text(json.dumps(kept))
+    temporary.replace(trial.folder / RECORD)
+
+
+def _read_record(trial: TrialRecord) -> None:
+    """The metrics of the best epoch and the times, from what `_write_record` or the trial's worker left."""
+    if trial.state in ENDED:
+        file = trial.folder / RECORD
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        trial.metrics = kept.get("metrics", {})
+        trial.started, trial.ended = kept.get("started", trial.started), kept.get("ended")
+    elif (state := load_training_state(trial.folder / LAST)) and 0 < trial.epoch <= state.epoch:
+        trial.metrics = state.history[trial.epoch - 1]

@@ -19,6 +19,6 @@ def run_local(controller: Controller, data: TrialData) -> None:
             run_trial(task, data, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
         except Exception as error:
             log.warning("trial %d failed: %s", number, error)
-            controller.finish(number, controller.error_of(number, f"{type(error).__name__}: {error}"))
+            controller.finish(number, controller.error_of(number) or f"{type(error).__name__}: {error}")
         else:
             controller.finish(number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from data.errors import UserError
@@ -10,7 +9,7 @@ from data.manifest import Manifest, load_manifest
 from models.build import counter_from, load_checkpoint
 from search.recorder import trial_key
 from search.spec import SweepSpec, parse_spec
-from search.sweep import STATE, find_folder
+from search.state import STATE, find_folder, load_state
 from tracking.promotion import Decision, promote
 from tracking.runlog import RunLog
 
@@ -20,7 +19,7 @@ SEND_SECONDS = 60.0
 def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
     """A sweep's specification and its data, which must be what the sweep learned from."""
     folder = find_folder(home, sweep)
-    state = json.loads((folder / STATE).read_text())
+    state = load_state(folder)
     spec = parse_spec(state["spec"], str(folder / STATE))
     manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, home)
     if manifest.fingerprint != state["fingerprint"]:
@@ -51,7 +50,7 @@ def promote_sweep(sweep: str, home: Path, tracking_uri: str) -> tuple[str, Decis
     """Register the sweep's best trial and let it compete; returns the model's name and the decision."""
     folder = find_folder(home, sweep)
     spec, manifest = sweep_manifest(sweep, home)
-    state = json.loads((folder / STATE).read_text())
+    state = load_state(folder)
     if not state["leaderboard"]:
         raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
     best = state["leaderboard"][0]

@@ -6,6 +6,9 @@ import contextlib
 import functools
 import os
 import secrets
+import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,10 @@ from ray.tune.search import Searcher
 
 from models.train import TrialData
 from search.controller import Controller
-from search.trial import run_trial
+from search.trial import TrialTask, leave_error, run_trial
 
+WATCH_SECONDS = 5.0
+GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
 OBJECT_STORE_BYTES = 100 * 2**20  # banks are memory-mapped files; next to nothing goes through the store
 
 
@@ -38,7 +43,28 @@ def _trainable(config: dict[str, Any], data: TrialData) -> None:
         tune.report({"number": config["task"].number, "epoch": epoch, "metrics": metrics})
         return True
 
-    run_trial(config["task"], data, send)
+    task: TrialTask = config["task"]
+    alarm = _alarm(task)
+    try:
+        run_trial(task, data, send)
+    finally:
+        alarm.cancel()
+
+
+def _alarm(task: TrialTask) -> threading.Timer:
+    """Ends this worker when a trial hangs inside an epoch, where nobody could ask it to stop."""
+    late = f"TimeoutError: budget.trial_minutes: {task.minutes} are over, and the epoch did not end"
+
+    def give_up() -> None:
+        leave_error(task.folder, late, "")
+        os._exit(1)
+
+    seconds = threading.TIMEOUT_MAX if task.minutes is None else 60 * task.minutes + GRACE_SECONDS
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    if task.minutes is not None:
+        timer.start()
+    return timer
 
 
 class _Suggestions(Searcher):
@@ -48,6 +74,8 @@ class _Suggestions(Searcher):
         super().__init__()
         self._controller, self._slots = controller, slots
         self.numbers: dict[str, int] = {}
+        # Ray's trials that were told to stop. The sweep's trial may be paused by then, or even run again.
+        self.told: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles its doors for a restore that a sweep never asks for
@@ -58,16 +86,22 @@ class _Suggestions(Searcher):
             return None
         task = self._controller.next_task()
         if task is None:
-            return str(Searcher.FINISHED)
+            # What runs now may be paused soon, and go on later: Ray would not ask again.
+            return None if running else str(Searcher.FINISHED)
         self.numbers[trial_id] = task.number
         return {"task": task}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        if trial_id in self.told:
+            return
         number = self.numbers[trial_id]
-        message = self._controller.error_of(number, "the worker died") if error else ""
-        self._controller.finish(number, message)
+        message = self._controller.error_of(number) if error else ""
+        if error and not message:
+            self._controller.lost(number, "its worker died")
+        else:
+            self._controller.finish(number, message)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()
@@ -79,9 +113,9 @@ class _Suggestions(Searcher):
 class _Verdicts(FIFOScheduler):
     """Ray's door to `Controller.report`."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, told: set[str]) -> None:
         super().__init__()
-        self._controller = controller
+        self._controller, self._told = controller, told
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -91,7 +125,27 @@ class _Verdicts(FIFOScheduler):
             key.removeprefix("metrics/"): value for key, value in result.items() if key.startswith("metrics/")
         }
         go_on = self._controller.report(result["number"], result["epoch"], metrics)
+        if not go_on:
+            self._told.add(trial.trial_id)
         return str(FIFOScheduler.CONTINUE if go_on else FIFOScheduler.STOP)
+
+
+class RayEndedError(RuntimeError):
+    """Ray's own processes died under the sweep."""
+
+
+class _Watch(tune.Callback):
+    """Notices that Ray has died: Tune would wait for ever for workers that cannot come."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + WATCH_SECONDS
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise RayEndedError("Ray has died; the same command goes on with the sweep")
 
 
 @contextlib.contextmanager
@@ -111,28 +165,39 @@ def start_ray(cores: int) -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
-def run_ray(
-    controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int, folder: Path
+def run_ray(controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int) -> None:
+    """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone.
+
+    Ray keeps nothing that is needed afterwards: the study, the run log and the trials' folders are the truth.
+    """
+    with tempfile.TemporaryDirectory(prefix="binsweep-ray-", ignore_cleanup_errors=True) as folder:
+        _tune(controller, data, per_trial, slots, folder)
+
+
+def _tune(
+    controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int, folder: str
 ) -> None:
-    """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone."""
     trainable = tune.with_resources(
         functools.partial(_trainable, data=data),
         dict(per_trial),
     )
+    suggestions = _Suggestions(controller, slots)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_Suggestions(controller, slots),
-            scheduler=_Verdicts(controller),
+            search_alg=suggestions,
+            scheduler=_Verdicts(controller, suggestions.told),
             num_samples=-1,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"trial-{trial.config['task'].number:04d}",
-            trial_dirname_creator=lambda trial: f"trial-{trial.config['task'].number:04d}",
+            # A trial that goes on is another one to Ray.
+            trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name="ray",
-            storage_path=str(folder.resolve()),
+            storage_path=folder,
             verbose=0,
+            callbacks=[_Watch()],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )

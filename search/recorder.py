@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from data.manifest import Manifest
 from models.arithmetic import choose_arithmetic
 from models.build import load_checkpoint
 from models.train import TrialData
-from search.controller import Controller, TrialRecord
+from search.controller import ENDED, Controller, TrialRecord
 from search.spec import SweepSpec
 from search.trial import BEST, ERROR, better
 from tracking.environment import environment_tags
@@ -25,6 +26,8 @@ from tracking.runlog import RunLog
 
 log = logging.getLogger(__name__)
 SWEEP = "sweep"
+FIGURES = "validation"
+KEPT = 5  # trials whose weights stay in the sweep's folder; the tracking server has everybody's
 
 
 def trial_key(number: int) -> str:
@@ -46,17 +49,35 @@ class Recorder:
         manifest: Manifest,
         data: TrialData,
         folder: Path,
+        controller: Controller,
     ) -> None:
+        self._controller = controller
         self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
         self._sweep_id = sweep_id
         self._best: float | None = None
         self._ended = 0
         self._drawing = ThreadPoolExecutor(1, "figures")
         self._pending: list[Future[None]] = []
+        # A daemon, so that nobody who leaves waits for it: it takes a minute on large data.
+        self._reporting = threading.Thread(target=self._report_data, name="data-report", daemon=True)
+        self._leaving = False
         self._tags = environment_tags() | {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
 
     def sweep_started(self) -> None:
-        """Open the parent run with the resolved spec and the data set."""
+        """Open the parent run with the resolved spec and the data set; then catch up with what ended before."""
+        self._open_parent()
+        controller = self._controller
+        best = controller.leaderboard()
+        self._best = best[0].value if best else None
+        ended = [trial for trial in controller.trials.values() if trial.state in ENDED]
+        self._ended = len(ended)
+        for trial in ended:
+            # Its process ended between the study's end of it and the run's, or before its figures were drawn.
+            if not (self._log.ended(trial_key(trial.number)) and self._drawn(trial)):
+                self._note_end(trial)
+        self._note_best()
+
+    def _open_parent(self) -> None:
         spec = self._spec
         tags = {**self._tags, "seed": str(spec.search.seed), "binsweep.kind": "sweep"}
         params = {
@@ -77,7 +98,7 @@ class Recorder:
             skipped = self._folder / "skipped.csv"
             write_csv(skipped, ["id", "reason"], [(item.id, item.reason) for item in self._manifest.skipped])
             self._log.artifact(SWEEP, skipped)
-        self._pending.append(self._drawing.submit(self._report_data))
+        self._reporting.start()
 
     def _report_data(self) -> None:
         try:
@@ -87,7 +108,8 @@ class Recorder:
             for file in write_report(examine(self._manifest, home), self._folder / "data" / "report.html"):
                 self._log.artifact(SWEEP, file, "data")
         except Exception:  # a page that cannot be made must not cost the sweep
-            log.exception("data report of %s", self._sweep_id)
+            if not self._leaving:
+                log.exception("data report of %s", self._sweep_id)
 
     def _log_dataset(self, key: str) -> None:
         manifest = self._manifest
@@ -103,6 +125,7 @@ class Recorder:
             "arithmetic": arithmetic,
             "suggested_because": trial.suggested,
             "binsweep.kind": "trial",
+            "state": trial.state,
         }
         searched = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
         name = f"{trial.number:03d} {trial.settings.backbone}"
@@ -115,23 +138,35 @@ class Recorder:
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         self._log.metrics(trial_key(trial.number), epoch, metrics)
 
+    def trial_halted(self, trial: TrialRecord, reason: str) -> None:
+        self._log.tags(trial_key(trial.number), {"state": trial.state, "halted_because": reason})
+
     def trial_ended(self, trial: TrialRecord) -> None:
-        key, metric = trial_key(trial.number), self._spec.metric
         self._ended += 1
-        self._log.tags(key, {"state": trial.state, "ended_because": trial.reason})
-        if trial.value is not None:
-            best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
-            self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
         if (
             trial.state != "failed"
             and trial.value is not None
             and better(trial.value, self._best, self._spec.goal)
         ):
             self._best = trial.value
+        self._note_best()
+        self._note_end(trial)
+
+    def _note_best(self) -> None:
         if self._best is not None:
             # Counted by ends, not by numbers: trials end out of order, and MLflow shows the highest step as the latest.
-            self._log.metrics(SWEEP, self._ended, {f"best_{metric}": self._best})
+            self._log.metrics(SWEEP, self._ended, {f"best_{self._spec.metric}": self._best})
+
+    def _note_end(self, trial: TrialRecord) -> None:
+        key = trial_key(trial.number)
+        self._log.tags(key, {"state": trial.state, "ended_because": trial.reason})
+        if trial.value is not None:
+            best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
+            self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
         self._pending.append(self._drawing.submit(self._close_trial, trial))
+
+    def _drawn(self, trial: TrialRecord) -> bool:
+        return (trial.folder / FIGURES).exists() or not (trial.folder / BEST).exists()
 
     def _close_trial(self, trial: TrialRecord) -> None:
         key = trial_key(trial.number)
@@ -139,7 +174,8 @@ class Recorder:
             self._write_artifacts(trial, key)
         except Exception:  # a picture that cannot be drawn must not cost the sweep
             log.exception("artifacts of %s", key)
-        self._log.end_run(key, "FAILED" if trial.state == "failed" else "FINISHED")
+        self._log.end_run(key, _status(trial))
+        self.prune()
 
     def _write_artifacts(self, trial: TrialRecord, key: str) -> None:
         error, best = trial.folder / ERROR, trial.folder / BEST
@@ -149,20 +185,43 @@ class Recorder:
             self._log.artifact(key, best, "weights")
             checkpoint = load_checkpoint(best)
             bank = self._data.validation
-            folder = trial.folder / "validation"
+            folder = trial.folder / FIGURES
             actual = np.asarray(self._data.classes)[bank.labels]
             probabilities = checkpoint.log_probabilities.exp().numpy()
             title = f"validation, epoch {checkpoint.epoch}: accuracy {checkpoint.metrics['val_accuracy']:.1%}"
             write_evaluation(
                 folder, probabilities, actual, self._data.classes, bank.ids, bank.pixels.__getitem__, title
             )
-            self._log.artifact(key, folder, "validation")
+            self._log.artifact(key, folder, FIGURES)
 
-    def sweep_ended(self, controller: Controller, status: str) -> None:
+    def prune(self) -> None:
+        """Remove the weights of ended trials behind the first KEPT, once the tracking server has them."""
+        behind = [trial for trial in self._controller.leaderboard()[KEPT:] if trial.state in ENDED]
+        for trial in behind:
+            if self._log.delivered(trial_key(trial.number)):
+                (trial.folder / BEST).unlink(missing_ok=True)
+
+    def sweep_interrupted(self, why: str, status: str) -> None:
+        """Leave soon: what has not ended is marked so that it can go on, and figures wait for then."""
+        self._leaving = True
+        self._drawing.shutdown(wait=True, cancel_futures=True)  # for the figure in hand; one takes a second
+        for trial in self._controller.trials.values():
+            key = trial_key(trial.number)
+            if trial.state not in ENDED:
+                self._log.tags(key, {"state": "interrupted", "halted_because": why})
+                self._log.end_run(key, "KILLED")
+            elif not self._log.ended(key):
+                self._log.end_run(key, _status(trial))
+        self._log.tags(SWEEP, {"ended_by": why})
+        self._log.end_run(SWEEP, status)
+
+    def sweep_ended(self, status: str) -> None:
         """Wait for the last figures, then close the parent run with the leaderboard."""
         for future in self._pending:
             future.result()
         self._drawing.shutdown()
+        self._reporting.join()
+        controller = self._controller
         file = self._folder / "leaderboard.csv"
         names = list(self._spec.space)
         rows = [
@@ -175,6 +234,10 @@ class Recorder:
         counts = {f"trials.{state}": str(states.count(state)) for state in ("completed", "stopped", "failed")}
         self._log.tags(SWEEP, {**counts, "ended_by": controller.ended_by or status})
         self._log.end_run(SWEEP, status)
+
+
+def _status(trial: TrialRecord) -> str:
+    return "FAILED" if trial.state == "failed" else "FINISHED"
 
 
 def _short(value: object) -> str:

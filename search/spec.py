@@ -70,8 +70,8 @@ class ObjectivePart(_Part):
 class SearchPart(_Part):
     """How configurations are chosen and stopped."""
 
-    sampler: Literal["auto", "tpe", "gp", "random", "grid"] = "tpe"
-    stopping: Literal["asha", "median", "none"] = "asha"
+    sampler: Literal["auto", "tpe", "gp", "random", "grid"] = "auto"
+    stopping: Literal["auto", "asha", "median", "none"] = "auto"
     seed: int = 0
 
 
@@ -83,6 +83,7 @@ class BudgetPart(_Part):
     epochs: Annotated[int, Field(ge=1)] | None = None  # of all trials together
     no_improvement: Annotated[int, Field(ge=1)] | None = None  # trials that ended since the best value
     target: float | None = None  # a value of the metric that is good enough
+    trial_minutes: Annotated[float, Field(gt=0)] | None = None  # the longest that one trial may take
 
 
 def _whole_above_one(gpus: float) -> float:

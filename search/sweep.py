@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import re
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -21,28 +19,30 @@ from data.pixels import open_pixel_bank
 from models.train import TrialData, build_banks
 from models.weights import check_weights
 from search.board import Board, Step
-from search.controller import Controller, TrialRecord
+from search.controller import ENDED, Controller, TrialRecord
 from search.local_runner import run_local
-from search.recorder import SWEEP, Recorder, trial_key
+from search.recorder import Recorder
 from search.spec import ResourcesPart, SweepSpec
+from search.state import save_state, spent_seconds
 from search.strategy import open_strategy
-from search.trial import BEST
 from tracking.runlog import RunLog
 
 Runner = Literal["ray", "local"]
-STATE = "sweep.json"
 FLUSH_SECONDS = 60.0
+INTERRUPTED_SECONDS = 8.0  # who asked a sweep to leave wants it gone within 15 s
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a sweep went; `unsent` is how many records the tracking server has not had yet."""
+    """How a sweep went; `halted`: it was given up for `ended_by`, and can go on; `unsent` is how many records the
+    tracking server has not had yet."""
 
     id: str
     folder: Path
     leaderboard: list[TrialRecord]
     failed: list[TrialRecord]
     ended_by: str
+    halted: bool
     unsent: int
 
 
@@ -120,21 +120,21 @@ def new_folder(home: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def find_folder(home: Path, sweep: str) -> Path:
-    """The folder of a sweep by its id, or of the newest finished one by its name."""
-    folders = [file.parent for file in (home / "sweeps").glob(f"*/{STATE}")]
-    exact = [folder for folder in folders if folder.name == sweep]
-    named = [folder for folder in folders if re.fullmatch(re.escape(sweep) + r"-\d+", folder.name)]
-    if not exact and not named:
-        have = ", ".join(sorted(folder.name for folder in folders)) or "none yet"
-        raise UserError(f"no sweep {sweep!r} in {home}", f"sweeps here: {have}")
-    return exact[0] if exact else max(named, key=lambda folder: int(folder.name.rsplit("-", 1)[1]))
-
-
 def run_sweep(
-    spec: SweepSpec, manifest: Manifest, data: TrialData, home: Path, runner: Runner, tracking_uri: str
+    spec: SweepSpec,
+    manifest: Manifest,
+    data: TrialData,
+    home: Path,
+    runner: Runner,
+    tracking_uri: str,
+    unfinished: Path | None = None,
 ) -> SweepResult:
-    """Run a prepared sweep to its end and leave everything in MLflow and in its folder under `home`."""
+    """Run a prepared sweep, or go on with the `unfinished` one in that folder, and leave everything in MLflow and
+    in its folder under `home`.
+
+    On KeyboardInterrupt, or when the runner itself fails, what runs is left so that it can go on. Raises
+    UserError where another process has the sweep.
+    """
     with ExitStack() as stack:
         slots = 1
         threads = torch.get_num_threads()
@@ -144,7 +144,8 @@ def run_sweep(
             have = stack.enter_context(start_ray(cores()))
             slots, threads = check_resources(spec.resources, have, "Ray"), spec.resources.cpus_per_trial
             per_trial = {"cpu": float(threads), "gpu": gpus_of(spec.resources, have)}
-        folder = new_folder(home, spec.name)
+        folder = unfinished or new_folder(home, spec.name)
+        runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         strategy = open_strategy(
             folder / "study.db",
             folder.name,
@@ -155,52 +156,44 @@ def run_sweep(
             seed=spec.search.seed,
             max_epochs=spec.max_epochs,
         )
-        controller = Controller(spec, strategy, folder, threads)
-        runlog = RunLog(folder / "spool", tracking_uri, spec.name)
-        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder)
+        controller = Controller(spec, strategy, folder, threads, spent=spent_seconds(folder))
+        controller.restore(strategy.trials())
+        save_state(folder, spec, manifest, controller, runlog, "running")
+        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller)
         recorder.sweep_started()
-        status = "FAILED"
+        patience = FLUSH_SECONDS
         try:
             with Board(spec, controller, slots) as board:
                 controller.listeners += [recorder, board]
                 if runner == "ray":
-                    run_ray(controller, data, per_trial, slots, folder)
+                    run_ray(controller, data, per_trial, slots)
                 else:
                     run_local(controller, data)
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+            if controller.halted:
+                recorder.sweep_interrupted(controller.ended_by, "FAILED")
+            else:
+                controller.close()
+                recorder.sweep_ended("FINISHED")
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            why = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
+            recorder.sweep_interrupted(why, "KILLED" if interrupted else "FAILED")
+            patience = INTERRUPTED_SECONDS
             raise
         finally:
-            controller.close("interrupted" if status == "KILLED" else "the sweep ended")
-            recorder.sweep_ended(controller, status)
-            unsent = runlog.flush(FLUSH_SECONDS)
-            _save_state(folder, spec, manifest, controller, runlog)
-            runlog.close(FLUSH_SECONDS)
+            unsent = runlog.flush(patience)
+            over = all(trial.state in ENDED for trial in controller.trials.values()) and bool(
+                controller.ended_by
+            )
+            over = over and not controller.halted
+            save_state(folder, spec, manifest, controller, runlog, "finished" if over else "unfinished")
+            if over:
+                recorder.prune()
+            runlog.close(0.0)
+            if unsent:
+                where = f"they wait in {folder / 'spool'}, and `binsweep sync` sends them"
+                print(f"{unsent} records did not reach the tracking server: {where}", file=sys.stderr)
     failed = [trial for trial in controller.trials.values() if trial.state == "failed"]
-    return SweepResult(folder.name, folder, controller.leaderboard(), failed, controller.ended_by, unsent)
-
-
-def _save_state(
-    folder: Path, spec: SweepSpec, manifest: Manifest, controller: Controller, runlog: RunLog
-) -> None:
-    """What `promote` needs later: the spec, the data's fingerprint, and where each trial's best epoch lies."""
-    trials = [
-        {
-            "number": trial.number,
-            "run_id": runlog.run_id(trial_key(trial.number), timeout=0.0),
-            "value": trial.value,
-            "checkpoint": f"{trial.folder.name}/{BEST}",
-        }
-        for trial in controller.leaderboard()
-    ]
-    state: dict[str, Any] = {
-        "id": folder.name,
-        "spec": spec.raw,
-        "run_id": runlog.run_id(SWEEP, timeout=0.0),
-        "fingerprint": manifest.fingerprint,
-        "leaderboard": trials,
-    }
-    temporary = folder / f"{STATE}.tmp"
-    temporary.write_text(json.dumps(state, indent=1))
-    temporary.replace(folder / STATE)
+    return SweepResult(
+        folder.name, folder, controller.leaderboard(), failed, controller.ended_by, controller.halted, unsent
+    )

@@ -33,7 +33,8 @@ class TrialTask:
     metric: str
     goal: Goal
     threads: int
-    minutes: float | None = None  # the longest that a trial may take
+    known: int = 0  # epochs that were reported before
+    minutes: float | None = None  # the longest that a trial may take at a stretch
 
 
 def better(value: float, than: float | None, goal: Goal) -> bool:
@@ -48,7 +49,8 @@ def run_trial(task: TrialTask, data: TrialData, send: Callable[[int, dict[str, f
 
     Leaves `best.pt`, the checkpoint of the best validation epoch, and `last.pt`, the state of the last epoch, in
     the task's folder, written before the epoch is reported, so that a stop or a kill at any moment leaves them
-    whole. Where there is a `last.pt`, its epochs are reported again and training goes on behind them. Out of
+    whole. Where there is a `last.pt`, its epochs that are not known yet are reported, and training goes on
+    behind them. Out of
     memory, an epoch is done over in smaller micro-batches. An exception is written to `error.txt` there and
     raised.
     """
@@ -80,7 +82,7 @@ def _attempt(
     for epoch, metrics in enumerate(state.history if state else [], 1):
         if _healthy(metrics) and better(metrics[task.metric], best, task.goal):
             best = metrics[task.metric]
-        if not send(epoch, metrics):
+        if epoch > task.known and not send(epoch, metrics):
             return True
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:

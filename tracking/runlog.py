@@ -32,6 +32,7 @@ class RunLog:
     def __init__(self, directory: Path, tracking_uri: str, experiment: str) -> None:
         """Open or make the spool in `directory` and start sending; UserError if another process owns it."""
         self._recorded: dict[str, dict[int, frozenset[str]]] = {}
+        self._ended: dict[str, int] = {}  # the number of the record that says so
         self._name_sets: dict[frozenset[str], frozenset[str]] = {}
         self._spool = Spool(directory, self._note)
         self._sender = Sender(tracking_uri, experiment, self._spool.identity, self._spool.fresh)
@@ -115,6 +116,19 @@ class RunLog:
             raise ValueError(f"status: must be one of {', '.join(_STATUSES)}, got {status!r}")
         self._record("end", key, {"status": status})
 
+    def ended(self, key: str) -> bool:
+        """Whether the run was ended, by this process or an earlier one, and not begun again."""
+        return legal_key(key) in self._ended
+
+    def steps(self, key: str) -> int:
+        """How many steps of the run have metrics."""
+        return len(self._recorded.get(legal_key(key), {}))
+
+    def delivered(self, key: str) -> bool:
+        """Whether the run was ended, and MLflow has all of it and refused nothing of this log."""
+        number = self._ended.get(legal_key(key))
+        return number is not None and number <= self._spool.sent and not self.refused
+
     def run_id(self, key: str, timeout: float) -> str | None:
         """MLflow's id of a run that was started here; None if the server gave none in `timeout` seconds."""
         self._feeder.wait(lambda: key in self._sender.runs, timeout)
@@ -142,16 +156,22 @@ class RunLog:
 
     def _append(self, kind: str, record: Record) -> None:
         # The time is recorded, not taken when sending: a replay sends the same point, not another one.
-        self._spool.append({"kind": kind, "at": time.time_ns() // 1_000_000, **record})
+        number = self._spool.append({"kind": kind, "at": time.time_ns() // 1_000_000, **record})
+        if kind in ("start", "end"):
+            self._note({"n": number, "kind": kind, **record})
         self._feeder.wake()
 
     def _note(self, record: Record) -> None:
-        """Remember which metrics a step has."""
+        """Remember which metrics a step has, and which runs have ended."""
         if record["kind"] == "metrics":
             steps = self._recorded.setdefault(record["key"], {})
             names = steps.get(record["step"], frozenset()).union(record["values"])
             # Most epochs have the same names: one set in memory serves them all.
             steps[record["step"]] = self._name_sets.setdefault(names, names)
+        elif record["kind"] == "end":
+            self._ended[record["key"]] = record["n"]
+        elif record["kind"] == "start":
+            self._ended.pop(record["key"], None)
 
 
 def replay(directory: Path, tracking_uri: str, experiment: str, timeout: float) -> int:

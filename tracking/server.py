@@ -8,7 +8,9 @@ the next to come shares the server it left behind, and ends it when leaving last
 
 import contextlib
 import json
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,6 +40,8 @@ START_SECONDS = 60.0  # a cold SQLite database takes up to half of it to migrate
 # One server may have to be found hung, ended and started anew while we wait for our turn.
 TURN_SECONDS = 2 * START_SECONDS + 30.0
 REACH_SECONDS = 5.0
+WATCH_SECONDS = 2.0
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -45,9 +49,9 @@ def tracking_server(home: Path) -> Iterator[str]:
     """Yield the URI of a reachable MLflow server.
 
     MLFLOW_TRACKING_URI decides if it is set and not empty. Otherwise it is the embedded server of `home`
-    (SQLite and artifacts under `home`/mlflow, 127.0.0.1, a free port), shared or started; its last user to
-    leave this block ends it. Raises UserError if the named server cannot be reached, or if ours does not
-    start within 60 s.
+    (SQLite and artifacts under `home`/mlflow, 127.0.0.1, a free port), shared or started; it is started again
+    if it dies, and its last user to leave this block ends it. Raises UserError if the named server cannot be
+    reached, or if ours does not start within 60 s.
     """
     named = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if named:
@@ -61,9 +65,37 @@ def tracking_server(home: Path) -> Iterator[str]:
             # Only a leaver holds this lock alone, and leavers wait for their turn too.
             try_lock(users, shared=True)
             server = _share(folder) or _start(folder)
-        yield server.url
+        with _watched(folder, server):
+            yield server.url
     finally:
         _leave(folder, users)
+
+
+@contextmanager
+def _watched(folder: Path, server: Server) -> Iterator[None]:
+    """Start the shared server again, at the same address, whenever it dies within this block."""
+    leaving = threading.Event()
+
+    def watch() -> None:
+        current = server
+        while not leaving.wait(WATCH_SECONDS):
+            if current.process() is not None:
+                continue
+            _log.warning("the embedded MLflow server died; starting it again")
+            try:
+                with _turn(folder):
+                    end(current)  # what it left of itself may still hold the port
+                    current = _share(folder) or _start(folder)
+            except Exception as error:
+                _log.warning("the embedded MLflow server could not be started again: %s", error)
+
+    thread = threading.Thread(target=watch, name="binsweep-server", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        leaving.set()
+        thread.join(START_SECONDS)
 
 
 def run_ui(home: Path, port: int, ready: Callable[[str], None]) -> int:

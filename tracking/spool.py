@@ -28,6 +28,7 @@ _HEADER = struct.Struct(">4sII")
 _LENGTH = struct.Struct(">I")
 _LARGEST = 32 * 2**20  # a length above this is damage, not a record
 _CHUNK = 2**16
+_LOCK = "runlog.lock"
 
 
 def encode(record: Record) -> bytes:
@@ -126,8 +127,10 @@ class Spool:
         if self.fresh:
             _sync_folder(directory)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Record) -> int:
         """Number `record` and hand it to the operating system: from here on it survives this process.
+
+        Returns its number; MLflow has it once `sent` has reached that.
 
         Raises OSError if the disk takes it no more; what was written of it then counts as a damaged stretch.
         """
@@ -141,6 +144,12 @@ class Spool:
                 self._size = os.fstat(self._fd).st_size
             self._last += 1
             self.unsent += 1
+            return self._last
+
+    @property
+    def sent(self) -> int:
+        """The number up to which all records have arrived."""
+        return self._sent
 
     def sync(self) -> None:
         """Wait until the disk has all that was appended: from here on it survives a power cut."""
@@ -215,8 +224,21 @@ def find_spool(directory: Path) -> Path | None:
     return next(iter(sorted(directory.glob("runlog-*.spool"))), None)
 
 
+def owner_of(directory: Path) -> str | None:
+    """The id of the process that has the spool of `directory` open; None when nobody has."""
+    if not (directory / _LOCK).exists():
+        return None
+    fd = open_lock(directory / _LOCK)
+    try:
+        if try_lock(fd):
+            return None
+        return os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
+    finally:
+        os.close(fd)
+
+
 def _own(directory: Path) -> int:
-    fd = open_lock(directory / "runlog.lock")
+    fd = open_lock(directory / _LOCK)
     if not try_lock(fd):
         owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
         os.close(fd)

@@ -37,9 +37,9 @@ def open_strategy(
     `max_epochs` is the longest that any trial may train; a trial whose parameters hold `epochs_name` trains
     that long instead. `stopping: auto` pauses trials, which only a runner that can go on from a checkpoint may
     be given; `sampler: auto` then decides which one goes on, any other sampler leaves that to halving.
-    Trials that an earlier process left running are told FAIL, with the reason, and paused ones wait on. Only
-    one process may have a study open. UserError: the file is no study, the study has another goal or space,
-    or the grid has no end.
+    Trials that an earlier process left running run still, for their runner to go on with, and paused ones wait
+    on. Only one process may have a study open. UserError: the file is no study, the study has another goal or
+    space, or the grid has no end.
     """
     # Where `auto` plans, it asks no sampler; random is there for want of none.
     ask = make_sampler("random" if sampler == "auto" else sampler, space, seed)

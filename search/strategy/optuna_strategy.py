@@ -10,9 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 from search.space import Dimension, to_distribution
 from search.strategy.ledger import Ledger
 from search.strategy.planner import Plan, Planner
-from search.strategy.samplers import INTERRUPTED, Sampler
+from search.strategy.samplers import Sampler
 from search.strategy.seam import Decision, Goal, Outcome, Record, Suggestion, Verdict
-from search.strategy.standing import Standing
+from search.strategy.standing import Standing, promoted
+from search.strategy.standing import State as Stands
 from search.strategy.stopping import Curve, StoppingRule
 
 SUGGESTED = "suggested_because"  # user attributes of a trial in the study
@@ -71,31 +72,37 @@ class OptunaStrategy:
         self._curves = {trial.number: self._curve(trial) for trial in ledger.trials()}
         self._standing = Standing()
         self._planned: Plan | None = None  # until something happens
+        self._begin = True  # whether a free worker may begin a trial
         if policy.planner is not None and (learned := ledger.recall(LEARNED)):
             policy.planner.learned = learned
         for trial in ledger.trials():
-            curve, paused = self._curves[trial.number], _is_paused(trial)
-            broken = BROKEN in trial.user_attrs
-            self._standing.add(dict(trial.params), curve, "paused" if paused else "over", broken)
-            if not trial.state.is_finished() and not paused:
-                reason = "its process ended before it did"
-                ledger.close(trial.number, TrialState.FAIL, None, {INTERRUPTED: True, ENDED: reason})
+            curve, state = self._curves[trial.number], _stand_of(trial)
+            self._standing.add(dict(trial.params), curve, state, BROKEN in trial.user_attrs)
+            if state == "running":
+                self._live[trial.number] = _Live()  # its process ended before it did: it may go on
 
-    def suggest(self) -> Suggestion | None:
+    def suggest(self, begin: bool = True) -> Suggestion | None:
         """The next trial, or a paused one to go on with; None when the grid is used up.
 
-        The same again for the same seed and results.
+        The same again for the same seed and results. Where no further trial may `begin`, halving says which
+        paused ones go on, and the leading one is trained to its end.
         """
+        self._begin = begin
         plan = self._plan()
+        if plan is not None and plan.number is None and plan.params is None:
+            asked = self._policy.sampler(self._ledger.study, len(self._ledger))
+            if asked is not None:
+                return self._begun(self._ledger.add(asked[0], {SUGGESTED: asked[1]}))
+            self._begin = False
+            plan = self._plan()
+        if plan is None:
+            return None
         if plan.number is not None:
             return self._go_on(plan.number, plan.reason)
-        if plan.params is not None:
-            frozen = self._ledger.add_point(plan.params, self._distributions, {SUGGESTED: plan.reason})
-        else:
-            asked = self._policy.sampler(self._ledger.study, len(self._ledger))
-            if asked is None:
-                return self._last_paused()
-            frozen = self._ledger.add(asked[0], {SUGGESTED: asked[1]})
+        assert plan.params is not None
+        return self._begun(self._ledger.add_point(plan.params, self._distributions, {SUGGESTED: plan.reason}))
+
+    def _begun(self, frozen: FrozenTrial) -> Suggestion:
         self._live[frozen.number] = _Live()
         self._curves[frozen.number] = self._curve(frozen)
         self._standing.add(dict(frozen.params), self._curves[frozen.number])
@@ -156,8 +163,10 @@ class OptunaStrategy:
             attributes = {ENDED: reason or "trained to its end", BEST_EPOCH: epoch}
             self._ledger.close(number, TrialState.COMPLETE, self._sign * curve.values[epoch], attributes)
 
-    def _plan(self) -> Plan:
-        """What the planner says; asked once for the same standing."""
+    def _plan(self) -> Plan | None:
+        """What a free worker should do, None for nothing. A planner is asked once for the same standing."""
+        if not self._begin:
+            return self._rest()
         planner = self._policy.planner
         if planner is None:
             return Plan()
@@ -173,7 +182,7 @@ class OptunaStrategy:
         stand = self._standing.stands[number]
         stand.state = "paused"
         plan = self._plan()
-        if plan.number == number:
+        if plan is not None and plan.number == number:
             stand.state = "running"
             self._planned = None
             return Verdict(Decision.CONTINUE, plan.reason)
@@ -189,13 +198,16 @@ class OptunaStrategy:
         self._planned = None
         return Suggestion(number, dict(stand.params), reason, stand.epochs)
 
-    def _last_paused(self) -> Suggestion | None:
-        """Of a space that is used up, what is paused may still go on, the best first."""
-        paused = self._standing.paused()
-        if not paused:
+    def _rest(self) -> Plan | None:
+        """What is left to do where no trial may begin."""
+        if (found := promoted(self._standing)) is not None:
+            return Plan(found[1], number=found[0])
+        stands = self._standing.stands
+        sound = [number for number, stand in enumerate(stands) if stand.epochs and not stand.broken]
+        best = max(sound, key=lambda number: (stands[number].best, -number), default=None)
+        if best is None or stands[best].state != "paused":
             return None
-        best = max(paused, key=lambda number: (self._standing.stands[number].best, -number))
-        return self._go_on(best, "every configuration was begun: the best of the paused goes on")
+        return Plan("no further trial begins: the leading one is trained to its end", number=best)
 
     def _is_waiting(self, number: int) -> bool:
         known = 0 <= number < len(self._standing.stands)
@@ -238,7 +250,9 @@ class OptunaStrategy:
         )
 
 
-def _is_paused(trial: FrozenTrial) -> bool:
-    """Whether it waits at a checkpoint: one that had gone on when its process died does not."""
+def _stand_of(trial: FrozenTrial) -> Stands:
+    """Where a trial stands; one that had gone on after its pause when its process died runs still."""
+    if trial.state.is_finished():
+        return "over"
     epoch = trial.user_attrs.get(PAUSED)
-    return not trial.state.is_finished() and epoch is not None and epoch == trial.last_step
+    return "paused" if epoch is not None and epoch == trial.last_step else "running"

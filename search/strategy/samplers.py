@@ -17,7 +17,6 @@ from search.space import Dimension, Value, grid_size, grid_values, to_distributi
 
 GRID_LIMIT = 100_000  # points; a larger grid would never end
 STARTUP = 10  # random configurations before TPE has enough to model, Optuna's default
-INTERRUPTED = "interrupted"  # user attribute of a trial whose process died: its configuration was not tried
 
 Asked = tuple[optuna.Trial, str]  # the new trial, and why this configuration
 Sampler = Callable[[optuna.Study, int], Asked | None]
@@ -79,11 +78,7 @@ def _grid(space: Mapping[str, Dimension], distributions: dict[str, BaseDistribut
     order = np.random.default_rng(seed % 2**32).permutation(len(points))  # a cut-short grid still spreads
 
     def ask(study: optuna.Study, number: int) -> Asked | None:
-        tried = {
-            tuple(trial.params[name] for name in axes)
-            for trial in study.get_trials(deepcopy=False)
-            if INTERRUPTED not in trial.user_attrs
-        }
+        tried = {tuple(trial.params[name] for name in axes) for trial in study.get_trials(deepcopy=False)}
         point = next((points[i] for i in order if points[i] not in tried), None)
         if point is None:
             return None

@@ -56,8 +56,11 @@ class Record:
 class Strategy(Protocol):
     """What to try next and what to stop. Calls come from one thread; epochs count from 1."""
 
-    def suggest(self) -> Suggestion | None:
-        """The next trial, or None when every configuration of the space was tried."""
+    def suggest(self, begin: bool = True) -> Suggestion | None:
+        """The next trial, or a paused one to go on with; None when there is neither.
+
+        Where no further trial may `begin`, only paused ones that have earned it go on.
+        """
 
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
         """Take in one epoch's value. Repeated, late or unknown reports change nothing."""

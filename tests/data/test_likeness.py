@@ -1,6 +1,5 @@
 """Near duplicates are found, all of them, and quickly."""
 
-
 import numpy as np
 from PIL import Image
 

@@ -185,6 +185,8 @@ def test_an_interrupted_sweep_ends_with_130_and_leaves_nothing_running(
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(own, timeout=20)
     assert alive == []
+    if "did not reach" in errors:  # a slow server may still lack some, as long as the sweep says so
+        assert binsweep("sync", home=home, MLFLOW_TRACKING_URI=server).returncode == 0
 
     from mlflow import MlflowClient
 

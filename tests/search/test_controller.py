@@ -1,144 +1,230 @@
-"""The controller: which budget ended the sweep, and trials that are paused and go on."""
+"""The controller over a real study: lost workers, errors, a full disk, pauses, and what a later process takes up."""
 
-import copy
-import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
+import search.controller
+import search.trial
+from models.state import TrainingState
+from models.train import TrialData, train
 from search.controller import Controller
 from search.spec import parse_spec
-from search.strategy import Decision, Outcome, Suggestion, Verdict
+from search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
+from search.trial import BEST, ERROR, LAST, TrialTask, run_trial
 
-SPEC: dict[str, Any] = {
-    "name": "bins",
-    "data": {"source": "./bins"},
-    "model": {"epochs": 3},
-    "space": {"lr": [0.1, 0.2]},
-    "budget": {"trials": 9},
+RAW: dict[str, Any] = {
+    "name": "small",
+    "data": {"source": "somewhere", "image_size": 64},
+    "model": {"backbone": "efficientnet_lite0", "batch_size": 8},
+    "space": {"lr": {"low": 1e-4, "high": 0.03, "log": True}, "epochs": [4]},
+    "search": {"sampler": "random", "stopping": "none"},
+    "budget": {"trials": 4},
 }
+GOOD = {"train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5}
 
 
-class Scripted:
-    """Suggests the given trials in turn; pauses at the given (trial, epoch)."""
-
-    def __init__(self, suggestions: list[Suggestion], pauses: set[tuple[int, int]]) -> None:
-        self.suggestions, self.pauses = suggestions, pauses
-        self.finished: list[tuple[int, str]] = []
-
-    def suggest(self) -> Suggestion | None:
-        return self.suggestions.pop(0) if self.suggestions else None
-
-    def observe(self, number: int, epoch: int, value: float) -> Verdict:
-        pause = (number, epoch) in self.pauses
-        return Verdict(Decision.PAUSE if pause else Decision.CONTINUE, "scripted")
-
-    def finish(self, number: int, outcome: Outcome) -> None:
-        self.finished.append((number, outcome.state))
+def opened(folder: Path, **budget: Any) -> Controller:
+    """As a new process finds it."""
+    spec = parse_spec({**RAW, "budget": {**RAW["budget"], **budget}})
+    search = {"sampler": "random", "stopping": "none", "seed": 0, "max_epochs": 4}
+    strategy = open_strategy(folder / "study.db", "s", spec.space, spec.goal, **search)  # type: ignore[arg-type]
+    controller = Controller(spec, strategy, folder, 1)
+    controller.restore(strategy.trials())
+    return controller
 
 
-class Heard:
-    """A listener that counts."""
-
-    def __init__(self) -> None:
-        self.started: list[int] = []
-        self.ended: list[int] = []
-        self.epochs: list[tuple[int, int]] = []
-
-    def trial_started(self, trial: Any) -> None:
-        self.started.append(trial.number)
-
-    def epoch_done(self, trial: Any, epoch: int, metrics: dict[str, float]) -> None:
-        self.epochs.append((trial.number, epoch))
-
-    def trial_ended(self, trial: Any) -> None:
-        self.ended.append(trial.number)
-
-
-def started(
-    folder: Path, suggestions: list[Suggestion], pauses: set[tuple[int, int]] | None = None, **budget: Any
-) -> tuple[Controller, Scripted, Heard]:
-    raw = copy.deepcopy(SPEC)
-    raw["budget"] |= budget
-    strategy, heard = Scripted(suggestions, pauses or set()), Heard()
-    controller = Controller(parse_spec(raw), strategy, folder, threads=1)
-    controller.listeners.append(heard)
-    return controller, strategy, heard
-
-
-def metrics(value: float, loss: float = 1.0) -> dict[str, float]:
-    return {"val_accuracy": value, "train_loss": loss, "val_loss": loss}
-
-
-def fresh(count: int) -> list[Suggestion]:
-    return [Suggestion(number, {"lr": 0.1}, "") for number in range(count)]
-
-
-def test_a_paused_trial_frees_its_worker_and_goes_on_after_its_epoch(tmp_path: Path) -> None:
-    again = Suggestion(0, {"lr": 0.1}, "", epochs_done=1)  # a trial tells its first epoch again
-    controller, strategy, heard = started(tmp_path, [*fresh(2), again], {(0, 1), (1, 1)})
-    tasks = [controller.next_task(), controller.next_task()]
-    assert not controller.report(0, 1, metrics(0.5))
-    assert not controller.report(1, 1, metrics(0.4))
-    assert controller.trials[0].state == "paused" and strategy.finished == []
-    controller.finish(0)  # a worker that is freed may say so: that ends nothing
-    assert controller.trials[0].state == "paused" and strategy.finished == []
+def started(controller: Controller) -> TrialTask:
     task = controller.next_task()
     assert task is not None
-    assert task == tasks[0], "the same folder: its state is there"
-    assert controller.report(0, 1, metrics(0.5))
-    assert controller.report(0, 2, metrics(0.6))
-    assert controller.report(0, 3, metrics(0.5))
+    return task
+
+
+def test_a_lost_worker_costs_no_trial_unless_it_happens_again_and_again(tmp_path: Path) -> None:
+    controller = opened(tmp_path)
+    task = started(controller)
+    controller.report(task.number, 1, GOOD)
+    for _ in range(2):
+        controller.lost(task.number, "its worker died")
+        assert controller.trials[0].state == "waiting"
+        again = started(controller)
+        assert (again.number, again.known) == (task.number, 1)
+    controller.report(task.number, 2, GOOD)  # it got on: the count begins anew
+    for _ in range(2):
+        controller.lost(task.number, "its worker died")
+        started(controller)
+    controller.lost(task.number, "its worker died")
+    assert controller.trials[0].state == "failed"
+    assert controller.trials[0].reason == "its worker died, 3 times after epoch 2 (out of memory?)"
+    assert started(controller).number == 1
+
+
+def test_three_errors_of_one_kind_in_a_row_halt_the_sweep(tmp_path: Path) -> None:
+    controller = opened(tmp_path, trials=20)
+    for error in ("ValueError: a", "KeyError: b", "ValueError: c", "ValueError: d"):
+        controller.finish(started(controller).number, error)
+    task = started(controller)
+    controller.report(task.number, 1, GOOD)
+    controller.finish(task.number)  # one that works: the others were their own fault
+    for error in ("ValueError: e", "ValueError: f"):
+        controller.finish(started(controller).number, error)
+    assert not controller.halted
+    controller.finish(started(controller).number, "ValueError: g")
+    assert controller.next_task() is None
+    assert controller.halted and "ValueError: g" in controller.ended_by
+
+
+def test_timeouts_and_diverged_trials_halt_nothing(tmp_path: Path) -> None:
+    controller = opened(tmp_path, trials=20)
+    for _ in range(4):
+        controller.finish(started(controller).number, "TimeoutError: budget.trial_minutes")
+        assert not controller.report(started(controller).number, 1, {**GOOD, "train_loss": float("nan")})
+    assert started(controller).number == 8 and not controller.halted
+
+
+def test_a_full_disk_begins_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = opened(tmp_path)
+    monkeypatch.setattr(search.controller, "MIN_FREE", 2**62)
+    assert controller.next_task() is None
+    assert (
+        controller.halted
+        and controller.ended_by.startswith("disk: ")
+        and str(tmp_path) in controller.ended_by
+    )
+
+
+def test_a_later_process_takes_everything_up(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    for _ in range(3):
+        started(first)
+    first.report(0, 1, {**GOOD, "val_rmse": 1.5})
+    first.finish(0)
+    first.report(1, 1, {**GOOD, "val_accuracy": 0.7})
+    first.report(1, 2, {**GOOD, "val_accuracy": 0.6})
+    history = [{**GOOD, "val_accuracy": 0.7, "val_rmse": 1.2}, {**GOOD, "val_accuracy": 0.6}]
+    folder = first.trials[1].folder
+    folder.mkdir()
+    TrainingState(2, history, {}, {}, {}, []).save(folder / LAST)
+
+    second = opened(tmp_path)
+    ended, running = second.trials[0], second.trials[1]
+    assert (ended.state, ended.value, ended.reason) == ("completed", 0.5, "trained to its end")
+    assert ended.metrics["val_rmse"] == 1.5 and ended.ended == first.trials[0].ended
+    assert (running.state, running.value, running.epoch, running.epochs_done) == ("waiting", 0.7, 1, 2)
+    assert running.metrics["val_rmse"] == 1.2
+    assert running.settings == first.trials[1].settings
+    assert [started(second).number for _ in range(3)] == [1, 2, 3]  # those that ran, before the new one
+    assert second.next_task() is None
+    assert [trial.number for trial in second.leaderboard()] == [1, 0]
+    second.close()
+    assert {trial.state for trial in second.trials.values()} == {"completed", "stopped", "failed"}
+
+
+class Pausing(NamedTuple):
+    """A strategy that pauses its one trial at epoch 2 and takes it up again."""
+
+    told: list[tuple[Any, ...]]
+
+    def suggest(self, begin: bool = True) -> Suggestion | None:
+        return Suggestion(0, {"lr": 0.01, "epochs": 4}, "why not", 2 if self.told else 0)
+
+    def observe(self, number: int, epoch: int, value: float) -> Verdict:
+        self.told.append((number, epoch))
+        return Verdict(Decision.PAUSE if epoch == 2 else Decision.CONTINUE, "others first")
+
+    def finish(self, number: int, outcome: Outcome) -> None:
+        self.told.append((number, outcome.state))
+
+
+def test_a_paused_trial_keeps_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
+    told: list[tuple[Any, ...]] = []
+    strategy: Strategy = Pausing(told)
+    controller = Controller(parse_spec(RAW), strategy, tmp_path, 1)
+    task = started(controller)
+    task.folder.mkdir()
+    (task.folder / LAST).write_bytes(b"state")
+    assert controller.report(0, 1, GOOD) and not controller.report(0, 2, GOOD)
+    controller.finish(0)  # its worker is free: that ends nothing
+    assert controller.trials[0].state == "paused" and (task.folder / LAST).exists()
+    assert started(controller).known == 2 and len(controller.trials) == 1
+    assert controller.report(0, 3, GOOD)
     controller.finish(0)
-    controller.close("the sweep ended")
-    assert strategy.finished == [(0, "completed"), (1, "stopped")]
-    assert heard.started == [0, 1], "going on is no second start"
-    assert heard.ended == [0, 1]
-    assert controller.epochs == 4
-    assert heard.epochs == [(0, 1), (1, 1), (0, 2), (0, 3)], "an epoch told again is no epoch"
+    assert told == [(0, 1), (0, 2), (0, 3), (0, "completed")]
+    assert not (task.folder / LAST).exists()
 
 
-@pytest.mark.parametrize(
-    ("budget", "values", "ended_by"),
-    [
-        ({"trials": 2}, [0.1] * 6, "budget.trials: all 2 were started"),
-        ({"epochs": 4}, [0.1] * 4, "budget.epochs: all 4 were trained"),
-        ({"target": 0.8}, [0.1, 0.2, 0.3, 0.4, 0.8], "budget.target: val_accuracy reached 0.8"),
-        ({"no_improvement": 2}, [0.5] + [0.1] * 8, "budget.no_improvement: 2 trials ended without"),
-        ({"epochs": 99, "target": 0.9}, [0.1] * 12, "space: every configuration was tried"),
-    ],
-)
-def test_whichever_budget_is_spent_first_ends_the_sweep(
-    tmp_path: Path, budget: dict[str, Any], values: list[float], ended_by: str
+def record(number: int, state: Any) -> Record:
+    return Record(number, state, {"lr": 0.01, "epochs": 4}, 0.5, 1, {1: 0.5})
+
+
+def test_what_is_still_paused_at_the_end_is_stopped(tmp_path: Path) -> None:
+    told: list[tuple[Any, ...]] = []
+    controller = Controller(parse_spec(RAW), Pausing(told), tmp_path, 1)
+    controller.restore([record(0, "paused"), record(1, "completed")])
+    controller.ended_by = "budget.trials: all"
+    controller.close()
+    assert told == [(0, "stopped")] and "budget.trials" in controller.trials[0].reason
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TrialTask:
+    settings = parse_spec(RAW).trial_settings({"lr": 0.01, "epochs": 3}, seed=0)
+    return TrialTask(0, settings, tmp_path / "trial", "val_accuracy", "maximize", 1)
+
+
+def give_memory_for(enough: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory suffices for batches cut into `enough` parts."""
+
+    def limited(*arguments: Any, parts: int, **named: Any) -> None:
+        if parts < enough:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        train(*arguments, parts=parts, **named)
+
+    monkeypatch.setattr(search.trial, "train", limited)
+
+
+def test_out_of_memory_trains_in_smaller_parts(
+    task: TrialTask, trial_data: TrialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    controller, strategy, _ = started(tmp_path, fresh(4), **budget)
-    told = iter(values)
-    trained = 0
-    while (task := controller.next_task()) is not None:
-        for epoch in (1, 2, 3):
-            trained += 1
-            if not controller.report(task.number, epoch, metrics(next(told))):
-                break
-        controller.finish(task.number)
-    assert controller.ended_by.startswith(ended_by)
-    assert trained == len(values), "the budget ends trials in training too"
-    assert len(strategy.finished) == len(controller.trials)
+    give_memory_for(4, monkeypatch)
+    sent: list[dict[str, float]] = []
+    run_trial(task, trial_data, lambda epoch, metrics: sent.append(metrics) is None)
+    assert len(sent) == 3 and {metrics["micro_batches"] for metrics in sent} == {4.0}
+    give_memory_for(1024, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_trial(task, trial_data, lambda epoch, metrics: True)
+    assert (task.folder / ERROR).read_text().startswith("OutOfMemoryError: CUDA out of memory")
 
 
-def test_no_improvement_counts_from_the_end_of_the_best_trial(tmp_path: Path) -> None:
-    controller, _, _ = started(tmp_path, fresh(4), no_improvement=1)
-    for value in (0.1, 0.2):
-        assert controller.next_task() is not None
-        number = len(controller.trials) - 1
-        for epoch in (1, 2, 3):
-            controller.report(number, epoch, metrics(value))
-        controller.finish(number)
-    assert controller.next_task() is not None, "each trial so far was better than all before"
+def test_a_trial_that_lasts_too_long_ends_behind_an_epoch(task: TrialTask, trial_data: TrialData) -> None:
+    late = TrialTask(**{**vars(task), "minutes": 1e-9})
+    sent: list[int] = []
+    with pytest.raises(TimeoutError, match=r"budget\.trial_minutes"):
+        run_trial(late, trial_data, lambda epoch, metrics: sent.append(epoch) is None)
+    assert sent == [1] and (task.folder / BEST).exists()
 
 
-def test_a_broken_value_is_no_improvement(tmp_path: Path) -> None:
-    controller, _, _ = started(tmp_path, fresh(1), target=0.5)
-    controller.next_task()
-    assert controller.report(0, 1, metrics(0.9, loss=math.nan))
-    assert controller.ended_by == ""
+def test_a_trial_sends_what_was_not_known_and_goes_on(task: TrialTask, trial_data: TrialData) -> None:
+    whole: list[dict[str, float]] = []
+    run_trial(task, trial_data, lambda epoch, metrics: whole.append(metrics) is None)
+    (task.folder / LAST).unlink()
+    (task.folder / BEST).unlink()
+
+    class Killed(Exception):
+        """The driver dies with the second epoch's report on its way."""
+
+    def two(epoch: int, metrics: dict[str, float]) -> bool:
+        if epoch == 2:
+            raise Killed
+        return True
+
+    with pytest.raises(Killed):
+        run_trial(task, trial_data, two)
+    sent: dict[int, dict[str, float]] = {}
+    run_trial(TrialTask(**{**vars(task), "known": 1}), trial_data, lambda e, m: sent.update({e: m}) is None)
+    assert list(sent) == [2, 3]
+    for epoch in sent:
+        assert sent[epoch]["val_loss"] == whole[epoch - 1]["val_loss"]
+        assert sent[epoch]["train_loss"] == whole[epoch - 1]["train_loss"]

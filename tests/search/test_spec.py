@@ -83,7 +83,7 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("budget.no_improvement", 0, "greater than or equal to 1"),
         ("budget.target", "high", "budget.target"),
         ("search.sampler", "magic", "search.sampler"),
-        ("search.stopping", "auto", "search.stopping"),  # no runner can go on from a checkpoint yet
+        ("search.stopping", "never", "search.stopping"),
         ("data.classes", [3], "at least 2 items"),
         ("data.image_size", 8, "data.image_size"),
         ("data.split", {"train": 0.6, "validation": 0.3, "test": 0.2}, "must add up to 1, but got 1.1"),

@@ -201,15 +201,19 @@ def test_a_runner_may_stop_a_trial_for_its_own_reason(tmp_path: Path) -> None:
     )
 
 
-def test_leftovers_of_a_dead_process_are_failed_with_the_reason(tmp_path: Path) -> None:
+def test_leftovers_of_a_dead_process_go_on(tmp_path: Path) -> None:
     dead = opened(tmp_path)
     for _ in range(2):
         dead.suggest()
     dead.observe(1, 1, 0.5)
     assert [t.state for t in stored(tmp_path)] == [TrialState.RUNNING] * 2
     strategy = opened(tmp_path)
-    assert [t.state for t in stored(tmp_path)] == [TrialState.FAIL] * 2
-    assert "process" in strategy.trials()[0].ended_because
+    assert [record.state for record in strategy.trials()] == ["running"] * 2
+    strategy.observe(1, 1, 0.9)  # known already
+    strategy.observe(1, 2, 0.6)
+    strategy.finish(1, Outcome("completed"))
+    assert stored(tmp_path)[1].intermediate_values == {1: 0.5, 2: 0.6}
+    assert [t.state for t in stored(tmp_path)] == [TrialState.RUNNING, TrialState.COMPLETE]
     suggestion = strategy.suggest()
     assert suggestion is not None
     assert suggestion.number == 2
@@ -245,7 +249,7 @@ def test_auto_goes_on_with_paused_trials_and_remembers_them_when_reopened(tmp_pa
     assert {t.state for t in stored(tmp_path / "b")} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-def test_a_trial_that_had_gone_on_when_its_process_died_is_failed(tmp_path: Path) -> None:
+def test_a_trial_that_had_gone_on_when_its_process_died_runs_still(tmp_path: Path) -> None:
     strategy = opened(tmp_path, "random", "auto")
     for _ in range(3):  # three are paused at their first level, so one may go on
         suggestion = strategy.suggest()
@@ -256,8 +260,26 @@ def test_a_trial_that_had_gone_on_when_its_process_died_is_failed(tmp_path: Path
     again = strategy.suggest()
     assert again is not None and again.epochs_done > 0
     states = [record.state for record in opened(tmp_path, "random", "auto").trials()]
-    assert states.pop(again.number) == "failed"
+    assert states.pop(again.number) == "running"
     assert states == ["paused", "paused"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "auto", "tpe"])
+def test_where_no_trial_may_begin_the_leading_one_is_trained_to_its_end(tmp_path: Path, sampler: str) -> None:
+    strategy = opened(tmp_path, sampler, "auto")
+    for _ in range(9):
+        suggestion = strategy.suggest()
+        assert suggestion is not None
+        run_trial(strategy, suggestion)
+    begun = len(strategy.trials())
+    while (suggestion := strategy.suggest(begin=False)) is not None:
+        assert suggestion.epochs_done > 0
+        run_trial(strategy, suggestion)
+    records = strategy.trials()
+    assert len(records) == begun
+    best = strategy.best()
+    assert best is not None and records[best[0]].state == "completed"
+    assert "paused" in {record.state for record in records}, "not every trial earns its whole training"
 
 
 def test_several_workers_get_different_configurations(tmp_path: Path) -> None:
@@ -284,14 +306,13 @@ def test_a_grid_tries_every_point_once_and_ends(tmp_path: Path) -> None:
     assert sorted(points) == [("x", 1), ("x", 2), ("x", 3), ("y", 1), ("y", 2), ("y", 3)]
 
 
-def test_a_grid_tries_interrupted_points_again(tmp_path: Path) -> None:
+def test_a_reopened_grid_goes_on_where_it_was(tmp_path: Path) -> None:
     space = {"a": Choice(("x", "y"))}
-    dead = opened(tmp_path, "grid", space=space).suggest()
-    assert dead is not None
+    first = opened(tmp_path, "grid", space=space).suggest()
     strategy = opened(tmp_path, "grid", space=space)
-    suggestions = [strategy.suggest(), strategy.suggest(), strategy.suggest()]
-    assert suggestions[2] is None
-    assert {s.params["a"] for s in suggestions[:2] if s} == {"x", "y"}
+    second, third = strategy.suggest(), strategy.suggest()
+    assert first and second and third is None
+    assert {first.params["a"], second.params["a"]} == {"x", "y"}
 
 
 def test_a_grid_without_end_is_a_users_mistake(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from data.errors import UserError
 from search.predict import predict_images
 from search.promote import promote_sweep
 from search.spec import SweepSpec, parse_spec
-from search.sweep import Runner, SweepResult, check_before_start, find_folder, prepare, run_sweep
+from search.state import find_folder
+from search.sweep import Runner, SweepResult, check_before_start, prepare, run_sweep
 from tracking.serving import load_and_predict, predict, serve_model
 
 TRIALS = 5

@@ -80,6 +80,23 @@ def test_one_server_for_all_and_the_last_to_leave_ends_it(tmp_path: Path) -> Non
     assert not answers(uri)
 
 
+def test_a_server_that_dies_is_started_again_at_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with tracking_server(tmp_path) as uri:
+        first = known(tmp_path)
+        psutil.Process(first.pid).kill()
+        deadline = time.monotonic() + 60
+        while known(tmp_path) == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert answers(uri)
+        second = known(tmp_path)
+        assert second.port == first.port
+    assert second.process() is None
+
+
 def test_a_stale_record_with_a_recycled_process_id_is_not_trusted(tmp_path: Path) -> None:
     me = psutil.Process()
     stale = Server(me.pid, me.create_time() - 100, free_port())

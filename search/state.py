@@ -1,0 +1,131 @@
+"""What a sweep's folder says of it: sweep.json, for whoever promotes it, goes on with it, or asks how it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import UserError
+from data.manifest import Manifest
+from search.controller import Controller
+from search.recorder import SWEEP, trial_key
+from search.spec import SweepSpec
+from search.trial import BEST
+from tracking.runlog import RunLog
+from tracking.spool import owner_of
+
+STATE = "sweep.json"
+# What may change when a sweep goes on: how much, not what.
+CHANGEABLE = ("budget", "resources", "register")
+Status = Literal["running", "unfinished", "finished"]
+
+
+def save_state(
+    folder: Path, spec: SweepSpec, manifest: Manifest, controller: Controller, runlog: RunLog, status: Status
+) -> None:
+    """Write sweep.json: the spec, the data's fingerprint, and where each trial's best epoch lies.
+
+    A sweep that is still `running` when nobody owns its run log has lost its process.
+    """
+    trials = [
+        {
+            "number": trial.number,
+            "run_id": runlog.run_id(trial_key(trial.number), timeout=0.0),
+            "value": trial.value,
+            "checkpoint": f"{trial.folder.name}/{BEST}",
+        }
+        for trial in controller.leaderboard()
+    ]
+    state: dict[str, Any] = {
+        "id": folder.name,
+        "status": status,
+        "ended_by": controller.ended_by,
+        "seconds": time.time() - controller.started,
+        "spec": spec.raw,
+        "run_id": runlog.run_id(SWEEP, timeout=0.0),
+        "fingerprint": manifest.fingerprint,
+        "leaderboard": trials,
+    }
+    temporary = folder / f"{STATE}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(state, indent=1))
+    temporary.replace(folder / STATE)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What `save_state` wrote last."""
+    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    return state
+
+
+def spent_seconds(folder: Path) -> float:
+    """How long earlier processes worked on the sweep, as far as it was written down."""
+    return float(load_state(folder)["seconds"]) if (folder / STATE).exists() else 0.0
+
+
+def sweep_folders(home: Path) -> list[Path]:
+    """The folders of all sweeps of a home."""
+    return sorted(file.parent for file in (home / "sweeps").glob(f"*/{STATE}"))
+
+
+def _newest(home: Path, name: str) -> Path | None:
+    named = [folder for folder in sweep_folders(home) if re.fullmatch(re.escape(name) + r"-\d+", folder.name)]
+    return max(named, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+
+
+def find_folder(home: Path, sweep: str) -> Path:
+    """The folder of a sweep by its id, or of the newest one by its name. Raises UserError for neither."""
+    exact = next((folder for folder in sweep_folders(home) if folder.name == sweep), None)
+    found = exact or _newest(home, sweep)
+    if found is None:
+        have = ", ".join(sorted(folder.name for folder in sweep_folders(home))) or "none yet"
+        raise UserError(f"no sweep {sweep!r} in {home}", f"sweeps here: {have}")
+    return found
+
+
+def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) -> Path | None:
+    """The sweep to go on with: the newest of the spec's name, if it was cut short and is the same but for its budget.
+
+    With `asked` (--resume) that sweep is meant, finished or not, and UserError says why it cannot be.
+    """
+    folder = _newest(home, spec.name)
+    if folder is None:
+        if asked:
+            raise UserError(f"--resume: no sweep {spec.name!r} in {home}", "leave out --resume to start it")
+        return None
+    state = load_state(folder)
+    owner = owner_of(folder / "spool")
+    if not asked and (state["status"] == "finished" or owner is not None):
+        return None
+    problem, hint = "", "leave out --resume to start a new sweep"
+    differ = _differences(state["spec"], spec.raw)
+    if owner is not None:
+        problem, hint = f"process {owner} is at it", "wait until it has ended, or end it"
+    elif differ:
+        problem = f"it was begun with another {differ[0]}"
+    elif state["fingerprint"] != fingerprint:
+        problem = f"{spec.data.source} has changed since"
+    if problem and asked:
+        raise UserError(f"--resume: cannot go on with {folder.name}: {problem}", hint)
+    return None if problem else folder
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys, section.name, whose values differ, those that may change left out."""
+    differ = []
+    for section in sorted(before.keys() | now.keys()):
+        old, new = before.get(section), now.get(section)
+        if section in CHANGEABLE or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            differ += [
+                f"{section}.{name} ({old.get(name)!r}, now {new.get(name)!r})"
+                for name in sorted(old.keys() | new.keys())
+                if old.get(name) != new.get(name)
+            ]
+        else:
+            differ.append(f"{section} ({old!r}, now {new!r})")
+    return differ
