@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import requests
 
 # What happens to a request: "pass", "fail" (500, never forwarded), "forget" (carried out, but the answer is
-# lost), "slow" (0.3 s late).
+# lost), "down" (no answer, never forwarded), "slow" or "very slow" (late).
 Fate = Callable[[], str]
+DELAYS = {"slow": 0.3, "very slow": 5.0}
 
 
 @contextmanager
@@ -26,8 +27,11 @@ def flaky(target: str, fate: Fate) -> Iterator[str]:
             if what == "fail":
                 self.answer(500, b"the server is not well", "text/plain")
                 return
-            if what == "slow":
-                time.sleep(0.3)
+            if what == "down":
+                self.close_connection = True
+                self.connection.close()
+                return
+            time.sleep(DELAYS.get(what, 0.0))
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
             reply = requests.request(self.command, target + self.path, data=body, headers=headers, timeout=60)
             if what == "forget":
