@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
+from models.arithmetic import cores
 from search.spec import parse_spec
-from search.sweep import check_before_start, cores, prepare, run_sweep
+from search.sweep import check_before_start, prepare, run_sweep
 from tracking.server import tracking_server
 
 SIZE = 224
