@@ -72,19 +72,19 @@ def open_batches(
     device = arithmetic.device
     prefix = counter.prefix(cut).eval()
 
+    # On a CPU small batches stay in its caches (measured on 2 cores: 8 images at a time twice as fast as 64).
+    batch, threads = (8, cores()) if device.type == "cpu" else (256, 1)
+
     def front(images: Tensor) -> Tensor:
         with torch.no_grad(), arithmetic.context():
             inputs = counter.normalise(images.to(device))
-            codes: Tensor = prefix(inputs) if cut else inputs
+            codes = torch.cat([prefix(part) for part in inputs.split(batch)]) if cut else inputs
         return codes if cut == 0 or arithmetic.autocast is None else codes.to(arithmetic.autocast)
 
     if cut == 0 or not stored:
         return PixelBatches(bank.pixels, bank.labels, front, device)
     weights = file_hash(weights_file(settings.backbone, settings.weights))
     key = f"{bank.key}|{settings.backbone}|{weights}|{cut}|{arithmetic.name}"
-    on_cpu = device.type == "cpu"
-    # On a CPU small batches stay in its caches (measured on 2 cores: 8 images at a time twice as fast as 64).
-    batch, threads = (8, cores()) if on_cpu else (256, 1)
     features = open_feature_bank(bank.pixels, front, key, folder, views, progress, batch, threads)
     return FeatureBatches(features, bank.labels, device)
 
