@@ -23,7 +23,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from models.weights import load_state, weights_file  # no model hub is assumed: the weights come from a package
+from models.weights import (
+    load_state,
+    weights_file,
+)  # no model hub is assumed: the weights come from a package
 
 Photo = tuple[str, int]  # path, index of the class
 LAST_STAGE = ("blocks.5", "blocks.6", "conv_head", "bn2")
@@ -67,7 +70,9 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> Network:
         super().train(mode)
         for name, module in self.body.named_modules():  # what is frozen keeps its batch statistics
-            if self.trainable == "head" or (self.trainable == "last_stage" and not name.startswith(LAST_STAGE)):
+            if self.trainable == "head" or (
+                self.trainable == "last_stage" and not name.startswith(LAST_STAGE)
+            ):
                 module.training = False
         return self
 

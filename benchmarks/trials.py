@@ -34,7 +34,9 @@ SIZE = 224
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, type=Path, help="bins in the public bucket's layout")
     parser.add_argument("--trials", type=int, help="ours; 100 for head, 8 for last_stage, 1 for all")
     parser.add_argument("--trainable", choices=["head", "last_stage", "all"], default="head")
@@ -138,7 +140,9 @@ def main() -> None:
     chosen = arguments()
     with tempfile.TemporaryDirectory() as name, tracking_server(Path(name) / "server") as uri:
         folder = Path(name)
-        source = part_of(chosen.data, chosen.images, folder / "part") if chosen.images else chosen.data.absolute()
+        source = (
+            part_of(chosen.data, chosen.images, folder / "part") if chosen.images else chosen.data.absolute()
+        )
         ours = run_ours(chosen, source, folder / "home", uri)
         plain: dict[str, Any] = {}
         if chosen.plain_trials:

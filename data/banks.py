@@ -1,4 +1,4 @@
-"""The folder of the banks: each built once and whole, the oldest removed for room, in memory where nothing can be written.
+"""The folder of the banks: each built once and whole, the oldest removed for room, in memory if it is read-only.
 
 A bank is a folder `KIND-HASH`. Beside it lie `.lock`, held by whoever builds it, and `.use`, held in common by
 every process that has opened it; both are let go by the system when their process ends, however it ends.
@@ -107,7 +107,9 @@ def size_limit() -> int:
     except ValueError:
         gib = -1.0
     if not 0 <= gib < float("inf"):
-        raise UserError(f"{LIMIT}: must be a number of GiB, at least 0, not {text!r}", f"for example {LIMIT}=50")
+        raise UserError(
+            f"{LIMIT}: must be a number of GiB, at least 0, not {text!r}", f"for example {LIMIT}=50"
+        )
     return int(gib * GIB)
 
 
@@ -185,7 +187,9 @@ def bank_folder(home: Path) -> Path:
             memory = _folders[folder] = _memory_folder()
             for bank in banks_in(folder):
                 (memory / bank.name).symlink_to(bank)
-            log.warning("%s cannot be written: new banks lie in memory (%s) and go with this process", folder, memory)
+            log.warning(
+                "%s cannot be written: new banks lie in memory (%s) and go with this process", folder, memory
+            )
     return _folders[folder]
 
 

@@ -76,7 +76,7 @@ def _write_header(file: BinaryIO, codes: Tensor, rows: tuple[int, int], folder: 
     stored = _STORED[codes.dtype]
     make_room(folder, int(np.prod(shape)) * stored.itemsize)
     header = {"descr": stored.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _encoded(

@@ -33,6 +33,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_of(trainable: str, available: int) -> int:
+    """The threads that one trial computes with: a head's steps are too small to share, its threads would only wait
+    for one another."""
+    return 1 if trainable == "head" else available
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is computed in hardware; emulated bf16 is slower than fp32."""
     if device.type == "cuda":

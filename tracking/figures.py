@@ -89,7 +89,7 @@ def draw_mistakes(
         said = f"true {actual[row]}, said {predicted[row]} ({sure[row]:.0%})"
         draw.text((x, y), _shortened(ids[row], font, side), "black", font)
         draw.text((x, y + line), said, "black", font)
-        photo = Image.fromarray(np.asarray(picture(int(row)))).resize((side, side))
+        photo = Image.fromarray(np.asarray(picture(int(row)))).resize((side, side), reducing_gap=1.0)
         image.paste(photo, (x, y + 2 * line))
     image.save(path, compress_level=1)
 

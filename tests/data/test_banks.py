@@ -152,7 +152,10 @@ def test_the_half_built_bank_of_a_living_process_is_left_alone(tmp_path: Path) -
 def test_two_processes_build_one_bank(tmp_path: Path) -> None:
     with start(tmp_path / "pixels-a", 1) as first, start(tmp_path / "pixels-a", 1) as second:
         said = [line_of(process) for process in (first, second)]
-        last = [line_of(process) if text == "building" else text for process, text in zip((first, second), said, strict=True)]
+        last = [
+            line_of(process) if text == "building" else text
+            for process, text in zip((first, second), said, strict=True)
+        ]
         first.kill()
         second.kill()
     assert sorted(last) == ["built", "found"]
@@ -162,7 +165,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(UserError, match="cannot build the bank in .*: File too large") as caught:
+        with pytest.raises(UserError, match=r"cannot build the bank in .*: File too large") as caught:
             build(tmp_path / "pixels-a", 200_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -266,7 +266,7 @@ def test_a_full_disk_leaves_no_feature_bank(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(UserError, match="cannot build the feature bank in .*: File too large"):
+        with pytest.raises(UserError, match=r"cannot build the feature bank in .*: File too large"):
             open_feature_bank(pixels, encode, "key", tmp_path, views=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
