@@ -33,7 +33,7 @@ from models.train import TrialData, build_banks, train
 def best_accuracy(settings: Settings, data: TrialData) -> float:
     values: list[float] = []
 
-    def report(epoch: int, metrics: dict[str, float], checkpoint: Any) -> bool:
+    def report(epoch: int, metrics: dict[str, float], snapshot: Any) -> bool:
         values.append(metrics["val_accuracy"])
         return True
 
@@ -42,7 +42,9 @@ def best_accuracy(settings: Settings, data: TrialData) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, type=Path, help="bins in the public bucket's layout")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=10)
@@ -57,7 +59,9 @@ def main() -> None:
         data = TrialData(manifest.classes, SIZE, banks[0], banks[1], folder / "banks")
         accuracies: dict[str, list[float]] = {}
         for precision in ("fp32", "bf16"):
-            settings = [Settings(precision=precision, epochs=chosen.epochs, seed=i) for i in range(chosen.seeds)]
+            settings = [
+                Settings(precision=precision, epochs=chosen.epochs, seed=i) for i in range(chosen.seeds)
+            ]
             build_banks(settings[0], data)
             torch.set_num_threads(1)
             accuracies[precision] = [best_accuracy(each, data) for each in settings]

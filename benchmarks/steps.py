@@ -98,9 +98,10 @@ def report_seconds(settings: Settings, data: TrialData, folder: Path) -> float:
     """What an epoch costs beyond its training steps."""
     costs: list[float] = []
 
-    def report(epoch: int, metrics: dict[str, float], checkpoint: Any) -> bool:
+    def report(epoch: int, metrics: dict[str, float], snapshot: Any) -> bool:
         start = time.perf_counter()
-        checkpoint().save(folder / "best.pt")
+        snapshot.checkpoint().save(folder / "best.pt")
+        snapshot.state().save(folder / "last.pt")
         trained = len(data.train) / metrics["images_per_second"]
         costs.append(metrics["seconds"] - trained + time.perf_counter() - start)
         return len(costs) < settings.epochs
