@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, help="ours; 100 for head, 8 for last_stage, 1 for all")
     parser.add_argument("--trainable", choices=["head", "last_stage", "all"], default="head")
     parser.add_argument("--epochs", type=int, help="of every trial; 5 for head, 3 for last_stage, 1 for all")
-    parser.add_argument("--plain-trials", type=int, default=1, help="0: our side alone")
+    parser.add_argument("--plain-trials", type=int, default=2, help="at once; 0: our side alone")
     parser.add_argument("--images", type=int, help="only so many photos of --data")
     parser.add_argument("--json", type=Path, metavar="OUT")
     chosen = parser.parse_args()
