@@ -2,23 +2,17 @@
 
 import hashlib
 import json
-import logging
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
+from data.banks import bank_folder, make_room, open_bank
 from data.crew import Progress, run
 from data.decode import VERSION, ImageError, decode, read
-from data.errors import UserError
 from data.manifest import Manifest
 from data.split import SplitName
-
-log = logging.getLogger(__name__)
 
 _PIXELS = "pixels.npy"
 _INDEX = "index.json"
@@ -60,64 +54,34 @@ def open_pixel_bank(
     damaged is built again. `progress(done, total)` counts images while building. Raises UserError when an
     image is no longer what the manifest says, or when the bank cannot be written.
     """
-    key = f"pixels|{manifest.fingerprint}|{split_name}|{size}|decoder {VERSION}"
-    path = (home / "banks" / f"pixels-{hashlib.sha256(key.encode()).hexdigest()[:24]}").absolute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            bank = _load(path, key, (len(manifest.split(split_name)), size, size, 3))
-            if bank is None:
-                _build(path, key, manifest, split_name, size, progress)
-                bank = PixelBank(path)
-            return bank
-    except OSError as error:
-        raise UserError(
-            f"cannot build the pixel bank of {manifest.source} ({split_name}) in {path.parent}: "
-            f"{error.strerror or error}",
-            "an unchanged source and a place with enough room where you may write; then run it again",
-        ) from error
-
-
-def _load(path: Path, key: str, shape: tuple[int, ...]) -> PixelBank | None:
-    if not path.exists():
-        return None
-    try:
-        bank = PixelBank(path)
-        if bank.key == key and bank.pixels.shape == shape:
-            return bank
-        reason = "it holds something else"
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        reason = str(error) or type(error).__name__
-    log.warning("the pixel bank %s is built again: %s", path, reason)
-    return None
-
-
-def _build(
-    path: Path, key: str, manifest: Manifest, split_name: SplitName, size: int, progress: Progress | None
-) -> None:
     items = manifest.split(split_name)
-    beside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
-    beside.mkdir()
-    try:
-        with (beside / _PIXELS).open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(items), size, size, 3)}
-            np.lib.format.write_array_header_1_0(file, header)
-            start = file.tell()
-            file.truncate(start + len(items) * size * size * 3)
-        images = [[str(item.path), item.sha256] for item in items]
-        job = {"file": str(beside / _PIXELS), "start": start, "size": size, "images": images}
-        run(_fill, job, len(items), least=100, progress=progress)
+    key = f"pixels|{manifest.fingerprint}|{split_name}|{size}|decoder {VERSION}"
+
+    def load(path: Path) -> PixelBank:
+        bank = PixelBank(path)
+        if bank.key != key or bank.pixels.shape != (len(items), size, size, 3):
+            raise ValueError("it holds something else")
+        return bank
+
+    def build(beside: Path) -> None:
+        make_room(beside.parent, len(items) * size * size * 3)
+        _decode_all([[str(item.path), item.sha256] for item in items], size, beside / _PIXELS, progress)
         labels = [manifest.classes.index(item.label) for item in items]
         index = {"key": key, "ids": [item.id for item in items], "labels": labels}
         (beside / _INDEX).write_text(json.dumps(index))
-        for name in (_PIXELS, _INDEX):  # on the disk before the name is: a bank that exists is whole
-            with (beside / name).open("rb+") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(path, ignore_errors=True)
-        beside.replace(path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+
+    path = bank_folder(home) / f"pixels-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+    return open_bank(path, f"pixel bank of {manifest.source} ({split_name})", load, build)
+
+
+def _decode_all(images: list[list[str]], size: int, file: Path, progress: Progress | None) -> None:
+    with file.open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), size, size, 3)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        start = stream.tell()
+        stream.truncate(start + len(images) * size * size * 3)
+    job = {"file": str(file), "start": start, "size": size, "images": images}
+    run(_fill, job, len(images), least=100, progress=progress)
 
 
 def _fill(job: dict[str, Any], part: int, parts: int) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,17 @@ class Arithmetic:
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(trainable: str, available: int) -> int:
+    """The threads that one trial computes with: a head's steps are too small to share, its threads would only wait
+    for one another."""
+    return 1 if trainable == "head" else available
 
 
 def has_fast_bf16(device: torch.device) -> bool:

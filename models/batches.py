@@ -33,6 +33,18 @@ def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
     return images[batch, y[:, :, None], x[:, None, :]]
 
 
+def fits_beside(size: int, device: torch.device) -> bool:
+    """Whether `size` bytes may lie on a GPU for a whole trial: a quarter of what is free, as trials share it."""
+    return device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // 4
+
+
+def send(batch: Tensor, device: torch.device) -> Tensor:
+    """A batch on the device; to a GPU from pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and batch.device.type == "cpu":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch
+
+
 class PixelBatches:
     """Decoded images, mirrored and moved on the fly, through `front` (normalisation and the frozen prefix)."""
 
@@ -45,9 +57,15 @@ class PixelBatches:
     ) -> None:
         self.labels = torch.tensor(labels, device=device)
         self._pixels, self._front, self._device = pixels, front, device
+        self._resident = None
+        if fits_beside(pixels.nbytes, device):
+            self._resident = torch.from_numpy(np.array(pixels)).to(device)
 
     def take(self, rows: Tensor, flips: Tensor, shifts: Tensor | None) -> Tensor:
-        images = torch.from_numpy(self._pixels[rows.numpy()]).to(self._device, non_blocking=True)
+        if self._resident is not None:
+            images = self._resident[rows.to(self._device, non_blocking=True)]
+        else:
+            images = send(torch.from_numpy(self._pixels[rows.numpy()]), self._device)
         mirrored = flips.to(self._device).bool().view(-1, 1, 1, 1)
         images = torch.where(mirrored, images.flip(2), images)
         if shifts is not None:
@@ -60,9 +78,11 @@ class FeatureBatches:
 
     def __init__(self, features: Tensor, labels: np.ndarray[Any, Any], device: torch.device) -> None:
         self.labels = torch.tensor(labels, device=device)
-        self._features = features.to(device)
+        # On a GPU where it fits; else it stays in the mapped file, which a CPU reads in place.
+        self._features = features.to(device) if fits_beside(features.nbytes, device) else features
         self._device = device
 
     def take(self, rows: Tensor, flips: Tensor, shifts: Tensor | None) -> Tensor:
         assert shifts is None, "a bank of two views holds no moved images"
-        return self._features[flips.to(self._device), rows.to(self._device)]
+        place = self._features.device
+        return send(self._features[flips.to(place), rows.to(place)], self._device)

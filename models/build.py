@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.network import ARCHITECTURES, Counter, CounterConfig
+from models.network import ARCHITECTURES, Counter, CounterConfig, build_backbone
 from models.settings import Settings
 from models.weights import load_state, weights_file
 
@@ -26,9 +28,11 @@ def build_counter(settings: Settings, classes: Sequence[int], image_size: int) -
     config = CounterConfig(
         settings.backbone, settings.head, tuple(classes), image_size, architecture.mean, architecture.std
     )
+    stamp = file.stat().st_mtime_ns if file else 0
+    drawn_from = settings.seed if settings.trainable == "all" and file is None else 0
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed if settings.trainable == "all" else 0)
-        counter = Counter(config, load_state(settings.backbone, file) if file else None)
+        backbone = copy.deepcopy(_backbone(settings.backbone, file, stamp, drawn_from))
+        counter = Counter(config, backbone=backbone)
         torch.manual_seed(settings.seed)
         for module in counter.head.modules():
             if isinstance(module, torch.nn.Linear):
@@ -38,6 +42,13 @@ def build_counter(settings: Settings, classes: Sequence[int], image_size: int) -
                 if settings.head == "regress" and bias is not None and module.out_features == 2:
                     module.bias.data.copy_(bias)
     return counter
+
+
+@lru_cache(maxsize=1)
+def _backbone(name: str, file: Path | None, stamp: int, seed: int) -> nn.Sequential:
+    """Kept for the next trial of this process: building one takes longer than copying it and many a head."""
+    torch.manual_seed(seed)
+    return build_backbone(name, load_state(name, file) if file else None)
 
 
 @dataclass(frozen=True)

@@ -224,11 +224,17 @@ class Counter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: CounterConfig, state: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        config: CounterConfig,
+        state: Mapping[str, Tensor] | None = None,
+        backbone: nn.Sequential | None = None,
+    ) -> None:
+        """Build the backbone with the weights `state`, or take over a `backbone` that is built already."""
         super().__init__()
         architecture = ARCHITECTURES[config.backbone]
         self.config = config
-        self.backbone = build_backbone(config.backbone, state)
+        self.backbone = build_backbone(config.backbone, state) if backbone is None else backbone
         hidden = nn.Linear(architecture.features, config.hidden)
         self.head = nn.Sequential(hidden, nn.ReLU(), HEADS[config.head](config.hidden, config.classes))
         # On the 0..255 scale and not persistent: the config is where these numbers live.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data.features import open_feature_bank
 from data.pixels import PixelBank
-from models.arithmetic import Arithmetic, choose_arithmetic
+from models.arithmetic import Arithmetic, choose_arithmetic, cores
 from models.batches import Batches, FeatureBatches, PixelBatches
 from models.build import Checkpoint, build_counter
 from models.metrics import count_metrics, per_class
@@ -72,17 +72,20 @@ def open_batches(
     device = arithmetic.device
     prefix = counter.prefix(cut).eval()
 
+    # On a CPU small batches stay in its caches (measured on 2 cores: 8 images at a time twice as fast as 64).
+    batch, threads = (8, cores()) if device.type == "cpu" else (256, 1)
+
     def front(images: Tensor) -> Tensor:
         with torch.no_grad(), arithmetic.context():
             inputs = counter.normalise(images.to(device))
-            codes: Tensor = prefix(inputs) if cut else inputs
+            codes = torch.cat([prefix(part) for part in inputs.split(batch)]) if cut else inputs
         return codes if cut == 0 or arithmetic.autocast is None else codes.to(arithmetic.autocast)
 
     if cut == 0 or not stored:
         return PixelBatches(bank.pixels, bank.labels, front, device)
     weights = file_hash(weights_file(settings.backbone, settings.weights))
     key = f"{bank.key}|{settings.backbone}|{weights}|{cut}|{arithmetic.name}"
-    features = open_feature_bank(bank.pixels, front, key, folder, views, progress)
+    features = open_feature_bank(bank.pixels, front, key, folder, views, progress, batch, threads)
     return FeatureBatches(features, bank.labels, device)
 
 
@@ -90,6 +93,7 @@ def build_banks(settings: Settings, data: TrialData, progress: Progress | None =
     """Compute the feature banks that a trial with these settings will ask for; nothing where nothing is frozen."""
     arithmetic = choose_arithmetic(settings.precision)
     counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
+    counter = counter.to(memory_format=torch.channels_last)
     if counter.cut(settings.trainable):
         views = 1 if settings.augment == "none" else 2
         open_batches(counter, settings, data.train, data.banks, arithmetic, views, progress=progress)
@@ -228,8 +232,7 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)  # dropout draws from the global generator
     counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
-    if arithmetic.device.type == "cuda" or settings.trainable != "head":
-        counter = counter.to(memory_format=torch.channels_last)
+    counter = counter.to(memory_format=torch.channels_last)
     views = 1 if settings.augment == "none" else 2
     learn = open_batches(counter, settings, data.train, data.banks, arithmetic, views, stored)
     check = open_batches(counter, settings, data.validation, data.banks, arithmetic, 1, stored)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 
 import timm
@@ -70,8 +71,11 @@ def weights_file(backbone: str, weights: str) -> Path | None:
 
 def file_hash(file: Path | None) -> str:
     """A short content hash that names weights in bank keys and tags; 'none' without a file."""
-    if file is None:
-        return "none"
+    return "none" if file is None else _hash(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _hash(file: Path, stamp: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from models.arithmetic import threads_of
 from models.settings import Settings
 from models.state import load_training_state
 from search.spec import SweepSpec
@@ -36,6 +37,7 @@ class TrialRecord:
     settings: Settings
     folder: Path
     suggested: str
+    threads: int = 1
     reason: str = ""
     state: State = "running"
     value: float | None = None
@@ -153,7 +155,8 @@ class Controller:
     def _add(self, number: int, params: dict[str, object], suggested: str) -> TrialRecord:
         settings = self._spec.trial_settings(params, trial_seed(self._spec.search.seed, number))
         folder = self._folder / f"trial-{number:04d}"
-        self.trials[number] = TrialRecord(number, params, settings, folder, suggested)
+        threads = threads_of(settings.trainable, self._threads)
+        self.trials[number] = TrialRecord(number, params, settings, folder, suggested, threads)
         return self.trials[number]
 
     def _start(self, suggestion: Suggestion) -> TrialTask:
@@ -172,7 +175,7 @@ class Controller:
             trial.folder,
             self._spec.metric,
             self._spec.goal,
-            self._threads,
+            trial.threads,
             trial.epochs_done,
             self._spec.budget.trial_minutes,
         )

@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 import torch
 
+from data.banks import LIMIT, banks_in, size_limit, size_of
 from data.errors import UserError
-from models.arithmetic import has_fast_bf16
+from models.arithmetic import cores, has_fast_bf16
 from models.network import ARCHITECTURES
 from models.weights import available_offline
-from search.sweep import cores
 from tracking.environment import LIBRARIES
 from tracking.server import tracking_server
 
@@ -83,6 +83,16 @@ def _disk(home: Path) -> Finding:
     return Finding("disk", free >= 2 and os.access(place, os.W_OK), f"{free:.1f} GiB free at {place}", remedy)
 
 
+def _banks(home: Path) -> Finding:
+    folder = home / "banks"
+    banks = banks_in(folder)
+    text = f"{len(banks)} of {sum(map(size_of, banks)) / GIB:.2f} GiB"
+    try:
+        return Finding("banks", True, f"{text}, at most {size_limit() / GIB:g} GiB ({LIMIT}), in {folder}")
+    except UserError as error:
+        return Finding("banks", False, error.message, error.hint)
+
+
 def _ray(home: Path) -> Finding:
     try:
         from search.ray_runner import start_ray
@@ -117,7 +127,7 @@ def _weights(home: Path) -> Finding:
 
 
 CHECKS: tuple[Callable[[Path], Finding], ...] = (
-    _python, _versions, _cpu, _gpu, _shared_memory, _disk, _ray, _mlflow, _weights
+    _python, _versions, _cpu, _gpu, _shared_memory, _disk, _banks, _ray, _mlflow, _weights
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,9 +12,11 @@ from typing import Literal
 
 import torch
 
+from data.banks import bank_folder
 from data.errors import UserError
 from data.manifest import Manifest, load_manifest, skipped_text
 from data.pixels import open_pixel_bank
+from models.arithmetic import cores
 from models.train import TrialData, build_banks
 from models.weights import check_weights
 from search.board import Board, Step
@@ -44,11 +45,6 @@ class SweepResult:
     ended_by: str
     halted: bool
     unsent: int
-
-
-def cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus_of(resources: ResourcesPart, have: Mapping[str, float]) -> float:
@@ -99,7 +95,7 @@ def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
             open_pixel_bank(manifest, name, spec.data.image_size, home, step)
             for name in ("train", "validation")
         ]
-    data = TrialData(manifest.classes, spec.data.image_size, banks[0], banks[1], home / "banks")
+    data = TrialData(manifest.classes, spec.data.image_size, banks[0], banks[1], bank_folder(home))
     names = ("backbone", "weights", "trainable", "precision", "augment")
     for values in itertools.product(*(spec.values(name) for name in names)):
         settings = replace(spec.settings, **dict(zip(names, values, strict=True)))

@@ -1,6 +1,7 @@
 """The training loop: it learns, repeats exactly, and the feature bank changes nothing but the time."""
 
 import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.errors import UserError
 from data.features import open_feature_bank
 from models.batches import shift_images
 from models.build import Checkpoint, counter_from, load_checkpoint
@@ -218,20 +220,65 @@ def test_shifted_images_move_and_repeat_their_edge() -> None:
     assert moved[1, 0, :, 0].tolist() == [2, 3, 3, 3]
 
 
+def encode(images: torch.Tensor) -> torch.Tensor:
+    return images.float().flatten(1)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_feature_bank_holds_image_and_mirror(tmp_path: Path, threads: int, dtype: torch.dtype) -> None:
+    def typed(images: torch.Tensor) -> torch.Tensor:
+        return encode(images).to(dtype)
+
+    before = torch.get_num_threads()
+    bank = open_feature_bank(PIXELS, typed, "key", tmp_path, 2, batch=3, threads=threads)
+    assert bank.dtype == dtype and torch.get_num_threads() == before
+    assert torch.equal(bank[0], typed(torch.from_numpy(PIXELS)))
+    assert torch.equal(bank[1], typed(torch.from_numpy(PIXELS[:, :, ::-1].copy())))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "rubbish", "other version", "other shape", "no index"])
 def test_a_damaged_or_foreign_feature_bank_is_built_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+    bank = open_feature_bank(PIXELS, encode, "key", tmp_path, views=2).clone()
+    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    features, index = folder / "features.npy", folder / "index.json"
+    if damage == "other version":
+        index.write_text(index.read_text().replace("features|", "features|0"))
+    elif damage == "other shape":
+        np.save(features, np.zeros((2, 9, 48), np.float32))
+    elif damage == "no index":
+        index.unlink()
+    else:
+        content = {"cut": features.read_bytes()[:-100], "empty": b"", "rubbish": b"\x93NUMPY rubbish"}[damage]
+        features.write_bytes(content)
+    assert torch.equal(open_feature_bank(PIXELS, encode, "key", tmp_path, views=2), bank)
+    assert [record.message.count("is built again") for record in caplog.records] == [1]
+    assert {path.suffix for path in tmp_path.iterdir()} == {"", ".lock", ".use"}
 
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        return images.float().flatten(1)
 
-    bank = open_feature_bank(pixels, encode, "key", tmp_path, views=2).clone()
-    assert torch.equal(bank[1], torch.from_numpy(pixels[:, :, ::-1].copy()).float().flatten(1))
-    (file,) = tmp_path.glob("features-*.npy")
-    for damage in (file.read_bytes()[:200], b"", b"\x93NUMPY rubbish"):
-        file.write_bytes(damage)
-        assert torch.equal(open_feature_bank(pixels, encode, "key", tmp_path, views=2), bank)
-        assert "built again" in caplog.text
-        caplog.clear()
-    assert [f.suffix for f in tmp_path.iterdir() if ".tmp" in f.name] == []
+def test_a_full_disk_leaves_no_feature_bank(tmp_path: Path) -> None:
+    pixels = np.zeros((400, 4, 4, 3), np.uint8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot build the feature bank in .*: File too large"):
+            open_feature_bank(pixels, encode, "key", tmp_path, views=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert open_feature_bank(pixels, encode, "key", tmp_path, views=2).shape == (2, 400, 48)
+
+
+def test_an_error_while_encoding_is_raised_and_leaves_nothing(tmp_path: Path) -> None:
+    def failing(images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such kernel")
+
+    for threads in (1, 2):
+        with pytest.raises(RuntimeError, match="no such kernel"):
+            open_feature_bank(PIXELS, failing, "key", tmp_path, 2, batch=2, threads=threads)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

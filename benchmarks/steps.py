@@ -1,0 +1,154 @@
+"""Where a training step's time goes, and how close it comes to the same step on random tensors in memory.
+
+    python benchmarks/steps.py --data DIR [--trainable head|last_stage|all]... [--images N] [--steps N] [--json OUT]
+
+Each batch is trained twice in turn: read from the bank, and as random numbers of the same shape; medians in
+milliseconds per step. `wait`: draw rows and read them from the bank (for `all`, decoded pixels, mirrored and
+normalised); `copy`: bring them to the format and device of the network; `report`: validation, scores and the
+checkpoint of one epoch, shared out over its steps. `of_memory` is the random step's time over the real one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from trials import SIZE, part_of
+
+from data.manifest import load_manifest
+from data.pixels import open_pixel_bank
+from data.split import Split
+from models.arithmetic import Arithmetic, choose_arithmetic, cores, threads_of
+from models.build import build_counter
+from models.settings import Settings
+from models.train import TrialData, _forward, _optimizer, _schedule, _training_batches, open_batches, train
+
+PHASES = ("wait", "copy", "forward", "backward", "optimiser")
+
+
+class Steps:
+    """One network in training, each step cut into its phases."""
+
+    def __init__(self, settings: Settings, data: TrialData) -> None:
+        self.settings, self.data = settings, data
+        self.arithmetic = choose_arithmetic(settings.precision)
+        counter = build_counter(settings, data.classes, data.image_size).to(self.arithmetic.device)
+        counter = counter.to(memory_format=torch.channels_last)
+        self.learn = open_batches(counter, settings, data.train, data.banks, self.arithmetic, 2)
+        self.net = counter.suffix(counter.cut(settings.trainable)).train()
+        if settings.trainable == "head":
+            self.arithmetic = Arithmetic(self.arithmetic.device, None)
+        self.optimizer = _optimizer(self.net, settings)
+        self.schedule = _schedule(self.optimizer, settings, 1_000_000)
+
+    def now(self) -> float:
+        if self.arithmetic.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def learn_from(self, inputs: Tensor, labels: Tensor) -> list[float]:
+        """The seconds from the copy to the optimiser."""
+        marks = [self.now()]
+        inputs = inputs.to(self.arithmetic.device)
+        marks.append(self.now())
+        loss = F.cross_entropy(_forward(self.net, inputs, self.arithmetic), labels)
+        marks.append(self.now())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        marks.append(self.now())
+        self.optimizer.step()
+        self.schedule.step()
+        marks.append(self.now())
+        return [after - before for before, after in pairwise(marks)]
+
+    def measure(self, steps: int) -> tuple[list[list[float]], list[float]]:
+        """Seconds of each phase on the bank's batches, and of whole steps on random tensors, in turn."""
+        generator = torch.Generator().manual_seed(0)
+        real: list[list[float]] = []
+        memory: list[float] = []
+        while len(real) < steps:
+            batches = _training_batches(self.learn, self.settings, self.data.image_size, generator)
+            start = self.now()
+            for inputs, labels in batches:
+                waited = self.now() - start
+                if len(labels) == self.settings.batch_size:
+                    real.append([waited, *self.learn_from(inputs, labels)])
+                    random = torch.randn_like(inputs)
+                    memory.append(sum(self.learn_from(random, labels)))
+                if len(real) == steps:
+                    break
+                start = self.now()
+        return real[2:], memory[2:]  # the first ones choose kernels
+
+
+def report_seconds(settings: Settings, data: TrialData, folder: Path) -> float:
+    """What an epoch costs beyond its training steps."""
+    costs: list[float] = []
+
+    def report(epoch: int, metrics: dict[str, float], snapshot: Any) -> bool:
+        start = time.perf_counter()
+        snapshot.checkpoint().save(folder / "best.pt")
+        snapshot.state().save(folder / "last.pt")
+        trained = len(data.train) / metrics["images_per_second"]
+        costs.append(metrics["seconds"] - trained + time.perf_counter() - start)
+        return len(costs) < settings.epochs
+
+    train(settings, data, report)
+    return median(costs)
+
+
+def measure(settings: Settings, data: TrialData, steps: int, folder: Path) -> dict[str, Any]:
+    real, memory = Steps(settings, data).measure(steps)
+    row: dict[str, Any] = {
+        phase: 1000 * median(times) for phase, times in zip(PHASES, zip(*real, strict=True), strict=True)
+    }
+    whole = median(sum(step) for step in real)
+    row["report"] = 1000 * report_seconds(settings, data, folder) * settings.batch_size / len(data.train)
+    row["images_per_second"] = settings.batch_size / whole
+    row["of_memory"] = median(memory) / whole
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, type=Path, help="bins in the public bucket's layout")
+    parser.add_argument("--trainable", choices=["head", "last_stage", "all"], action="append")
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    chosen = parser.parse_args()
+    rows = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = part_of(chosen.data, chosen.images, folder / "part")
+        manifest = load_manifest(str(source), [1, 2, 3, 4, 5], Split(), folder)
+        banks = [open_pixel_bank(manifest, split, SIZE, folder) for split in ("train", "validation")]
+        data = TrialData(manifest.classes, SIZE, banks[0], banks[1], folder / "banks")
+        for trainable in chosen.trainable or ["head", "last_stage", "all"]:
+            settings = Settings(trainable=trainable, epochs=2, batch_size=chosen.batch_size)
+            torch.set_num_threads(threads_of(trainable, cores()))
+            steps = chosen.steps * 20 if trainable == "head" else chosen.steps
+            rows[trainable] = row = measure(settings, data, steps, folder)
+            print(trainable, "  ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
