@@ -60,7 +60,7 @@ def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str
 
 
 class Board:
-    """A listener of the controller that keeps the screen current; use as a context manager."""
+    """A listener of the controller that keeps the screen current while its context is open."""
 
     def __init__(self, spec: SweepSpec, controller: Controller, slots: int) -> None:
         self._spec, self._controller, self._slots = spec, controller, slots
@@ -72,6 +72,7 @@ class Board:
     def __enter__(self) -> Board:
         if self._live is not None:
             self._live.start()
+        self._controller.listeners.append(self)
         return self
 
     def __exit__(
@@ -79,6 +80,9 @@ class Board:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+        self._controller.listeners.remove(self)
+        if waiting := sum(trial.state == "paused" for trial in self._controller.trials.values()):
+            print(f"{waiting} trials stay paused: others did better", file=sys.stderr, flush=True)
 
     def trial_started(self, trial: TrialRecord) -> None:
         searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
@@ -89,15 +93,13 @@ class Board:
         """Epochs show in the table only: one line each would bury the rest."""
 
     def trial_halted(self, trial: TrialRecord, reason: str) -> None:
-        self._line(f"trial {trial.number} {trial.state} after {trial.epochs_done} epochs ({reason})")
+        self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)} ({reason})")
 
     def trial_ended(self, trial: TrialRecord) -> None:
         metric = self._spec.metric
         best = shown(metric, trial.value)
         why = f" ({trial.reason})" if trial.state in ("stopped", "failed") else ""
-        self._line(
-            f"trial {trial.number} {trial.state} after {trial.epochs_done} epochs: {metric} {best}{why}"
-        )
+        self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)}: {metric} {best}{why}")
         self._line(self._summary())
 
     def _line(self, text: str) -> None:
@@ -121,16 +123,17 @@ class Board:
         return " | ".join(parts)
 
     def _left(self) -> float | None:
-        """Seconds left by the mean duration of the trials that ended, within the budget of minutes; None at first."""
-        trials = list(self._controller.trials.values())
-        ended = [trial.ended - trial.started for trial in trials if trial.ended is not None]
-        budget = self._spec.budget
-        elapsed = time.time() - self._controller.started
-        limit = max(0.0, 60 * budget.minutes - elapsed) if budget.minutes else float("inf")
-        if not ended:
-            return limit if budget.minutes else None
-        remaining = max(budget.trials - len(ended), 0)
-        return min(limit, remaining * sum(ended) / len(ended) / self._slots)
+        """Seconds left if the sweep goes on at its pace: the budget that is spent furthest decides; None at first."""
+        budget, controller = self._spec.budget, self._controller
+        elapsed = time.time() - controller.started
+        settled = sum(trial.state not in ("running", "waiting") for trial in controller.trials.values())
+        spent = [settled / budget.trials]
+        if budget.minutes:
+            spent.append(elapsed / (60 * budget.minutes))
+        if budget.epochs:
+            spent.append(controller.epochs / budget.epochs)
+        furthest = min(max(spent), 1.0)
+        return elapsed * (1 - furthest) / furthest if furthest > 0 else None
 
     def _screen(self) -> RenderableType:
         running = [trial for trial in self._controller.trials.values() if trial.state == "running"]
@@ -148,6 +151,10 @@ class Board:
         leaders = [trial for trial in self._controller.leaderboard() if trial.state != "running"]
         best = [leaderboard_table(leaders, self._spec, "best so far")] if leaders else []
         return Group(Text(self._summary()), *best, now)
+
+
+def _epochs(trial: TrialRecord) -> str:
+    return f"{trial.epochs_done} epoch{'s' if trial.epochs_done != 1 else ''}"
 
 
 class Step:

@@ -243,8 +243,8 @@ class Controller:
         """The sweep is over: end what is paused or still open, so that nothing stays RUNNING anywhere."""
         for trial in self.trials.values():
             if trial.state not in ENDED:
-                # Said in the present: the reason is that of the whole sweep.
-                self._end(trial, "stopped", f"the sweep ended ({self.ended_by})")
+                before = "others did better until " if trial.state == "paused" else ""
+                self._end(trial, "stopped", f"{before}the sweep ended ({self.ended_by})")
 
     def _end(self, trial: TrialRecord, state: Literal["completed", "stopped", "failed"], reason: str) -> None:
         if trial.value is None:

@@ -158,9 +158,9 @@ def run_sweep(
         recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller)
         recorder.sweep_started()
         patience = FLUSH_SECONDS
+        controller.listeners.append(recorder)
         try:
-            with Board(spec, controller, slots) as board:
-                controller.listeners += [recorder, board]
+            with Board(spec, controller, slots):
                 if runner == "ray":
                     run_ray(controller, data, per_trial, slots)
                 else:

@@ -188,7 +188,7 @@ class OptunaStrategy:
             return Verdict(Decision.CONTINUE, plan.reason)
         self._ledger.note(number, PAUSED, epoch)
         self._live.pop(number)
-        return Verdict(Decision.PAUSE, f"paused at epoch {epoch}: another trial comes first")
+        return Verdict(Decision.PAUSE, "another trial comes first")
 
     def _go_on(self, number: int, reason: str) -> Suggestion:
         stand = self._standing.stands[number]

@@ -45,11 +45,15 @@ def test_a_killed_sweep_goes_on_by_the_same_command(
     assert run(undisturbed, runner, home, server).returncode == 0
     assert curves(server, name) == curves(server, f"whole-{runner}")
 
-    # Finished: the same command starts another sweep, --resume extends this one.
-    longer = run(spec, runner, home, server, "--resume", "--set", "budget.trials=4")
+
+def test_a_finished_sweep_is_extended_but_not_changed(bins: Path, server: str, tmp_path: Path) -> None:
+    home, name = tmp_path / "home", "extended"
+    spec = spec_file(tmp_path, bins, name, trials=2)
+    assert run(spec, "local", home, server).returncode == 0
+    longer = run(spec, "local", home, server, "--resume", "--set", "budget.trials=4")
     assert longer.returncode == 0, longer.stderr
     assert_whole(server, home, name, trials=4)
-    changed = run(spec, runner, home, server, "--resume", "--set", "space.lr.high=0.02")
+    changed = run(spec, "local", home, server, "--resume", "--set", "space.lr.high=0.02")
     assert changed.returncode == 2 and "space.lr" in changed.stderr and "--resume" in changed.stderr
     assert "Traceback" not in changed.stderr
 
@@ -158,6 +162,7 @@ def _matches(process: psutil.Process, sign: Any) -> bool:
     return bool(words) and bool(sign(words))
 
 
+@pytest.mark.integration
 def test_a_sweep_whose_ray_died_ends_and_goes_on(bins: Path, server: str, tmp_path: Path) -> None:
     home, name = tmp_path / "home", "rayless"
     spec = spec_file(tmp_path, bins, name, trials=500)
