@@ -55,6 +55,11 @@ def cli(debug: bool) -> None:
     "--resume", is_flag=True, help="Go on with the newest sweep of this name, with a larger budget too."
 )
 @click.option("--new", "anew", is_flag=True, help="Start a new sweep even where one was cut short.")
+@click.option(
+    "--warm-start",
+    metavar="SWEEP",
+    help="A new sweep that knows the results of an earlier one, by id or name.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the spec and say what would run.")
 @click.option(
     "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
@@ -66,21 +71,28 @@ def sweep(
     runner: Any,
     resume: bool,
     anew: bool,
+    warm_start: str | None,
     dry_run: bool,
     then_promote: bool,
     as_json: bool,
 ) -> None:
     """Run the sweep that SPEC describes, or go on with it where it was cut short."""
     from search.board import leaderboard_table
+    from search.earlier import know_earlier
     from search.spec import load_spec
-    from search.state import find_unfinished
+    from search.state import find_folder, find_unfinished
     from search.sweep import check_before_start, prepare, run_sweep
     from tracking.server import require_reachable, tracking_server
 
-    if resume and anew:
-        raise UserError("--resume and --new were both given", "give one of them, or neither")
+    given = [f"--{name}" for name, on in (("resume", resume), ("new", anew)) if on]
+    given += ["--warm-start"] if warm_start else []
+    if "--resume" in given and len(given) > 1:
+        raise UserError(
+            f"{' and '.join(given)} exclude one another", "--resume goes on, the others start anew"
+        )
     loaded = load_spec(spec, assignments)
     home = home_folder()
+    known = find_folder(home, warm_start) if warm_start else None
     check_before_start(loaded)
     if dry_run:
         print(json.dumps(loaded.raw, indent=1))
@@ -89,10 +101,15 @@ def sweep(
         require_reachable(remote)  # before minutes are spent on the data
     manifest, data = prepare(loaded, home)
     unfinished = None if anew else find_unfinished(home, loaded, manifest.fingerprint, asked=resume)
+    if unfinished == known:  # to start from it is not to go on with it
+        unfinished = None
     if unfinished is not None:
         print(f"going on with {unfinished.name} (--new starts another sweep instead)", file=sys.stderr)
+    earlier = None if known is None or unfinished else know_earlier(known, loaded, manifest.fingerprint)
+    if earlier is not None:
+        print(earlier, file=sys.stderr)
     with tracking_server(home) as uri:
-        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished)
+        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, earlier)
         leaders = result.leaderboard
         rows = [{"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders]
         answer: dict[str, Any] = {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}

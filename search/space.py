@@ -94,6 +94,15 @@ def to_distribution(dimension: Dimension) -> BaseDistribution:
     )
 
 
+def contains(dimension: Dimension, value: Any) -> bool:
+    """Whether a trial could have been given this value."""
+    distribution = to_distribution(dimension)
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except ValueError:  # of another kind, or none of the choices
+        return False
+
+
 def grid_size(dimension: Dimension) -> int | None:
     """How many values a dimension has, or None for a continuous range, which has no end of them."""
     if isinstance(dimension, Choice):

@@ -16,7 +16,7 @@ from data.errors import UserError
 from data.split import Split, SplitBy
 from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
-from search.space import ABSENT, Choice, Dimension, Problem, Range, parse_space
+from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, parse_space
 
 # Selection uses validation only.
 METRICS = {"val_accuracy": "maximize", "val_loss": "minimize", "val_rmse": "minimize", "val_mae": "minimize"}
@@ -72,6 +72,7 @@ class SearchPart(_Part):
 
     sampler: Literal["auto", "tpe", "gp", "random", "grid"] = "auto"
     stopping: Literal["auto", "asha", "median", "none"] = "auto"
+    points: list[dict[str, Any]] = []  # configurations to try first
     seed: int = 0
 
 
@@ -252,6 +253,18 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
         problems.append(
             Problem("data.split", "train + validation + test must add up to 1", round(total, 6), hint)
         )
+    for number, point in enumerate(file.search.points):
+        path = f"search.points.{number}"
+        for name in sorted(point.keys() ^ space.keys()):
+            rule = "is not searched" if name in point else "is missing: a point names every searched value"
+            problems.append(Problem(f"{path}.{name}", rule, ABSENT, f"searched: {', '.join(space)}"))
+        outside = [name for name in point.keys() & space.keys() if not contains(space[name], point[name])]
+        problems += [
+            Problem(
+                f"{path}.{name}", "lies outside of the space", point[name], f"space.{name} says what may be"
+            )
+            for name in sorted(outside)
+        ]
     if file.search.sampler == "grid":
         endless = [k for k, v in space.items() if isinstance(v, Range) and v.step is None and not v.is_int]
         hint = "list the values, or give a step"

@@ -106,6 +106,9 @@ def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) 
         problem, hint = f"process {owner} is at it", "wait until it has ended, or end it"
     elif differ:
         problem = f"it was begun with another {differ[0]}"
+        hint = (
+            f"leave out --resume to start a new sweep; --warm-start {folder.name} lets it know these results"
+        )
     elif state["fingerprint"] != fingerprint:
         problem = f"{spec.data.source} has changed since"
     if problem and asked:

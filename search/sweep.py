@@ -21,6 +21,7 @@ from models.train import TrialData, build_banks
 from models.weights import check_weights
 from search.board import Board, Step
 from search.controller import ENDED, Controller, TrialRecord
+from search.earlier import Earlier
 from search.local_runner import run_local
 from search.recorder import Recorder
 from search.spec import ResourcesPart, SweepSpec
@@ -124,9 +125,10 @@ def run_sweep(
     runner: Runner,
     tracking_uri: str,
     unfinished: Path | None = None,
+    earlier: Earlier | None = None,
 ) -> SweepResult:
     """Run a prepared sweep, or go on with the `unfinished` one in that folder, and leave everything in MLflow and
-    in its folder under `home`.
+    in its folder under `home`. A new one knows what an `earlier` sweep does.
 
     On KeyboardInterrupt, or when the runner itself fails, what runs is left so that it can go on. Raises
     UserError where another process has the sweep.
@@ -151,6 +153,11 @@ def run_sweep(
             stopping=spec.search.stopping,
             seed=spec.search.seed,
             max_epochs=spec.max_epochs,
+        )
+        strategy.know(
+            earlier.sweep if earlier else "",
+            earlier.records if earlier else [],
+            [*spec.search.points, *(earlier.points if earlier else [])],
         )
         controller = Controller(spec, strategy, folder, threads, spent=spent_seconds(folder))
         controller.restore(strategy.trials())

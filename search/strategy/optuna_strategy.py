@@ -1,9 +1,9 @@
 """The strategy: what an Optuna sampler, a stopping rule or a planner says, over one study."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -21,6 +21,8 @@ ENDED = "ended_because"
 BEST_EPOCH = "best_epoch"
 PAUSED = "paused_at"  # the epoch whose checkpoint a paused trial goes on from; None once it goes on
 BROKEN = "broken"  # its value was not finite
+PRIOR = "prior"  # the earlier sweep that it was a trial of
+FIRST = "first"  # of the study: configurations to try before any other
 LEARNED = "learned"  # of the study: what a planner has learned and would not learn alike again
 
 _STATES = {
@@ -72,6 +74,7 @@ class OptunaStrategy:
         self._curves = {trial.number: self._curve(trial) for trial in ledger.trials()}
         self._standing = Standing()
         self._planned: Plan | None = None  # until something happens
+        self._prior = sum(PRIOR in trial.user_attrs for trial in ledger.trials())
         self._begin = True  # whether a free worker may begin a trial
         if policy.planner is not None and (learned := ledger.recall(LEARNED)):
             policy.planner.learned = learned
@@ -81,6 +84,27 @@ class OptunaStrategy:
             if state == "running":
                 self._live[trial.number] = _Live()  # its process ended before it did: it may go on
 
+    def know(self, sweep: str, records: Sequence[Record], points: Sequence[Mapping[str, Any]]) -> None:
+        """Before the first trial: take `records` of an earlier sweep for results, and try `points` first.
+
+        Earlier trials are no trials of this sweep: `trials` and `best` leave them out, and numbers go on behind
+        them. A study that has trials stays as it is.
+        """
+        if len(self._ledger):
+            return
+        self._ledger.remember(FIRST, [dict(point) for point in points])
+        for record in records:
+            note = {SUGGESTED: record.suggested_because, PRIOR: sweep}
+            self._prior += 1
+            number = self._begun(self._ledger.add_point(record.params, self._distributions, note)).number
+            for epoch, value in record.values.items():
+                self._ledger.report(number, epoch, value)
+                self._curves[number].values[epoch] = self._sign * value
+                self._standing.saw(number, epoch, self._sign * value)
+            state: Literal["completed", "stopped", "failed"]
+            state = record.state if record.state in ("completed", "failed") else "stopped"
+            self.finish(number, Outcome(state, record.ended_because or f"not ended in {sweep}"))
+
     def suggest(self, begin: bool = True) -> Suggestion | None:
         """The next trial, or a paused one to go on with; None when the grid is used up.
 
@@ -88,6 +112,10 @@ class OptunaStrategy:
         paused ones go on, and the leading one is trained to its end.
         """
         self._begin = begin
+        first, own = self._ledger.recall(FIRST) or [], len(self._ledger) - self._prior
+        if begin and own < len(first):
+            note = {SUGGESTED: f"point {own + 1} of {len(first)} to try first"}
+            return self._begun(self._ledger.add_point(first[own], self._distributions, note))
         plan = self._plan()
         if plan is not None and plan.number is None and plan.params is None:
             asked = self._policy.sampler(self._ledger.study, len(self._ledger))
@@ -228,8 +256,8 @@ class OptunaStrategy:
         return record.number, self._sign * value, record.params
 
     def trials(self) -> list[Record]:
-        """Every trial of the study, by number."""
-        return [self._record(trial) for trial in self._ledger.trials()]
+        """Every trial of the sweep, by number."""
+        return [self._record(trial) for trial in self._ledger.trials() if PRIOR not in trial.user_attrs]
 
     def _curve(self, trial: FrozenTrial) -> Curve:
         values = {epoch: self._sign * value for epoch, value in trial.intermediate_values.items()}

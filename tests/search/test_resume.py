@@ -54,8 +54,26 @@ def test_a_finished_sweep_is_extended_but_not_changed(bins: Path, server: str, t
     assert longer.returncode == 0, longer.stderr
     assert_whole(server, home, name, trials=4)
     changed = run(spec, "local", home, server, "--resume", "--set", "space.lr.high=0.02")
-    assert changed.returncode == 2 and "space.lr" in changed.stderr and "--resume" in changed.stderr
-    assert "Traceback" not in changed.stderr
+    assert changed.returncode == 2 and "space.lr" in changed.stderr and "Traceback" not in changed.stderr
+    assert f"--warm-start {name}-1" in changed.stderr
+
+    narrower = ["--warm-start", f"{name}-1", "--set", "space.lr.high=0.02", "--set", "budget.trials=1"]
+    narrower += ["--set", "name=forked"]
+    forked = run(spec, "local", home, server, *narrower)
+    assert forked.returncode == 0 and f"results of {name}-1 are known" in forked.stderr
+    study = trials_of(home / "sweeps" / "forked-1" / "study.db")
+    prior = [trial for trial in study if "prior" in trial.user_attrs]
+    assert prior and len(study) == len(prior) + 1
+    assert all(trial.params["lr"] <= 0.02 for trial in study)
+    assert_whole(server, home, name, trials=4)  # as it was
+    other = ["--set", "model.batch_size=16", "--set", "budget.trials=1"]
+    elsewhere = run(spec, "local", home, server, "--warm-start", f"{name}-1", *other)
+    assert elsewhere.returncode == 0 and "configurations of" in elsewhere.stderr
+    tried = trials_of(home / "sweeps" / f"{name}-2" / "study.db")
+    best = min(
+        trials_of(home / "sweeps" / f"{name}-1" / "study.db"), key=lambda t: (-(t.value or 0.0), t.number)
+    )
+    assert [trial.params for trial in tried] == [best.params]
 
 
 def test_a_lost_worker_is_replaced(bins: Path, server: str, tmp_path: Path) -> None:

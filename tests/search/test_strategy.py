@@ -282,6 +282,30 @@ def test_where_no_trial_may_begin_the_leading_one_is_trained_to_its_end(tmp_path
     assert "paused" in {record.state for record in records}, "not every trial earns its whole training"
 
 
+@pytest.mark.parametrize("sampler", ["random", "auto", "tpe", "gp"])
+def test_what_an_earlier_sweep_found_counts_but_is_no_trial_of_this_one(tmp_path: Path, sampler: str) -> None:
+    space: dict[str, Dimension] = {"x": Range(0.0, 1.0)}
+    first = opened(tmp_path / "a", "random", "none", space=space)
+    for _ in range(20):
+        suggestion = first.suggest()
+        assert suggestion is not None
+        for epoch in range(1, EPOCHS + 1):
+            first.observe(suggestion.number, epoch, -abs(suggestion.params["x"] - 0.7))
+        first.finish(suggestion.number, Outcome("completed"))
+    second = opened(tmp_path / "b", sampler, "none", space=space)
+    second.know("a", first.trials(), [{"x": 0.25}, {"x": 0.75}])
+    assert second.trials() == [] and second.best() is None
+    told = [second.suggest(), second.suggest()]
+    assert [suggestion and suggestion.params["x"] for suggestion in told] == [0.25, 0.75]
+    again = opened(tmp_path / "b", sampler, "none", space=space)
+    again.know("a", first.trials(), [])  # known already
+    assert [record.number for record in again.trials()] == [20, 21]
+    third = again.suggest()
+    assert third is not None and third.number == 22
+    if sampler in ("auto", "tpe", "gp"):
+        assert abs(third.params["x"] - 0.7) < 0.2, "a model that has seen 20 trials knows where to look"
+
+
 def test_several_workers_get_different_configurations(tmp_path: Path) -> None:
     strategy = opened(tmp_path, "auto", "none", space={"x": Range(0.0, 1.0)})
     for _ in range(8):
