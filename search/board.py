@@ -82,7 +82,8 @@ class Board:
             self._live.stop()
         self._controller.listeners.remove(self)
         if waiting := sum(trial.state == "paused" for trial in self._controller.trials.values()):
-            print(f"{waiting} trials stay paused: others did better", file=sys.stderr, flush=True)
+            stay = "trials stay" if waiting > 1 else "trial stays"
+            print(f"{waiting} {stay} paused: others did better", file=sys.stderr, flush=True)
 
     def trial_started(self, trial: TrialRecord) -> None:
         searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())

@@ -146,21 +146,32 @@ def _next_commands(home: Path, sweep_id: str, promoted: bool) -> None:
         print(f"  (with BINSWEEP_HOME={home})")
 
 
-def _promote(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any]:
+def _promote(
+    sweep_id: str, home: Path, uri: str, approved: bool = False, dry_run: bool = False, quiet: bool = False
+) -> dict[str, Any]:
     from search.promote import promote_sweep
 
-    model, decision = promote_sweep(sweep_id, home, uri)
+    model, decision = promote_sweep(sweep_id, home, uri, approved, dry_run)
     if quiet:
         return {"model": model, **asdict(decision)}
-    print(f"\n{model} version {decision.version}: {'champion' if decision.promoted else 'challenger'}")
-    print(f"  {decision.reason}, on {decision.images} photos of the test split")
+    earned = all(rule.passed for rule in decision.rules)
+    state = "champion" if decision.promoted else "challenger"
+    if dry_run:
+        print(f"\n{model}: would {'become champion' if earned else 'be refused'} (nothing was registered)")
+    else:
+        print(f"\n{model} version {decision.version}: {state}")
+    print(f"  on {decision.images} photos of the test split (95 % intervals by bootstrap):")
     columns = [("candidate", decision.candidate), ("constant guess", decision.guess)]
     if decision.champion is not None:
         columns.insert(1, (f"champion before (version {decision.champion_version})", decision.champion))
     for name, scores in columns:
+        low, high = decision.intervals["accuracy"]
+        spread = f" ({low:.1%} to {high:.1%})" if name == "candidate" else ""
         print(
-            f"  {name}: accuracy {scores['accuracy']:.1%}, RMSE {scores['rmse']:.3f}, MAE {scores['mae']:.3f}"
+            f"  {name}: accuracy {scores['accuracy']:.1%}{spread}, RMSE {scores['rmse']:.3f}, MAE {scores['mae']:.3f}"
         )
+    for rule in decision.rules:
+        print(f"  {'passed' if rule.passed else 'FAILED'}  {rule.name}: {rule.text}")
     return {"model": model, **asdict(decision)}
 
 
@@ -209,13 +220,33 @@ def sync(sweep_id: str | None) -> None:
 
 @cli.command()
 @click.argument("sweep_id", metavar="SWEEP")
-def promote(sweep_id: str) -> None:
+@click.option(
+    "--approve", "approved", is_flag=True, help="The approval that register.gate.approval asks for."
+)
+@click.option("--dry-run", is_flag=True, help="Say what the gate would decide; register and move nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def promote(sweep_id: str, approved: bool, dry_run: bool, as_json: bool) -> None:
     """Test the best model of SWEEP (its id, or its name for the newest) and make it champion if it is better."""
     from tracking.server import tracking_server
 
     home = home_folder()
     with tracking_server(home) as uri:
-        _promote(sweep_id, home, uri)
+        answer = _promote(sweep_id, home, uri, approved, dry_run, quiet=as_json)
+    if as_json:
+        print(json.dumps(answer))
+
+
+@cli.command()
+@click.argument("model", default="bin-counter")
+@click.option("--reason", default="no reason given", show_default=True, help="Kept with both versions.")
+def rollback(model: str, reason: str) -> None:
+    """Make the champion before the present one champion of MODEL again."""
+    from tracking.promotion import rollback as roll_back
+    from tracking.server import tracking_server
+
+    with tracking_server(home_folder()) as uri:
+        left, back = roll_back(uri, model, reason)
+    print(f"{model}: version {back} is champion again, instead of version {left}")
 
 
 @cli.command()

@@ -10,7 +10,7 @@ from models.build import counter_from, load_checkpoint
 from search.recorder import trial_key
 from search.spec import SweepSpec, parse_spec
 from search.state import STATE, find_folder, load_state
-from tracking.promotion import Decision, promote
+from tracking.promotion import Candidate, Decision, promote
 from tracking.runlog import RunLog
 
 SEND_SECONDS = 60.0
@@ -46,8 +46,10 @@ def _late_run_id(folder: Path, spec: SweepSpec, number: int, tracking_uri: str) 
     return run_id
 
 
-def promote_sweep(sweep: str, home: Path, tracking_uri: str) -> tuple[str, Decision]:
-    """Register the sweep's best trial and let it compete; returns the model's name and the decision."""
+def promote_sweep(
+    sweep: str, home: Path, tracking_uri: str, approved: bool = False, dry_run: bool = False
+) -> tuple[str, Decision]:
+    """Let the sweep's best trial face the gate; returns the model's name and the decision."""
     folder = find_folder(home, sweep)
     spec, manifest = sweep_manifest(sweep, home)
     state = load_state(folder)
@@ -56,14 +58,8 @@ def promote_sweep(sweep: str, home: Path, tracking_uri: str) -> tuple[str, Decis
     best = state["leaderboard"][0]
     run_id = best["run_id"] or _late_run_id(folder, spec, best["number"], tracking_uri)
     counter = counter_from(load_checkpoint(folder / best["checkpoint"]))
+    candidate = Candidate(run_id, counter, manifest, spec.metric, folder.name)
     decision = promote(
-        tracking_uri,
-        run_id,
-        spec.model_name,
-        counter,
-        manifest,
-        spec.metric,
-        folder / "test",
-        folder.name,
+        tracking_uri, spec.model_name, candidate, spec.gate, folder / "test", approved, dry_run
     )
     return spec.model_name, decision

@@ -17,6 +17,7 @@ from data.split import Split, SplitBy
 from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
 from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, parse_space
+from tracking.gate import Gate
 
 # Selection uses validation only.
 METRICS = {"val_accuracy": "maximize", "val_loss": "minimize", "val_rmse": "minimize", "val_mae": "minimize"}
@@ -101,10 +102,20 @@ class ResourcesPart(_Part):
     gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] | None = None
 
 
+class GatePart(_Part):
+    """What a champion must show beyond being better than the one before (tracking.gate.Gate)."""
+
+    class_floor: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    max_megabytes: Annotated[float, Field(gt=0)] | None = None
+    approval: bool = False
+
+
 class RegisterPart(_Part):
     """The registered model that `promote` writes to."""
 
     model: Annotated[str, Field(min_length=1, pattern=r"^[^/:@]+$")] = "bin-counter"
+    gate: GatePart = GatePart()
 
 
 class _File(_Part):
@@ -133,6 +144,7 @@ class SweepSpec:
     budget: BudgetPart
     resources: ResourcesPart
     model_name: str
+    gate: Gate
     raw: dict[str, Any]
 
     @property
@@ -329,6 +341,7 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
         budget=file.budget,
         resources=file.resources,
         model_name=file.register_.model,
+        gate=Gate(**file.register_.gate.model_dump()),
         raw=resolved,
     )
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -71,6 +72,32 @@ def _reopened(tracking_uri: str, run_id: str) -> Iterator[None]:
         client.set_terminated(run_id, before.status, before.end_time)
 
 
+@contextlib.contextmanager
+def _model_parts(counter: Counter) -> Iterator[dict[str, Any]]:
+    """What MLflow makes a model of."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "model.py").write_text(model_source(), encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(counter.config.to_dict()))
+        torch.save(counter.state_dict(), folder / "weights.pt")
+        yield {
+            "python_model": str(folder / "model.py"),
+            "artifacts": {"config": str(folder / "config.json"), "weights": str(folder / "weights.pt")},
+            "signature": SIGNATURE,
+            "input_example": _example(64),
+            "pip_requirements": [f"{package}=={version(package)}" for package in REQUIREMENTS],
+        }
+
+
+@contextlib.contextmanager
+def saved_model(counter: Counter) -> Iterator[Path]:
+    """The model that `register` would store, in a folder of its own for as long as the block lasts."""
+    with tempfile.TemporaryDirectory() as temporary, _model_parts(counter) as parts:
+        folder = Path(temporary) / "model"
+        mlflow.pyfunc.save_model(str(folder), **parts)
+        yield folder
+
+
 def register(
     tracking_uri: str, run_id: str, name: str, counter: Counter, tags: Mapping[str, str]
 ) -> ModelVersion:
@@ -80,20 +107,8 @@ def register(
     """
     mlflow.set_tracking_uri(tracking_uri)
     client = MlflowClient(tracking_uri)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        (folder / "model.py").write_text(model_source(), encoding="utf-8")
-        (folder / "config.json").write_text(json.dumps(counter.config.to_dict()))
-        torch.save(counter.state_dict(), folder / "weights.pt")
-        with _reopened(tracking_uri, run_id):
-            info = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(folder / "model.py"),
-                artifacts={"config": str(folder / "config.json"), "weights": str(folder / "weights.pt")},
-                signature=SIGNATURE,
-                input_example=_example(64),
-                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
-            )
+    with _model_parts(counter) as parts, _reopened(tracking_uri, run_id):
+        info = mlflow.pyfunc.log_model(name="model", **parts)
     try:
         client.create_registered_model(name, description="Counts the items in a bin from its photo.")
     except MlflowException as error:

@@ -1,21 +1,29 @@
 """Whole sweeps on small real parts: both runners, a real MLflow server, the registry and a served model."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from data.errors import UserError
+from data.manifest import load_manifest
+from models.build import counter_from, load_checkpoint
+from models.network import Counter
 from search.predict import predict_images
 from search.promote import promote_sweep
 from search.spec import SweepSpec, parse_spec
-from search.state import find_folder
+from search.state import find_folder, load_state
 from search.sweep import Runner, SweepResult, check_before_start, prepare, run_sweep
+from tracking.gate import Gate
+from tracking.promotion import Candidate, Decision, promote, rollback
+from tracking.registry import champion_of
 from tracking.serving import load_and_predict, predict, serve_model
 
 TRIALS = 5
@@ -118,6 +126,72 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
     assert parent.data.metrics["best_val_accuracy"] == result.leaderboard[0].value
 
 
+def broken(counter: Counter, how: str) -> Counter:
+    """A copy that was spoilt on its way to the registry."""
+    spoilt = copy.deepcopy(counter)
+    if how == "labels shuffled":
+        last = [module for module in spoilt.modules() if isinstance(module, torch.nn.Linear)][-1]
+        with torch.no_grad():
+            last.weight.copy_(last.weight.roll(1, 0))
+            last.bias.copy_(last.bias.roll(1, 0))
+    else:
+        spoilt.mean.add_(3.0)
+    return spoilt
+
+
+@pytest.mark.integration  # each of its candidates is registered, evaluated and served
+def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
+    bins: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    spec = spec_of(bins, name="gated", budget={"trials": 2}, register={"model": "gated"})
+    result = sweep(spec, tmp_path, "local", server)
+    best = load_state(result.folder)["leaderboard"][0]
+    counter = counter_from(load_checkpoint(result.folder / best["checkpoint"]))
+    manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, tmp_path)
+    client = MlflowClient(server)
+
+    def judged(counter: Counter, gate: Gate | None = None, approved: bool = False) -> Decision:
+        candidate = Candidate(best["run_id"], counter, manifest, "val_accuracy", result.id)
+        return promote(server, "gated", candidate, gate or Gate(), tmp_path / "test", approved)
+
+    # Against the constant guess, then against a champion.
+    shuffled = broken(counter, "labels shuffled")
+    refused = judged(shuffled)
+    assert not refused.promoted and "the constant guess" in refused.reason
+    assert champion_of(server, "gated") is None
+    first = judged(counter, Gate(approval=True))
+    assert not first.promoted and "--approve" in first.reason
+    waiting = client.get_model_version("gated", first.version)
+    assert waiting.tags["decision"] == "waiting for approval"
+    first = judged(counter, Gate(approval=True), approved=True)
+    assert first.promoted and all(rule.passed for rule in first.rules)
+    for how in ("labels shuffled", "wrong normalisation"):
+        refused = judged(broken(counter, how))
+        assert not refused.promoted and "does not beat the champion's" in refused.reason, how
+        version = client.get_model_version("gated", refused.version)
+        assert (
+            version.tags["decision"] == "refused"
+            and "failed" in version.tags["gate.better_than_the_champion"]
+        )
+        assert client.get_model_version_by_alias("gated", "challenger").version == refused.version
+    gate = Gate(class_floor=1.0, max_latency_ms=0.001, max_megabytes=0.001)
+    failed = {rule.name for rule in judged(counter, gate).rules if not rule.passed}
+    assert {"latency", "size"} <= failed
+    files = [file.path for file in client.list_artifacts(best["run_id"], "gate")]
+    assert f"gate/decision-{first.version}.json" in files
+
+    with pytest.raises(UserError, match="followed no other champion"):
+        rollback(server, "gated", "why not")
+    client.set_model_version_tag("gated", refused.version, "champion.before", first.version)
+    client.set_registered_model_alias("gated", "champion", refused.version)
+    assert rollback(server, "gated", "it miscounts") == (refused.version, first.version)
+    champion = champion_of(server, "gated")
+    assert champion is not None and champion.version == first.version
+    left = client.get_model_version("gated", refused.version)
+    assert left.tags["decision"] == "rolled back" and "it miscounts" in left.tags["decision.reason"]
+
+
 def test_promotion_serving_and_prediction(
     bins: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +211,12 @@ def test_promotion_serving_and_prediction(
     client = MlflowClient(server)
     assert client.get_model_version_by_alias(model, "champion").version == first.version
     assert client.get_model_version_by_alias(model, "challenger").version == second.version
+
+    # What would be refused, refused without a trace.
+    versions = len(client.search_model_versions(f"name='{model}'"))
+    model, third = promote_sweep(result.id, tmp_path, server, dry_run=True)
+    assert third.version is None and not third.promoted and third.candidate == first.candidate
+    assert len(client.search_model_versions(f"name='{model}'")) == versions
 
     state_file = result.folder / "sweep.json"
     state = json.loads(state_file.read_text())

@@ -1,0 +1,107 @@
+"""The gate's tests and rules, on counts made up for the purpose."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from models.metrics import Counts
+from tracking.gate import (
+    ALPHA,
+    better_by_bootstrap,
+    better_by_mcnemar,
+    detectable,
+    intervals,
+    judge_against,
+    judge_classes,
+    judge_limit,
+    judge_served,
+)
+
+
+def counters(
+    dice: np.random.Generator, photos: int, accuracy: float, gain: float, differ: float
+) -> tuple[Counts, Counts, Counts]:
+    """True counts and those of two counters: the second is right in `accuracy` of the photos, the first in `gain`
+    more, and one of them alone is right in a share `differ` of the photos."""
+    actual = dice.integers(0, 6, photos)
+    won, lost = (differ + gain) / 2, (differ - gain) / 2
+    both = accuracy - lost
+    kind = dice.choice(4, photos, p=[both, won, lost, 1 - both - won - lost])
+    wrong = np.where(actual == 5, 4, actual + 1)
+    first = np.where((kind == 0) | (kind == 1), actual, wrong)
+    second = np.where((kind == 0) | (kind == 2), actual, wrong)
+    return first, second, actual
+
+
+def test_mcnemar_is_the_mid_p_of_the_binomial() -> None:
+    dice = np.random.default_rng(0)
+    first, second, actual = counters(dice, 300, 0.4, 0.05, 0.3)
+    p, won, lost = better_by_mcnemar(first, second, actual)
+    assert won == np.sum((first == actual) & (second != actual)) and lost > 0
+    exact = binomtest(won, won + lost, alternative="greater").pvalue
+    above = binomtest(won + 1, won + lost, alternative="greater").pvalue
+    assert p == pytest.approx((exact + above) / 2)
+    assert better_by_mcnemar(second, second, actual)[0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "rmse"])
+def test_one_that_is_no_better_seldom_passes_and_a_better_one_mostly(measure: str) -> None:
+    dice = np.random.default_rng(1)
+    rates = {}
+    for gain in (0.0, 0.05):
+        passed = 0
+        for _ in range(300):
+            first, second, actual = counters(dice, 1000, 0.35, gain, 0.25)
+            (rule,) = judge_against(first, second, actual, measure, "the champion", strict=False)  # type: ignore[arg-type]
+            passed += rule.passed
+        rates[gain] = passed / 300
+    assert rates[0.0] <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / 300) ** 0.5
+    assert rates[0.05] >= 0.8
+
+
+def test_a_worse_rmse_refuses_a_better_accuracy() -> None:
+    dice = np.random.default_rng(2)
+    first, second, actual = counters(dice, 1000, 0.4, 0.1, 0.3)
+    far = np.where(first == actual, first, (actual + 3) % 6)  # its mistakes are large ones
+    better, not_worse = judge_against(far, second, actual, "accuracy", "the champion", strict=True)
+    assert better.passed and not not_worse.passed and "rmse" in not_worse.text
+    assert all(rule.passed for rule in judge_against(first, second, actual, "accuracy", "x", strict=True))
+
+
+def test_a_test_split_that_is_too_small_is_named() -> None:
+    dice = np.random.default_rng(3)
+    first, second, actual = counters(dice, 60, 0.4, 0.0, 0.3)
+    (rule,) = judge_against(first, second, actual, "accuracy", "the champion", strict=False)
+    assert not rule.passed and "60 photos are too few to tell" in rule.text
+    first, second, actual = counters(dice, 20_000, 0.4, 0.0, 0.3)
+    (rule,) = judge_against(first, second, actual, "accuracy", "the champion", strict=False)
+    assert not rule.passed and "too few" not in rule.text
+    assert detectable(150, 150, 1000) == pytest.approx(0.043, abs=0.001)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    dice = np.random.default_rng(4)
+    held = 0
+    for _ in range(200):
+        first, _, actual = counters(dice, 500, 0.35, 0.0, 0.2)
+        low, high = intervals(first, actual)["accuracy"]
+        held += low <= 0.35 <= high
+    assert 0.9 <= held / 200 <= 0.99
+    p, low, high = better_by_bootstrap(first, first, actual, "rmse")
+    assert p == 1.0 and low == high == 0.0
+
+
+def test_floors_limits_and_served_answers() -> None:
+    table = {1: {"accuracy": 0.3, "support": 9.0}, 2: {"accuracy": 0.05, "support": 9.0}}
+    assert not judge_classes(table, 0.1).passed and "2 items: 5.0%" in judge_classes(table, 0.1).text
+    assert judge_classes(table, 0.05).passed
+    assert judge_limit("latency", 10.0, 10.0, "ms").passed and not judge_limit("latency", 11, 10, "ms").passed
+    counts, probabilities = np.array([1, 2]), np.array([[0.9, 0.1], [0.2, 0.8]])
+    said = [
+        {"count": 1, "probabilities": {"1": 0.9, "2": 0.1}},
+        {"count": 2, "probabilities": {"1": 0.2, "2": 0.8}},
+    ]
+    assert judge_served(counts, probabilities, said, (1, 2)).passed
+    said[1]["probabilities"] = {"1": 0.21, "2": 0.79}
+    assert not judge_served(counts, probabilities, said, (1, 2)).passed
+    assert not judge_served(np.array([1, 1]), probabilities, said, (1, 2)).passed
