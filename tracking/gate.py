@@ -120,7 +120,7 @@ def judge_against(
         second: Measure = "rmse" if measure == "accuracy" else "accuracy"
         p, _, _ = better_by_bootstrap(other, candidate, actual, second)
         text = (
-            f"{second} {mine[second]:.4f} against {whose}'s {theirs[second]:.4f}, p of being no worse {p:.3f}"
+            f"{second} {mine[second]:.4f} against {whose}'s {theirs[second]:.4f}, {_p(p)} for no difference"
         )
         rules.append(Rule(f"not worse in {second}", p >= ALPHA, text))
     return rules
@@ -132,11 +132,11 @@ def _better(
     photos = len(actual)
     if measure == "accuracy":
         p, won, lost = better_by_mcnemar(candidate, other, actual)
-        how = f"{won} photos to {lost} where they differ, McNemar p {p:.3f}"
+        how = f"{won} photos to {lost} where they differ, McNemar {_p(p)}"
     else:
         p, low, high = better_by_bootstrap(candidate, other, actual, measure)
         _, won, lost = better_by_mcnemar(candidate, other, actual)
-        how = f"difference {mine - theirs:+.4f} (95 % from {low:+.4f} to {high:+.4f}), bootstrap p {p:.3f}"
+        how = f"difference {mine - theirs:+.4f} (95 % from {low:+.4f} to {high:+.4f}), bootstrap {_p(p)}"
     passed = p < ALPHA
     text = (
         f"test {measure} {mine:.4f} {'beats' if passed else 'does not beat'} {whose}'s {theirs:.4f} ({how})"
@@ -173,3 +173,7 @@ def judge_served(
 def judge_limit(name: str, value: float, limit: float, unit: str) -> Rule:
     """Whether a cost stays within its limit."""
     return Rule(name, value <= limit, f"{value:.1f} {unit}, at most {limit:g} allowed")
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
