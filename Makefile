@@ -17,7 +17,7 @@ sweep: install
 	$(BIN)/binsweep sweep sweeps/quickstart.yaml --promote
 
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not integration"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not integration"
 
 integration: install
 	$(BIN)/python -m pytest -m integration

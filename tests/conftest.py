@@ -19,6 +19,19 @@ from models.train import TrialData
 from tracking.server import tracking_server
 
 SIZE = 64
+SLOWEST_FIRST = ("test_resume.py", "test_sweep.py", "test_cli.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes begin first, so that no worker sits at the last of them while others are idle."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.name
+        return SLOWEST_FIRST.index(name) if name in SLOWEST_FIRST else len(SLOWEST_FIRST)
+
+    items.sort(key=place)
+
+
 # One thread: tests share the machine with the servers and workers they start, and thread pools that wait for a
 # busy core are slower than one thread that runs.
 torch.set_num_threads(1)

@@ -145,8 +145,12 @@ def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> Non
     assert answer["sweep"] == "cli-1" and len(answer["leaderboard"]) == 2
     assert set(answer["leaderboard"][0]["params"]) == set(SPACE)
     assert "2/2 trials" in done.stderr
-    assert answer["promotion"]["version"] == "1" and "beats" in answer["promotion"]["reason"]
-    if answer["promotion"]["promoted"]:
+    promotion = answer["promotion"]
+    # On 14 photos even a good model may not be better beyond chance.
+    assert promotion["version"] == "1" and promotion["promoted"] == (
+        "does not beat" not in promotion["reason"]
+    )
+    if promotion["promoted"]:
         assert answer["proof"]["count"] in (0, 1, 2)
 
     # One bad photo among good ones costs no other its answer.
