@@ -15,7 +15,7 @@ from mlflow.entities import Run
 
 from search.state import load_state
 
-EPOCHS = 12
+EPOCHS = 24  # so that what is killed is killed within a trial
 RAW: dict[str, Any] = {
     "data": {"image_size": 64},
     "model": {"backbone": "efficientnet_lite0", "batch_size": 8, "precision": "fp32"},
