@@ -21,11 +21,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from trials import SIZE, part_of
+from trials import trial_data
 
-from data.manifest import load_manifest
-from data.pixels import open_pixel_bank
-from data.split import Split
 from models.settings import Settings
 from models.train import TrialData, build_banks, train
 
@@ -53,10 +50,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = part_of(chosen.data, chosen.images, folder / "part")
-        manifest = load_manifest(str(source), [1, 2, 3, 4, 5], Split(), folder)
-        banks = [open_pixel_bank(manifest, split, SIZE, folder) for split in ("train", "validation")]
-        data = TrialData(manifest.classes, SIZE, banks[0], banks[1], folder / "banks")
+        data = trial_data(chosen.data, chosen.images, folder)
         accuracies: dict[str, list[float]] = {}
         for precision in ("fp32", "bf16"):
             settings = [
@@ -67,7 +61,7 @@ def main() -> None:
             accuracies[precision] = [best_accuracy(each, data) for each in settings]
     differences = [b - a for a, b in zip(*accuracies.values(), strict=True)]
     answer = {
-        "images": {"train": len(banks[0]), "validation": len(banks[1])},
+        "images": {"train": len(data.train), "validation": len(data.validation)},
         **{f"accuracy_{key}": mean(values) for key, values in accuracies.items()},
         "difference": mean(differences),
         "standard_error": stdev(differences) / math.sqrt(len(differences)),

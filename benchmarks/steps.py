@@ -26,11 +26,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from trials import SIZE, part_of
+from trials import trial_data
 
-from data.manifest import load_manifest
-from data.pixels import open_pixel_bank
-from data.split import Split
 from models.arithmetic import Arithmetic, choose_arithmetic, cores, threads_of
 from models.build import build_counter
 from models.settings import Settings
@@ -136,10 +133,7 @@ def main() -> None:
     rows = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = part_of(chosen.data, chosen.images, folder / "part")
-        manifest = load_manifest(str(source), [1, 2, 3, 4, 5], Split(), folder)
-        banks = [open_pixel_bank(manifest, split, SIZE, folder) for split in ("train", "validation")]
-        data = TrialData(manifest.classes, SIZE, banks[0], banks[1], folder / "banks")
+        data = trial_data(chosen.data, chosen.images, folder)
         for trainable in chosen.trainable or ["head", "last_stage", "all"]:
             settings = Settings(trainable=trainable, epochs=2, batch_size=chosen.batch_size)
             torch.set_num_threads(threads_of(trainable, cores()))

@@ -25,7 +25,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
+from data.manifest import load_manifest
+from data.pixels import open_pixel_bank
+from data.split import Split
 from models.arithmetic import cores
+from models.train import TrialData
 from search.spec import parse_spec
 from search.sweep import check_before_start, prepare, run_sweep
 from tracking.server import tracking_server
@@ -60,6 +64,13 @@ def part_of(source: Path, images: int, folder: Path) -> Path:
         if document.exists():
             (folder / "metadata" / document.name).symlink_to(document.absolute())
     return folder
+
+
+def trial_data(source: Path, images: int, folder: Path) -> TrialData:
+    """The first `images` photos of `source` with 1 to 5 items, split and decoded under `folder`."""
+    manifest = load_manifest(str(part_of(source, images, folder / "part")), [1, 2, 3, 4, 5], Split(), folder)
+    train, validation = (open_pixel_bank(manifest, name, SIZE, folder) for name in ("train", "validation"))
+    return TrialData(manifest.classes, SIZE, train, validation, folder / "banks")
 
 
 def run_ours(chosen: argparse.Namespace, source: Path, home: Path, uri: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import statistics
 import tempfile
@@ -35,6 +34,7 @@ from tracking.gate import (
     judge_served,
 )
 from tracking.registry import CHALLENGER, CHAMPION, champion_of, register, saved_model
+from tracking.sender import user_name
 from tracking.serving import predict, serve_model
 
 Scores = dict[str, float]
@@ -153,7 +153,7 @@ def promote(
         images=len(items),
         fingerprint=manifest.fingerprint,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        by=_user(),
+        by=user_name(),
     )
     if version is not None:
         _log_evaluation(tracking_uri, candidate.run_id, version, said, manifest, folder)
@@ -177,7 +177,7 @@ def rollback(tracking_uri: str, model_name: str, reason: str) -> tuple[str, str]
             f"version {champion.version} of {model_name!r} followed no other champion",
             "there is nothing to return to",
         )
-    how = f"{datetime.now(UTC).isoformat(timespec='seconds')} by {_user()}: {reason}"
+    how = f"{datetime.now(UTC).isoformat(timespec='seconds')} by {user_name()}: {reason}"
     client.set_registered_model_alias(model_name, CHAMPION, before)
     client.set_model_version_tag(model_name, champion.version, DECISION, "rolled back")
     client.set_model_version_tag(model_name, champion.version, "decision.reason", how)
@@ -203,13 +203,6 @@ def _ask_served(uri: str, items: Sequence[Item], tracking_uri: str) -> tuple[lis
 def _megabytes(counter: Counter) -> float:
     sizes = [tensor.numel() * tensor.element_size() for tensor in counter.state_dict().values()]
     return float(sum(sizes)) / 1e6
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a number without a name
-        return "unknown"
 
 
 def _record(

@@ -120,10 +120,6 @@ class RunLog:
         """Whether the run was ended, by this process or an earlier one, and not begun again."""
         return legal_key(key) in self._ended
 
-    def steps(self, key: str) -> int:
-        """How many steps of the run have metrics."""
-        return len(self._recorded.get(legal_key(key), {}))
-
     def delivered(self, key: str) -> bool:
         """Whether the run was ended, and MLflow has all of it and refused nothing of this log."""
         number = self._ended.get(legal_key(key))

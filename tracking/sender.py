@@ -143,7 +143,7 @@ class Sender:
         return self.runs[key]
 
     def _create(self, key: str, at: int | None, identity: dict[str, str]) -> None:
-        tags = {"mlflow.user": _user(), "mlflow.source.name": "binsweep", "mlflow.source.type": "LOCAL"}
+        tags = {"mlflow.user": user_name(), "mlflow.source.name": "binsweep", "mlflow.source.type": "LOCAL"}
         name = identity.get("mlflow.runName", key)
         experiment = self._experiment_by_name()
         self._doubtful.add(key)
@@ -231,7 +231,8 @@ class Sender:
             self._running.add(key)
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Who runs this process."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run as a number without a name

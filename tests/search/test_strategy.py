@@ -361,17 +361,23 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_auto_finds_the_best_choice_and_the_best_of_a_range(tmp_path: Path) -> None:
-    space = {"x": Range(0.0, 1.0), "arm": Choice(("good", "bad", "worse"))}
-    strategy = opened(tmp_path, "auto", "none", space=space, max_epochs=1)
+def picks(strategy: OptunaStrategy, trials: int) -> list[dict[str, Any]]:
+    """What a strategy tries where one arm is good and x is best at 0.7."""
     picked = []
-    for _ in range(25):
+    for _ in range(trials):
         suggestion = strategy.suggest()
         assert suggestion is not None
         value = {"good": 1.0, "bad": 0.5, "worse": 0.0}[suggestion.params["arm"]]
         strategy.observe(suggestion.number, 1, value - abs(suggestion.params["x"] - 0.7))
         strategy.finish(suggestion.number, Outcome("completed"))
         picked.append(suggestion.params)
+    return picked
+
+
+def test_auto_finds_the_best_choice_and_the_best_of_a_range(tmp_path: Path) -> None:
+    space = {"x": Range(0.0, 1.0), "arm": Choice(("good", "bad", "worse"))}
+    strategy = opened(tmp_path, "auto", "none", space=space, max_epochs=1)
+    picked = picks(strategy, 25)
     assert sum(p["arm"] == "good" for p in picked[5:]) > 10, "by chance a third of 20"
     best = strategy.best()
     assert best is not None and best[1] > 0.97
@@ -381,14 +387,7 @@ def test_auto_finds_the_best_choice_and_the_best_of_a_range(tmp_path: Path) -> N
 def test_models_learn_where_the_good_values_are(tmp_path: Path, sampler: str) -> None:
     space = {"x": Range(0.0, 1.0), "arm": Choice(("good", "bad", "worse"))}
     strategy = opened(tmp_path, sampler, space=space, max_epochs=1)
-    picked = []
-    for _ in range(50):
-        suggestion = strategy.suggest()
-        assert suggestion is not None
-        value = {"good": 1.0, "bad": 0.5, "worse": 0.0}[suggestion.params["arm"]]
-        strategy.observe(suggestion.number, 1, value - abs(suggestion.params["x"] - 0.7))
-        strategy.finish(suggestion.number, Outcome("completed"))
-        picked.append(suggestion.params)
+    picked = picks(strategy, 50)
     late = picked[25:]
     assert sum(p["arm"] == "good" for p in late) > 15
     assert sum(abs(p["x"] - 0.7) < 0.2 for p in late) > 15
