@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
+from models.depthwise import FastDepthwise
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,17 @@ class Arithmetic:
         """For tags and bank keys: `cpu-bf16`, `cuda-fp32`."""
         return f"{self.device.type}-{'fp32' if self.autocast is None else 'bf16'}"
 
-    def context(self) -> contextlib.AbstractContextManager[object]:
-        """Autocast to the number format, or nothing."""
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """Autocast to the number format, with gradients that are fast in it; or nothing."""
         if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast)
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, dtype=self.autocast))
+            if self.device.type == "cpu" and self.autocast is torch.bfloat16:
+                stack.enter_context(FastDepthwise())
+            yield
 
 
 def cores() -> int:
