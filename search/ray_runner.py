@@ -18,6 +18,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# After so many seconds without its head process, Ray gives up (60 by default): the sweep can end and go on.
+os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
 # A token of this process alone: without one, Ray would write one into the person's home directory.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
