@@ -7,7 +7,6 @@ import functools
 import os
 import secrets
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,41 +31,10 @@ from ray.tune.search import Searcher
 
 from models.train import TrialData
 from search.controller import Controller
-from search.trial import TrialTask, leave_error, run_trial
+from search.ray_worker import trainable
 
 WATCH_SECONDS = 5.0
-GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
 OBJECT_STORE_BYTES = 100 * 2**20  # banks are memory-mapped files; next to nothing goes through the store
-
-
-def _trainable(config: dict[str, Any], data: TrialData) -> None:
-    def send(epoch: int, metrics: dict[str, float]) -> bool:
-        # Ray ends the thread inside report() when the scheduler said stop: coming back means go on.
-        tune.report({"number": config["task"].number, "epoch": epoch, "metrics": metrics})
-        return True
-
-    task: TrialTask = config["task"]
-    alarm = _alarm(task)
-    try:
-        run_trial(task, data, send)
-    finally:
-        alarm.cancel()
-
-
-def _alarm(task: TrialTask) -> threading.Timer:
-    """Ends this worker when a trial hangs inside an epoch, where nobody could ask it to stop."""
-    late = f"TimeoutError: budget.trial_minutes: {task.minutes} are over, and the epoch did not end"
-
-    def give_up() -> None:
-        leave_error(task.folder, late, "")
-        os._exit(1)
-
-    seconds = threading.TIMEOUT_MAX if task.minutes is None else 60 * task.minutes + GRACE_SECONDS
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    if task.minutes is not None:
-        timer.start()
-    return timer
 
 
 class _Suggestions(Searcher):
@@ -179,13 +147,10 @@ def run_ray(controller: Controller, data: TrialData, per_trial: Mapping[str, flo
 def _tune(
     controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int, folder: str
 ) -> None:
-    trainable = tune.with_resources(
-        functools.partial(_trainable, data=data),
-        dict(per_trial),
-    )
+    task = tune.with_resources(functools.partial(trainable, data=data), dict(per_trial))
     suggestions = _Suggestions(controller, slots)
     tuner = tune.Tuner(
-        trainable,
+        task,
         tune_config=tune.TuneConfig(
             search_alg=suggestions,
             scheduler=_Verdicts(controller, suggestions.told),

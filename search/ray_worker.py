@@ -1,0 +1,46 @@
+"""One trial inside a Ray worker. What is imported here, every worker loads: no more than a trial needs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from ray import tune
+
+from models.train import TrialData
+from search.trial import TrialTask, leave_error, run_trial
+
+GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
+
+
+def trainable(config: dict[str, Any], data: TrialData) -> None:
+    """Ray Tune's function: train `config["task"]`, report every epoch."""
+
+    def send(epoch: int, metrics: dict[str, float]) -> bool:
+        # Ray ends the thread inside report() when the scheduler said stop: coming back means go on.
+        tune.report({"number": config["task"].number, "epoch": epoch, "metrics": metrics})
+        return True
+
+    task: TrialTask = config["task"]
+    alarm = _alarm(task)
+    try:
+        run_trial(task, data, send)
+    finally:
+        alarm.cancel()
+
+
+def _alarm(task: TrialTask) -> threading.Timer:
+    """Ends this worker when a trial hangs inside an epoch, where nobody could ask it to stop."""
+    late = f"TimeoutError: budget.trial_minutes: {task.minutes} are over, and the epoch did not end"
+
+    def give_up() -> None:
+        leave_error(task.folder, late, "")
+        os._exit(1)
+
+    seconds = threading.TIMEOUT_MAX if task.minutes is None else 60 * task.minutes + GRACE_SECONDS
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    if task.minutes is not None:
+        timer.start()
+    return timer
