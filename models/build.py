@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -21,7 +22,8 @@ def build_counter(settings: Settings, classes: Sequence[int], image_size: int) -
     """A counter with the settings' pre-trained backbone and a fresh head.
 
     The head is drawn from the trial's seed; a frozen part without pre-trained weights is drawn from a seed of
-    its own, so that all trials share it (and one feature bank).
+    its own, so that all trials share it (and one feature bank). Within a process, the frozen stages of all
+    counters are the same modules: copying them took longer than training a head.
     """
     architecture = ARCHITECTURES[settings.backbone]
     file = weights_file(settings.backbone, settings.weights)
@@ -31,8 +33,14 @@ def build_counter(settings: Settings, classes: Sequence[int], image_size: int) -
     stamp = file.stat().st_mtime_ns if file else 0
     drawn_from = settings.seed if settings.trainable == "all" and file is None else 0
     with torch.random.fork_rng(devices=[]):
-        backbone = copy.deepcopy(_backbone(settings.backbone, file, stamp, drawn_from))
-        counter = Counter(config, backbone=backbone)
+        counter = Counter(config, backbone=_backbone(settings.backbone, file, stamp, drawn_from))
+        cut = counter.cut(settings.trainable)
+        stages = enumerate(counter.backbone.named_children())
+        counter.backbone = nn.Sequential(
+            OrderedDict(
+                (name, stage if place < cut else copy.deepcopy(stage)) for place, (name, stage) in stages
+            )
+        )
         torch.manual_seed(settings.seed)
         for module in counter.head.modules():
             if isinstance(module, torch.nn.Linear):
@@ -46,7 +54,7 @@ def build_counter(settings: Settings, classes: Sequence[int], image_size: int) -
 
 @lru_cache(maxsize=1)
 def _backbone(name: str, file: Path | None, stamp: int, seed: int) -> nn.Sequential:
-    """Kept for the next trial of this process: building one takes longer than copying it and many a head."""
+    """Kept for the next trial of this process: building one takes longer than training many a head."""
     torch.manual_seed(seed)
     return build_backbone(name, load_state(name, file) if file else None)
 
@@ -81,4 +89,4 @@ def counter_from(checkpoint: Checkpoint) -> Counter:
     counter = build_counter(checkpoint.settings, checkpoint.classes, checkpoint.image_size)
     cut = counter.cut(checkpoint.settings.trainable)
     counter.suffix(cut).load_state_dict(checkpoint.state)
-    return counter.eval()
+    return counter.cpu().eval()
