@@ -112,9 +112,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, default in (("bins", "500,5000,50000"), ("trials", "10,100,1000")):
-        parser.add_argument(
-            f"--{name}", default=default, type=lambda text: sorted(map(int, text.split(",")))
-        )
+        parser.add_argument(f"--{name}", default=default, type=lambda text: sorted(map(int, text.split(","))))
     parser.add_argument("--json", type=Path, metavar="OUT")
     chosen = parser.parse_args()
     rows = []

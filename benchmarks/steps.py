@@ -44,7 +44,7 @@ class Steps:
         self.arithmetic = choose_arithmetic(settings.precision)
         counter = build_counter(settings, data.classes, data.image_size).to(self.arithmetic.device)
         counter = counter.to(memory_format=torch.channels_last)
-        self.learn = open_batches(counter, settings, data.train, data.banks, self.arithmetic, 2)
+        self.learn = open_batches(counter, settings, data.train, data.banks, self.arithmetic, settings.augment)
         self.net = counter.suffix(counter.cut(settings.trainable)).train()
         if settings.trainable == "head":
             self.arithmetic = Arithmetic(self.arithmetic.device, None)
@@ -77,7 +77,7 @@ class Steps:
         real: list[list[float]] = []
         memory: list[float] = []
         while len(real) < steps:
-            batches = _training_batches(self.learn, self.settings, self.data.image_size, generator)
+            batches = _training_batches(self.learn, self.settings, generator)
             start = self.now()
             for inputs, labels in batches:
                 waited = self.now() - start

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.banks import make_room, open_bank
 
-Encode = Callable[[Tensor], Tensor]
+Encode = Callable[[Tensor, Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
 VERSION = 2
 # bfloat16 has no numpy name: its bits are stored as 16-bit integers.
@@ -34,12 +34,13 @@ def open_feature_bank(
     batch: int = 8,
     threads: int = 1,
 ) -> Tensor:
-    """Activations [views, N, ...] of uint8 `pixels` [N, S, S, 3]; view 0 is the image, view 1 its mirror.
+    """Activations [views, N, ...] of uint8 `pixels` [N, S, S, 3], as `encode` gives them.
 
-    `encode` maps a uint8 batch [B, S, S, 3] to a float32 or bfloat16 batch [B, ...]; `threads` of them run at
-    once. `key` must name all that the activations depend on (data, backbone, weights, cut, number format): the
-    same key is never computed twice on a machine, also not by two processes at once. The tensor shares the
-    mapped file with every process that opens it. Raises UserError when the bank cannot be written.
+    `encode` maps a uint8 batch [B, S, S, 3], its rows int64 [B] and the numbers of their views int64 [B] to a
+    float32 or bfloat16 batch [B, ...]; `threads` of them run at once. `key` must name all that the activations
+    depend on (data, backbone, weights, cut, number format, augmentation): the same key is never computed twice
+    on a machine, also not by two processes at once. The tensor shares the mapped file with every process that
+    opens it. Raises UserError when the bank cannot be written.
     """
     whole = f"features|{VERSION}|{key}|{views}"
 
@@ -90,8 +91,9 @@ def _encoded(
 
     def one(view: int, start: int) -> Tensor:
         images = torch.from_numpy(np.array(pixels[start : start + batch]))
+        rows = torch.arange(start, start + len(images))
         with torch.inference_mode():
-            return encode(images.flip(2) if view else images).cpu().contiguous()
+            return encode(images, rows, torch.full_like(rows, view)).cpu().contiguous()
 
     if threads == 1:
         for view in range(views):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
+from models.augment import Augment
+
 Trainable = Literal["head", "last_stage", "all"]
 Head = Literal["classify", "ordinal", "regress"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["one_cycle", "constant"]
-Augment = Literal["none", "flip", "flip_shift"]
 Balance = Literal["none", "weights", "sampler"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -31,6 +32,7 @@ class Settings:
     label_smoothing: float = 0.0
     schedule: Schedule = "one_cycle"
     augment: Augment = "flip"
+    views: int = 8  # of each photo in a feature bank, where the augmentation has more than the two of flip
     balance: Balance = "none"  # weights: in the loss; sampler: draws every class equally often
     precision: Precision = "auto"
     seed: int = 0
@@ -44,6 +46,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "lr": (1e-12, 1e3),
     "batch_size": (1, 2**31),
     "epochs": (1, 100_000),
+    "views": (3, 1000),
     "weight_decay": (0.0, 1e3),
     "momentum": (0.0, 1.0),
     "label_smoothing": (0.0, 1.0),

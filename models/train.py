@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from data.features import open_feature_bank
 from data.pixels import PixelBank
 from models.arithmetic import Arithmetic, choose_arithmetic, cores
+from models.augment import VERSION as AUGMENT_VERSION
+from models.augment import Augment, augment_images, views_of
 from models.batches import Batches, FeatureBatches, PixelBatches
 from models.build import Checkpoint, build_counter
 from models.metrics import count_metrics, per_class
@@ -40,7 +42,8 @@ class Snapshot:
 # Called once an epoch with the epoch (from 1), its metrics, and what can be kept of it. Returns whether to go on.
 Report = Callable[[int, dict[str, float], Snapshot], bool]
 Progress = Callable[[int, int], None]
-SHIFT = 0.06  # flip_shift moves an image by up to this part of its size each way
+PLAIN: Augment = "none"
+FRESH = 2**31  # so many views, drawn anew each time, are as good as endless
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def open_batches(
     bank: PixelBank,
     folder: Path,
     arithmetic: Arithmetic,
-    views: int,
+    augment: Augment,
     stored: bool = True,
     progress: Progress | None = None,
 ) -> Batches:
@@ -81,11 +84,17 @@ def open_batches(
             codes = torch.cat([prefix(part) for part in inputs.split(batch)]) if cut else inputs
         return codes if cut == 0 or arithmetic.autocast is None else codes.to(arithmetic.autocast)
 
+    def encode(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
+        return front(augment_images(images, rows, views, augment))
+
+    views = views_of(augment, settings.views if cut else FRESH)
     if cut == 0 or not stored:
-        return PixelBatches(bank.pixels, bank.labels, front, device)
+        return PixelBatches(bank.pixels, bank.labels, front, device, augment, views)
     weights = file_hash(weights_file(settings.backbone, settings.weights))
     key = f"{bank.key}|{settings.backbone}|{weights}|{cut}|{arithmetic.name}"
-    features = open_feature_bank(bank.pixels, front, key, folder, views, progress, batch, threads)
+    if augment not in ("none", "flip"):
+        key += f"|{augment}-{AUGMENT_VERSION}"
+    features = open_feature_bank(bank.pixels, encode, key, folder, views, progress, batch, threads)
     return FeatureBatches(features, bank.labels, device)
 
 
@@ -95,9 +104,8 @@ def build_banks(settings: Settings, data: TrialData, progress: Progress | None =
     counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
     counter = counter.to(memory_format=torch.channels_last)
     if counter.cut(settings.trainable):
-        views = 1 if settings.augment == "none" else 2
-        open_batches(counter, settings, data.train, data.banks, arithmetic, views, progress=progress)
-        open_batches(counter, settings, data.validation, data.banks, arithmetic, 1, progress=progress)
+        for split, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
+            open_batches(counter, settings, split, data.banks, arithmetic, augment, progress=progress)
 
 
 def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -138,18 +146,14 @@ def _epoch_rows(labels: Tensor, settings: Settings, generator: torch.Generator) 
 
 
 def _training_batches(
-    split: Batches, settings: Settings, size: int, generator: torch.Generator
+    split: Batches, settings: Settings, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and labels of one epoch, with all random choices drawn in a fixed order from `generator`."""
-    reach = int(SHIFT * size)
     for rows in _epoch_rows(split.labels, settings, generator):
-        flips = torch.zeros_like(rows)
-        shifts = None
-        if settings.augment != "none":
-            flips = torch.randint(0, 2, (len(rows),), generator=generator)
-        if settings.augment == "flip_shift":
-            shifts = torch.randint(-reach, reach + 1, (len(rows), 2), generator=generator)
-        yield split.take(rows, flips, shifts), split.labels[rows.to(split.labels.device)]
+        views = torch.zeros_like(rows)
+        if split.views > 1:
+            views = torch.randint(0, split.views, (len(rows),), generator=generator)
+        yield split.take(rows, views), split.labels[rows.to(split.labels.device)]
 
 
 def _forward(net: nn.Module, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -196,7 +200,7 @@ def _predict(net: nn.Module, split: Batches, arithmetic: Arithmetic, batch: int 
     parts = []
     for rows in torch.arange(len(split.labels)).split(batch):
         with torch.no_grad():
-            parts.append(_forward(net, split.take(rows, torch.zeros_like(rows), None), arithmetic))
+            parts.append(_forward(net, split.take(rows, torch.zeros_like(rows)), arithmetic))
     return torch.cat(parts)
 
 
@@ -233,9 +237,8 @@ def train(
     torch.manual_seed(settings.seed)  # dropout draws from the global generator
     counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
     counter = counter.to(memory_format=torch.channels_last)
-    views = 1 if settings.augment == "none" else 2
-    learn = open_batches(counter, settings, data.train, data.banks, arithmetic, views, stored)
-    check = open_batches(counter, settings, data.validation, data.banks, arithmetic, 1, stored)
+    learn = open_batches(counter, settings, data.train, data.banks, arithmetic, settings.augment, stored)
+    check = open_batches(counter, settings, data.validation, data.banks, arithmetic, PLAIN, stored)
 
     net = counter.suffix(counter.cut(settings.trainable))
     if settings.trainable == "head":
@@ -255,7 +258,7 @@ def train(
         start = time.perf_counter()
         net.train()
         losses, choices, seen = [], [], []
-        for inputs, labels in _training_batches(learn, settings, data.image_size, generator):
+        for inputs, labels in _training_batches(learn, settings, generator):
             optimizer.zero_grad(set_to_none=True)
             loss, log_probabilities = _backward(net, inputs, labels, weight, settings, arithmetic, parts)
             optimizer.step()

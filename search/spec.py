@@ -287,9 +287,6 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
     def may(name: str) -> list[Any]:
         return values_of(space[name]) if name in space else [model.get(name, _example(name))]
 
-    if "flip_shift" in may("augment") and set(may("trainable")) != {"all"}:
-        hint = "use flip, whose two views are stored exactly, or train all"
-        problems.append(Problem("model.augment", "flip_shift needs trainable: all", "flip_shift", hint))
     if "inception_v3" in may("backbone") and file.data.image_size < 75:
         hint = "raise it, or leave inception_v3 out"
         problems.append(

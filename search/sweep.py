@@ -97,7 +97,7 @@ def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
             for name in ("train", "validation")
         ]
     data = TrialData(manifest.classes, spec.data.image_size, banks[0], banks[1], bank_folder(home))
-    names = ("backbone", "weights", "trainable", "precision", "augment")
+    names = ("backbone", "weights", "trainable", "precision", "augment", "views")
     for values in itertools.product(*(spec.values(name) for name in names)):
         settings = replace(spec.settings, **dict(zip(names, values, strict=True)))
         with Step(f"features of {settings.backbone}") as step:

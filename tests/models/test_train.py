@@ -11,7 +11,6 @@ import torch
 
 from data.errors import UserError
 from data.features import open_feature_bank
-from models.batches import shift_images
 from models.build import Checkpoint, build_counter, counter_from, load_checkpoint
 from models.network import HEADS
 from models.settings import Settings
@@ -50,6 +49,13 @@ def test_training_with_and_without_the_feature_bank_gives_the_same_losses(
     np.testing.assert_allclose(with_bank, without, rtol=1e-4)
 
 
+@pytest.mark.parametrize("augment", ["none", "flip_shift", "full"])
+def test_the_bank_is_exact_for_sampled_views(trial_data: TrialData, augment: str) -> None:
+    settings = replace(SETTINGS, augment=augment, views=5, lr=5e-4, epochs=2)  # type: ignore[arg-type]
+    with_bank, without = (losses(run(settings, trial_data, stored)) for stored in (True, False))
+    np.testing.assert_allclose(with_bank, without, rtol=1e-4)
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
 def test_the_bank_is_exact_for_other_families_too(trial_data: TrialData, backbone: str) -> None:
     settings = replace(SETTINGS, backbone=backbone, weights="none", trainable="last_stage", epochs=2)
@@ -70,7 +76,7 @@ def test_one_seed_repeats_and_another_differs(trial_data: TrialData, trainable: 
     [
         {"trainable": "head", "augment": "flip"},
         {"trainable": "last_stage", "optimizer": "sgd", "balance": "sampler"},
-        {"trainable": "all", "augment": "flip_shift", "backbone": "mobilenet_v2", "weights": "none"},
+        {"trainable": "all", "augment": "full", "backbone": "mobilenet_v2", "weights": "none"},
     ],
 )
 def test_a_resumed_training_has_the_curve_of_an_undisturbed_one(
@@ -213,15 +219,8 @@ def test_a_last_batch_of_one_joins_its_neighbour() -> None:
     assert torch.cat(rows).unique().numel() == 33
 
 
-def test_shifted_images_move_and_repeat_their_edge() -> None:
-    image = torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4, 1).repeat(2, 1, 1, 3)
-    moved = shift_images(image, torch.tensor([[1, 0], [0, -2]]))
-    assert moved[0, :, 0, 0].tolist() == [0, 0, 4, 8]
-    assert moved[1, 0, :, 0].tolist() == [2, 3, 3, 3]
-
-
-def encode(images: torch.Tensor) -> torch.Tensor:
-    return images.float().flatten(1)
+def encode(images: torch.Tensor, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+    return torch.where(views.view(-1, 1, 1, 1) == 1, images.flip(2), images).float().flatten(1)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
@@ -230,14 +229,15 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_feature_bank_holds_image_and_mirror(tmp_path: Path, threads: int, dtype: torch.dtype) -> None:
-    def typed(images: torch.Tensor) -> torch.Tensor:
-        return encode(images).to(dtype)
+    def typed(images: torch.Tensor, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(images, torch.from_numpy(PIXELS)[rows])
+        return encode(images, rows, views).to(dtype)
 
     before = torch.get_num_threads()
     bank = open_feature_bank(PIXELS, typed, "key", tmp_path, 2, batch=3, threads=threads)
     assert bank.dtype == dtype and torch.get_num_threads() == before
-    assert torch.equal(bank[0], typed(torch.from_numpy(PIXELS)))
-    assert torch.equal(bank[1], typed(torch.from_numpy(PIXELS[:, :, ::-1].copy())))
+    for view, pixels in enumerate((PIXELS, PIXELS[:, :, ::-1].copy())):
+        assert torch.equal(bank[view], torch.from_numpy(pixels).flatten(1).to(dtype))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "rubbish", "other version", "other shape", "no index"])
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_no_feature_bank(tmp_path: Path) -> None:
 
 
 def test_an_error_while_encoding_is_raised_and_leaves_nothing(tmp_path: Path) -> None:
-    def failing(images: torch.Tensor) -> torch.Tensor:
+    def failing(images: torch.Tensor, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no such kernel")
 
     for threads in (1, 2):
