@@ -83,7 +83,12 @@ def _to_inputs(
     rest = [kernel - 1 - pad for pad in padding]
     if stride > 1:
         size = [n + 2 * pad - kernel + 1 for n, pad in zip(shape[2:], padding, strict=True)]
-        spread = gradient.new_zeros(*gradient.shape[:2], *size).contiguous(memory_format=torch.channels_last)
+        spread = torch.empty(
+            (*gradient.shape[:2], *size),
+            dtype=gradient.dtype,
+            device=gradient.device,
+            memory_format=torch.channels_last,
+        ).zero_()
         spread[:, :, ::stride, ::stride] = gradient
         gradient = spread
     return F.conv2d(gradient, weight.flip(2, 3), None, 1, rest, 1, len(weight))
@@ -94,7 +99,8 @@ def _to_weight(
 ) -> Tensor:
     channels, kernel = len(weight), weight.shape[-1]
     up, left = padding
-    inputs = F.pad(inputs, (left, left, up, up))
+    if up or left:
+        inputs = F.pad(inputs, (left, left, up, up))
     height, width = (stride * (n - 1) + 3 for n in gradient.shape[2:])
     whole = torch.empty_like(weight)
     corners = [*range(0, kernel - 3, 3), kernel - 3]
