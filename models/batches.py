@@ -78,3 +78,21 @@ class FeatureBatches:
     def take(self, rows: Tensor, views: Tensor) -> Tensor:
         place = self._features.device
         return send(self._features[views.to(place), rows.to(place)], self._device)
+
+
+class JoinedBatches:
+    """Two splits as one; rows of the second count on behind those of the first."""
+
+    def __init__(self, first: Batches, second: Batches) -> None:
+        self.labels, self.views = torch.cat([first.labels, second.labels]), first.views
+        self._parts = ((first, 0, len(first.labels)), (second, len(first.labels), len(self.labels)))
+
+    def take(self, rows: Tensor, views: Tensor) -> Tensor:
+        places, taken = [], []
+        for part, start, end in self._parts:
+            (here,) = torch.where((rows >= start) & (rows < end))
+            if len(here):
+                places.append(here)
+                taken.append(part.take(rows[here] - start, views[here]))
+        joined = torch.cat(taken)
+        return joined[torch.cat(places).argsort().to(joined.device)]

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Photos of about the same confidence, from `low` up: how many, their mean confidence, how many are right."""
+
+    low: float
+    photos: int
+    confidence: float
+    accuracy: float
 
 
 def count_metrics(predicted: Counts, actual: Counts) -> dict[str, float]:
@@ -18,6 +30,61 @@ def count_metrics(predicted: Counts, actual: Counts) -> dict[str, float]:
         "rmse": float(np.sqrt(np.mean(difference**2))),
         "mae": float(np.mean(np.abs(difference))),
     }
+
+
+def all_scores(predicted: Counts, actual: Counts) -> dict[str, float]:
+    """`count_metrics`, `within_one` = mean(|p - g| <= 1), and `macro_f1`: the mean of F1 = 2 TP / (2 TP + FP + FN)
+    over every count that occurs among the true or the predicted ones (as scikit-learn's `f1_score`, macro)."""
+    pairs, photos = np.unique(np.stack([predicted, actual]), axis=1, return_counts=True)
+    return {name: float(values[0]) for name, values in _cell_scores(pairs, photos[None]).items()}
+
+
+def intervals(predicted: Counts, actual: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals over photos of what `all_scores` gives; arrays [N].
+
+    The scores depend only on how many photos each pair of predicted and true count has, and drawing N photos with
+    replacement draws those numbers from a multinomial distribution.
+    """
+    pairs, photos = np.unique(np.stack([predicted, actual]), axis=1, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(actual), photos / len(actual), RESAMPLES)
+    found = {name: np.percentile(v, [2.5, 97.5]) for name, v in _cell_scores(pairs, draws).items()}
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+
+
+def _cell_scores(pairs: Counts, photos: Counts) -> dict[str, NDArray[np.float64]]:
+    """The scores of R samples: `pairs` [2, C] of predicted and true count, `photos` [R, C] that have each pair."""
+    said, truth = pairs
+    off = np.abs(said - truth).astype(np.float64)
+    total = photos.sum(axis=1)
+    kinds = np.unique(pairs)
+    hits = photos @ ((said == truth)[:, None] & (truth[:, None] == kinds))
+    both = photos @ ((said[:, None] == kinds).astype(np.int64) + (truth[:, None] == kinds))
+    f1 = np.divide(2 * hits, both, out=np.full(both.shape, np.nan), where=both > 0)
+    return {
+        "accuracy": photos @ (off == 0) / total,
+        "rmse": np.sqrt(photos @ off**2 / total),
+        "mae": photos @ off / total,
+        "within_one": photos @ (off <= 1) / total,
+        "macro_f1": np.nanmean(f1, axis=1),
+    }
+
+
+def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10) -> list[Bin]:
+    """Photos by confidence in `bins` equal parts of 0 to 1, those without a photo left out; arrays [N]."""
+    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    groups = [(number, place == number) for number in range(bins)]
+    return [
+        Bin(number / bins, int(rows.sum()), float(confidence[rows].mean()), float(right[rows].mean()))
+        for number, rows in groups
+        if rows.any()
+    ]
+
+
+def calibration_error(table: Sequence[Bin]) -> float:
+    """The expected calibration error: |confidence - accuracy| of the bins, by their share of the photos
+    (Guo et al., On calibration of modern neural networks, ICML 2017)."""
+    photos = sum(row.photos for row in table)
+    return sum(row.photos * abs(row.confidence - row.accuracy) for row in table) / photos
 
 
 def confusion_matrix(predicted: Counts, actual: Counts, classes: Sequence[int]) -> NDArray[np.int64]:
@@ -43,8 +110,7 @@ def per_class(predicted: Counts, actual: Counts, classes: Sequence[int]) -> dict
     return table
 
 
-def constant_guess(train: Counts, actual: Counts) -> dict[str, float]:
-    """What always guessing the commonest training count scores on `actual`: the bar that any model must beat."""
-    values, frequencies = np.unique(train, return_counts=True)
-    guess = int(values[frequencies.argmax()])
-    return {"guess": float(guess), **count_metrics(np.full_like(actual, guess), actual)}
+def commonest(counts: Counts) -> int:
+    """The count that occurs most often, the least of several."""
+    values, frequencies = np.unique(counts, return_counts=True)
+    return int(values[frequencies.argmax()])

@@ -19,7 +19,7 @@ from data.pixels import PixelBank
 from models.arithmetic import Arithmetic, choose_arithmetic, cores
 from models.augment import VERSION as AUGMENT_VERSION
 from models.augment import Augment, augment_images, views_of
-from models.batches import Batches, FeatureBatches, PixelBatches
+from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
 from models.build import Checkpoint, build_counter
 from models.metrics import count_metrics, per_class
 from models.network import Counter
@@ -222,11 +222,13 @@ def train(
     stored: bool = True,
     start_from: TrainingState | None = None,
     parts: int = 1,
+    refit: bool = False,
 ) -> None:
     """Train one trial and report every epoch; return when the epochs are done or `report` says stop.
 
     `start_from` goes on behind its epoch, and the curve is that of a training that never stopped. `parts` cuts
-    each batch into so many micro-batches whose gradients add up to the whole batch's, for less memory.
+    each batch into so many micro-batches whose gradients add up to the whole batch's, for less memory. A `refit`
+    learns from the validation split, too, and its `val_*` metrics then prove nothing.
 
     The same settings and data give the same numbers on the same machine. Metrics: `train_*` (running, in
     training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr` of the epoch's last
@@ -239,6 +241,11 @@ def train(
     counter = counter.to(memory_format=torch.channels_last)
     learn = open_batches(counter, settings, data.train, data.banks, arithmetic, settings.augment, stored)
     check = open_batches(counter, settings, data.validation, data.banks, arithmetic, PLAIN, stored)
+    if refit:
+        more = open_batches(
+            counter, settings, data.validation, data.banks, arithmetic, settings.augment, stored
+        )
+        learn = JoinedBatches(learn, more)
 
     net = counter.suffix(counter.cut(settings.trainable))
     if settings.trainable == "head":

@@ -111,3 +111,14 @@ def check_weights(backbone: str, weights: str) -> None:
         raise UserError(
             f"model.weights: {file} does not fit {backbone}: {error}", "use its own file"
         ) from error
+
+
+def weights_licence(backbone: str, weights: str) -> str:
+    """The licence of the pre-trained weights, in words for a model card."""
+    if weights == "none":
+        return "no pre-trained weights"
+    if weights != "imagenet":
+        return f"not known: {weights}"
+    if backbone in LITE:
+        return f"Apache-2.0 (package {backbone.replace('_', '-')}-pytorch-model, trained on ImageNet)"
+    return "BSD-3-Clause (torchvision, trained on ImageNet)"

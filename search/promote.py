@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from data.errors import UserError
 from data.manifest import Manifest, load_manifest
-from models.build import counter_from, load_checkpoint
+from models.build import load_checkpoint
+from models.train import TrialData
+from models.weights import weights_licence
+from search.board import short, shown
+from search.clock import clock
+from search.finalists import Finalist, Training, find_answer, train_finalists
 from search.recorder import trial_key
 from search.spec import SweepSpec, parse_spec
 from search.state import STATE, find_folder, load_state
+from search.sweep import open_data
 from tracking.promotion import Candidate, Decision, promote
 from tracking.runlog import RunLog
 
@@ -30,36 +38,78 @@ def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
     return spec, manifest
 
 
-def _late_run_id(folder: Path, spec: SweepSpec, number: int, tracking_uri: str) -> str:
-    """The run of a trial that the tracking server had not heard of when the sweep ended. What waits is sent."""
-    runlog = RunLog(folder / "spool", tracking_uri, spec.name)
-    try:
-        runlog.flush(SEND_SECONDS)
-        run_id = runlog.sent_run_id(trial_key(number))
-    finally:
-        runlog.close(0.0)
-    if run_id is None:
-        raise UserError(
-            f"the run of trial {number} of {folder.name} has not reached {tracking_uri}",
-            "try again when that server answers; nothing is lost",
-        )
-    return run_id
-
-
 def promote_sweep(
     sweep: str, home: Path, tracking_uri: str, approved: bool = False, dry_run: bool = False
 ) -> tuple[str, Decision]:
-    """Let the sweep's best trial face the gate; returns the model's name and the decision."""
+    """Let the sweep's best finalist face the gate; returns the model's name and the decision.
+
+    Finalists are trained first, also for a dry run; what an earlier call trained is taken as it is.
+    """
     folder = find_folder(home, sweep)
     spec, manifest = sweep_manifest(sweep, home)
     state = load_state(folder)
     if not state["leaderboard"]:
         raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
-    best = state["leaderboard"][0]
-    run_id = best["run_id"] or _late_run_id(folder, spec, best["number"], tracking_uri)
-    counter = counter_from(load_checkpoint(folder / best["checkpoint"]))
-    candidate = Candidate(run_id, counter, manifest, spec.metric, folder.name)
+    candidate = _candidate(folder, spec, manifest, open_data(spec, manifest, home), state, tracking_uri)
     decision = promote(
         tracking_uri, spec.model_name, candidate, spec.gate, folder / "test", approved, dry_run
     )
     return spec.model_name, decision
+
+
+def _candidate(
+    folder: Path,
+    spec: SweepSpec,
+    manifest: Manifest,
+    data: TrialData,
+    state: dict[str, Any],
+    tracking_uri: str,
+) -> Candidate:
+    """The model of the finalist that is best on average, once MLflow has its run."""
+    runlog = RunLog(folder / "spool", tracking_uri, spec.name)
+    try:
+        if spec.register.finalists:
+            finalists = train_finalists(folder, spec, data, state["leaderboard"], runlog)
+        else:
+            best = state["leaderboard"][0]
+            training = Training(trial_key(best["number"]), folder / best["checkpoint"], best["value"])
+            finalists = [Finalist(best["number"], best["value"], [training])]
+        answer = find_answer(folder, spec, data, finalists[0], runlog)
+        runlog.flush(SEND_SECONDS)
+        run_id = runlog.sent_run_id(answer.key)
+    finally:
+        runlog.close(0.0)
+    if run_id is None:
+        raise UserError(
+            f"the run {answer.key} of {folder.name} has not reached {tracking_uri}",
+            "try again when that server answers; nothing is lost",
+        )
+    settings = load_checkpoint(finalists[0].trainings[0].checkpoint).settings
+    origin = {
+        "sweep": f"{folder.name} (MLflow run {state['run_id']})",
+        "searched": f"{spec.goal} {spec.metric} over {', '.join(spec.space)}",
+        "cost": f"{len(state['leaderboard'])} trials with a result in {clock(state['seconds'])}",
+        "settings": ", ".join(f"{name} {short(value)}" for name, value in asdict(settings).items()),
+        "licence of the data": spec.data.licence,
+        "licence of the weights": weights_licence(settings.backbone, settings.weights),
+    }
+    part = spec.data
+    photos = {"source": part.source, "classes": part.classes, "split": part.split.model_dump()}
+    notes = [*_finalist_notes(spec, finalists), *answer.notes]
+    return Candidate(
+        run_id, answer.predictor, manifest, spec.metric, folder.name, answer.validation, notes, origin, photos
+    )
+
+
+def _finalist_notes(spec: SweepSpec, finalists: list[Finalist]) -> list[str]:
+    if not spec.register.finalists:
+        return [f"trial {finalists[0].number} as the sweep left it, the best of many by validation"]
+
+    def told(one: Finalist) -> str:
+        *again, before = (
+            shown(spec.metric, value) for value in [*(each.value for each in one.trainings), one.value]
+        )
+        return f"trial {one.number}: {shown(spec.metric, one.mean)} ({' and '.join(again)}; in the sweep {before})"
+
+    seeds = f"{spec.register.seeds} fresh seed{'s' if spec.register.seeds > 1 else ''}"
+    return [f"finalists by mean {spec.metric} of {seeds}: " + "; ".join(map(told, finalists))]

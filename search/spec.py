@@ -57,6 +57,7 @@ class DataPart(_Part):
 
     source: str
     classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)] | None = None
+    licence: str = "not stated"  # for the model card
     split: SplitPart = SplitPart()
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
 
@@ -115,6 +116,12 @@ class RegisterPart(_Part):
     """The registered model that `promote` writes to."""
 
     model: Annotated[str, Field(min_length=1, pattern=r"^[^/:@]+$")] = "bin-counter"
+    # As many as the sweep's folder keeps weights of (search.recorder.KEPT); 0: the best trial as it is.
+    finalists: Annotated[int, Field(ge=0, le=5)] = 3  # configurations that are trained again
+    seeds: Annotated[int, Field(ge=1, le=20)] = 2  # fresh ones for each
+    ensemble: bool = False  # try the mean of the seeds' predictions
+    flip: bool = False  # try the mean over the photo and its mirror image
+    refit: bool = False  # train once more on train and validation together
     gate: GatePart = GatePart()
 
 
@@ -143,9 +150,14 @@ class SweepSpec:
     search: SearchPart
     budget: BudgetPart
     resources: ResourcesPart
-    model_name: str
+    register: RegisterPart
     gate: Gate
     raw: dict[str, Any]
+
+    @property
+    def model_name(self) -> str:
+        """The registered model that `promote` writes to."""
+        return self.register.model
 
     @property
     def split(self) -> Split:
@@ -337,7 +349,7 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
         search=file.search,
         budget=file.budget,
         resources=file.resources,
-        model_name=file.register_.model,
+        register=file.register_,
         gate=Gate(**file.register_.gate.model_dump()),
         raw=resolved,
     )

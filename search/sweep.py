@@ -91,18 +91,23 @@ def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
             f"batch_size: up to {largest} asked, the train split has {train} images",
             f"set it to at most {train}",
         )
-    with Step("decoding") as step:
-        banks = [
-            open_pixel_bank(manifest, name, spec.data.image_size, home, step)
-            for name in ("train", "validation")
-        ]
-    data = TrialData(manifest.classes, spec.data.image_size, banks[0], banks[1], bank_folder(home))
+    data = open_data(spec, manifest, home)
     names = ("backbone", "weights", "trainable", "precision", "augment", "views")
     for values in itertools.product(*(spec.values(name) for name in names)):
         settings = replace(spec.settings, **dict(zip(names, values, strict=True)))
         with Step(f"features of {settings.backbone}") as step:
             build_banks(settings, data, step)
     return manifest, data
+
+
+def open_data(spec: SweepSpec, manifest: Manifest, home: Path) -> TrialData:
+    """The decoded splits from which trials learn."""
+    with Step("decoding") as step:
+        train, validation = (
+            open_pixel_bank(manifest, name, spec.data.image_size, home, step)
+            for name in ("train", "validation")
+        )
+    return TrialData(manifest.classes, spec.data.image_size, train, validation, bank_folder(home))
 
 
 def new_folder(home: Path, name: str) -> Path:

@@ -32,6 +32,10 @@ class Predictions:
     probabilities: NDArray[np.float64]
     counts: NDArray[np.int64]
 
+    def part(self, start: int, end: int) -> Predictions:
+        """The answers about some of the photos."""
+        return Predictions(self.classes, self.probabilities[start:end], self.counts[start:end])
+
 
 def evaluate(model_uri: str, images: Sequence[Path], tracking_uri: str) -> Predictions:
     """Load `model_uri` in a fresh process and ask it for every image; raises UserError when it cannot."""

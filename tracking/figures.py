@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from models.metrics import Counts, confusion_matrix, per_class
+from models.metrics import Bin, Counts, confusion_matrix, per_class
 
 Picture = Callable[[int], NDArray[np.uint8]]  # the photo of a row, uint8 [S, S, 3]
 SHOWN = 24  # mistakes on one picture
@@ -102,6 +102,35 @@ def _shortened(text: str, font: Any, width: int) -> str:
     return cut
 
 
+def draw_reliability(table: Sequence[Bin], error: float, path: Path) -> None:
+    """Accuracy against confidence: a perfectly calibrated model lies on the diagonal; a dot's area is its bin's
+    share of the photos."""
+    side, left, top, below = 360, 80, 50, 60
+    image = Image.new("RGB", (left + side + 30, top + side + below), "white")
+    draw, text, small = ImageDraw.Draw(image), _font(16), _font(13)
+    draw.text(
+        ((left + image.width) / 2, top / 2), f"expected calibration error {error:.3f}", "black", text, "mm"
+    )
+    draw.rectangle((left, top, left + side, top + side), outline="#888")
+    draw.line((left, top + side, left + side, top), "#888")
+    for tick in range(0, 11, 2):
+        along = side * tick / 10
+        draw.text((left + along, top + side + 14), f"{10 * tick}%", "black", small, "mm")
+        draw.text((left - 8, top + side - along), f"{10 * tick}%", "black", small, "rm")
+    photos = sum(row.photos for row in table)
+    points = [(left + side * row.confidence, top + side * (1 - row.accuracy)) for row in table]
+    draw.line(points, "#08306b", 2)
+    for (x, y), row in zip(points, table, strict=True):
+        radius = 3 + 22 * (row.photos / photos) ** 0.5
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), "#6b93c4", "#08306b")
+        draw.text((x, y), str(row.photos), "black", small, "mm")
+    draw.text((left + side / 2, top + side + 40), "confidence", "black", text, "mm")
+    name = Image.new("RGB", (side, 24), "white")
+    ImageDraw.Draw(name).text((side / 2, 12), "accuracy", "black", text, "mm")
+    image.paste(name.rotate(90, expand=True), (6, top))
+    image.save(path)
+
+
 def write_evaluation(
     folder: Path,
     probabilities: NDArray[np.floating[Any]],
@@ -111,16 +140,31 @@ def write_evaluation(
     picture: Picture,
     title: str,
 ) -> None:
-    """All files of one evaluation: probabilities [N, K] against the true counts `actual` [N].
+    """A trial's files: probabilities [N, K] against the true counts `actual` [N].
 
-    Writes predictions.csv, confusion_matrix.csv and .png, per_class.csv and mistakes.png into `folder`.
+    Writes predictions.csv and the figures into `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     predicted = np.asarray(classes)[probabilities.argmax(axis=1)]
-    sure = probabilities.max(axis=1)
     header = ["id", "true", "predicted", *(f"p{count}" for count in classes)]
     lines = zip(ids, actual, predicted, *np.round(probabilities.T, 5), strict=True)
     write_csv(folder / "predictions.csv", header, lines)
+    sure = probabilities.max(axis=1).astype(np.float64)
+    write_figures(folder, predicted, sure, actual, classes, ids, picture, title)
+
+
+def write_figures(
+    folder: Path,
+    predicted: Counts,
+    sure: NDArray[np.float64],
+    actual: Counts,
+    classes: Sequence[int],
+    ids: Sequence[str],
+    picture: Picture,
+    title: str,
+) -> None:
+    """confusion_matrix.csv and .png, per_class.csv and mistakes.png of predicted counts and their confidence `sure`,
+    all arrays [N]."""
     matrix = confusion_matrix(predicted, actual, classes)
     write_csv(
         folder / "confusion_matrix.csv",
@@ -131,4 +175,4 @@ def write_evaluation(
     rows = ([c, f"{r['accuracy']:.4f}", f"{r['rmse']:.4f}", int(r["support"])] for c, r in table.items())
     write_csv(folder / "per_class.csv", ["items", "accuracy", "rmse", "bins"], rows)
     draw_confusion(matrix, classes, title, folder / "confusion_matrix.png")
-    draw_mistakes(picture, ids, actual, predicted, sure.astype(np.float64), folder / "mistakes.png")
+    draw_mistakes(picture, ids, actual, predicted, sure, folder / "mistakes.png")

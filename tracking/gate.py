@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrc
 
-from models.metrics import Counts, count_metrics
+from models.metrics import RESAMPLES, Counts, count_metrics
 
 Measure = Literal["accuracy", "rmse", "mae"]
 ALPHA = 0.05  # how often a candidate that is no better may pass
-RESAMPLES = 2000
 SAME = 1e-4  # served and evaluated probabilities may differ by this much
+PACKED = 0.02  # registered and trained probabilities of a count may differ by this much on average
 Z_ALPHA, Z_POWER = 1.645, 0.842  # one-sided 5 % and 80 % of the normal distribution
 MEANINGFUL = 0.05  # points of accuracy; a test that cannot show them has no power worth the name
 
@@ -74,12 +74,11 @@ def better_by_bootstrap(
     return float(p), float(low), float(high)
 
 
-def intervals(predicted: Counts, actual: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals of accuracy, rmse and mae over photos; arrays [N]."""
-    draws = _resamples(len(actual), seed)
-    measures: tuple[Measure, ...] = ("accuracy", "rmse", "mae")
-    found = {name: np.percentile(_scores(predicted, actual, draws, name), [2.5, 97.5]) for name in measures}
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+def chance_of_no_better(candidate: Counts, other: Counts, actual: Counts, measure: Measure) -> float:
+    """The p of the paired test that suits the measure."""
+    if measure == "accuracy":
+        return better_by_mcnemar(candidate, other, actual)[0]
+    return better_by_bootstrap(candidate, other, actual, measure)[0]
 
 
 def detectable(won: int, lost: int, photos: int) -> float:
@@ -168,6 +167,18 @@ def judge_served(
         f" ({SAME:g} allowed)"
     )
     return Rule("served as evaluated", not off and furthest <= SAME, text)
+
+
+def judge_packed(registered: NDArray[np.float64], trained: NDArray[np.floating[Any]]) -> Rule:
+    """Whether the registered model says about validation photos what the trained one said; both [M, K].
+
+    Only nearly, because training may compute in bf16 and the registered model does not. Another normalisation, or
+    classes in another order, move the probabilities by far more.
+    """
+    furthest = float(np.abs(registered - trained).mean(axis=0).max())
+    text = f"{len(registered)} validation photos: probabilities differ by {furthest:.4f} on average"
+    text += f" ({PACKED:g} allowed)"
+    return Rule("registered as trained", furthest <= PACKED, text)
 
 
 def judge_limit(name: str, value: float, limit: float, unit: str) -> Rule:

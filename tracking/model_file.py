@@ -12,7 +12,7 @@ import importlib.util
 from pathlib import Path
 
 ROOMS = ("data", "models", "tracking", "search")
-PARTS = ("data.decode", "models.network", "tracking.served")
+PARTS = ("data.decode", "models.network", "models.predictor", "tracking.served")
 
 
 def _body(source: str) -> str:

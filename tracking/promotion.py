@@ -6,39 +6,44 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from numpy.typing import NDArray
 
 from data.decode import decode
 from data.errors import UserError
 from data.manifest import Item, Manifest
-from models.metrics import constant_guess, count_metrics, per_class
-from models.network import Counter
-from tracking.evaluation import Predictions, evaluate
-from tracking.figures import write_evaluation
+from models.metrics import all_scores, commonest
+from models.predictor import Predictor
+from tracking.evaluation import evaluate
 from tracking.gate import (
     Gate,
     Measure,
     Rule,
-    intervals,
     judge_against,
     judge_classes,
     judge_limit,
+    judge_packed,
     judge_served,
 )
-from tracking.registry import CHALLENGER, CHAMPION, champion_of, register, saved_model
+from tracking.model_card import write_model_card
+from tracking.registry import CHALLENGER, CHAMPION, champion_of, describe, register, saved_model
+from tracking.scorecard import Scorecard, Scores, score, write_scorecard
 from tracking.sender import user_name
 from tracking.serving import predict, serve_model
 
-Scores = dict[str, float]
 SERVED = 32  # photos of the test split that the served model is asked, too
+PACKED = (
+    64  # photos of the validation split about which the registered model must say what the trained one said
+)
 SINGLES = 11  # photos sent one by one, for the latency
 ANSWER_SECONDS = 120.0
 BEFORE, DECISION = "champion.before", "decision"  # tags of a version
@@ -46,8 +51,9 @@ BEFORE, DECISION = "champion.before", "decision"  # tags of a version
 
 @dataclass(frozen=True)
 class Decision:
-    """What promotion found: scores on the test split (accuracy, rmse, mae; 95 % intervals of the candidate's),
-    each rule's outcome, and whether the alias moved. `version` is None for a dry run."""
+    """What promotion found: scores on the test split (accuracy, rmse, mae, within_one, macro_f1; 95 % intervals of
+    the candidate's), each rule's outcome, and whether the alias moved. `notes` say how the candidate was chosen.
+    `version` is None for a dry run."""
 
     version: str | None
     promoted: bool
@@ -60,25 +66,37 @@ class Decision:
     guess: Scores
     images: int
     fingerprint: str
+    notes: list[str]
     at: str
     by: str
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What wants to be champion: the counter of a trial's run, from a sweep over these data."""
+    """What wants to be champion: the model of a trial's run, from a sweep over these data.
+
+    `validation` is what the trained model said about the validation split, [N, K] in the manifest's order; `origin`
+    says how the sweep found it, in words for people, and `data` how its photos were chosen (for evaluations to come).
+    """
 
     run_id: str
-    counter: Counter
+    predictor: Predictor
     manifest: Manifest
     metric: str  # the sweep's objective; its counterpart on the test split decides (loss decides by accuracy)
     sweep: str
+    validation: NDArray[np.float32]
+    notes: list[str] = field(default_factory=list)
+    origin: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def measure(self) -> Measure:
-        return (
-            "rmse" if self.metric.endswith("rmse") else "mae" if self.metric.endswith("mae") else "accuracy"
-        )
+        return measure_of(self.metric)
+
+
+def measure_of(metric: str) -> Measure:
+    """What decides where a sweep's objective is `metric`; the loss stands for accuracy."""
+    return "rmse" if metric.endswith("rmse") else "mae" if metric.endswith("mae") else "accuracy"
 
 
 def promote(
@@ -104,23 +122,26 @@ def promote(
     before = None
     if champion is not None:
         before = evaluate(f"models:/{model_name}/{champion.version}", paths, tracking_uri)
+    guess = commonest(np.array([item.label for item in manifest.split("train")]))
     version = None
     with ExitStack() as stack:
         if dry_run:
-            uri = str(stack.enter_context(saved_model(candidate.counter)))
+            uri = str(stack.enter_context(saved_model(candidate.predictor)))
         else:
             # Only now: a champion that cannot be asked must not leave a version that nobody judged.
-            tags = {"dataset.fingerprint": manifest.fingerprint, "sweep": candidate.sweep}
-            version = register(tracking_uri, candidate.run_id, model_name, candidate.counter, tags).version
+            known = {"sweep": candidate.sweep, "data.guess": str(guess)}
+            known |= {"dataset.fingerprint": manifest.fingerprint, "data": json.dumps(dict(candidate.data))}
+            version = register(tracking_uri, candidate.run_id, model_name, candidate.predictor, known).version
             uri = f"models:/{model_name}/{version}"
-        said = evaluate(uri, paths, tracking_uri)
+        packed = [item.path for item in manifest.split("validation")[:PACKED]]
+        both = evaluate(uri, [*paths, *packed], tracking_uri)
+        said, again = both.part(0, len(paths)), both.part(len(paths), len(both.counts))
         served, latency = _ask_served(uri, items, tracking_uri)
-    train = np.array([item.label for item in manifest.split("train")])
-    guess = constant_guess(train, actual)
-    always = np.full_like(actual, int(guess["guess"]))
+    card = score(said, actual, guess)
 
     # A champion is above the guess already; against the guess, only the objective counts.
     if before is None:
+        always = np.full_like(actual, guess)
         rules = judge_against(
             said.counts, always, actual, candidate.measure, "the constant guess", strict=False
         )
@@ -128,13 +149,14 @@ def promote(
         rules = judge_against(
             said.counts, before.counts, actual, candidate.measure, "the champion", strict=True
         )
+    rules.append(judge_packed(again.probabilities, candidate.validation[:PACKED]))
     rules.append(judge_served(said.counts, said.probabilities, served, said.classes))
     if gate.class_floor is not None:
-        rules.append(judge_classes(per_class(said.counts, actual, said.classes), gate.class_floor))
+        rules.append(judge_classes(card.classes, gate.class_floor))
     if gate.max_latency_ms is not None:
         rules.append(judge_limit("latency", latency, gate.max_latency_ms, "ms for one photo"))
     if gate.max_megabytes is not None:
-        rules.append(judge_limit("size", _megabytes(candidate.counter), gate.max_megabytes, "MB"))
+        rules.append(judge_limit("size", _megabytes(candidate.predictor), gate.max_megabytes, "MB"))
     earned = all(rule.passed for rule in rules)
     if gate.approval:
         text = "given" if approved else "a person must say so: `binsweep promote SWEEP --approve`"
@@ -145,19 +167,40 @@ def promote(
         promoted=not refused and not dry_run,
         reason="; ".join(rule.text for rule in refused) if refused else rules[0].text,
         rules=rules,
-        candidate=count_metrics(said.counts, actual),
-        intervals=intervals(said.counts, actual),
-        champion=None if before is None else count_metrics(before.counts, actual),
+        candidate=card.scores,
+        intervals=card.intervals,
+        champion=None if before is None else all_scores(before.counts, actual),
         champion_version=None if champion is None else champion.version,
-        guess=guess,
+        guess={"guess": float(guess), **card.guess_scores},
         images=len(items),
         fingerprint=manifest.fingerprint,
+        notes=candidate.notes,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         by=user_name(),
     )
     if version is not None:
-        _log_evaluation(tracking_uri, candidate.run_id, version, said, manifest, folder)
+        facts = {"model": f"{model_name} version {version}", "sweep": candidate.sweep}
+        facts |= {"data": f"{manifest.source}, test split, fingerprint {manifest.fingerprint[:16]}"}
+        notes = [*candidate.notes, *(f"{rule.name}: {_outcome(rule)}" for rule in rules)]
+        ids = [item.id for item in items]
+        write_scorecard(
+            folder, card, said, actual, ids, lambda row: decode(items[row].path, 224), facts, notes
+        )
+        verdict = f"{'promoted' if decision.promoted else 'not promoted'}: {decision.reason}"
+        text = write_model_card(
+            model_name,
+            version,
+            candidate.predictor,
+            manifest,
+            card,
+            verdict,
+            candidate.origin,
+            candidate.notes,
+        )
+        (folder / "model_card.md").write_text(text, encoding="utf-8")
+        log_scorecard(tracking_uri, candidate.run_id, version, card, folder, "test")
         state = "promoted" if decision.promoted else "waiting for approval" if earned else "refused"
+        describe(tracking_uri, model_name, version, text)
         _record(tracking_uri, candidate.run_id, model_name, version, decision, state)
     return decision
 
@@ -200,8 +243,8 @@ def _ask_served(uri: str, items: Sequence[Item], tracking_uri: str) -> tuple[lis
     return rows, 1000 * statistics.median(seconds)
 
 
-def _megabytes(counter: Counter) -> float:
-    sizes = [tensor.numel() * tensor.element_size() for tensor in counter.state_dict().values()]
+def _megabytes(predictor: Predictor) -> float:
+    sizes = [tensor.numel() * tensor.element_size() for tensor in predictor.state_dict().values()]
     return float(sum(sizes)) / 1e6
 
 
@@ -229,21 +272,15 @@ def _outcome(rule: Rule) -> str:
     return f"{'passed' if rule.passed else 'failed'}: {rule.text}"
 
 
-def _log_evaluation(
-    tracking_uri: str, run_id: str, version: str, said: Predictions, manifest: Manifest, folder: Path
+def log_scorecard(
+    tracking_uri: str, run_id: str, version: str, card: Scorecard, folder: Path, name: str
 ) -> None:
-    """The test split's figures and scores, in the candidate's run; a step of a metric is a version."""
-    items = manifest.split("test")
-    actual = np.array([item.label for item in items])
-    title = f"test: accuracy {np.mean(said.counts == actual):.1%}"
-    ids = [item.id for item in items]
-    write_evaluation(
-        folder, said.probabilities, actual, said.classes, ids, lambda row: decode(items[row].path, 224), title
-    )
+    """An evaluation's files and scores, in the model's run; a step of a metric is a version."""
     client = MlflowClient(tracking_uri)
-    client.log_artifacts(run_id, str(folder), "test")
-    scores = {f"test_{name}": score for name, score in count_metrics(said.counts, actual).items()}
-    for count, row in per_class(said.counts, actual, said.classes).items():
-        scores[f"test_accuracy_class_{count}"] = row["accuracy"]
+    client.log_artifacts(run_id, str(folder), name)
+    scores = {f"{name}_{key}": value for key, value in card.scores.items()}
+    scores[f"{name}_calibration_error"] = card.calibration_error
+    for count, row in card.classes.items():
+        scores[f"{name}_accuracy_class_{count}"] = row["accuracy"]
     now = time.time_ns() // 1_000_000
-    client.log_batch(run_id, [Metric(name, score, now, int(version)) for name, score in scores.items()])
+    client.log_batch(run_id, [Metric(key, value, now, int(version)) for key, value in scores.items()])

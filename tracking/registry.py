@@ -24,7 +24,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 from PIL import Image
 
-from models.network import Counter
+from models.predictor import Predictor
 from tracking.model_file import model_source
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -37,6 +37,7 @@ SIGNATURE = ModelSignature(
             ColSpec(DataType.double, "expected_count", required=False),
             ColSpec(DataType.double, "confidence", required=False),
             ColSpec(Map(DataType.double), "probabilities", required=False),
+            ColSpec(DataType.string, "model_version", required=False),
             ColSpec(DataType.string, "error"),
         ]
     ),
@@ -73,13 +74,13 @@ def _reopened(tracking_uri: str, run_id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _model_parts(counter: Counter) -> Iterator[dict[str, Any]]:
+def _model_parts(predictor: Predictor) -> Iterator[dict[str, Any]]:
     """What MLflow makes a model of."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "model.py").write_text(model_source(), encoding="utf-8")
-        (folder / "config.json").write_text(json.dumps(counter.config.to_dict()))
-        torch.save(counter.state_dict(), folder / "weights.pt")
+        (folder / "config.json").write_text(json.dumps(predictor.to_dict()))
+        torch.save(predictor.state_dict(), folder / "weights.pt")
         yield {
             "python_model": str(folder / "model.py"),
             "artifacts": {"config": str(folder / "config.json"), "weights": str(folder / "weights.pt")},
@@ -90,24 +91,24 @@ def _model_parts(counter: Counter) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def saved_model(counter: Counter) -> Iterator[Path]:
+def saved_model(predictor: Predictor) -> Iterator[Path]:
     """The model that `register` would store, in a folder of its own for as long as the block lasts."""
-    with tempfile.TemporaryDirectory() as temporary, _model_parts(counter) as parts:
+    with tempfile.TemporaryDirectory() as temporary, _model_parts(predictor) as parts:
         folder = Path(temporary) / "model"
         mlflow.pyfunc.save_model(str(folder), **parts)
         yield folder
 
 
 def register(
-    tracking_uri: str, run_id: str, name: str, counter: Counter, tags: Mapping[str, str]
+    tracking_uri: str, run_id: str, name: str, predictor: Predictor, tags: Mapping[str, str]
 ) -> ModelVersion:
-    """Log the counter to its run and register it as a new version of `name`, without any alias.
+    """Log the predictor to its run and register it as a new version of `name`, without any alias.
 
     What is stored: one source file that imports nothing of this project, a config, and a state dict.
     """
     mlflow.set_tracking_uri(tracking_uri)
     client = MlflowClient(tracking_uri)
-    with _model_parts(counter) as parts, _reopened(tracking_uri, run_id):
+    with _model_parts(predictor) as parts, _reopened(tracking_uri, run_id):
         info = mlflow.pyfunc.log_model(name="model", **parts)
     try:
         client.create_registered_model(name, description="Counts the items in a bin from its photo.")
@@ -115,6 +116,11 @@ def register(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return client.create_model_version(name, info.model_uri, run_id, dict(tags), model_id=info.model_id)
+
+
+def describe(tracking_uri: str, name: str, version: str, text: str) -> None:
+    """Set a version's description, Markdown that the registry shows; it keeps 5,000 characters."""
+    MlflowClient(tracking_uri).update_model_version(name, version, text[:5000])
 
 
 def champion_of(tracking_uri: str, name: str) -> ModelVersion | None:

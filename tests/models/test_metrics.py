@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from models.metrics import confusion_matrix, constant_guess, count_metrics, per_class
+from models.metrics import (
+    all_scores,
+    calibration_error,
+    commonest,
+    confusion_matrix,
+    count_metrics,
+    intervals,
+    per_class,
+    reliability,
+)
+from models.predictor import decode_counts
 
 ACTUAL = np.array([0, 2, 2, 5])
 SAID = np.array([0, 2, 5, 2])
@@ -25,6 +35,44 @@ def test_per_class_leaves_out_absent_counts() -> None:
     assert table[2] == {"accuracy": 0.5, "rmse": pytest.approx(np.sqrt(4.5)), "support": 2.0}
 
 
-def test_the_constant_guess_comes_from_training() -> None:
-    guess = constant_guess(np.array([2, 2, 0]), ACTUAL)
-    assert guess["guess"] == 2 and guess["accuracy"] == 0.5
+def test_the_commonest_count_is_the_least_of_several() -> None:
+    assert commonest(np.array([2, 2, 0])) == 2 and commonest(np.array([3, 1])) == 1
+
+
+def test_all_scores_agree_with_the_simple_ones_and_with_scikit_learn() -> None:
+    from sklearn.metrics import f1_score
+
+    dice = np.random.default_rng(0)
+    actual, said = dice.integers(0, 6, 500), dice.integers(0, 5, 500)
+    scores = all_scores(said, actual)
+    assert scores == pytest.approx(
+        {
+            **count_metrics(said, actual),
+            "within_one": np.mean(np.abs(said - actual) <= 1),
+            "macro_f1": f1_score(actual, said, average="macro"),
+        }
+    )
+    for name, (low, high) in intervals(said, actual).items():
+        assert low < scores[name] < high
+    # A bootstrap by hand: photos drawn one by one.
+    draws = dice.integers(0, 500, (2000, 500))
+    wanted = np.percentile(np.sqrt(((said - actual) ** 2)[draws].mean(axis=1)), [2.5, 97.5])
+    assert intervals(said, actual)["rmse"] == pytest.approx(tuple(wanted), abs=0.02)
+
+
+def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
+    sure = np.array([0.95, 0.95, 0.25, 1.0])
+    table = reliability(sure, np.array([True, False, False, True]))
+    assert [(row.low, row.photos) for row in table] == [(0.2, 1), (0.9, 3)]
+    assert calibration_error(table) == pytest.approx((0.25 + 3 * abs(2.9 / 3 - 2 / 3)) / 4)
+
+
+def test_a_distribution_becomes_one_of_the_classes() -> None:
+    table = np.array([[0.4, 0.25, 0.35], [0.0, 0.1, 0.9], [0.5, 0.5, 0.0]], np.float32)
+    assert decode_counts(table, (0, 2, 5), "argmax").tolist() == [0, 5, 0]
+    assert decode_counts(table, (0, 2, 5), "median").tolist() == [2, 5, 0]
+    assert decode_counts(table, (0, 2, 5), "mean").tolist() == [
+        2,
+        5,
+        0,
+    ]  # 2.25, 4.7, 1.0: the least of two as near

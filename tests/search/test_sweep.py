@@ -1,6 +1,7 @@
 """Whole sweeps on small real parts: both runners, a real MLflow server, the registry and a served model."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from mlflow.entities import Run
 
 from data.errors import UserError
 from data.manifest import load_manifest
+from data.synthetic import write_synthetic
 from models.build import counter_from, load_checkpoint
 from models.network import Counter
+from models.predictor import Predictor
 from search.predict import predict_images
 from search.promote import promote_sweep
 from search.spec import SweepSpec, parse_spec
@@ -69,8 +72,9 @@ def children(server: str, name: str) -> tuple[Run, list[Run]]:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=100)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(trials) == len(runs) - 1
+    below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(below) == len(runs) - 1
+    trials = [run for run in below if run.data.tags["binsweep.kind"] == "trial"]
     return parent, sorted(trials, key=lambda run: int(run.data.tags["optuna.trial"]))
 
 
@@ -126,16 +130,25 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
     assert parent.data.metrics["best_val_accuracy"] == result.leaderboard[0].value
 
 
+def all_children(server: str, name: str) -> list[Run]:
+    """The runs below the sweep's, trials and finalists."""
+    parent, _ = children(server, name)
+    where = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    return list(MlflowClient(server).search_runs([parent.info.experiment_id], where))
+
+
 def broken(counter: Counter, how: str) -> Counter:
     """A copy that was spoilt on its way to the registry."""
+    if how == "wrong normalisation":
+        config = dataclasses.replace(counter.config, mean=(0.1, 0.1, 0.1), std=(0.2, 0.2, 0.2))
+        spoilt = Counter(config).eval()
+        spoilt.load_state_dict(counter.state_dict())
+        return spoilt
     spoilt = copy.deepcopy(counter)
-    if how == "labels shuffled":
-        last = [module for module in spoilt.modules() if isinstance(module, torch.nn.Linear)][-1]
-        with torch.no_grad():
-            last.weight.copy_(last.weight.roll(1, 0))
-            last.bias.copy_(last.bias.roll(1, 0))
-    else:
-        spoilt.mean.add_(3.0)
+    last = [module for module in spoilt.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.copy_(last.weight.roll(1, 0))
+        last.bias.copy_(last.bias.roll(1, 0))
     return spoilt
 
 
@@ -147,18 +160,21 @@ def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
     spec = spec_of(bins, name="gated", budget={"trials": 2}, register={"model": "gated"})
     result = sweep(spec, tmp_path, "local", server)
     best = load_state(result.folder)["leaderboard"][0]
-    counter = counter_from(load_checkpoint(result.folder / best["checkpoint"]))
+    checkpoint = load_checkpoint(result.folder / best["checkpoint"])
+    counter = counter_from(checkpoint)
+    trained = checkpoint.log_probabilities.exp().numpy()
     manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, tmp_path)
     client = MlflowClient(server)
 
     def judged(counter: Counter, gate: Gate | None = None, approved: bool = False) -> Decision:
-        candidate = Candidate(best["run_id"], counter, manifest, "val_accuracy", result.id)
+        predictor = Predictor([counter])
+        candidate = Candidate(best["run_id"], predictor, manifest, "val_accuracy", result.id, trained)
         return promote(server, "gated", candidate, gate or Gate(), tmp_path / "test", approved)
 
     # Against the constant guess, then against a champion.
     shuffled = broken(counter, "labels shuffled")
     refused = judged(shuffled)
-    assert not refused.promoted and "the constant guess" in refused.reason
+    assert not refused.promoted and "does not beat the constant guess" in refused.reason
     assert champion_of(server, "gated") is None
     first = judged(counter, Gate(approval=True))
     assert not first.promoted and "--approve" in first.reason
@@ -166,9 +182,19 @@ def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
     assert waiting.tags["decision"] == "waiting for approval"
     first = judged(counter, Gate(approval=True), approved=True)
     assert first.promoted and all(rule.passed for rule in first.rules)
-    for how in ("labels shuffled", "wrong normalisation"):
-        refused = judged(broken(counter, how))
-        assert not refused.promoted and "does not beat the champion's" in refused.reason, how
+    worse = Counter(
+        counter.config
+    ).eval()  # nobody trained it, and what it says is what it was registered with
+    worse.backbone.load_state_dict(counter.backbone.state_dict())
+    for how, spoilt in (
+        ("labels shuffled", shuffled),
+        ("wrong normalisation", broken(counter, "wrong normalisation")),
+        ("worse than the champion", worse),
+    ):
+        refused = judged(spoilt)
+        failed = {rule.name for rule in refused.rules if not rule.passed}
+        assert not refused.promoted and "better than the champion" in failed, how
+        assert "does not beat the champion's" in refused.reason and "registered as trained" in failed, how
         version = client.get_model_version("gated", refused.version)
         assert (
             version.tags["decision"] == "refused"
@@ -193,9 +219,11 @@ def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
 
 
 def test_promotion_serving_and_prediction(
-    bins: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    bins = tmp_path / "bins"
+    write_synthetic(bins, 240, 0, 64, [0, 1, 2])  # enough that whatever the seeds, a counter beats the guess
     result = sweep(spec_of(bins, name="promoted", budget={"trials": 2}), tmp_path, "local", server)
     before = {run.info.run_id: run.info.end_time for run in children(server, "promoted")[1]}
     model, first = promote_sweep("promoted", tmp_path, server)
@@ -205,7 +233,14 @@ def test_promotion_serving_and_prediction(
     assert champion.version == first.version and champion.tags["decision"] == "promoted"
     assert "test accuracy" in champion.tags["decision.reason"]
 
+    # Each finalist was trained again, in a child run of the sweep, and a second promotion takes them as they are.
+    kinds = [run.data.tags["binsweep.kind"] for run in all_children(server, "promoted")]
+    assert sorted(kinds) == ["finalist"] * 4 + ["trial"] * 2
+    seeds = {run.data.tags["seed"] for run in all_children(server, "promoted")}
+    assert len(seeds) == 6
+    stamps = {file: file.stat().st_mtime_ns for file in result.folder.glob("finalists/*/best.pt")}
     model, second = promote_sweep(result.id, tmp_path, server)
+    assert stamps == {file: file.stat().st_mtime_ns for file in result.folder.glob("finalists/*/best.pt")}
     assert not second.promoted and second.champion is not None and "does not beat" in second.reason
     assert second.candidate == first.candidate
     client = MlflowClient(server)

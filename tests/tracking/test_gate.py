@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from models.metrics import Counts
+from models.metrics import Counts, intervals
 from tracking.gate import (
     ALPHA,
     better_by_bootstrap,
     better_by_mcnemar,
     detectable,
-    intervals,
     judge_against,
     judge_classes,
     judge_limit,

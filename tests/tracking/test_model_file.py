@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from models.network import ARCHITECTURES, HEADS, Counter, CounterConfig
+from models.predictor import Predictor
 from tracking.model_file import model_source
 from tracking.registry import image_rows, register
 
@@ -55,7 +56,7 @@ def registered(server: str, name: str, head: str = "classify") -> tuple[Counter,
     )
     mlflow.set_tracking_uri(server)
     mlflow.set_experiment("of somebody else")  # what else a process does must not matter
-    version = register(server, run.info.run_id, name, counter, {"note": "test"})
+    version = register(server, run.info.run_id, name, Predictor([counter]), {"note": "test"})
     return counter, f"models:/{name}/{version.version}", run.info.run_id
 
 
@@ -89,7 +90,7 @@ def test_it_answers_alone_as_the_counter_does(server: str, tmp_path: Path, head:
         np.testing.assert_allclose(said, probabilities, atol=1e-5)
         assert row["count"] == (0, 2, 3)[probabilities.argmax()]
         assert row["expected_count"] == pytest.approx(float(probabilities @ [0, 2, 3]), abs=1e-4)
-        assert row["error"] == ""
+        assert row["error"] == "" and row["model_version"] == "1"
 
 
 def test_bad_rows_are_told_apart_and_an_all_bad_request_is_refused(server: str) -> None:

@@ -1,0 +1,79 @@
+"""What is served: one counter or several, one view of a photo or two, and how a distribution becomes one count.
+
+This file is part of the served model (its source travels to the registry), so beside torch, numpy and the network
+it imports nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.network import Counter, CounterConfig
+
+# The count that is right most often; the one that is off by least on average; the one with the least squared error.
+Decoding = Literal["argmax", "median", "mean"]
+DECODINGS: tuple[Decoding, ...] = ("argmax", "median", "mean")
+MAX_ROWS = 256  # photos of one request
+MAX_PHOTO_BYTES = 20_000_000  # of one photo's file in a request; data.decode limits its pixels
+
+
+def decode_counts(
+    probabilities: NDArray[np.floating[Any]], classes: Sequence[int], decoding: Decoding
+) -> NDArray[np.int64]:
+    """One count for each row of `probabilities` [N, K], always one of the ascending `classes`.
+
+    `median` is the least count with at least half of the probability at or below it; `mean` the class nearest to
+    the expected count. They minimise the expected absolute and squared error as argmax minimises that of being
+    wrong (Berger, Statistical Decision Theory, 1985, 2.4.2).
+    """
+    order = np.asarray(classes, dtype=np.int64)
+    if decoding == "argmax":
+        chosen = probabilities.argmax(axis=1)
+    elif decoding == "median":
+        chosen = (probabilities.cumsum(axis=1) >= 0.5 * probabilities.sum(axis=1, keepdims=True)).argmax(
+            axis=1
+        )
+    else:
+        chosen = np.abs((probabilities @ order)[:, None] - order).argmin(axis=1)
+    counts: NDArray[np.int64] = order[chosen]
+    return counts
+
+
+class Predictor(nn.Module):
+    """Photos in, probabilities of the counts out: the mean over its counters and, with `flip`, over the photo and
+    its mirror image. All counters know the same classes and take the same image size."""
+
+    def __init__(
+        self, counters: Sequence[Counter], flip: bool = False, decoding: Decoding = "argmax"
+    ) -> None:
+        super().__init__()
+        self.counters = nn.ModuleList(counters)
+        self.configs = [counter.config for counter in counters]
+        self.flip, self.decoding = flip, decoding
+        self.classes, self.image_size = self.configs[0].classes, self.configs[0].image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities float32 [B, K] of uint8 RGB [B, S, S, 3]."""
+        views = [images, images.flip(2)] if self.flip else [images]
+        parts = [counter(view).exp() for counter in self.counters for view in views]
+        return torch.stack(parts).mean(dim=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the weights, as plain JSON types."""
+        return {
+            "counters": [config.to_dict() for config in self.configs],
+            "flip": self.flip,
+            "decoding": self.decoding,
+        }
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> Predictor:
+        """The inverse of `to_dict`, with weights of its own that are still to be loaded."""
+        counters = [Counter(CounterConfig.from_dict(config)) for config in raw["counters"]]
+        return Predictor(counters, raw["flip"], raw["decoding"])
