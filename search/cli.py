@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,19 +160,29 @@ def _promote(
         print(f"\n{model}: would {'become champion' if earned else 'be refused'} (nothing was registered)")
     else:
         print(f"\n{model} version {decision.version}: {state}")
+    for note in decision.notes:
+        print(f"  {note}")
     print(f"  on {decision.images} photos of the test split (95 % intervals by bootstrap):")
-    columns = [("candidate", decision.candidate), ("constant guess", decision.guess)]
+    columns = {"candidate": decision.candidate}
     if decision.champion is not None:
-        columns.insert(1, (f"champion before (version {decision.champion_version})", decision.champion))
-    for name, scores in columns:
-        low, high = decision.intervals["accuracy"]
-        spread = f" ({low:.1%} to {high:.1%})" if name == "candidate" else ""
-        print(
-            f"  {name}: accuracy {scores['accuracy']:.1%}{spread}, RMSE {scores['rmse']:.3f}, MAE {scores['mae']:.3f}"
-        )
+        columns[f"champion before (version {decision.champion_version})"] = decision.champion
+    columns["constant guess"] = decision.guess
+    for name, scores in columns.items():
+        print(f"  {name}: {_told(scores, decision.intervals if name == 'candidate' else {})}")
     for rule in decision.rules:
         print(f"  {'passed' if rule.passed else 'FAILED'}  {rule.name}: {rule.text}")
     return {"model": model, **asdict(decision)}
+
+
+def _told(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
+    """Scores on one line, with those intervals that there are."""
+    from tracking.page import NAMES, show
+
+    def one(key: str) -> str:
+        low, high = (show(key, end) for end in intervals.get(key, (0.0, 0.0)))
+        return f"{NAMES[key]} {show(key, scores[key])}" + (f" ({low} to {high})" if key in intervals else "")
+
+    return ", ".join(one(key) for key in NAMES)
 
 
 def _prove(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any] | None:
@@ -250,16 +260,71 @@ def rollback(model: str, reason: str) -> None:
 
 
 @cli.command()
+@click.argument("model")
+@click.argument("source")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    help="Of its own data the test split is asked, of others every photo, unless this says otherwise.",
+)
+@click.option("--classes", help="The counts to ask about, such as 1-5; else those that the model knows.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder for the report and its files.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def evaluate(
+    model: str, source: str, split: Any, classes: str | None, out: Path | None, as_json: bool
+) -> None:
+    """Score MODEL (a registered name, NAME@alias, NAME/version or any model URI) on the photos of SOURCE."""
+    from search.data_commands import parse_counts
+    from search.evaluate import evaluate_source
+    from tracking.server import tracking_server
+
+    home = home_folder()
+    counts = parse_counts(classes) if classes else None
+    with tracking_server(home) as uri:
+        done = evaluate_source(model_uri(model), source, home, uri, split, counts, out)
+    card = done.card
+    if as_json:
+        print(json.dumps({"facts": done.facts, "folder": str(done.folder), **asdict(card)}))
+        return
+    print(f"{done.facts['model']} on {card.images} photos: {done.facts['photos']}")
+    print(f"  model: {_told(card.scores, card.intervals)}")
+    print(f"  always {card.guess}: {_told(card.guess_scores, card.guess_intervals)}")
+    for count, row in card.classes.items():
+        said = f"accuracy {row['accuracy']:.1%}, RMSE {row['rmse']:.3f}"
+        print(f"  {count} items ({row['support']:.0f} photos): {said}")
+    print(f"  expected calibration error {card.calibration_error:.3f}")
+    print(f"report: {done.folder / 'report.html'}")
+
+
+@cli.command()
 @click.argument("model", default="bin-counter")
-@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(1, 65535))
-def serve(model: str, port: int) -> None:
+@click.option("--port", type=click.IntRange(1, 65535), help=f"{DEFAULT_PORT} unless --check is given.")
+@click.option("--check", is_flag=True, help="Replay its test photos against a server, compare, time, end.")
+@click.option("--json", "as_json", is_flag=True, help="The answer of --check as JSON.")
+def serve(model: str, port: int | None, check: bool, as_json: bool) -> None:
     """Serve MODEL (a registered name, NAME@alias, NAME/version or any model URI) with `mlflow models serve`."""
     from tracking.server import tracking_server
     from tracking.serving import serve_foreground
 
-    with tracking_server(home_folder()) as uri:
+    home = home_folder()
+    with tracking_server(home) as uri:
+        if check:
+            from search.check import check_serving
+
+            checked = check_serving(model_uri(model), home, uri, port)
+            if as_json:
+                print(json.dumps(asdict(checked)))
+            else:
+                print(f"{checked.model}: {'agrees' if checked.rule.passed else 'DOES NOT AGREE'}")
+                print(f"  {checked.rule.text}")
+                spread = ", ".join(f"p{p} {ms:.1f} ms" for p, ms in checked.milliseconds.items())
+                print(f"  one photo over HTTP: {spread}")
+            sys.exit(0 if checked.rule.passed else 1)
         code = serve_foreground(
-            model_uri(model), port, uri, ready=lambda url: print(f"serving {model} at {url}", flush=True)
+            model_uri(model),
+            port or DEFAULT_PORT,
+            uri,
+            ready=lambda url: print(f"serving {model} at {url}", flush=True),
         )
     sys.exit(code)
 
@@ -272,23 +337,27 @@ def model_uri(model: str) -> str:
 
 
 @cli.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
 @click.option("--url", help="Ask a running server; without it the model is loaded here.")
 @click.option("--model", default="bin-counter", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def predict(images: Sequence[Path], url: str | None, model: str, as_json: bool) -> None:
-    """Count the items in each of IMAGES."""
+def predict(places: Sequence[str], url: str | None, model: str, as_json: bool) -> None:
+    """Count the items in the photos at each PLACE: a file, a folder, a glob, s3://BUCKET/PREFIX, or - for stdin
+    (a photo, or a place a line)."""
     from search.predict import predict_images
 
-    unread = 0
-    for path, row in predict_images(images, url, model_uri(model), home_folder()):
-        if as_json:
-            print(json.dumps({"image": str(path), **row}))
-        elif row["error"]:
-            print(f"{path}: {row['error']}", file=sys.stderr)
-        else:
-            print(f"{path}: {row['count']} items (confidence {row['confidence']:.0%})")
+    unread, header = 0, False
+    for name, row in predict_images(places, url, model_uri(model), home_folder()):
         unread += bool(row["error"])
+        if as_json:
+            print(json.dumps({"image": name, **row}), flush=True)
+        elif row["error"]:
+            print(f"{name}: {row['error']}", file=sys.stderr)
+        else:
+            if not header:
+                print("items  confidence  expected  photo")
+                header = True
+            print(f"{row['count']:>5}  {row['confidence']:>10.0%}  {row['expected_count']:>8.2f}  {name}")
     sys.exit(1 if unread else 0)
 
 

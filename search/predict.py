@@ -1,44 +1,151 @@
-"""Counting the items in photos, by a server or in this process."""
+"""Counting the items in photos, wherever they lie, by a server or in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from data.decode import ImageError, decode
+from data.bucket import SCHEME, Bucket, ObjectError, is_bucket, open_bucket, parse_place
+from data.decode import ImageError, decode, read
 from data.errors import UserError
+from data.layout import IMAGE_SUFFIXES
+from search.board import Step
 from tracking.server import tracking_server
-from tracking.serving import ROWS, load_and_predict
+from tracking.serving import ROWS, open_model
 from tracking.serving import predict as ask
+
+ANSWER_SECONDS = 60.0
+READERS = 8
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")  # how a photo on stdin begins, and a list of names does not
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo by its name; `read` gives its bytes, or raises ImageError or ObjectError."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def find_photos(places: Sequence[str], stdin: BinaryIO) -> list[Photo]:
+    """The photos at files, folders (with all below them), globs, s3:// addresses of an image or a prefix, and `-`
+    (a photo, or a place a line). Raises UserError for a place where there is none."""
+    photos: list[Photo] = []
+    for place in places:
+        found = _from_stdin(stdin) if place == "-" else _at(place)
+        if not found:
+            raise UserError(f"no such file, or no photo in it: {place}", "name photos (JPEG, PNG or WebP)")
+        photos += found
+    return photos
+
+
+def _from_stdin(stdin: BinaryIO) -> list[Photo]:
+    content = stdin.read()
+    if content.startswith(MAGIC):
+        return [Photo("-", lambda: content)]
+    lines = content.decode(errors="replace").splitlines()
+    return [
+        photo for line in lines if line.strip() for photo in _at(line.strip()) or [_local(Path(line.strip()))]
+    ]
+
+
+def _at(place: str) -> list[Photo]:
+    if is_bucket(place):
+        return _in_bucket(place)
+    path = Path(place)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        return [_local(file) for file in files]
+    if path.exists():
+        return [_local(path)]
+    found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    return [_local(file) for file in sorted(found) if file.is_file()]
+
+
+def _local(path: Path) -> Photo:
+    return Photo(str(path), partial(read, path))
+
+
+def _in_bucket(uri: str) -> list[Photo]:
+    folder, _, name = uri.rpartition("/")
+    if name.lower().endswith(IMAGE_SUFFIXES):
+        bucket, names = open_bucket(parse_place(folder)), [name]
+    else:
+        bucket = open_bucket(parse_place(uri))
+        names = [one.name for one in bucket.list() if one.name.lower().endswith(IMAGE_SUFFIXES)]
+
+    def content(bucket: Bucket, name: str) -> bytes:
+        return bucket.get(name).data
+
+    prefix = f"{SCHEME}{bucket.place.bucket}/{bucket.place.prefix}"
+    return [Photo(f"{prefix}{name}", partial(content, bucket, name)) for name in names]
 
 
 def predict_images(
-    images: Sequence[Path], url: str | None, model_uri: str, home: Path
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Each image with its answer: count, expected_count, confidence, probabilities, error."""
-    missing = [str(path) for path in images if not path.is_file()]
-    if missing:
-        raise UserError(f"no such file: {', '.join(missing[:5])}", "name photos (JPEG, PNG or WebP)")
-    good = [path for path in images if not _error(path)]
-    contents = [path.read_bytes() for path in good]
-    rows: list[dict[str, Any]] = []
-    if url is not None:
-        for start in range(0, len(contents), ROWS):
-            rows += ask(url, contents[start : start + ROWS], timeout=60)
-    elif contents:
-        with tracking_server(home) as uri:
-            rows = load_and_predict(model_uri, contents, uri)
-    answers = dict(zip(good, rows, strict=True))
-    nothing = {"count": None, "expected_count": None, "confidence": None, "probabilities": None}
-    for path in images:
-        yield path, answers.get(path) or {**nothing, "error": _error(path)}
+    places: Sequence[str], url: str | None, model_uri: str, home: Path, stdin: BinaryIO = sys.stdin.buffer
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each photo with its answer: count, expected_count, confidence, probabilities, model_version, error.
+
+    Asks the server at `url`, or the model `model_uri` loaded here, a batch at a time, and yields as it goes.
+    """
+    photos = find_photos(places, stdin)
+    with ExitStack() as stack:
+        step = stack.enter_context(Step("counting")) if len(photos) > ROWS else None
+        pool = stack.enter_context(ThreadPoolExecutor(READERS))
+        answer: Callable[[Sequence[bytes]], list[dict[str, Any]]]
+        if url is not None:
+            answer = partial(ask, url, timeout=ANSWER_SECONDS)
+        else:
+            answer = open_model(model_uri, stack.enter_context(tracking_server(home)))
+        for start in range(0, len(photos), ROWS):
+            batch = photos[start : start + ROWS]
+            yield from zip([photo.name for photo in batch], _rows(batch, answer, pool), strict=True)
+            if step is not None:
+                step(start + len(batch), len(photos))
 
 
-def _error(path: Path) -> str:
-    """Why this file is not a photo; empty when it is. Asked here, so that one bad file costs no other its answer."""
+def _rows(
+    batch: Sequence[Photo],
+    answer: Callable[[Sequence[bytes]], list[dict[str, Any]]],
+    pool: ThreadPoolExecutor,
+) -> list[dict[str, Any]]:
+    """The answers about a batch; what cannot be read has its reason in `error`, and costs no other its answer."""
+    contents = list(pool.map(_content, batch))
+    good = [content for content in contents if isinstance(content, bytes)]
     try:
-        decode(path)
+        said = answer(good) if good else []
+    except UserError:
+        # A model refuses a request without any photo; whoever sent a batch of such wants to know each one's fault.
+        errors = [_fault(content) for content in good]
+        if not all(errors):
+            raise
+        said = [_unanswered(error) for error in errors]
+    rows = iter(said)
+    return [next(rows) if isinstance(content, bytes) else _unanswered(content) for content in contents]
+
+
+def _content(photo: Photo) -> bytes | str:
+    """A photo's bytes, or why they cannot be had."""
+    try:
+        return photo.read()
+    except (ImageError, ObjectError) as error:
+        return str(error)
+
+
+def _fault(content: bytes) -> str:
+    try:
+        decode(content)
     except ImageError as error:
         return str(error)
     return ""
+
+
+def _unanswered(error: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("count", "expected_count", "confidence", "probabilities", "model_version"))
+    return {**nothing, "error": error}

@@ -35,7 +35,7 @@ from tracking.gate import (
     judge_served,
 )
 from tracking.model_card import write_model_card
-from tracking.registry import CHALLENGER, CHAMPION, champion_of, describe, register, saved_model
+from tracking.registry import CHALLENGER, CHAMPION, champion_of, describe, register, saved_model, test_folder
 from tracking.scorecard import Scorecard, Scores, score, write_scorecard
 from tracking.sender import user_name
 from tracking.serving import predict, serve_model
@@ -198,7 +198,7 @@ def promote(
             candidate.notes,
         )
         (folder / "model_card.md").write_text(text, encoding="utf-8")
-        log_scorecard(tracking_uri, candidate.run_id, version, card, folder, "test")
+        log_scorecard(tracking_uri, candidate.run_id, version, card, folder, "test", test_folder(version))
         state = "promoted" if decision.promoted else "waiting for approval" if earned else "refused"
         describe(tracking_uri, model_name, version, text)
         _record(tracking_uri, candidate.run_id, model_name, version, decision, state)
@@ -273,11 +273,12 @@ def _outcome(rule: Rule) -> str:
 
 
 def log_scorecard(
-    tracking_uri: str, run_id: str, version: str, card: Scorecard, folder: Path, name: str
+    tracking_uri: str, run_id: str, version: str, card: Scorecard, folder: Path, name: str, place: str
 ) -> None:
-    """An evaluation's files and scores, in the model's run; a step of a metric is a version."""
+    """An evaluation's files (at `place`) and scores (from `name`_accuracy on), in the model's run; a step of a metric
+    is a version."""
     client = MlflowClient(tracking_uri)
-    client.log_artifacts(run_id, str(folder), name)
+    client.log_artifacts(run_id, str(folder), place)
     scores = {f"{name}_{key}": value for key, value in card.scores.items()}
     scores[f"{name}_calibration_error"] = card.calibration_error
     for count, row in card.classes.items():

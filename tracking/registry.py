@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 from PIL import Image
 
+from data.errors import UserError
 from models.predictor import Predictor
 from tracking.model_file import model_source
 
@@ -116,6 +118,36 @@ def register(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return client.create_model_version(name, info.model_uri, run_id, dict(tags), model_id=info.model_id)
+
+
+def find_version(model_uri: str, tracking_uri: str) -> ModelVersion | None:
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names; None for any other address."""
+    address = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", model_uri)
+    if address is None:
+        return None
+    client = MlflowClient(tracking_uri)
+    if address["alias"]:
+        return client.get_model_version_by_alias(address["name"], address["alias"])
+    return client.get_model_version(address["name"], address["version"])
+
+
+def stored_predictions(tracking_uri: str, version: ModelVersion) -> pd.DataFrame:
+    """What the version said about its test split when it was judged: a row a photo with `id`, `true`, `predicted`,
+    `confidence` and a column pN for each count N. Raises UserError where nothing is stored."""
+    where = f"{test_folder(version.version)}/predictions.parquet"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return pd.read_parquet(
+                MlflowClient(tracking_uri).download_artifacts(version.run_id, where, folder)
+            )
+    except (MlflowException, OSError) as error:
+        name = f"{version.name} version {version.version}"
+        raise UserError(f"{name} has no stored predictions ({where})", "promote a sweep anew") from error
+
+
+def test_folder(version: str) -> str:
+    """The folder of a version's evaluation on the test split, in its run; a run may have become several versions."""
+    return f"test/version-{version}"
 
 
 def describe(tracking_uri: str, name: str, version: str, text: str) -> None:

@@ -116,23 +116,28 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
     return _rows(url, reply, len(images))
 
 
-def load_and_predict(model_uri: str, images: Sequence[bytes], tracking_uri: str) -> list[dict[str, Any]]:
-    """Answer as `predict` does, by the same model file loaded into this process, without a server.
+def open_model(model_uri: str, tracking_uri: str) -> Callable[[Sequence[bytes]], list[dict[str, Any]]]:
+    """A function that answers as `predict` does, by the same model file loaded into this process, without a server.
 
-    Raises UserError if the model does not exist or refuses the images.
+    Raises UserError if the model does not exist; so does the function if it refuses the images.
     """
     require_model(model_uri, tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="binsweep-model-") as folder:
         model = mlflow.pyfunc.load_model(model_uri, dst_path=folder)
-    rows: list[dict[str, Any]] = []
-    try:
-        for start in range(0, len(images), ROWS):
-            answers = model.predict(pd.DataFrame({"image": _base64(images[start : start + ROWS])}))
-            rows += answers.to_dict("records")
-    except MlflowException as error:
-        raise UserError(f"{model_uri} refuses: {error.message}", "give photos (JPEG, PNG or WebP)") from error
-    return [{key: _plain(value) for key, value in row.items()} for row in rows]
+
+    def answer(images: Sequence[bytes]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        try:
+            for start in range(0, len(images), ROWS):
+                answers = model.predict(pd.DataFrame({"image": _base64(images[start : start + ROWS])}))
+                rows += answers.to_dict("records")
+        except MlflowException as error:
+            reason, hint = f"{model_uri} refuses: {error.message}", "give photos (JPEG, PNG or WebP)"
+            raise UserError(reason, hint) from error
+        return [{key: _plain(value) for key, value in row.items()} for row in rows]
+
+    return answer
 
 
 def require_model(model_uri: str, tracking_uri: str) -> None:

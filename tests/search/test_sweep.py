@@ -27,7 +27,7 @@ from search.sweep import Runner, SweepResult, check_before_start, prepare, run_s
 from tracking.gate import Gate
 from tracking.promotion import Candidate, Decision, promote, rollback
 from tracking.registry import champion_of
-from tracking.serving import load_and_predict, predict, serve_model
+from tracking.serving import open_model, predict, serve_model
 
 TRIALS = 5
 RAW: dict[str, Any] = {
@@ -262,7 +262,7 @@ def test_promotion_serving_and_prediction(
 
     images = [file.read_bytes() for file in sorted((bins / "bin-images").iterdir())[:5]]
     uri = f"models:/{model}@champion"
-    here = load_and_predict(uri, images, server)
+    here = open_model(uri, server)(images)
     with serve_model(uri, tracking_uri=server) as served:
         there = predict(served.url, images, timeout=60)
         mixed = predict(served.url, [images[0], b"not a photo"], timeout=60)
@@ -275,7 +275,7 @@ def test_promotion_serving_and_prediction(
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"not a photo")
     good = sorted((bins / "bin-images").iterdir())[:33]
-    with_bad = list(predict_images([*good, bad], None, uri, tmp_path))
+    with_bad = list(predict_images([*map(str, good), str(bad)], None, uri, tmp_path))
     assert [bool(row["error"]) for _, row in with_bad] == [False] * 33 + [True]
 
 

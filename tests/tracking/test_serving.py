@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from data.errors import UserError
 from tracking.processes import free_port
-from tracking.serving import ServedModel, load_and_predict, predict, serve_model
+from tracking.serving import ServedModel, open_model, predict, serve_model
 
 ALIAS = "models:/echo@champion"
 
@@ -47,7 +47,7 @@ def test_one_answer_for_each_image(served: ServedModel, echo: str) -> None:
     assert [row["count"] for row in rows] == [1, 3, 256]
     assert rows[0] == {"count": 1, "confidence": 0.5, "probabilities": {"1": 0.5}}
     assert predict(served.url + "/", images, timeout=30) == rows
-    assert load_and_predict(ALIAS, images, echo) == rows
+    assert open_model(ALIAS, echo)(images) == rows
     assert predict(served.url, [], timeout=30) == []
 
 
@@ -56,7 +56,7 @@ def test_the_servers_reason_is_passed_on_in_one_line(served: ServedModel, echo: 
         predict(served.url, [b"a", b"bad"], timeout=30)
     assert "\n" not in refusal.value.message
     with pytest.raises(UserError, match="no readable image"):
-        load_and_predict(ALIAS, [b"bad"], echo)
+        open_model(ALIAS, echo)([b"bad"])
 
 
 def test_an_unanswered_question_ends_in_time(served: ServedModel) -> None:
@@ -135,7 +135,7 @@ def test_an_unknown_model_is_told_at_once_with_what_there_is(
     assert mistake.match(there)
     assert time.monotonic() - began < 30  # a model server is given a minute to start
     with pytest.raises(UserError, match=wrong):
-        load_and_predict(uri, [b"a"], echo)
+        open_model(uri, echo)
 
 
 def test_a_taken_port_is_told_at_once(echo: str) -> None:
