@@ -138,7 +138,7 @@ def stored_predictions(tracking_uri: str, version: ModelVersion) -> pd.DataFrame
     try:
         with tempfile.TemporaryDirectory() as folder:
             return pd.read_parquet(
-                MlflowClient(tracking_uri).download_artifacts(version.run_id, where, folder)
+                MlflowClient(tracking_uri).download_artifacts(version.run_id or "", where, folder)
             )
     except (MlflowException, OSError) as error:
         name = f"{version.name} version {version.version}"
