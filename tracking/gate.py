@@ -20,7 +20,7 @@ from models.metrics import RESAMPLES, Counts, count_metrics
 Measure = Literal["accuracy", "rmse", "mae"]
 ALPHA = 0.05  # how often a candidate that is no better may pass
 SAME = 1e-4  # served and evaluated probabilities may differ by this much
-PACKED = 0.02  # registered and trained probabilities of a count may differ by this much on average
+PACKED = 0.03  # registered and trained probabilities of a count may differ by this much on average
 Z_ALPHA, Z_POWER = 1.645, 0.842  # one-sided 5 % and 80 % of the normal distribution
 MEANINGFUL = 0.05  # points of accuracy; a test that cannot show them has no power worth the name
 

@@ -1,0 +1,190 @@
+"""Finalists: trained again with fresh seeds, taken up where they were cut short, and what answers in the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.errors import UserError
+from models.batches import JoinedBatches
+from models.build import Checkpoint, load_checkpoint
+from models.settings import Settings
+from models.train import TrialData
+from search.finalists import Finalist, Training, choose_answer, find_answer, train_finalists
+from search.spec import SweepSpec, parse_spec
+from search.trial import TrialTask, run_trial
+from tracking.runlog import RunLog
+
+NOBODY = "http://127.0.0.1:9"  # the run log keeps everything until a server answers
+
+
+def spec_of(metric: str = "val_accuracy", **register: Any) -> SweepSpec:
+    return parse_spec(
+        {
+            "name": "small",
+            "data": {"source": "none", "image_size": 64},
+            "space": {"lr": [0.01], "epochs": [4]},
+            "objective": {"metric": metric},
+            "register": {"finalists": 2, "seeds": 2, **register},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(
+    trial_data: TrialData, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Two trials' checkpoints, as a sweep leaves them, and its leaderboard."""
+    folder = tmp_path_factory.mktemp("swept")
+    leaders = []
+    for number in (0, 1):
+        settings = Settings(lr=0.01, batch_size=16, epochs=4, seed=number)
+        place = folder / f"trial-000{number}"
+        run_trial(
+            TrialTask(number, settings, place, "val_accuracy", "maximize", 1), trial_data, lambda e, m: True
+        )
+        best = f"{place.name}/best.pt"
+        value = load_checkpoint(folder / best).metrics["val_accuracy"]
+        leaders.append({"number": number, "value": value, "checkpoint": best})
+    return folder, leaders
+
+
+class Cut(RunLog):
+    """A run log whose process is interrupted while the given number of epochs is told."""
+
+    left = 10**9
+
+    def metrics(self, key: str, step: int, values: Mapping[str, float]) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        super().metrics(key, step, values)
+
+
+def test_they_are_trained_again_and_go_on_where_they_were_cut_short(
+    swept: tuple[Path, list[dict[str, Any]]], trial_data: TrialData, tmp_path: Path
+) -> None:
+    folder, leaders = swept
+    log = Cut(tmp_path / "a", NOBODY, "small")
+    log.left = 7  # within the second epoch of the second training
+    with pytest.raises(KeyboardInterrupt):
+        train_finalists(folder, spec_of(), trial_data, leaders, log)
+    assert len(list(folder.glob("finalists/*/done.json"))) == 1
+    (cut,) = folder.glob("finalists/*/last.pt")
+    log.left = 10**9
+    finalists = train_finalists(folder, spec_of(), trial_data, leaders, log)
+    assert not cut.exists() and len(list(folder.glob("finalists/*/done.json"))) == 4
+    assert finalists[0].mean >= finalists[1].mean
+    seeds = {load_checkpoint(one.checkpoint).settings.seed for f in finalists for one in f.trainings}
+    assert len(seeds) == 4 and not seeds & {0, 1}
+
+    # As if nothing had happened.
+    again = Settings(**{**vars(load_checkpoint(cut.with_name("best.pt")).settings)})
+    whole = tmp_path / "whole"
+    run_trial(TrialTask(0, again, whole, "val_accuracy", "maximize", 1), trial_data, lambda e, m: True)
+    first, second = load_checkpoint(whole / "best.pt"), load_checkpoint(cut.with_name("best.pt"))
+    assert first.epoch == second.epoch
+    torch.testing.assert_close(first.log_probabilities, second.log_probabilities)
+
+    # And what is done is not done again.
+    log.left = 0
+    assert train_finalists(folder, spec_of(), trial_data, leaders, log) == finalists
+    log.close(0.0)
+
+
+def test_an_answer_of_all_options(
+    swept: tuple[Path, list[dict[str, Any]]], trial_data: TrialData, tmp_path: Path
+) -> None:
+    folder, leaders = swept
+    log = RunLog(tmp_path / "b", NOBODY, "small")
+    spec = spec_of(finalists=1, ensemble=True, flip=True, refit=True)
+    (finalist,) = train_finalists(folder, spec, trial_data, leaders, log)
+    answer = find_answer(folder, spec, trial_data, finalist, log)
+    log.close(0.0)
+    text = "\n".join(answer.notes)
+    for tried in (
+        "mean of 2 trainings",
+        "mirror image",
+        "median instead",
+        "mean instead",
+        "validation together",
+    ):
+        assert tried in text
+    assert answer.key.startswith("refit-")
+    epochs = round(np.mean([load_checkpoint(one.checkpoint).epoch for one in finalist.trainings]))
+    assert f"for {epochs} epoch" in text
+    # It learned from the validation split as well.
+    one = load_checkpoint(finalist.trainings[0].checkpoint)
+    labels = torch.tensor(trial_data.validation.labels)
+    before = torch.nn.functional.nll_loss(one.log_probabilities, labels)
+    after = torch.nn.functional.nll_loss(torch.from_numpy(answer.validation).log(), labels)
+    assert after != before and len(answer.validation) == len(labels)
+
+
+def test_every_finalist_diverged(trial_data: TrialData, tmp_path: Path) -> None:
+    settings = Settings(
+        lr=900.0, optimizer="sgd", schedule="constant", batch_size=8, epochs=2, trainable="all"
+    )
+    checkpoint = Checkpoint(1, {}, settings, trial_data.classes, 64, {}, torch.zeros(1, 3))
+    checkpoint.save(tmp_path / "best.pt")
+    leaders = [{"number": 0, "value": 0.5, "checkpoint": "best.pt"}]
+    log = RunLog(tmp_path / "c", NOBODY, "small")
+    with pytest.raises(UserError, match="every finalist"):
+        train_finalists(tmp_path, spec_of(seeds=1), trial_data, leaders, log)
+    log.close(0.0)
+
+
+def made_up(trial_data: TrialData, table: np.ndarray) -> Checkpoint:
+    log_probabilities = torch.from_numpy(np.log(table)).float()
+    return Checkpoint(1, {}, Settings(), trial_data.classes, 64, {}, log_probabilities)
+
+
+def test_another_decoding_is_taken_only_beyond_chance(trial_data: TrialData) -> None:
+    """Torn between 0 and 2 about every photo with 1 item: argmax is always off, the mean never."""
+    actual = trial_data.validation.labels
+    table = np.full((len(actual), 3), 0.02)
+    table[np.arange(len(actual)), actual] = 0.96
+    table[actual == 1] = [0.45, 0.15, 0.4]
+    _, _, decoding, notes = choose_answer(spec_of("val_rmse"), trial_data, [made_up(trial_data, table)])
+    assert decoding in ("median", "mean") and len(notes) == 2
+    sure = np.full((len(actual), 3), 0.02)
+    sure[np.arange(len(actual)), actual] = 0.96
+    members, flip, decoding, notes = choose_answer(spec_of(), trial_data, [made_up(trial_data, sure)])
+    assert (members, flip, decoding) == (1, False, "argmax") and "not taken" in notes[0]
+
+
+def test_a_mean_of_trainings_is_taken_only_beyond_chance(trial_data: TrialData) -> None:
+    actual = trial_data.validation.labels
+    wrong = np.full((len(actual), 3), 0.01)
+    wrong[np.arange(len(actual)), (actual + 1) % 3] = 0.98
+    right = np.full((len(actual), 3), 0.001)
+    right[np.arange(len(actual)), actual] = 0.998
+    poor, good = made_up(trial_data, wrong), made_up(trial_data, right)
+    spec = spec_of(ensemble=True)
+    assert choose_answer(spec, trial_data, [poor, good])[0] == 2
+    assert choose_answer(spec, trial_data, [good, good])[0] == 1
+
+
+def test_two_splits_as_one_keep_each_rows_place() -> None:
+    class Rows:
+        def __init__(self, start: int, end: int) -> None:
+            self.values = torch.arange(start, end)
+            self.labels = self.values % 3
+
+        def take(self, rows: torch.Tensor, flips: torch.Tensor, shifts: torch.Tensor | None) -> torch.Tensor:
+            return torch.stack([self.values[rows], flips], dim=1)
+
+    joined = JoinedBatches(Rows(0, 5), Rows(5, 8))
+    rows = torch.tensor([7, 0, 5, 4, 1])
+    flips = torch.tensor([1, 0, 0, 1, 0])
+    assert joined.take(rows, flips, None).tolist() == [[7, 1], [0, 0], [5, 0], [4, 1], [1, 0]]
+    assert joined.take(torch.tensor([6]), torch.tensor([0]), None).tolist() == [[6, 0]]
+    assert joined.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_a_finalists_mean_is_of_its_fresh_seeds() -> None:
+    trainings = [Training("a", Path(), 0.3), Training("b", Path(), 0.2)]
+    assert Finalist(3, 0.9, trainings).mean == pytest.approx(0.25)

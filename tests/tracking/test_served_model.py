@@ -1,0 +1,101 @@
+"""A served counter over HTTP: every form of a request, its limits, and what no request may do to it."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import torch
+from fuzz import FORMS, JSON, encoded, photo, wrapped
+from fuzz import requests as fuzzed
+from mlflow.tracking import MlflowClient
+
+from models.network import ARCHITECTURES, Counter, CounterConfig
+from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor
+from tracking.registry import register
+from tracking.serving import serve_model
+
+pytestmark = pytest.mark.integration  # a server of its own, and thousands of requests
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def address(server: str) -> Iterator[str]:
+    """A counter with random weights, registered and served."""
+    torch.manual_seed(0)
+    architecture = ARCHITECTURES["mobilenet_v2"]
+    config = CounterConfig("mobilenet_v2", "classify", (0, 1, 2), 64, architecture.mean, architecture.std)
+    client = MlflowClient(server)
+    run = client.create_run(client.create_experiment("served"))
+    predictor = Predictor([Counter(config)], flip=True, decoding="mean").eval()
+    register(server, run.info.run_id, "served", predictor, {})
+    with serve_model("models:/served/1", server) as served:
+        yield f"{served.url}/invocations"
+
+
+def ask(address: str, body: bytes | Any, **headers: str) -> requests.Response:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return requests.post(address, data=data, headers={"Content-Type": JSON, **headers}, timeout=SECONDS)
+
+
+def refused(reply: requests.Response, *said: str) -> None:
+    """400 with one line that says all of `said`."""
+    assert reply.status_code == 400, reply.text
+    answer = reply.json()
+    assert "stack_trace" not in answer and "\n" not in answer["message"]
+    for text in said:
+        assert text in answer["message"]
+
+
+def test_every_form_is_answered_alike(address: str) -> None:
+    cells = [encoded(photo(kind)) for kind in ("JPEG", "PNG", "WEBP")]
+    answers = [ask(address, wrapped(form, cells)).json()["predictions"] for form in FORMS]
+    assert len(answers[0]) == 3 and all(answer == answers[0] for answer in answers)
+    row = answers[0][0]
+    assert row["model_version"] == "1" and row["error"] == "" and row["count"] in (0, 1, 2)
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert row["confidence"] == row["probabilities"][str(row["count"])]
+    assert row["count"] == round(row["expected_count"])  # it decodes by the mean
+    csv = requests.post(
+        address, data=f"image\n{cells[0]}\n", headers={"Content-Type": "text/csv"}, timeout=SECONDS
+    )
+    assert csv.json()["predictions"][0] == row
+
+
+def test_a_bad_row_costs_no_other_its_answer_and_all_bad_is_refused(address: str) -> None:
+    cells = [encoded(photo()), encoded(b"no photo"), "no base64!", ""]
+    rows = ask(address, wrapped("dataframe_split", cells)).json()["predictions"]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, True]
+    assert [row["count"] is None for row in rows] == [False, True, True, True]
+    refused(ask(address, wrapped("dataframe_split", cells[1:])), "no readable image", "JPEG, PNG or WebP")
+
+
+def test_limits_of_rows_bytes_and_pixels(address: str) -> None:
+    refused(
+        ask(address, wrapped("instances", [encoded(photo())] * (MAX_ROWS + 1))), "257 rows", str(MAX_ROWS)
+    )
+    refused(ask(address, wrapped("inputs", ["A" * (2 * MAX_PHOTO_BYTES)])), f"{MAX_PHOTO_BYTES:,} bytes")
+    huge = bytearray(photo("PNG"))
+    huge[16:24] = (100_000).to_bytes(4, "big") * 2
+    good = encoded(photo())
+    rows = ask(address, wrapped("inputs", [good, encoded(bytes(huge))])).json()["predictions"]
+    assert not rows[0]["error"] and rows[1]["error"]
+
+
+def test_two_thousand_odd_requests(address: str) -> None:
+    """No 5xx, no stack trace, no hang, and the next good request is answered as before."""
+    good = wrapped("dataframe_split", [encoded(photo())])
+    before = ask(address, good).json()
+    session = requests.Session()
+    statuses: dict[int, int] = {}
+    for number, one in enumerate(fuzzed(2000, seed=0)):
+        reply = session.post(address, data=one.body, headers=one.headers, timeout=SECONDS)
+        told = f"request {number} ({one.headers}, {one.body[:300]!r}): {reply.status_code} {reply.text[:500]}"
+        assert reply.status_code < 500, told
+        assert "Traceback" not in reply.text and "stack_trace" not in reply.text, told
+        statuses[reply.status_code] = statuses.get(reply.status_code, 0) + 1
+        if number % 200 == 0:
+            assert ask(address, good).json() == before
+    assert ask(address, good).json() == before
+    assert statuses[200] > 100 and statuses[400] > 1000, statuses
