@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
 from PIL import Image
 
+from data.synthetic import write_synthetic
 from search.cli import model_uri
 from search.data_commands import parse_counts
 
@@ -162,6 +164,71 @@ def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> Non
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["count"] for row in rows] == [rows[0]["count"], None, rows[0]["count"]]
     assert rows[1]["error"] and not rows[0]["error"] and rows[0]["count"] in (0, 1, 2)
+
+
+@pytest.mark.integration  # six commands, three of which load a model
+def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server: str) -> None:
+    bins = tmp_path / "bins"
+    write_synthetic(bins, 240, 0, 64, [0, 1, 2])
+    said = {"home": tmp_path / "home", "MLFLOW_TRACKING_URI": server}
+    register = {"model": "checked", "finalists": 1, "seeds": 1}
+    spec = write_spec(tmp_path, bins, name="checked", budget={"trials": 1}, register=register)
+    done = binsweep("sweep", spec, "--runner", "local", **said)
+    assert done.returncode == 0, done.stderr
+    done = binsweep("promote", "checked", **said)
+    assert done.returncode == 0 and "checked version 1: champion" in done.stdout, done.stdout + done.stderr
+    assert "finalists by mean val_accuracy of 1 fresh seed" in done.stdout
+
+    done = binsweep("serve", "checked", "--check", **said)
+    assert done.returncode == 0 and "checked version 1: agrees" in done.stdout, done.stdout + done.stderr
+    assert "0 other counts" in done.stdout and "p50" in done.stdout and "p99" in done.stdout
+
+    done = binsweep("evaluate", "checked", bins, "--json", **said)
+    assert done.returncode == 0, done.stderr
+    own = json.loads(done.stdout)
+    assert "the test split" in own["facts"]["photos"] and own["images"] < 80
+    files = {file.name for file in Path(own["folder"]).iterdir()}
+    wanted = {"report.html", "scores.json", "predictions.parquet", "reliability.png", "mistakes.png"}
+    assert wanted <= files and not any("tmp" in name for name in files)
+    page = (Path(own["folder"]) / "report.html").read_text()
+    assert "http://" not in page and "https://" not in page and page.count("data:image/jpeg") == 3
+    assert (
+        set(own["scores"]) == {"accuracy", "rmse", "mae", "within_one", "macro_f1"} == set(own["intervals"])
+    )
+    assert (
+        set(own["decodings"]) == {"argmax", "median", "mean"} and own["scores"] == own["decodings"]["argmax"]
+    )
+
+    other = tmp_path / "other"
+    write_synthetic(other, 30, 1, 64, [0, 1, 2])
+    done = binsweep("evaluate", "checked", other, "--out", tmp_path / "report", **said)
+    assert done.returncode == 0 and "on 30 photos: all of" in done.stdout, done.stderr
+    assert (tmp_path / "report" / "report.html").exists()
+
+    some = sorted((bins / "bin-images").iterdir())[:40]
+    command = [sys.executable, "-m", "search.cli", "predict", "-", "--model", "checked"]
+    env = {**os.environ, "BINSWEEP_HOME": str(said["home"]), "MLFLOW_TRACKING_URI": server}
+    listed = "\n".join(map(str, some)).encode()
+    asked = subprocess.run(command, input=listed, env=env, capture_output=True, timeout=120)
+    assert asked.returncode == 0, asked.stderr
+    lines = asked.stdout.decode().splitlines()
+    assert lines[0].split() == ["items", "confidence", "expected", "photo"] and len(lines) == 41
+    assert b"counting: 40 images" in asked.stderr
+
+    # Predictions that are not those of the served model are found out.
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server)
+    version = client.get_model_version("checked", "1")
+    kept = client.download_artifacts(
+        version.run_id or "", "test/version-1/predictions.parquet", str(tmp_path)
+    )
+    table = pd.read_parquet(kept)
+    table["predicted"] = (table["predicted"] + 1) % 3
+    table.to_parquet(tmp_path / "predictions.parquet", index=False)
+    client.log_artifact(version.run_id or "", str(tmp_path / "predictions.parquet"), "test/version-1")
+    done = binsweep("serve", "checked", "--check", **said)
+    assert done.returncode == 1 and "DOES NOT AGREE" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -126,7 +126,7 @@ def test_an_answer_of_all_options(
 
 def test_every_finalist_diverged(trial_data: TrialData, tmp_path: Path) -> None:
     settings = Settings(
-        lr=900.0, optimizer="sgd", schedule="constant", batch_size=8, epochs=2, trainable="all"
+        lr=900.0, weight_decay=900.0, optimizer="sgd", schedule="constant", batch_size=8, epochs=3
     )
     checkpoint = Checkpoint(1, {}, settings, trial_data.classes, 64, {}, torch.zeros(1, 3))
     checkpoint.save(tmp_path / "best.pt")
