@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from data.decode import ImageError, decode
 from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor, decode_counts
 
-BATCH = 32  # bounds the memory of one request
+# Photos that one thread computes at a time. More than that go to several threads, each with its own: threads that
+# share a batch wait for one another at every layer (docs/performance.md).
+CHUNK = 8
 
 
 def _decode_base64(text: Any, size: int) -> np.ndarray:
@@ -91,14 +94,15 @@ class ServedCounter(PythonModel):
         self.predictor.load_state_dict(weights)
         self.predictor.to(memory_format=torch.channels_last)
         self.version = _registered_version(config)
-        # One request at a time computes, with every core: requests that share the cores wait at each layer.
-        self.turn = threading.Lock()
-        torch.set_num_threads(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
-        size = self.predictor.image_size
+        self.turn = threading.Lock()  # one request at a time computes, with every core
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.pool = ThreadPoolExecutor(cores, "counting", torch.set_num_threads, (1,))
+        started = threading.Barrier(cores)
+        list(self.pool.map(lambda _: started.wait(), range(cores)))
+        torch.set_num_threads(cores)  # what the last of them set counts for new threads, too
         # The first pass through a network allocates and tunes; no caller should wait for that.
-        for rows in (1, 2):
+        for rows in (1, CHUNK + 1):
+            size = self.predictor.image_size
             self._probabilities(np.zeros((rows, size, size, 3), np.uint8))
         _guard_server()
 
@@ -131,9 +135,14 @@ class ServedCounter(PythonModel):
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, K] for uint8 images [N, S, S, 3]."""
-        with self.turn, torch.inference_mode():
-            parts = [self.predictor(batch) for batch in torch.from_numpy(images).split(BATCH)]
-            result: np.ndarray = torch.cat(parts).numpy()
+        chunks = torch.from_numpy(images).split(CHUNK)
+        with self.turn:
+            parts = [self._chunk(chunks[0])] if len(chunks) == 1 else list(self.pool.map(self._chunk, chunks))
+        return np.concatenate(parts)
+
+    def _chunk(self, images: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            result: np.ndarray = self.predictor(images).numpy()
         return result
 
     def _answers(self, images: np.ndarray) -> list[dict[str, Any]]:
