@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data.bucket import SCHEME, Bucket, ObjectError, is_bucket, open_bucket, parse_place
 from data.decode import ImageError, decode, read
 from data.errors import UserError
 from data.layout import IMAGE_SUFFIXES
@@ -27,7 +26,7 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")  # how a photo on stdin begins, a
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo by its name; `read` gives its bytes, or raises ImageError or ObjectError."""
+    """A photo by its name; `read` gives its bytes, or raises ImageError."""
 
     name: str
     read: Callable[[], bytes]
@@ -56,7 +55,7 @@ def _from_stdin(stdin: BinaryIO) -> list[Photo]:
 
 
 def _at(place: str) -> list[Photo]:
-    if is_bucket(place):
+    if place.startswith("s3://"):
         return _in_bucket(place)
     path = Path(place)
     if path.is_dir():
@@ -73,6 +72,14 @@ def _local(path: Path) -> Photo:
 
 
 def _in_bucket(uri: str) -> list[Photo]:
+    from data.bucket import (
+        SCHEME,
+        Bucket,
+        ObjectError,
+        open_bucket,
+        parse_place,
+    )  # boto3 takes a second to import
+
     folder, _, name = uri.rpartition("/")
     if name.lower().endswith(IMAGE_SUFFIXES):
         bucket, names = open_bucket(parse_place(folder)), [name]
@@ -81,7 +88,10 @@ def _in_bucket(uri: str) -> list[Photo]:
         names = [one.name for one in bucket.list() if one.name.lower().endswith(IMAGE_SUFFIXES)]
 
     def content(bucket: Bucket, name: str) -> bytes:
-        return bucket.get(name).data
+        try:
+            return bucket.get(name).data
+        except ObjectError as error:
+            raise ImageError(str(error)) from error
 
     prefix = f"{SCHEME}{bucket.place.bucket}/{bucket.place.prefix}"
     return [Photo(f"{prefix}{name}", partial(content, bucket, name)) for name in names]
@@ -134,7 +144,7 @@ def _content(photo: Photo) -> bytes | str:
     """A photo's bytes, or why they cannot be had."""
     try:
         return photo.read()
-    except (ImageError, ObjectError) as error:
+    except ImageError as error:
         return str(error)
 
 

@@ -139,7 +139,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
 
 
 def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> None:
-    spec = write_spec(tmp_path, bins, budget={"trials": 2})
+    spec = write_spec(tmp_path, bins, budget={"trials": 2}, register={"finalists": 0})
     said = {"home": tmp_path / "home", "MLFLOW_TRACKING_URI": server}
     done = binsweep("sweep", spec, "--runner", "local", "--json", "--promote", **said)
     assert done.returncode == 0, done.stderr
@@ -149,6 +149,7 @@ def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> Non
     assert "2/2 trials" in done.stderr
     promotion = answer["promotion"]
     # On 14 photos even a good model may not be better beyond chance.
+    assert "as the sweep left it" in promotion["notes"][0]
     assert promotion["version"] == "1" and promotion["promoted"] == (
         "does not beat" not in promotion["reason"]
     )
