@@ -172,16 +172,16 @@ def test_two_splits_as_one_keep_each_rows_place() -> None:
     class Rows:
         def __init__(self, start: int, end: int) -> None:
             self.values = torch.arange(start, end)
-            self.labels = self.values % 3
+            self.labels, self.views = self.values % 3, 2
 
-        def take(self, rows: torch.Tensor, flips: torch.Tensor, shifts: torch.Tensor | None) -> torch.Tensor:
-            return torch.stack([self.values[rows], flips], dim=1)
+        def take(self, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+            return torch.stack([self.values[rows], views], dim=1)
 
     joined = JoinedBatches(Rows(0, 5), Rows(5, 8))
     rows = torch.tensor([7, 0, 5, 4, 1])
-    flips = torch.tensor([1, 0, 0, 1, 0])
-    assert joined.take(rows, flips, None).tolist() == [[7, 1], [0, 0], [5, 0], [4, 1], [1, 0]]
-    assert joined.take(torch.tensor([6]), torch.tensor([0]), None).tolist() == [[6, 0]]
+    views = torch.tensor([1, 0, 0, 1, 0])
+    assert joined.take(rows, views).tolist() == [[7, 1], [0, 0], [5, 0], [4, 1], [1, 0]]
+    assert joined.take(torch.tensor([6]), torch.tensor([0])).tolist() == [[6, 0]]
     assert joined.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
