@@ -127,10 +127,8 @@ def _train_again(
     fresh = _fresh(settings, seed)
     if not (place / DONE).exists():
         _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, fresh)
-        task = TrialTask(
-            number, fresh, place, spec.metric, spec.goal, threads_of(fresh.trainable, cores()),
-            minutes=spec.budget.trial_minutes,
-        )  # fmt: skip
+        threads = threads_of(fresh.trainable, cores())
+        task = TrialTask(number, fresh, place, spec.metric, spec.goal, threads)
 
         def send(epoch: int, metrics: dict[str, float]) -> bool:
             runlog.metrics(key, epoch, metrics)
