@@ -7,10 +7,11 @@ the validation split says so beyond chance.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -129,25 +130,35 @@ def _train_again(
         _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, fresh)
         threads = threads_of(fresh.trainable, cores())
         task = TrialTask(number, fresh, place, spec.metric, spec.goal, threads)
+        diverged = False
 
         def send(epoch: int, metrics: dict[str, float]) -> bool:
+            nonlocal diverged
             runlog.metrics(key, epoch, metrics)
-            return math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["val_loss"])
+            diverged = not (math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["val_loss"]))
+            return not diverged
 
-        before = torch.get_num_threads()
-        try:
-            run_trial(task, data, send)
-        except BaseException:
-            runlog.end_run(key, "KILLED")
-            raise
-        finally:
-            torch.set_num_threads(before)
+        with _same_threads_afterwards():
+            try:
+                run_trial(task, data, send)
+            except BaseException:
+                runlog.end_run(key, "KILLED")
+                raise
         (place / LAST).unlink(missing_ok=True)
-        _end_run(runlog, key, place, data)
-        _note(place / DONE, {"settings": asdict(fresh)})
-    if not (place / BEST).exists():
+        _end_run(runlog, key, place, data, diverged)
+        _note(place / DONE, {"diverged": diverged})
+    if json.loads((place / DONE).read_text())["diverged"]:
         return None
     return Training(key, place / BEST, load_checkpoint(place / BEST).metrics[spec.metric])
+
+
+@contextlib.contextmanager
+def _same_threads_afterwards() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, settings: Settings) -> None:
@@ -155,25 +166,20 @@ def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, sett
     runlog.start_run(key, name, SWEEP, tags, asdict(settings))
 
 
-def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData) -> None:
-    if (place / BEST).exists():
+def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: bool) -> None:
+    if not diverged:
         checkpoint = load_checkpoint(place / BEST)
         bank, classes = data.validation, data.classes
         probabilities = checkpoint.log_probabilities.exp().numpy()
+        actual = np.asarray(classes)[bank.labels]
         title = f"validation, epoch {checkpoint.epoch}: accuracy {checkpoint.metrics['val_accuracy']:.1%}"
         write_evaluation(
-            place / FIGURES,
-            probabilities,
-            np.asarray(classes)[bank.labels],
-            classes,
-            bank.ids,
-            bank.pixels.__getitem__,
-            title,
+            place / FIGURES, probabilities, actual, classes, bank.ids, bank.pixels.__getitem__, title
         )
         runlog.artifact(key, place / FIGURES, FIGURES)
         runlog.artifact(key, place / BEST, "weights")
         runlog.metrics(key, checkpoint.epoch, {"best_epoch": float(checkpoint.epoch)})
-    runlog.end_run(key, "FINISHED" if (place / BEST).exists() else "FAILED")
+    runlog.end_run(key, "FAILED" if diverged else "FINISHED")
 
 
 def _note(file: Path, what: Mapping[str, Any]) -> None:
@@ -192,29 +198,37 @@ def refit(
     for training in finalist.trainings[:members]:
         key = training.key.replace("finalist", "refit")
         place = training.checkpoint.parent / f"refit-{epochs}"
-        settings = load_checkpoint(training.checkpoint).settings
         if not (place / DONE).exists():
             place.mkdir(exist_ok=True)
+            settings = load_checkpoint(training.checkpoint).settings
             _begin_run(runlog, key, f"refit of {training.key}", "refit", finalist.number, settings)
-            last, best = place / LAST, place / BEST
-
-            def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
-                # What validation says of a model that learned from it is not worth a curve.
-                runlog.metrics(key, epoch, {k: v for k, v in metrics.items() if not k.startswith("val_")})  # noqa: B023
-                if epoch == epochs:
-                    snapshot.checkpoint().save(best)  # noqa: B023
-                else:
-                    snapshot.state().save(last)  # noqa: B023
-                return epoch < epochs
-
-            train(settings, data, report, start_from=load_training_state(last), refit=True)
-            last.unlink(missing_ok=True)
-            runlog.artifact(key, best, "weights")
+            with _same_threads_afterwards():
+                _train_on_both(settings, data, epochs, place, key, runlog)
+            runlog.artifact(key, place / BEST, "weights")
             runlog.end_run(key, "FINISHED")
             _note(place / DONE, {"epochs": epochs})
         print(f"refit on train and validation: {epochs} epochs, as its trainings took", file=sys.stderr)
         again.append(Training(key, place / BEST, training.value))
     return again
+
+
+def _train_on_both(
+    settings: Settings, data: TrialData, epochs: int, place: Path, key: str, runlog: RunLog
+) -> None:
+    """The first `epochs` of a training on both splits, from where an earlier one was cut short."""
+
+    def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        # What validation says of a model that learned from it is not worth a curve.
+        runlog.metrics(key, epoch, {k: v for k, v in metrics.items() if not k.startswith("val_")})
+        if epoch == epochs:
+            snapshot.checkpoint().save(place / BEST)
+        else:
+            snapshot.state().save(place / LAST)
+        return epoch < epochs
+
+    torch.set_num_threads(threads_of(settings.trainable, cores()))
+    train(settings, data, report, start_from=load_training_state(place / LAST), refit=True)
+    (place / LAST).unlink(missing_ok=True)
 
 
 def choose_answer(
