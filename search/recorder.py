@@ -226,7 +226,7 @@ class Recorder:
         file = self._folder / "leaderboard.csv"
         names = list(self._spec.space)
         rows = [
-            [place, t.number, t.value, t.epoch, t.state, *(t.params[name] for name in names)]
+            [place, t.number, t.value, t.epoch, t.state, *(t.params.get(name, "") for name in names)]
             for place, t in enumerate(controller.leaderboard(), 1)
         ]
         write_csv(file, ["place", "trial", self._spec.metric, "epoch", "state", *names], rows)

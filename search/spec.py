@@ -16,7 +16,7 @@ from data.errors import UserError
 from data.split import Split, SplitBy
 from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
-from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, parse_space
+from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, is_active, parse_space
 from tracking.gate import Gate
 
 # Selection uses validation only.
@@ -71,7 +71,7 @@ class ObjectivePart(_Part):
 class SearchPart(_Part):
     """How configurations are chosen and stopped."""
 
-    sampler: Literal["auto", "tpe", "gp", "random", "grid"] = "auto"
+    sampler: Literal["auto", "tpe", "gp", "cmaes", "random", "grid"] = "auto"
     stopping: Literal["auto", "asha", "median", "none"] = "auto"
     points: list[dict[str, Any]] = []  # configurations to try first
     seed: int = 0
@@ -159,7 +159,11 @@ class SweepSpec:
 
     def values(self, name: str) -> list[Any]:
         """Every value a setting may take in this sweep; of a range, its two ends."""
-        return values_of(self.space[name]) if name in self.space else [getattr(self.settings, name)]
+        fixed = [getattr(self.settings, name)]
+        if name not in self.space:
+            return fixed
+        searched = values_of(self.space[name])
+        return searched + [value for value in fixed if self.space[name].when and value not in searched]
 
     def trial_settings(self, params: Mapping[str, Any], seed: int) -> Settings:
         """The settings of one trial: fixed values, then suggested ones, then its own seed."""
@@ -243,7 +247,7 @@ def _settings_problems(model: Mapping[str, Any], space: Mapping[str, Dimension])
                 continue
             found = [_setting_problem(path, name, option) for option in options]
             problems += [problem for problem in found if problem is not None]
-    both = sorted(set(model) & set(space))
+    both = sorted(name for name in set(model) & set(space) if not space[name].when)
     problems += [Problem(f"model.{k}", "also in space", model[k], "keep it in one of the two") for k in both]
     return problems
 
@@ -267,16 +271,22 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
         )
     for number, point in enumerate(file.search.points):
         path = f"search.points.{number}"
-        for name in sorted(point.keys() ^ space.keys()):
-            rule = "is not searched" if name in point else "is missing: a point names every searched value"
+        wanted = {name for name, dimension in space.items() if is_active(dimension, point)}
+        for name in sorted(point.keys() ^ wanted):
+            rule = (
+                "is not searched there" if name in point else "is missing: a point names every searched value"
+            )
             problems.append(Problem(f"{path}.{name}", rule, ABSENT, f"searched: {', '.join(space)}"))
-        outside = [name for name in point.keys() & space.keys() if not contains(space[name], point[name])]
+        outside = [name for name in point.keys() & wanted if not contains(space[name], point[name])]
         problems += [
             Problem(
                 f"{path}.{name}", "lies outside of the space", point[name], f"space.{name} says what may be"
             )
             for name in sorted(outside)
         ]
+    if "epochs" in space and space["epochs"].when:
+        hint = "leave out the condition"
+        problems.append(Problem("space.epochs.when", "epochs cannot depend on a choice", ABSENT, hint))
     if file.search.sampler == "grid":
         endless = [k for k, v in space.items() if isinstance(v, Range) and v.step is None and not v.is_int]
         hint = "list the values, or give a step"

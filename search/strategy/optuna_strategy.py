@@ -21,6 +21,7 @@ ENDED = "ended_because"
 BEST_EPOCH = "best_epoch"
 PAUSED = "paused_at"  # the epoch whose checkpoint a paused trial goes on from; None once it goes on
 BROKEN = "broken"  # its value was not finite
+STRAIGHT = "straight"  # it is trained to its end without a pause
 PRIOR = "prior"  # the earlier sweep that it was a trial of
 FIRST = "first"  # of the study: configurations to try before any other
 LEARNED = "learned"  # of the study: what a planner has learned and would not learn alike again
@@ -80,7 +81,8 @@ class OptunaStrategy:
             policy.planner.learned = learned
         for trial in ledger.trials():
             curve, state = self._curves[trial.number], _stand_of(trial)
-            self._standing.add(dict(trial.params), curve, state, BROKEN in trial.user_attrs)
+            marks = (BROKEN in trial.user_attrs, STRAIGHT in trial.user_attrs)
+            self._standing.add(dict(trial.params), curve, state, *marks)
             if state == "running":
                 self._live[trial.number] = _Live()  # its process ended before it did: it may go on
 
@@ -96,7 +98,7 @@ class OptunaStrategy:
         for record in records:
             note = {SUGGESTED: record.suggested_because, PRIOR: sweep}
             self._prior += 1
-            number = self._begun(self._ledger.add_point(record.params, self._distributions, note)).number
+            number = self._begun(self._add_point(record.params, note)).number
             for epoch, value in record.values.items():
                 self._ledger.report(number, epoch, value)
                 self._curves[number].values[epoch] = self._sign * value
@@ -115,7 +117,7 @@ class OptunaStrategy:
         first, own = self._ledger.recall(FIRST) or [], len(self._ledger) - self._prior
         if begin and own < len(first):
             note = {SUGGESTED: f"point {own + 1} of {len(first)} to try first"}
-            return self._begun(self._ledger.add_point(first[own], self._distributions, note))
+            return self._begun(self._add_point(first[own], note))
         plan = self._plan()
         if plan is not None and plan.number is None and plan.params is None:
             asked = self._policy.sampler(self._ledger.study, len(self._ledger))
@@ -128,12 +130,18 @@ class OptunaStrategy:
         if plan.number is not None:
             return self._go_on(plan.number, plan.reason)
         assert plan.params is not None
-        return self._begun(self._ledger.add_point(plan.params, self._distributions, {SUGGESTED: plan.reason}))
+        marks: dict[str, Any] = {SUGGESTED: plan.reason} | ({STRAIGHT: True} if plan.straight else {})
+        return self._begun(self._add_point(plan.params, marks))
+
+    def _add_point(self, params: dict[str, Any], note: dict[str, Any]) -> FrozenTrial:
+        distributions = {name: self._distributions[name] for name in params}
+        return self._ledger.add_point(params, distributions, note)
 
     def _begun(self, frozen: FrozenTrial) -> Suggestion:
         self._live[frozen.number] = _Live()
         self._curves[frozen.number] = self._curve(frozen)
-        self._standing.add(dict(frozen.params), self._curves[frozen.number])
+        straight = STRAIGHT in frozen.user_attrs
+        self._standing.add(dict(frozen.params), self._curves[frozen.number], straight=straight)
         self._planned = None
         return Suggestion(frozen.number, dict(frozen.params), frozen.user_attrs[SUGGESTED])
 
@@ -162,6 +170,8 @@ class OptunaStrategy:
         if reason is not None:
             live.stop = Verdict(Decision.STOP, reason)
             return live.stop
+        if self._standing.stands[number].straight:
+            return Verdict(Decision.CONTINUE, "it is trained straight to its end")
         if weighed and self._policy.pauses:
             return self._weigh(number, epoch)
         return Verdict(Decision.CONTINUE, "among those that go on")

@@ -35,6 +35,7 @@ class Stand:
     best: float = -math.inf
     at_level: dict[int, float] = field(default_factory=dict)
     broken: bool = False  # its value was not finite: the configuration is bad, not its machine
+    straight: bool = False  # it is trained to its end without a pause
 
     def rank_value(self, level: int) -> float:
         """Best value until the level of that index; -inf when it has not got there."""
@@ -53,10 +54,15 @@ class Standing:
         self.epochs = 0
 
     def add(
-        self, params: dict[str, Any], curve: Curve, state: State = "running", broken: bool = False
+        self,
+        params: dict[str, Any],
+        curve: Curve,
+        state: State = "running",
+        broken: bool = False,
+        straight: bool = False,
     ) -> None:
         """The next trial, with what it has shown so far."""
-        stand = Stand(params, levels(curve.last_epoch), state, broken=broken)
+        stand = Stand(params, levels(curve.last_epoch), state, broken=broken, straight=straight)
         self.stands.append(stand)
         for epoch in sorted(curve.values):
             self.saw(len(self.stands) - 1, epoch, curve.values[epoch])
