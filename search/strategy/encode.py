@@ -52,11 +52,11 @@ class Encoder:
         sequence = qmc.Sobol(len(self.names), seed=seed)
         if number:  # SciPy cannot skip none
             sequence.fast_forward(number)
-        point: np.ndarray = self._from_unit(sequence.random(1))[0]
+        point: np.ndarray = self.from_unit(sequence.random(1))[0]
         return point
 
     def random(self, rng: np.random.Generator, count: int) -> Points:
-        return self._from_unit(rng.random((count, len(self.names))))
+        return self.from_unit(rng.random((count, len(self.names))))
 
     def near(self, points: Points, width: float, rng: np.random.Generator) -> Points:
         """Each point moved in about half of its coordinates: ranges by a normal step of `width`, cut off at
@@ -83,7 +83,8 @@ class Encoder:
         """Which dimension each feature belongs to; the columns of a choice share one length scale."""
         return np.repeat(np.arange(len(self.names)), [max(1, options) for options in self._options])
 
-    def _from_unit(self, unit: Points) -> Points:
+    def from_unit(self, unit: Points) -> Points:
+        """Points from numbers between 0 and 1; a choice's options get equal parts of that."""
         return self._settle(self._anywhere(unit))
 
     def _anywhere(self, unit: Points) -> Points:

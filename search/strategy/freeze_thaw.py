@@ -33,7 +33,6 @@ RANDOM, NEAR = 200, 200  # new configurations weighed: drawn anywhere, and near 
 ANCESTORS = 8
 APART = 0.03  # of a range, in at least one dimension: nearer is the same configuration again
 WIDTHS = (0.1, 0.3)  # of the steps from the best trials, in parts of a range
-FINER = (0.1, 0.03, 0.01)  # steps in which a straight trial's configuration is refined
 
 
 class FreezeThaw:
@@ -108,11 +107,6 @@ class FreezeThaw:
         ends = np.array([stands[n].levels[-1] for n in straight])
         self._final.condition(self._with_pending(self._final, data, standing, straight, ends))
         fresh = self._fresh(self._final, standing, known, rng)
-        for width in FINER:
-            gain = self._gain(self._final, standing, [], fresh, self._max_epochs, top)
-            best = fresh[np.argsort(-gain, kind="stable")[:ANCESTORS]]
-            finer = self._encoder.near(np.repeat(best, NEAR // 2 // len(best), axis=0), width, rng)
-            fresh = np.concatenate([best, self._new(finer, standing, known)])
         gain = self._gain(self._final, standing, [], fresh, self._max_epochs, top)
         reason = f"most to be gained at its end, by a model of {len(known)} full trainings alone"
         return Plan(reason, params=self._encoder.params(fresh[int(gain.argmax())]), straight=True)
@@ -177,15 +171,11 @@ class FreezeThaw:
         found = [self._encoder.random(rng, RANDOM)]
         found += [self._encoder.near(copies, width, rng) for width in WIDTHS]
         points = np.concatenate(found)
-        new = self._new(points, standing, known)
-        return new if len(new) else points  # a small space may be used up
-
-    def _new(self, points: Points, standing: Standing, known: list[int]) -> Points:
-        """Those that are nearly none that the model looks at, that runs, or that broke."""
         stands = standing.stands
         others = [n for n, stand in enumerate(stands) if stand.broken or stand.state == "running"]
-        tried = self._points_of(standing, np.array(known + others, int))
-        return np.asarray(points[_apart(points, tried).min(axis=1) >= APART])
+        tried = np.concatenate([tried, self._points_of(standing, np.array(others, int))])
+        new = points[_apart(points, tried).min(axis=1) >= APART]
+        return new if len(new) else points  # a small space may be used up
 
     def _gain(
         self,
