@@ -62,10 +62,15 @@ class DataPart(_Part):
 
 
 class ObjectivePart(_Part):
-    """What the sweep optimises. `goal` follows from the metric unless given."""
+    """What the sweep optimises. `goal` follows from the metric unless given; what breaks a limit is no candidate."""
 
     metric: str = "val_accuracy"
     goal: Literal["maximize", "minimize"] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None  # of one photo through the network
+    max_megabytes: Annotated[float, Field(gt=0)] | None = None  # of the weights
+    against: Literal["latency_ms", "megabytes"] | None = (
+        None  # the cost that the report sets the metric against
+    )
 
 
 class SearchPart(_Part):
@@ -83,6 +88,9 @@ class BudgetPart(_Part):
     trials: Annotated[int, Field(ge=1)] = 20
     minutes: Annotated[float, Field(gt=0)] | None = None
     epochs: Annotated[int, Field(ge=1)] | None = None  # of all trials together
+    gpu_hours: Annotated[float, Field(gt=0)] | None = (
+        None  # a trial that has half a GPU spends half of its time
+    )
     no_improvement: Annotated[int, Field(ge=1)] | None = None  # trials that ended since the best value
     target: float | None = None  # a value of the metric that is good enough
     trial_minutes: Annotated[float, Field(gt=0)] | None = None  # the longest that one trial may take
@@ -140,6 +148,7 @@ class SweepSpec:
     space: dict[str, Dimension]
     metric: str
     goal: Literal["maximize", "minimize"]
+    objective: ObjectivePart
     search: SearchPart
     budget: BudgetPart
     resources: ResourcesPart
@@ -151,6 +160,12 @@ class SweepSpec:
     def split(self) -> Split:
         """The division of the data."""
         return Split(**self.data.split.model_dump())
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The most that a candidate may cost, by the cost's name."""
+        asked = {"latency_ms": self.objective.max_latency_ms, "megabytes": self.objective.max_megabytes}
+        return {name: limit for name, limit in asked.items() if limit is not None}
 
     @property
     def max_epochs(self) -> int:
@@ -344,6 +359,7 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
         space=space,
         metric=file.objective.metric,
         goal=resolved["objective"]["goal"],
+        objective=file.objective,
         search=file.search,
         budget=file.budget,
         resources=file.resources,

@@ -81,7 +81,8 @@ class FreezeThaw:
         self._model.condition(self._with_pending(self._model, data, standing, running, next_levels))
         horizon = math.exp(rng.random() * math.log(self._max_epochs))
         paused = [n for n in known if standing.stands[n].state == "paused"]
-        fresh = self._fresh(self._model, standing, known, rng)
+        avoid = known + [n for n, stand in enumerate(standing.stands) if stand.broken] + running
+        fresh = self._fresh(self._model, standing, known, avoid, rng)
         gain = self._gain(self._model, standing, paused, fresh, horizon, top)
         chosen = int(gain.argmax())
         of = f"of {len(paused)} paused trials and {len(fresh)} new configurations"
@@ -106,7 +107,8 @@ class FreezeThaw:
         straight = [n for n in running if stands[n].straight]
         ends = np.array([stands[n].levels[-1] for n in straight])
         self._final.condition(self._with_pending(self._final, data, standing, straight, ends))
-        fresh = self._fresh(self._final, standing, known, rng)
+        avoid = known + [n for n, stand in enumerate(stands) if stand.broken or stand.state != "over"]
+        fresh = self._fresh(self._final, standing, known, avoid, rng)
         gain = self._gain(self._final, standing, [], fresh, self._max_epochs, top)
         reason = f"most to be gained at its end, by a model of {len(known)} full trainings alone"
         return Plan(reason, params=self._encoder.params(fresh[int(gain.argmax())]), straight=True)
@@ -160,9 +162,14 @@ class FreezeThaw:
         )
 
     def _fresh(
-        self, model: CurveModel, standing: Standing, known: list[int], rng: np.random.Generator
+        self,
+        model: CurveModel,
+        standing: Standing,
+        known: list[int],
+        avoid: list[int],
+        rng: np.random.Generator,
     ) -> Points:
-        """New configurations to weigh, none of them nearly one that was tried."""
+        """New configurations to weigh, at random and near the best known trials, none nearly one to avoid."""
         trial = np.array(known)
         promise, _ = model.predict(self._features(standing, trial), np.ones(len(known)), trial)
         tried = self._points_of(standing, trial)
@@ -171,10 +178,7 @@ class FreezeThaw:
         found = [self._encoder.random(rng, RANDOM)]
         found += [self._encoder.near(copies, width, rng) for width in WIDTHS]
         points = np.concatenate(found)
-        stands = standing.stands
-        others = [n for n, stand in enumerate(stands) if stand.broken or stand.state == "running"]
-        tried = np.concatenate([tried, self._points_of(standing, np.array(others, int))])
-        new = points[_apart(points, tried).min(axis=1) >= APART]
+        new = points[_apart(points, self._points_of(standing, np.array(avoid))).min(axis=1) >= APART]
         return new if len(new) else points  # a small space may be used up
 
     def _gain(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from search.space import Dimension, to_distribution
-from search.strategy.ledger import Ledger
+from search.strategy.ledger import INFEASIBLE, Ledger
 from search.strategy.planner import Plan, Planner
 from search.strategy.samplers import Sampler
 from search.strategy.seam import Decision, Goal, Outcome, Record, Suggestion, Verdict
@@ -81,7 +81,8 @@ class OptunaStrategy:
             policy.planner.learned = learned
         for trial in ledger.trials():
             curve, state = self._curves[trial.number], _stand_of(trial)
-            marks = (BROKEN in trial.user_attrs, STRAIGHT in trial.user_attrs)
+            bad = BROKEN in trial.user_attrs or INFEASIBLE in trial.system_attrs
+            marks = (bad, STRAIGHT in trial.user_attrs)
             self._standing.add(dict(trial.params), curve, state, *marks)
             if state == "running":
                 self._live[trial.number] = _Live()  # its process ended before it did: it may go on
@@ -187,8 +188,10 @@ class OptunaStrategy:
         curve = self._curves[number]
         stop, broken = (None, False) if live is None else (live.stop, live.broken)
         reason = stop.reason if stop else outcome.reason
+        if outcome.violation > 0:
+            self._ledger.mark_infeasible(number, outcome.violation)
+        self._standing.stands[number].broken = broken or outcome.violation > 0
         if broken or outcome.state == "failed" or not curve.values:
-            self._standing.stands[number].broken = broken
             attributes: dict[str, Any] = {ENDED: reason or f"{outcome.state} without a value"}
             attributes |= {BROKEN: True} if broken else {}
             self._ledger.close(number, TrialState.FAIL, None, attributes)
@@ -257,8 +260,8 @@ class OptunaStrategy:
         return Verdict(Decision.STOP, "no such trial runs")
 
     def best(self) -> tuple[int, float, dict[str, Any]] | None:
-        """(number, value, params) of the best trial that did not fail; ties go to the earlier."""
-        records = [record for record in self.trials() if record.state != "failed"]
+        """(number, value, params) of the best trial that did not fail or break a limit; ties go to the earlier."""
+        records = [record for record in self.trials() if record.state != "failed" and record.feasible]
         values = [(self._sign * r.value, -r.number, r) for r in records if r.value is not None]
         if not values:
             return None
@@ -285,6 +288,7 @@ class OptunaStrategy:
             values={at: self._sign * value for at, value in sorted(curve.items())},
             suggested_because=trial.user_attrs.get(SUGGESTED, ""),
             ended_because=trial.user_attrs.get(ENDED, ""),
+            feasible=INFEASIBLE not in trial.system_attrs,
         )
 
 

@@ -70,16 +70,15 @@ def _random(space: Mapping[str, Dimension], seed: int) -> Sampler:
 
 
 def _tpe(space: Mapping[str, Dimension], seed: int) -> Sampler:
-    # Where dimensions depend on others, each set of them that occurs together has a model of its own.
-    groups = any(dimension.when for dimension in space.values())
-
     def ask(study: optuna.Study, number: int) -> Asked:
         states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         known = len(study.get_trials(deepcopy=False, states=states))
         # Optuna ranks stopped trials below completed ones, by last epoch and then value: a half-trained
         # value is never taken for a final one.
         study.sampler = optuna.samplers.TPESampler(
-            seed=trial_seed(seed, number), n_startup_trials=STARTUP, multivariate=True, group=groups
+            seed=trial_seed(seed, number),
+            n_startup_trials=STARTUP,
+            warn_independent_sampling=False,  # what depends on a choice is modelled by itself
         )
         return _ask(study, space), _model("likeliest to improve", "TPE", known)
 

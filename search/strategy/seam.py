@@ -33,10 +33,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended, as its runner saw it."""
+    """How a trial ended, as its runner saw it; with `violation` it broke a limit, by that part of it."""
 
     state: Literal["completed", "stopped", "failed"]
     reason: str = ""
+    violation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Record:
     values: dict[int, float] = field(default_factory=dict)  # by epoch, from 1
     suggested_because: str = ""
     ended_because: str = ""
+    feasible: bool = True  # it broke no limit
 
 
 class Strategy(Protocol):

@@ -34,7 +34,7 @@ class Stand:
     epochs: int = 0
     best: float = -math.inf
     at_level: dict[int, float] = field(default_factory=dict)
-    broken: bool = False  # its value was not finite: the configuration is bad, not its machine
+    broken: bool = False  # its value was not finite, or it broke a limit: the configuration is bad
     straight: bool = False  # it is trained to its end without a pause
 
     def rank_value(self, level: int) -> float:
