@@ -48,6 +48,7 @@ class TrialRecord:
     ended: float | None = None
     losses: int = 0  # workers lost since the last epoch
     feasible: bool = True  # it broke no limit of the objective
+    resumed: str = ""  # why it went on when it last did
 
 
 class Listener(Protocol):
@@ -125,7 +126,7 @@ class Controller:
         elif reason := self._fault():
             self.ended_by, self.halted = reason, True
         elif self._waiting:
-            return self._go_on(self._waiting.popleft())
+            return self._go_on(self._waiting.popleft(), "its training was cut short")
         elif (suggestion := self._strategy.suggest(len(self.trials) < self._spec.budget.trials)) is not None:
             return self._start(suggestion)
         elif len(self.trials) >= self._spec.budget.trials:
@@ -183,11 +184,12 @@ class Controller:
         number = suggestion.number
         if number not in self.trials:
             self._add(number, suggestion.params, suggestion.reason)
-        return self._go_on(number)
+            return self._go_on(number)
+        return self._go_on(number, suggestion.reason)
 
-    def _go_on(self, number: int) -> TrialTask:
+    def _go_on(self, number: int, reason: str = "") -> TrialTask:
         trial = self.trials[number]
-        trial.state = "running"
+        trial.state, trial.resumed = "running", reason
         self._tell(lambda listener: listener.trial_started(trial))
         return TrialTask(
             number,

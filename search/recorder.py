@@ -18,6 +18,7 @@ from models.arithmetic import choose_arithmetic
 from models.build import load_checkpoint
 from models.train import TrialData
 from search.controller import ENDED, Controller, TrialRecord, pareto_front
+from search.decisions import DECISIONS
 from search.spec import SweepSpec
 from search.trial import BEST, ERROR, better
 from tracking.environment import environment_tags
@@ -125,6 +126,7 @@ class Recorder:
             "arithmetic": f"{arithmetic}, channels_last, fused {trial.settings.optimizer}",
             "threads": str(trial.threads),
             "suggested_because": trial.suggested,
+            **({"resumed_because": trial.resumed} if trial.resumed else {}),
             "binsweep.kind": "trial",
             "state": trial.state,
         }
@@ -232,6 +234,7 @@ class Recorder:
         ]
         write_csv(file, ["place", "trial", self._spec.metric, "epoch", "state", *names], rows)
         self._log.artifact(SWEEP, file)
+        self._log.artifact(SWEEP, self._folder / DECISIONS)
         if cost := self._spec.objective.against:
             self._write_front(cost)
         states = [trial.state for trial in controller.trials.values()]

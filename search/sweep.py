@@ -21,6 +21,7 @@ from models.train import TrialData, build_banks
 from models.weights import check_weights
 from search.board import Board, Step
 from search.controller import ENDED, Controller, TrialRecord
+from search.decisions import DecisionLog
 from search.earlier import Earlier
 from search.local_runner import run_local
 from search.recorder import Recorder
@@ -171,7 +172,7 @@ def run_sweep(
         recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller)
         recorder.sweep_started()
         patience = FLUSH_SECONDS
-        controller.listeners.append(recorder)
+        controller.listeners += [recorder, DecisionLog(folder)]
         try:
             with Board(spec, controller, slots):
                 if runner == "ray":

@@ -1,6 +1,7 @@
 """The controller over a scripted strategy: which budget ended the sweep, and trials that are paused and go on."""
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from search.controller import Controller, pareto_front
+from search.decisions import DECISIONS, DecisionLog
 from search.spec import parse_spec
 from search.strategy import Decision, Outcome, Suggestion, Verdict
 
@@ -199,3 +201,26 @@ def test_the_front_holds_what_no_other_trial_beats_in_both(tmp_path: Path) -> No
         controller.next_task()
         controller.report(number, 1, metrics(value) | {"latency_ms": 1.0, "megabytes": size})
     assert [t.number for t in pareto_front(controller.leaderboard(), "megabytes")] == [2, 0, 3]
+
+
+def test_the_decision_log_says_why_for_every_turn_of_a_trial(tmp_path: Path) -> None:
+    suggestions = [Suggestion(0, {"lr": 0.1}, "first"), Suggestion(0, {"lr": 0.1}, "rank 1 of 3", 1)]
+    controller, _, _ = started(tmp_path, suggestions, {(0, 1)})
+    controller.listeners.append(DecisionLog(tmp_path))
+    controller.next_task()
+    controller.report(0, 1, metrics(0.5))
+    controller.next_task()
+    controller.lost(0, "its worker died")
+    controller.next_task()
+    for epoch in (2, 3):
+        controller.report(0, epoch, metrics(0.5))
+    controller.finish(0)
+    lines = [json.loads(line) for line in (tmp_path / DECISIONS).read_text().splitlines()]
+    assert [(line["trial"], line["epoch"], line["what"], line["reason"]) for line in lines] == [
+        (0, 0, "begin", "first"),
+        (0, 1, "pause", "scripted"),
+        (0, 1, "go on", "rank 1 of 3"),
+        (0, 1, "wait", "its worker died"),
+        (0, 1, "go on", "its training was cut short"),
+        (0, 3, "completed", "trained to its end"),
+    ]
