@@ -22,7 +22,14 @@ from search.strategy.encode import Encoder
 LEAST, ETA = 2, 3
 
 
-class SyneTune:
+class NoCosts:
+    """What has no use for the costs of trials."""
+
+    def note_cost(self, number: int, cost: float) -> None:
+        """Never called in simulations of one objective."""
+
+
+class SyneTune(NoCosts):
     """A scheduler of Syne Tune that stops trials (`ASHACQR`, `ASHABORE`, `BOHB`)."""
 
     def __init__(self, task: Task, seed: int, name: str) -> None:
@@ -76,7 +83,7 @@ class _Job:
     told: Callable[[float], None]
 
 
-class AskTell:
+class AskTell(NoCosts):
     """An optimizer that asks for one configuration with one budget at a time."""
 
     def __init__(self, task: Task, ask: Callable[[], _Job | None]) -> None:

@@ -223,6 +223,8 @@ class Controller:
         if better(value, trial.value, self.goal):
             trial.value, trial.epoch, trial.metrics = value, epoch, metrics
             self._note_best(trial)
+        if (against := self._spec.objective.against) is not None:
+            self._strategy.note_cost(number, metrics[against])
         verdict = self._strategy.observe(number, epoch, value)
         self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
         if not trial.feasible:

@@ -75,7 +75,7 @@ class FreezeThaw:
         rng = self._rng(standing, running)
         known = self._known([n for n, stand in enumerate(standing.stands) if stand.at_level], standing, rng)
         rows = [(n, epoch, value) for n in known for epoch, value in _telling(standing.stands[n])]
-        data, top = self._observations(standing, rows)
+        data, top = self._observations(standing, rows, _prices(known, standing, rng))
         self._model.keep_up(data, sum(len(stand.at_level) for stand in standing.stands))
         next_levels = np.array([standing.stands[n].next_level() for n in running])
         self._model.condition(self._with_pending(self._model, data, standing, running, next_levels))
@@ -102,7 +102,8 @@ class FreezeThaw:
         running = [n for n, stand in enumerate(stands) if stand.state == "running"]
         rng = self._rng(standing, running)
         known = self._known([n for n, stand in enumerate(stands) if _is_full(stand)], standing, rng)
-        data, top = self._observations(standing, [(n, stands[n].levels[-1], stands[n].best) for n in known])
+        rows = [(n, stands[n].levels[-1], stands[n].best) for n in known]
+        data, top = self._observations(standing, rows, _prices(known, standing, rng))
         self._final.keep_up(data, sum(_is_full(stand) for stand in stands))
         straight = [n for n in running if stands[n].straight]
         ends = np.array([stands[n].levels[-1] for n in straight])
@@ -124,13 +125,16 @@ class FreezeThaw:
         others = rng.choice(order[TRIALS // 2 :], TRIALS - TRIALS // 2, replace=False)
         return [int(n) for n in (*order[: TRIALS // 2], *others)]
 
-    def _observations(self, standing: Standing, rows: list[tuple[int, int, float]]) -> tuple[Data, float]:
-        """(trial, epoch, value) standardised, and where the best value lies on that scale."""
-        best = np.array([standing.stands[n].best for n in sorted({n for n, _, _ in rows})])
+    def _observations(
+        self, standing: Standing, rows: list[tuple[int, int, float]], prices: dict[int, float]
+    ) -> tuple[Data, float]:
+        """(trial, epoch, value) less the trial's price, standardised, and where the best lies on that scale."""
+        trials = sorted({n for n, _, _ in rows})
+        best = np.array([standing.stands[n].best - prices.get(n, 0.0) for n in trials])
         ceiling, middle = best.max(), np.median(best)
         unit = 0.2 * (ceiling - middle) + 1e-12 + 1e-9 * abs(ceiling)
         # How far below the best, on a log scale: whether bad is very bad matters less than the order at the top.
-        values = -np.log1p((ceiling - np.array([row[2] for row in rows])) / unit)
+        values = -np.log1p((ceiling - np.array([value - prices.get(n, 0.0) for n, _, value in rows])) / unit)
         broken = [n for n, stand in enumerate(standing.stands) if stand.broken][-BROKEN:]
         trial = np.array([row[0] for row in rows] + broken)
         lengths = np.array([standing.stands[n].levels[-1] for n, _, _ in rows])
@@ -223,6 +227,21 @@ class FreezeThaw:
         new = standing.stands[len(self._points) :]
         self._points += [self._encoder.point(stand.params) for stand in new]
         return np.array([self._points[n] for n in trial]).reshape(len(trial), len(self._encoder.names))
+
+
+def _prices(known: list[int], standing: Standing, rng: np.random.Generator) -> dict[int, float]:
+    """What to take off the values of trials that have costs, at a random weight of cost against value: in the course of
+    a search the weights lead along the whole front (ParEGO, Knowles, 2006). A third of them is nought."""
+    costs = {n: standing.stands[n].cost for n in known}
+    logs = {n: math.log(cost) for n, cost in costs.items() if cost is not None}
+    if not logs:
+        return {}
+    weight = rng.choice([0.0, rng.random(), rng.random()])
+    best = np.array([standing.stands[n].best for n in known])
+    low, span = min(logs.values()), max(logs.values()) - min(logs.values()) + 1e-12
+    # At even weights the costliest loses as much as lies between the best value and the median.
+    price = weight / (1 - weight) * (best.max() - float(np.median(best))) / span
+    return {n: price * (at - low) for n, at in logs.items()}
 
 
 def _is_full(stand: Stand) -> bool:

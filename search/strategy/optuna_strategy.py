@@ -22,6 +22,7 @@ BEST_EPOCH = "best_epoch"
 PAUSED = "paused_at"  # the epoch whose checkpoint a paused trial goes on from; None once it goes on
 BROKEN = "broken"  # its value was not finite
 STRAIGHT = "straight"  # it is trained to its end without a pause
+COST = "cost"  # what its counter costs where it is used
 PRIOR = "prior"  # the earlier sweep that it was a trial of
 FIRST = "first"  # of the study: configurations to try before any other
 LEARNED = "learned"  # of the study: what a planner has learned and would not learn alike again
@@ -84,6 +85,7 @@ class OptunaStrategy:
             bad = BROKEN in trial.user_attrs or INFEASIBLE in trial.system_attrs
             marks = (bad, STRAIGHT in trial.user_attrs)
             self._standing.add(dict(trial.params), curve, state, *marks)
+            self._standing.stands[trial.number].cost = trial.user_attrs.get(COST)
             if state == "running":
                 self._live[trial.number] = _Live()  # its process ended before it did: it may go on
 
@@ -177,6 +179,13 @@ class OptunaStrategy:
             return self._weigh(number, epoch)
         return Verdict(Decision.CONTINUE, "among those that go on")
 
+    def note_cost(self, number: int, cost: float) -> None:
+        """Take in what a running trial costs, once."""
+        if number in self._live and self._standing.stands[number].cost is None:
+            self._ledger.note(number, COST, cost)
+            self._standing.stands[number].cost = cost
+            self._planned = None
+
     def finish(self, number: int, outcome: Outcome) -> None:
         """End a trial as COMPLETE with its best value, PRUNED or FAIL; one that has ended stays as is."""
         live = self._live.pop(number, None)
@@ -244,6 +253,10 @@ class OptunaStrategy:
         if (found := promoted(self._standing)) is not None:
             return Plan(found[1], number=found[0])
         stands = self._standing.stands
+        for number in self._standing.front():
+            if stands[number].state == "paused":
+                reason = "no further trial begins: those on the front of value against cost are trained to their end"
+                return Plan(reason, number=number)
         sound = [number for number, stand in enumerate(stands) if stand.epochs and not stand.broken]
         best = max(sound, key=lambda number: (stands[number].best, -number), default=None)
         if best is None or stands[best].state != "paused":

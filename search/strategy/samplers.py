@@ -78,7 +78,6 @@ def _tpe(space: Mapping[str, Dimension], seed: int) -> Sampler:
         study.sampler = optuna.samplers.TPESampler(
             seed=trial_seed(seed, number),
             n_startup_trials=STARTUP,
-            warn_independent_sampling=False,  # what depends on a choice is modelled by itself
         )
         return _ask(study, space), _model("likeliest to improve", "TPE", known)
 

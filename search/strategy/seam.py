@@ -67,5 +67,9 @@ class Strategy(Protocol):
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
         """Take in one epoch's value. Repeated, late or unknown reports change nothing."""
 
+    def note_cost(self, number: int, cost: float) -> None:
+        """What a running trial's counter costs where it is used (above 0, smaller is better), where the whole front
+        of value against cost is searched. The first call counts."""
+
     def finish(self, number: int, outcome: Outcome) -> None:
         """End a trial that runs or is paused, once; later calls change nothing."""

@@ -36,6 +36,7 @@ class Stand:
     at_level: dict[int, float] = field(default_factory=dict)
     broken: bool = False  # its value was not finite, or it broke a limit: the configuration is bad
     straight: bool = False  # it is trained to its end without a pause
+    cost: float | None = None  # where value against cost is searched
 
     def rank_value(self, level: int) -> float:
         """Best value until the level of that index; -inf when it has not got there."""
@@ -78,6 +79,15 @@ class Standing:
 
     def paused(self) -> list[int]:
         return [number for number, stand in enumerate(self.stands) if stand.state == "paused"]
+
+    def front(self) -> list[int]:
+        """Where trials have a cost: those that no other beats in both value and cost, the best value first."""
+        known = [n for n, s in enumerate(self.stands) if s.cost is not None and s.epochs and not s.broken]
+        found: list[int] = []
+        for number in sorted(known, key=lambda n: (-self.stands[n].best, self.stands[n].cost, n)):
+            if not found or self.stands[number].cost < self.stands[found[-1]].cost:  # type: ignore[operator]
+                found.append(number)
+        return found
 
     def best(self) -> np.ndarray:
         """Each trial's best value, -inf without one; shape [trials]."""

@@ -29,6 +29,7 @@ class Scripted:
         self.suggestions, self.pauses = suggestions, pauses
         self.finished: list[tuple[int, str]] = []
         self.violations: list[float] = []
+        self.costs: list[tuple[int, float]] = []
 
     def suggest(self, begin: bool = True) -> Suggestion | None:
         may = self.suggestions and (begin or self.suggestions[0].epochs_done)
@@ -37,6 +38,9 @@ class Scripted:
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
         pause = (number, epoch) in self.pauses
         return Verdict(Decision.PAUSE if pause else Decision.CONTINUE, "scripted")
+
+    def note_cost(self, number: int, cost: float) -> None:
+        self.costs.append((number, cost))
 
     def finish(self, number: int, outcome: Outcome) -> None:
         self.finished.append((number, outcome.state))
@@ -196,11 +200,12 @@ def test_what_breaks_a_limit_is_stopped_at_its_first_epoch_and_is_no_candidate(t
 
 
 def test_the_front_holds_what_no_other_trial_beats_in_both(tmp_path: Path) -> None:
-    controller, _ = limited(tmp_path, 5, against="megabytes")
+    controller, strategy = limited(tmp_path, 5, against="megabytes")
     for number, (value, size) in enumerate([(0.5, 9.0), (0.4, 9.0), (0.6, 20.0), (0.3, 2.0), (0.3, 2.0)]):
         controller.next_task()
         controller.report(number, 1, metrics(value) | {"latency_ms": 1.0, "megabytes": size})
     assert [t.number for t in pareto_front(controller.leaderboard(), "megabytes")] == [2, 0, 3]
+    assert strategy.costs == [(0, 9.0), (1, 9.0), (2, 20.0), (3, 2.0), (4, 2.0)]
 
 
 def test_the_decision_log_says_why_for_every_turn_of_a_trial(tmp_path: Path) -> None:

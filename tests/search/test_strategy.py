@@ -197,6 +197,38 @@ def test_what_breaks_a_limit_is_remembered_and_no_longer_proposed(tmp_path: Path
     assert best is not None and best[2]["backbone"] == "small"
 
 
+def fronts(path: Path | None, noted: bool) -> OptunaStrategy:
+    """A sweep in which the large network is better and costs more; with `noted`, the strategy knows of costs."""
+    space: dict[str, Dimension] = {"x": Range(0.0, 1.0), "backbone": Choice(("small", "large"))}
+    strategy = open_strategy(path, "s", space, "maximize", "auto", "auto", 0, EPOCHS)
+    while (suggestion := strategy.suggest(begin=len(strategy.trials()) < 40)) is not None:
+        large = suggestion.params["backbone"] == "large"
+        for epoch in range(suggestion.epochs_done + 1, EPOCHS + 1):
+            if noted:
+                strategy.note_cost(suggestion.number, 9.0 if large else 1.0)
+            value = epoch / EPOCHS + large - 3 * abs(suggestion.params["x"] - (0.2 if large else 0.8))
+            if strategy.observe(suggestion.number, epoch, value).decision is Decision.PAUSE:
+                break
+        else:
+            strategy.finish(suggestion.number, Outcome("completed"))
+    return strategy
+
+
+def test_where_costs_are_known_the_whole_front_is_searched_and_trained_to_its_end(tmp_path: Path) -> None:
+    def small(strategy: OptunaStrategy) -> list[Any]:
+        return [record for record in strategy.trials() if record.params["backbone"] == "small"]
+
+    without, strategy = small(fronts(None, noted=False)), fronts(tmp_path / "study.db", noted=True)
+    assert len(small(strategy)) > len(without), "the value alone leads to the large ones"
+    best = max(small(strategy), key=lambda record: record.value)
+    assert best.state == "completed" and best.value > 0.9
+    costs = [
+        trial.user_attrs["cost"]
+        for trial in optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'study.db'}").trials
+    ]
+    assert set(costs) == {1.0, 9.0}
+
+
 @pytest.mark.parametrize("state", ["completed", "stopped", "failed"])
 def test_a_trial_without_a_value_fails(tmp_path: Path, state: Any) -> None:
     strategy = opened(tmp_path)
