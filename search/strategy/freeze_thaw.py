@@ -60,7 +60,9 @@ class FreezeThaw:
 
     def plan(self, standing: Standing) -> Plan:
         """What a free worker should do next."""
-        if standing.epochs >= START * self._max_epochs and any(s.at_level for s in standing.stands):
+        if standing.epochs >= START * self._max_epochs and any(
+            stand.at_level and not stand.broken for stand in standing.stands
+        ):
             return self._straight(standing) if self._straight_is_due(standing) else self._by_model(standing)
         found = promoted(standing)
         if found is not None:
@@ -73,7 +75,8 @@ class FreezeThaw:
     def _by_model(self, standing: Standing) -> Plan:
         running = [n for n, stand in enumerate(standing.stands) if stand.state == "running"]
         rng = self._rng(standing, running)
-        known = self._known([n for n, stand in enumerate(standing.stands) if stand.at_level], standing, rng)
+        shown = [n for n, stand in enumerate(standing.stands) if stand.at_level and not stand.broken]
+        known = self._known(shown, standing, rng)
         rows = [(n, epoch, value) for n in known for epoch, value in _telling(standing.stands[n])]
         data, top = self._observations(standing, rows, _prices(known, standing, rng))
         self._model.keep_up(data, sum(len(stand.at_level) for stand in standing.stands))
@@ -246,7 +249,7 @@ def _prices(known: list[int], standing: Standing, rng: np.random.Generator) -> d
 
 def _is_full(stand: Stand) -> bool:
     """Whether it was trained to its end."""
-    return stand.epochs >= stand.levels[-1]
+    return stand.epochs >= stand.levels[-1] and not stand.broken
 
 
 def _telling(stand: Stand) -> list[tuple[int, float]]:

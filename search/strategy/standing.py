@@ -97,11 +97,12 @@ class Standing:
 def promoted(standing: Standing) -> tuple[int, str] | None:
     """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to go on with, and why.
 
-    From the last level down: of the trials that reached a level, the best 1/ETA may go on to the next one;
-    the best of them that is paused there does. None when no trial may.
+    From the last level down: of the sound trials that reached a level, the best 1/ETA may go on to the next
+    one; the best of them that is paused there does. None when no trial may.
     """
     for level in reversed(range(LEVELS - 1)):
-        there = [(stand.rank_value(level), -number) for number, stand in enumerate(standing.stands)]
+        sound = [(number, stand) for number, stand in enumerate(standing.stands) if not stand.broken]
+        there = [(stand.rank_value(level), -number) for number, stand in sound]
         there = sorted((item for item in there if item[0] > -math.inf), reverse=True)
         places = len(there) // ETA
         for place, (_, minus) in enumerate(there[:places], 1):

@@ -121,6 +121,12 @@ def test_the_best_third_at_a_level_is_promoted_once() -> None:
     trials.stands[1].state = "running"
     assert promoted(trials) is None, f"one place for each {ETA} that arrived"
     assert promoted(standing(([0.1], "paused"), ([0.3], "paused"))) is None
+    trials = standing(*[([0.1 * index], "paused") for index in range(3)], *[([0.9], "over")] * 3)
+    assert promoted(trials) is None, "two places, which the better ones have"
+    for stand in trials.stands[3:]:
+        stand.broken = True  # over a limit
+    found = promoted(trials)
+    assert found is not None and found[0] == 2
 
 
 def test_pausing_costs_no_epoch_twice_in_the_count() -> None:
