@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
@@ -28,6 +28,7 @@ SPACE: dict[str, Dimension] = {
 }
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_every_point_is_a_configuration_of_the_space_and_back(seed: int) -> None:
     encoder = Encoder(SPACE)
