@@ -21,7 +21,8 @@ def photo_costs(settings: Settings, classes: Sequence[int], image_size: int) -> 
     The least of 15 times, because other trials share the machine. What training changes costs nothing more, so the
     time is measured once in a process for each backbone and head.
     """
-    kept = Settings(backbone=settings.backbone, weights=settings.weights, head=settings.head)
+    # Trainable as a whole, it is a copy of its own: frozen stages are shared with the trials, and may be on a GPU.
+    kept = Settings(backbone=settings.backbone, weights=settings.weights, head=settings.head, trainable="all")
     return _measured(kept, tuple(classes), image_size, torch.get_num_threads())
 
 
@@ -29,7 +30,8 @@ def photo_costs(settings: Settings, classes: Sequence[int], image_size: int) -> 
 def _measured(
     settings: Settings, classes: tuple[int, ...], image_size: int, threads: int
 ) -> dict[str, float]:
-    counter = build_counter(settings, classes, image_size).eval().to(memory_format=torch.channels_last)
+    counter = build_counter(settings, classes, image_size).cpu().eval()
+    counter = counter.to(memory_format=torch.channels_last)
     photo = torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8)
     times = []
     with torch.inference_mode():
