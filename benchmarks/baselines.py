@@ -8,6 +8,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHal
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
+from benchmarks.packages import SyneTune, dehb, smac
 from search.simulator import Task
 from search.space import to_distribution
 from search.strategy import Decision, Outcome, Strategy, Suggestion, Verdict, open_strategy
@@ -72,11 +73,17 @@ STRATEGIES: dict[str, Callable[[Task, int], Strategy]] = {
         t, TPESampler(seed=s, multivariate=False, constant_liar=False), NopPruner()
     ),
     "gp": lambda t, s: StockOptuna(t, GPSampler(seed=s), NopPruner()),
+    "cmaes": lambda t, s: _ours(t, s, "cmaes", "none"),
     "random+sh": lambda t, s: StockOptuna(t, RandomSampler(seed=s), _halving()),
     "tpe+sh": lambda t, s: StockOptuna(t, TPESampler(seed=s), _halving()),
     "tpe+sh-as-ray": lambda t, s: StockOptuna(t, TPESampler(seed=s), _halving(), as_ray=True),
     "random+hyperband": lambda t, s: StockOptuna(t, RandomSampler(seed=s), _hyperband(t)),
     "tpe+hyperband": lambda t, s: StockOptuna(t, TPESampler(seed=s), _hyperband(t)),
+    "bohb": lambda t, s: SyneTune(t, s, "BOHB"),
+    "asha-cqr": lambda t, s: SyneTune(t, s, "ASHACQR"),
+    "asha-bore": lambda t, s: SyneTune(t, s, "ASHABORE"),
+    "dehb": dehb,
+    "smac": smac,
     "auto": lambda t, s: _ours(t, s, "auto", "auto"),
     "auto+none": lambda t, s: _ours(t, s, "auto", "none"),
     "random+promotion": lambda t, s: _ours(t, s, "random", "auto"),

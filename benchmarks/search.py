@@ -9,6 +9,7 @@ configurations' median, each at its best epoch. A budget of 1 is one full traini
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -35,24 +36,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     budgets = [float(budget) for budget in options.budgets.split(",")]
     names, workers = options.strategies.split(","), [int(w) for w in options.workers.split(",")]
-    rows: list[dict[str, Any]] = []
-    traces: list[dict[str, Any]] = []
-    for instance, task in _tasks(options):
-        runs = {
-            (name, w, seed): simulate(
-                STRATEGIES[name](task, seed), task, w, math.ceil(max(budgets) * task.max_epochs)
-            )
-            for name in names
-            for w in workers
-            for seed in range(options.first_seed, options.first_seed + options.seeds)
-        }
-        rows += _regrets(instance, task, runs, budgets)
-        traces += [_trace(instance, key, steps) for key, steps in runs.items()]
-        print(f"{instance}: done", file=sys.stderr, flush=True)
+    tasks, stored = _tasks(options), _stored(options.runs)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    # Seed by seed, so that one that is cut short has covered every strategy and instance.
+    for seed, (instance, task), name, w in itertools.product(seeds, tasks, names, workers):
+        key = (name, w, instance, seed)
+        if key in stored:
+            continue
+        steps = simulate(STRATEGIES[name](task, seed), task, w, math.ceil(max(budgets) * task.max_epochs))
+        stored[key] = _trace(instance, name, w, seed, steps)
+        if options.runs:
+            with options.runs.open("a") as file:
+                file.write(json.dumps(stored[key]) + "\n")
+        print(f"seed {seed}, {instance}: {name} with {w}", file=sys.stderr, flush=True)
+    wanted = [t for t in stored.values() if t["strategy"] in names and t["workers"] in workers]
+    rows = [row for instance, task in tasks for row in _regrets(instance, task, wanted, budgets)]
     print_table(rows, names, workers, budgets)
     if options.json:
         options.json.write_text(json.dumps(rows))
-        options.json.with_suffix(".traces.json").write_text(json.dumps(traces))
+        options.json.with_suffix(".traces.json").write_text(json.dumps(wanted))
+
+
+def _stored(runs: Path | None) -> dict[tuple[str, int, str, int], dict[str, Any]]:
+    """Traces of earlier calls by strategy, workers, instance and seed."""
+    lines = runs.read_text().splitlines() if runs and runs.exists() else []
+    traces = [json.loads(line) for line in lines]
+    return {(t["strategy"], t["workers"], t["instance"], t["seed"]): t for t in traces}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budgets", default="5,10,20,50", help="in full trainings")
     parser.add_argument("--workers", default="1", help="for example 1,8")
     parser.add_argument("--json", type=Path, help="where the results go; traces are written beside it")
+    parser.add_argument(
+        "--runs", type=Path, help="file that runs are kept in, and found again by a later call"
+    )
     parser.add_argument("--value", default="val_accuracy")
     parser.add_argument("--goal", default="maximize", choices=["maximize", "minimize"])
     parser.add_argument("--cost", default="time")
@@ -87,19 +99,19 @@ def _tasks(options: argparse.Namespace) -> list[tuple[str, Task]]:
 
 
 def _regrets(
-    instance: str, task: Task, runs: dict[tuple[str, int, int], list[Step]], budgets: list[float]
+    instance: str, task: Task, traces: list[dict[str, Any]], budgets: list[float]
 ) -> list[dict[str, Any]]:
     sign = 1.0 if task.goal == "maximize" else -1.0
     reference = sign * _random_best(task)
-    best = max(reference.max(), *(sign * steps[-1].best for steps in runs.values()))
+    mine = [trace for trace in traces if trace["instance"] == instance]
+    best = max(reference.max(), *(sign * trace["trace"][-1][2] for trace in mine))
     scale = max(best - float(np.median(reference)), 1e-12)  # where all are alike, nothing is to be regretted
     rows = []
-    for (name, w, seed), steps in runs.items():
-        for budget in budgets:
-            spent = min(math.ceil(budget * task.max_epochs), len(steps))
-            regret = (best - sign * steps[spent - 1].best) / scale
-            row = {"strategy": name, "workers": w, "budget": budget, "instance": instance}
-            rows.append({**row, "seed": seed, "regret": regret})
+    for trace, budget in itertools.product(mine, budgets):
+        spent = math.ceil(budget * task.max_epochs)
+        incumbent = [value for epochs, _, value, _ in trace["trace"] if epochs <= spent][-1]
+        row = {key: trace[key] for key in ("strategy", "workers", "instance", "seed")}
+        rows.append({**row, "budget": budget, "regret": (best - sign * incumbent) / scale})
     return rows
 
 
@@ -113,33 +125,44 @@ def _random_best(task: Task) -> np.ndarray:
     return np.array([sign * max(sign * value for value in curve) for curve in curves])
 
 
-def _trace(instance: str, key: tuple[str, int, int], steps: list[Step]) -> dict[str, Any]:
+def _trace(instance: str, name: str, workers: int, seed: int, steps: list[Step]) -> dict[str, Any]:
     """The incumbent whenever it changed: [epochs spent, seconds, value, trial]."""
     changes = [
         s for before, s in zip([None, *steps], steps, strict=False) if before is None or s.best != before.best
     ]
     points = [[s.epochs, round(s.seconds, 3), s.best, s.number] for s in changes]
-    return {"strategy": key[0], "workers": key[1], "seed": key[2], "instance": instance, "trace": points}
+    return {"strategy": name, "workers": workers, "seed": seed, "instance": instance, "trace": points}
 
 
 def print_table(
     rows: list[dict[str, Any]], names: list[str], workers: list[int], budgets: list[float]
 ) -> None:
-    """Mean regret with a 95% interval over (instance, seed) pairs, and the mean rank among the strategies."""
-    print("| strategy | workers | " + " | ".join(f"{budget:g}" for budget in budgets) + " | mean rank |")
-    print("| --- | --- | " + "--- | " * (len(budgets) + 1))
-    found = {(r["strategy"], r["workers"], r["budget"], r["instance"], r["seed"]): r["regret"] for r in rows}
-    cases = sorted({(r["instance"], r["seed"]) for r in rows})
+    """Mean regret with a 95% interval over (instance, seed) pairs, and the mean rank among the strategies, over the
+    pairs that all of them have."""
+    print("| strategy | workers | runs | " + " | ".join(f"{b:g}" for b in budgets) + " | mean rank |")
+    print("| --- | --- | --- | " + "--- | " * (len(budgets) + 1))
+    found: dict[tuple[str, int], dict[tuple[str, int], dict[float, float]]] = {}
+    for r in rows:
+        of_case = found.setdefault((r["strategy"], r["workers"]), {}).setdefault(
+            (r["instance"], r["seed"]), {}
+        )
+        of_case[r["budget"]] = r["regret"]
     for w in workers:
-        regrets = np.array([[[found[n, w, b, *case] for case in cases] for b in budgets] for n in names])
-        # Ties share their mean rank.
-        less = (regrets[None] < regrets[:, None]).sum(axis=1)
-        equal = (regrets[None] == regrets[:, None]).sum(axis=1)
-        ranks = (less + (equal + 1) / 2).mean(axis=(1, 2))
-        for name, of_name, rank in zip(names, regrets, ranks, strict=True):
-            half = 1.96 * of_name.std(axis=1, ddof=min(1, len(cases) - 1)) / math.sqrt(len(cases))
-            cells = [f"{mean:.3f} ± {h:.3f}" for mean, h in zip(of_name.mean(axis=1), half, strict=True)]
-            print(f"| {name} | {w} | " + " | ".join(cells) + f" | {rank:.2f} |")
+        here = [name for name in names if (name, w) in found]
+        shared = sorted(set.intersection(*(set(found[name, w]) for name in here)))
+        ranks = dict.fromkeys(here, "")
+        if shared:
+            regrets = np.array([[[found[n, w][c][b] for c in shared] for b in budgets] for n in here])
+            # Ties share their mean rank.
+            less = (regrets[None] < regrets[:, None]).sum(axis=1)
+            equal = (regrets[None] == regrets[:, None]).sum(axis=1)
+            means = (less + (equal + 1) / 2).mean(axis=(1, 2))
+            ranks = {name: f"{rank:.2f}" for name, rank in zip(here, means, strict=True)}
+        for name in here:
+            cases = np.array([[regret[b] for b in budgets] for regret in found[name, w].values()])
+            half = 1.96 * cases.std(axis=0, ddof=min(1, len(cases) - 1)) / math.sqrt(len(cases))
+            cells = [f"{mean:.3f} ± {h:.3f}" for mean, h in zip(cases.mean(axis=0), half, strict=True)]
+            print(f"| {name} | {w} | {len(cases)} | " + " | ".join(cells) + f" | {ranks[name]} |")
 
 
 if __name__ == "__main__":

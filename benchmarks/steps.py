@@ -44,7 +44,9 @@ class Steps:
         self.arithmetic = choose_arithmetic(settings.precision)
         counter = build_counter(settings, data.classes, data.image_size).to(self.arithmetic.device)
         counter = counter.to(memory_format=torch.channels_last)
-        self.learn = open_batches(counter, settings, data.train, data.banks, self.arithmetic, settings.augment)
+        self.learn = open_batches(
+            counter, settings, data.train, data.banks, self.arithmetic, settings.augment
+        )
         self.net = counter.suffix(counter.cut(settings.trainable)).train()
         if settings.trainable == "head":
             self.arithmetic = Arithmetic(self.arithmetic.device, None)

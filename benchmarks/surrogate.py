@@ -6,14 +6,14 @@ categories into integers; `outputs.json` names the columns of the answer; `confi
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from search.space import Choice, Dimension, Range
+from search.space import Choice, Dimension, Range, in_order
 from search.strategy.seam import Goal
 
 FRACTION_LEVELS = 27  # a fidelity that is a fraction, such as a train size, is cut into this many "epochs"
@@ -52,6 +52,9 @@ class Surrogate:
         parameters.pop(columns.instance, None)
         self.space = {name: _dimension(parameter) for name, parameter in parameters.items()}
         self.conditions = definition.get("conditions", [])
+        for condition in self.conditions:
+            _depend(self.space, condition)
+        self.space = in_order(self.space)
         self.instances = [name for name in self.encoding[columns.instance] if name != "#na#"]
 
 
@@ -80,6 +83,15 @@ class SurrogateTask:
         out = s.session.run(None, feed)[0].reshape(len(rows), levels, -1)
         seconds = np.maximum.accumulate(np.maximum(out[:, :, s.outputs.index(s.columns.cost)], 1e-6), axis=1)
         return out[:, :, s.outputs.index(s.columns.value)].astype(float), seconds.astype(float)
+
+
+def _depend(space: dict[str, Dimension], condition: Mapping[str, Any]) -> None:
+    """Make a dimension depend on a choice where that says it all; `_active` knows the other kinds of conditions."""
+    parent = space.get(condition.get("parent", ""))
+    if condition["type"] in ("EQ", "IN") and isinstance(parent, Choice):
+        allowed = [str(value) for value in condition.get("values", [condition.get("value")])]
+        values = tuple(value for value in parent.values if str(value) in allowed)
+        space[condition["child"]] = replace(space[condition["child"]], when=((condition["parent"], values),))
 
 
 def _known(option: str, name: str, known: Sequence[str]) -> None:

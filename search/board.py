@@ -54,7 +54,7 @@ def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str
             shown("val_rmse", trial.metrics.get("val_rmse")),
             f"{trial.epochs_done}/{trial.settings.epochs}",
             Text(trial.state, STATE_STYLES[trial.state]),
-            *(short(trial.params.get(name)) for name in spec.space),
+            *(short(trial.params.get(name, "-")) for name in spec.space),
         )
     return table
 

@@ -47,6 +47,8 @@ class TrialRecord:
     started: float = field(default_factory=time.time)
     ended: float | None = None
     losses: int = 0  # workers lost since the last epoch
+    feasible: bool = True  # it broke no limit of the objective
+    resumed: str = ""  # why it went on when it last did
 
 
 class Listener(Protocol):
@@ -66,12 +68,20 @@ def trial_seed(seed: int, number: int) -> int:
 class Controller:
     """Hands out trials, judges their epochs, and tells the listeners; calls come from one thread only.
 
-    `spent` is how many seconds earlier processes gave to the sweep. `halted` says that the sweep was given up
+    `spent` is how many seconds earlier processes gave to the sweep, `gpu_seconds` how many of their GPUs; each trial
+    has `gpus`. `halted` says that the sweep was given up
     for a reason that a person can mend (`ended_by` names it): it can go on afterwards.
     """
 
     def __init__(
-        self, spec: SweepSpec, strategy: Strategy, folder: Path, threads: int, spent: float = 0.0
+        self,
+        spec: SweepSpec,
+        strategy: Strategy,
+        folder: Path,
+        threads: int,
+        spent: float = 0.0,
+        gpus: float = 0.0,
+        gpu_seconds: float = 0.0,
     ) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.listeners: list[Listener] = []
@@ -81,6 +91,8 @@ class Controller:
         self.epochs = 0  # trained so far, by all trials
         self.goal: Goal = spec.goal
         self._spec, self._strategy, self._folder, self._threads = spec, strategy, folder, threads
+        self.gpu_seconds = gpu_seconds
+        self._gpus, self._ticked = gpus, time.time()
         self._waiting: deque[int] = deque()
         self._errors: list[str] = []
         self._best: float | None = None
@@ -93,7 +105,7 @@ class Controller:
             trial = self._add(record.number, record.params, record.suggested_because)
             trial.value, trial.epoch = record.value, record.epoch or 0
             trial.epochs_done = max(record.values, default=0)
-            trial.reason = record.ended_because
+            trial.reason, trial.feasible = record.ended_because, record.feasible
             if record.state == "running":
                 trial.state = "waiting"
                 self._waiting.append(trial.number)
@@ -108,12 +120,13 @@ class Controller:
 
     def next_task(self) -> TrialTask | None:
         """The next trial to run, or None when the budget or the space is used up (`ended_by` says which)."""
+        self._tick()
         if over := self._over():
             self.ended_by = over
         elif reason := self._fault():
             self.ended_by, self.halted = reason, True
         elif self._waiting:
-            return self._go_on(self._waiting.popleft())
+            return self._go_on(self._waiting.popleft(), "its training was cut short")
         elif (suggestion := self._strategy.suggest(len(self.trials) < self._spec.budget.trials)) is not None:
             return self._start(suggestion)
         elif len(self.trials) >= self._spec.budget.trials:
@@ -127,6 +140,8 @@ class Controller:
         budget = self._spec.budget
         if budget.minutes is not None and time.time() - self.started > 60 * budget.minutes:
             return f"budget.minutes: {budget.minutes:g} are over"
+        if budget.gpu_hours is not None and self.gpu_seconds > 3600 * budget.gpu_hours:
+            return f"budget.gpu_hours: {budget.gpu_hours:g} are spent"
         if budget.epochs is not None and self.epochs >= budget.epochs:
             return f"budget.epochs: all {budget.epochs} were trained"
         if budget.target is not None and not better(budget.target, self._best, self.goal):
@@ -135,8 +150,14 @@ class Controller:
             return f"budget.no_improvement: {budget.no_improvement} trials ended without a better one"
         return ""
 
+    def _tick(self) -> None:
+        """Count the GPU time since the last call; to be called before any trial begins or leaves its worker."""
+        now, running = time.time(), sum(trial.state == "running" for trial in self.trials.values())
+        self.gpu_seconds += self._gpus * running * (now - self._ticked)
+        self._ticked = now
+
     def _note_best(self, trial: TrialRecord) -> None:
-        if trial.value is not None and better(trial.value, self._best, self.goal):
+        if trial.feasible and trial.value is not None and better(trial.value, self._best, self.goal):
             self._best, self._holder, self._ended_since_best = trial.value, trial.number, 0
 
     def _count_end(self, trial: TrialRecord) -> None:
@@ -163,11 +184,12 @@ class Controller:
         number = suggestion.number
         if number not in self.trials:
             self._add(number, suggestion.params, suggestion.reason)
-        return self._go_on(number)
+            return self._go_on(number)
+        return self._go_on(number, suggestion.reason)
 
-    def _go_on(self, number: int) -> TrialTask:
+    def _go_on(self, number: int, reason: str = "") -> TrialTask:
         trial = self.trials[number]
-        trial.state = "running"
+        trial.state, trial.resumed = "running", reason
         self._tell(lambda listener: listener.trial_started(trial))
         return TrialTask(
             number,
@@ -178,6 +200,7 @@ class Controller:
             trial.threads,
             trial.epochs_done,
             self._spec.budget.trial_minutes,
+            bool(self._spec.limits or self._spec.objective.against),
         )
 
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
@@ -192,14 +215,21 @@ class Controller:
         # Accuracy stays a number while the loss is already NaN: a diverged trial must not compete with it.
         diverged = not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
         value = math.nan if diverged else metrics[self._spec.metric]
+        self._tick()
         self.epochs += epoch - trial.epochs_done
         trial.epochs_done, trial.losses = epoch, 0
+        violation, broken = self._broken_limit(metrics)
+        trial.feasible = violation <= 0
         if better(value, trial.value, self.goal):
             trial.value, trial.epoch, trial.metrics = value, epoch, metrics
             self._note_best(trial)
+        if (against := self._spec.objective.against) is not None:
+            self._strategy.note_cost(number, metrics[against])
         verdict = self._strategy.observe(number, epoch, value)
         self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
-        if verdict.decision is Decision.PAUSE:
+        if not trial.feasible:
+            self._end(trial, "stopped", broken, violation)
+        elif verdict.decision is Decision.PAUSE:
             trial.state = "paused"
             self._tell(lambda listener: listener.trial_halted(trial, verdict.reason))
         elif verdict.decision is Decision.STOP:
@@ -211,6 +241,7 @@ class Controller:
 
     def finish(self, number: int, error: str = "") -> None:
         """A trial's worker is done: with all its epochs, or with an error. After a stop this changes nothing."""
+        self._tick()
         trial = self.trials[number]
         if trial.state != "running":
             return
@@ -222,6 +253,7 @@ class Controller:
 
     def lost(self, number: int, reason: str) -> None:
         """A trial's worker died under it: another one goes on, unless that happens again and again."""
+        self._tick()
         trial = self.trials[number]
         if trial.state != "running":
             return
@@ -246,7 +278,21 @@ class Controller:
                 before = "others did better until " if trial.state == "paused" else ""
                 self._end(trial, "stopped", f"{before}the sweep ended ({self.ended_by})")
 
-    def _end(self, trial: TrialRecord, state: Literal["completed", "stopped", "failed"], reason: str) -> None:
+    def _broken_limit(self, metrics: dict[str, float]) -> tuple[float, str]:
+        """By which part of a limit a trial is over it, and why it is no candidate; 0 when it keeps all."""
+        for name, limit in self._spec.limits.items():
+            if metrics[name] > limit:
+                reason = f"objective.max_{name}: {metrics[name]:.3g} is above {limit:g}"
+                return metrics[name] / limit - 1, reason
+        return 0.0, ""
+
+    def _end(
+        self,
+        trial: TrialRecord,
+        state: Literal["completed", "stopped", "failed"],
+        reason: str,
+        violation: float = 0.0,
+    ) -> None:
         if trial.value is None:
             state = "failed"  # there is nothing that could be compared, or kept
         trial.state, trial.reason, trial.ended = state, reason, time.time()
@@ -254,7 +300,7 @@ class Controller:
             self._errors = []
         self._count_end(trial)
         _write_record(trial)
-        self._strategy.finish(trial.number, Outcome(state, reason))
+        self._strategy.finish(trial.number, Outcome(state, reason, violation))
         (trial.folder / LAST).unlink(missing_ok=True)  # nobody goes on with it
         self._tell(lambda listener: listener.trial_ended(trial))
 
@@ -263,14 +309,23 @@ class Controller:
             call(listener)
 
     def leaderboard(self) -> list[TrialRecord]:
-        """Trials that have a value, best first; ties go to the earlier trial."""
+        """Trials that have a value and broke no limit, best first; ties go to the earlier trial."""
         sign = -1 if self.goal == "maximize" else 1
         done = [
             trial
             for trial in list(self.trials.values())
-            if trial.value is not None and trial.state != "failed"
+            if trial.value is not None and trial.state != "failed" and trial.feasible
         ]
         return sorted(done, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+
+
+def pareto_front(trials: Sequence[TrialRecord], cost: str) -> list[TrialRecord]:
+    """Those of a leaderboard, best first, that no better or equal one undercuts in `cost`, a metric of theirs."""
+    front: list[TrialRecord] = []
+    for trial in trials:
+        if cost in trial.metrics and (not front or trial.metrics[cost] < front[-1].metrics[cost]):
+            front.append(trial)
+    return front
 
 
 def _write_record(trial: TrialRecord) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.settings import Settings
-from search.space import contains
+from search.space import active, contains
 from search.spec import SweepSpec, parse_spec
 from search.state import load_state
 from search.strategy import Record, open_strategy
@@ -49,17 +49,17 @@ def know_earlier(folder: Path, spec: SweepSpec, fingerprint: str) -> Earlier:
         seed=0,
         max_epochs=before.max_epochs,
     )
-    fixed = [field.name for field in fields(Settings) if field.name not in (*spec.space, "seed")]
+    names = [field.name for field in fields(Settings) if field.name != "seed"]
     same = state["fingerprint"] == fingerprint and before.metric == spec.metric
     same = same and before.data.image_size == spec.data.image_size
     records, fitting = [], []
     for record in strategy.trials():
         settings = asdict(before.trial_settings(record.params, seed=0))
-        params = {name: settings[name] for name in spec.space}
+        params = active(spec.space, settings)
         if record.value is None or not all(contains(spec.space[name], params[name]) for name in params):
             continue
         fitting.append(replace(record, params=params))
-        if same and all(settings[name] == getattr(spec.settings, name) for name in fixed):
+        if same and all(settings[n] == getattr(spec.settings, n) for n in names if n not in params):
             records.append(fitting[-1])
     sign = -1 if before.goal == "maximize" else 1
     best = sorted(fitting, key=lambda record: (sign * (record.value or 0.0), record.number))

@@ -17,7 +17,8 @@ from data.manifest import Manifest
 from models.arithmetic import choose_arithmetic
 from models.build import load_checkpoint
 from models.train import TrialData
-from search.controller import ENDED, Controller, TrialRecord
+from search.controller import ENDED, Controller, TrialRecord, pareto_front
+from search.decisions import DECISIONS
 from search.spec import SweepSpec
 from search.trial import BEST, ERROR, better
 from tracking.environment import environment_tags
@@ -125,6 +126,7 @@ class Recorder:
             "arithmetic": f"{arithmetic}, channels_last, fused {trial.settings.optimizer}",
             "threads": str(trial.threads),
             "suggested_because": trial.suggested,
+            **({"resumed_because": trial.resumed} if trial.resumed else {}),
             "binsweep.kind": "trial",
             "state": trial.state,
         }
@@ -146,6 +148,7 @@ class Recorder:
         self._ended += 1
         if (
             trial.state != "failed"
+            and trial.feasible
             and trial.value is not None
             and better(trial.value, self._best, self._spec.goal)
         ):
@@ -226,15 +229,29 @@ class Recorder:
         file = self._folder / "leaderboard.csv"
         names = list(self._spec.space)
         rows = [
-            [place, t.number, t.value, t.epoch, t.state, *(t.params[name] for name in names)]
+            [place, t.number, t.value, t.epoch, t.state, *(t.params.get(name, "") for name in names)]
             for place, t in enumerate(controller.leaderboard(), 1)
         ]
         write_csv(file, ["place", "trial", self._spec.metric, "epoch", "state", *names], rows)
         self._log.artifact(SWEEP, file)
+        self._log.artifact(SWEEP, self._folder / DECISIONS)
+        if cost := self._spec.objective.against:
+            self._write_front(cost)
         states = [trial.state for trial in controller.trials.values()]
         counts = {f"trials.{state}": str(states.count(state)) for state in ("completed", "stopped", "failed")}
         self._log.tags(SWEEP, {**counts, "ended_by": controller.ended_by or status})
         self._log.end_run(SWEEP, status)
+
+    def _write_front(self, cost: str) -> None:
+        """The trials that no other one beats in both the metric and a cost."""
+        file = self._folder / "pareto.csv"
+        metric, names = self._spec.metric, list(self._spec.space)
+        rows = [
+            [t.number, t.value, t.metrics[cost], *(t.params.get(name, "") for name in names)]
+            for t in pareto_front(self._controller.leaderboard(), cost)
+        ]
+        write_csv(file, ["trial", metric, cost, *names], rows)
+        self._log.artifact(SWEEP, file)
 
 
 def _status(trial: TrialRecord) -> str:

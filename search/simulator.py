@@ -49,7 +49,7 @@ def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[
     steps: list[Step] = []
     curves: dict[int, tuple[Sequence[float], Sequence[float], int]] = {}
     events: list[tuple[float, int, int, int]] = []  # the time an epoch ends, a tie-breaker, trial, epoch
-    begun = 0
+    begun, free = 0, workers
     now, best, holder = 0.0, -math.inf, -1
 
     def begin(number: int, epoch: int) -> None:
@@ -62,15 +62,15 @@ def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[
         begun += 1
 
     def hire() -> None:
-        suggestion = strategy.suggest()
-        if suggestion is not None:
+        nonlocal free
+        while free and (suggestion := strategy.suggest()) is not None:
+            free -= 1
             if suggestion.number not in curves:
                 length = int(suggestion.params.get("epochs", task.max_epochs))
                 curves[suggestion.number] = (*task.curve(suggestion.params), length)
             begin(suggestion.number, suggestion.epochs_done + 1)
 
-    for _ in range(workers):
-        hire()
+    hire()
     while events and len(steps) < budget:
         now, _, number, epoch = heapq.heappop(events)
         values, _, length = curves[number]
@@ -84,6 +84,7 @@ def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[
             continue
         if decision is not Decision.PAUSE:
             strategy.finish(number, Outcome("completed" if decision is Decision.CONTINUE else "stopped"))
+        free += 1
         hire()
     for number in curves:  # in flight or paused; those that have ended stay as they are
         strategy.finish(number, Outcome("stopped", "the budget is spent"))

@@ -1,7 +1,8 @@
 """The `space:` section of a sweep: what may be searched, and over which values.
 
-A dimension is a list of choices or a range. Reading it finds every mistake at once, because a person who
-mends a file wants one round, not one round per mistake.
+A dimension is a list of choices or a range; with `when` it is searched only where other choices have certain
+values. Reading it finds every mistake at once, because a person who mends a file wants one round, not one round
+per mistake.
 """
 
 import difflib
@@ -20,6 +21,10 @@ from optuna.distributions import (
 
 Value = str | int | float | bool
 
+
+When = tuple[
+    tuple[str, tuple[Value, ...]], ...
+]  # (another choice's name, the values it must have), all of them
 
 ABSENT = object()  # the value of a mistake that is about a key, not about a value
 
@@ -43,6 +48,7 @@ class Choice:
     """One of a few unordered values."""
 
     values: tuple[Value, ...]
+    when: When = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Range:
     high: int | float
     log: bool = False
     step: int | float | None = None
+    when: When = ()
 
     @property
     def is_int(self) -> bool:
@@ -61,11 +68,15 @@ class Range:
 
 Dimension = Choice | Range
 
-_RANGE_KEYS = ("low", "high", "log", "step")
+_RANGE_KEYS = ("low", "high", "log", "step", "when")
+_CHOICE_KEYS = ("values", "when")
 
 
 def parse_space(raw: Mapping[str, Any]) -> tuple[dict[str, Dimension], list[Problem]]:
-    """Read `{name: [choices] or {low, high, log?, step?}}`: the dimensions that are right, every mistake."""
+    """Read `{name: [choices], {values, when?} or {low, high, log?, step?, when?}}`.
+
+    Returns the dimensions that are right, each behind those that it depends on, and every mistake.
+    """
     if not isinstance(raw, Mapping):
         rule = "the space must be a mapping of names to dimensions"
         return {}, [Problem("space", rule, raw, "such as lr: {low: 0.0001, high: 0.1, log: true}")]
@@ -78,7 +89,35 @@ def parse_space(raw: Mapping[str, Any]) -> tuple[dict[str, Dimension], list[Prob
         problems += found
         if dimension is not None:
             dimensions[str(name)] = dimension
-    return dimensions, problems
+    if not problems:
+        problems = _condition_problems(dimensions)
+    return (dimensions if problems else in_order(dimensions)), problems
+
+
+def in_order(space: Mapping[str, Dimension]) -> dict[str, Dimension]:
+    """The space with each dimension behind those that it depends on, otherwise in its own order."""
+    ordered: dict[str, Dimension] = {}
+    left = dict(space)
+    while left:
+        free = [name for name, d in left.items() if all(parent in ordered for parent, _ in d.when)]
+        if not free:
+            raise ValueError(f"conditions that wait for each other or for nothing: {', '.join(left)}")
+        ordered[free[0]] = left.pop(free[0])
+    return ordered
+
+
+def is_active(dimension: Dimension, params: Mapping[str, Any]) -> bool:
+    """Whether a dimension is searched, given the values of those that it depends on."""
+    return all(parent in params and params[parent] in allowed for parent, allowed in dimension.when)
+
+
+def active(space: Mapping[str, Dimension], params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` without what is not searched beside the others; the space must be `in_order`."""
+    kept: dict[str, Any] = {}
+    for name, dimension in space.items():
+        if name in params and is_active(dimension, kept):
+            kept[name] = params[name]
+    return kept
 
 
 def to_distribution(dimension: Dimension) -> BaseDistribution:
@@ -129,11 +168,60 @@ def _parse_dimension(path: str, raw: Any) -> tuple[Dimension | None, list[Proble
     if isinstance(raw, list | tuple):
         problems = _choice_problems(path, raw)
         return (None if problems else Choice(tuple(raw))), problems
+    if isinstance(raw, Mapping) and "values" in raw:
+        problems = [_unknown_key(path, key, raw[key], _CHOICE_KEYS) for key in raw if key not in _CHOICE_KEYS]
+        values, (when, found) = raw["values"], _parse_when(path, raw)
+        if not isinstance(values, list | tuple):
+            problems.append(Problem(f"{path}.values", "must be a list of choices", values, f"[{values}]"))
+        else:
+            problems += _choice_problems(path, values)
+        problems += found
+        return (None if problems else Choice(tuple(values), when)), problems
     if isinstance(raw, Mapping):
-        problems = _range_problems(path, raw)
-        return (None if problems else Range(**raw)), problems
+        when, found = _parse_when(path, raw)
+        bare = {key: value for key, value in raw.items() if key != "when"}
+        problems = _range_problems(path, bare) + found
+        return (None if problems else Range(**bare, when=when)), problems
     rule = "a dimension must be a list of choices or a range {low, high}"
     return None, [Problem(path, rule, raw, f"a list of one fixes it: [{raw}]")]
+
+
+def _parse_when(path: str, raw: Mapping[str, Any]) -> tuple[When, list[Problem]]:
+    """`when: {other: [values]}`."""
+    when = raw.get("when", {})
+    hint = "such as when: {optimizer: [sgd]}"
+    if not isinstance(when, Mapping) or ("when" in raw and not when):
+        return (), [Problem(f"{path}.when", "must name another choice and its values", when, hint)]
+    problems = [
+        Problem(f"{path}.when.{name}", "must be a list of values", values, hint)
+        for name, values in when.items()
+        if not isinstance(values, list | tuple) or not values
+    ]
+    return (() if problems else tuple((str(n), tuple(values)) for n, values in when.items())), problems
+
+
+def _condition_problems(space: Mapping[str, Dimension]) -> list[Problem]:
+    problems = []
+    choices = {name: d for name, d in space.items() if isinstance(d, Choice)}
+    for name, dimension in space.items():
+        for parent, allowed in dimension.when:
+            path = f"space.{name}.when.{parent}"
+            if parent not in choices:
+                hint = f"choices here: {', '.join(n for n in choices if n != name) or 'none'}"
+                problems.append(Problem(path, "is no list of choices in the space", ABSENT, hint))
+                continue
+            values = choices[parent].values
+            problems += [
+                Problem(path, f"is no choice of {parent}", value, f"one of {', '.join(map(str, values))}")
+                for value in allowed
+                if value not in values
+            ]
+    if not problems:
+        try:
+            in_order(space)
+        except ValueError as error:
+            problems.append(Problem("space", str(error), ABSENT, "leave out one of the conditions"))
+    return problems
 
 
 def _choice_problems(path: str, raw: list[Any] | tuple[Any, ...]) -> list[Problem]:
@@ -153,7 +241,9 @@ def _choice_problems(path: str, raw: list[Any] | tuple[Any, ...]) -> list[Proble
 
 
 def _range_problems(path: str, raw: Mapping[str, Any]) -> list[Problem]:
-    problems = [_unknown_key(path, key, value) for key, value in raw.items() if key not in _RANGE_KEYS]
+    problems = [
+        _unknown_key(path, key, value, _RANGE_KEYS) for key, value in raw.items() if key not in _RANGE_KEYS
+    ]
     for key in ("low", "high"):
         if key not in raw:
             problems.append(Problem(f"{path}.{key}", "a range must have low and high", None, f"add {key}"))
@@ -189,10 +279,10 @@ def _bound_problems(path: str, r: Range) -> list[Problem]:
     return problems
 
 
-def _unknown_key(path: str, key: Any, value: Any) -> Problem:
-    near = difflib.get_close_matches(str(key), _RANGE_KEYS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "use " + ", ".join(_RANGE_KEYS)
-    return Problem(f"{path}.{key}", "a range knows only " + ", ".join(_RANGE_KEYS), value, hint)
+def _unknown_key(path: str, key: Any, value: Any, known: tuple[str, ...]) -> Problem:
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "use " + ", ".join(known)
+    return Problem(f"{path}.{key}", "a dimension like this knows only " + ", ".join(known), value, hint)
 
 
 def _is_number(value: Any) -> bool:

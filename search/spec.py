@@ -16,7 +16,7 @@ from data.errors import UserError
 from data.split import Split, SplitBy
 from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
-from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, parse_space
+from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, is_active, parse_space
 from tracking.gate import Gate
 
 # Selection uses validation only.
@@ -63,16 +63,21 @@ class DataPart(_Part):
 
 
 class ObjectivePart(_Part):
-    """What the sweep optimises. `goal` follows from the metric unless given."""
+    """What the sweep optimises. `goal` follows from the metric unless given; what breaks a limit is no candidate."""
 
     metric: str = "val_accuracy"
     goal: Literal["maximize", "minimize"] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None  # of one photo through the network
+    max_megabytes: Annotated[float, Field(gt=0)] | None = None  # of the weights
+    against: Literal["latency_ms", "megabytes"] | None = (
+        None  # the cost that the report sets the metric against
+    )
 
 
 class SearchPart(_Part):
     """How configurations are chosen and stopped."""
 
-    sampler: Literal["auto", "tpe", "gp", "random", "grid"] = "auto"
+    sampler: Literal["auto", "tpe", "gp", "cmaes", "random", "grid"] = "auto"
     stopping: Literal["auto", "asha", "median", "none"] = "auto"
     points: list[dict[str, Any]] = []  # configurations to try first
     seed: int = 0
@@ -84,6 +89,9 @@ class BudgetPart(_Part):
     trials: Annotated[int, Field(ge=1)] = 20
     minutes: Annotated[float, Field(gt=0)] | None = None
     epochs: Annotated[int, Field(ge=1)] | None = None  # of all trials together
+    gpu_hours: Annotated[float, Field(gt=0)] | None = (
+        None  # a trial that has half a GPU spends half of its time
+    )
     no_improvement: Annotated[int, Field(ge=1)] | None = None  # trials that ended since the best value
     target: float | None = None  # a value of the metric that is good enough
     trial_minutes: Annotated[float, Field(gt=0)] | None = None  # the longest that one trial may take
@@ -147,6 +155,7 @@ class SweepSpec:
     space: dict[str, Dimension]
     metric: str
     goal: Literal["maximize", "minimize"]
+    objective: ObjectivePart
     search: SearchPart
     budget: BudgetPart
     resources: ResourcesPart
@@ -165,13 +174,23 @@ class SweepSpec:
         return Split(**self.data.split.model_dump())
 
     @property
+    def limits(self) -> dict[str, float]:
+        """The most that a candidate may cost, by the cost's name."""
+        asked = {"latency_ms": self.objective.max_latency_ms, "megabytes": self.objective.max_megabytes}
+        return {name: limit for name, limit in asked.items() if limit is not None}
+
+    @property
     def max_epochs(self) -> int:
         """The longest that a trial may train."""
         return int(max(values_of(self.space["epochs"]))) if "epochs" in self.space else self.settings.epochs
 
     def values(self, name: str) -> list[Any]:
         """Every value a setting may take in this sweep; of a range, its two ends."""
-        return values_of(self.space[name]) if name in self.space else [getattr(self.settings, name)]
+        fixed = [getattr(self.settings, name)]
+        if name not in self.space:
+            return fixed
+        searched = values_of(self.space[name])
+        return searched + [value for value in fixed if self.space[name].when and value not in searched]
 
     def trial_settings(self, params: Mapping[str, Any], seed: int) -> Settings:
         """The settings of one trial: fixed values, then suggested ones, then its own seed."""
@@ -255,7 +274,7 @@ def _settings_problems(model: Mapping[str, Any], space: Mapping[str, Dimension])
                 continue
             found = [_setting_problem(path, name, option) for option in options]
             problems += [problem for problem in found if problem is not None]
-    both = sorted(set(model) & set(space))
+    both = sorted(name for name in set(model) & set(space) if not space[name].when)
     problems += [Problem(f"model.{k}", "also in space", model[k], "keep it in one of the two") for k in both]
     return problems
 
@@ -279,16 +298,22 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
         )
     for number, point in enumerate(file.search.points):
         path = f"search.points.{number}"
-        for name in sorted(point.keys() ^ space.keys()):
-            rule = "is not searched" if name in point else "is missing: a point names every searched value"
+        wanted = {name for name, dimension in space.items() if is_active(dimension, point)}
+        for name in sorted(point.keys() ^ wanted):
+            rule = (
+                "is not searched there" if name in point else "is missing: a point names every searched value"
+            )
             problems.append(Problem(f"{path}.{name}", rule, ABSENT, f"searched: {', '.join(space)}"))
-        outside = [name for name in point.keys() & space.keys() if not contains(space[name], point[name])]
+        outside = [name for name in point.keys() & wanted if not contains(space[name], point[name])]
         problems += [
             Problem(
                 f"{path}.{name}", "lies outside of the space", point[name], f"space.{name} says what may be"
             )
             for name in sorted(outside)
         ]
+    if "epochs" in space and space["epochs"].when:
+        hint = "leave out the condition"
+        problems.append(Problem("space.epochs.when", "epochs cannot depend on a choice", ABSENT, hint))
     if file.search.sampler == "grid":
         endless = [k for k, v in space.items() if isinstance(v, Range) and v.step is None and not v.is_int]
         hint = "list the values, or give a step"
@@ -346,6 +371,7 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
         space=space,
         metric=file.objective.metric,
         goal=resolved["objective"]["goal"],
+        objective=file.objective,
         search=file.search,
         budget=file.budget,
         resources=file.resources,

@@ -45,6 +45,7 @@ def save_state(
         "status": status,
         "ended_by": controller.ended_by,
         "seconds": time.time() - controller.started,
+        "gpu_seconds": controller.gpu_seconds,
         "spec": spec.raw,
         "run_id": runlog.run_id(SWEEP, timeout=0.0),
         "fingerprint": manifest.fingerprint,
@@ -63,7 +64,16 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def spent_seconds(folder: Path) -> float:
     """How long earlier processes worked on the sweep, as far as it was written down."""
-    return float(load_state(folder)["seconds"]) if (folder / STATE).exists() else 0.0
+    return _spent(folder, "seconds")
+
+
+def spent_gpu_seconds(folder: Path) -> float:
+    """The same of GPUs."""
+    return _spent(folder, "gpu_seconds")
+
+
+def _spent(folder: Path, what: str) -> float:
+    return float(load_state(folder).get(what, 0.0)) if (folder / STATE).exists() else 0.0
 
 
 def sweep_folders(home: Path) -> list[Path]:

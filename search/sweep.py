@@ -21,11 +21,12 @@ from models.train import TrialData, build_banks
 from models.weights import check_weights
 from search.board import Board, Step
 from search.controller import ENDED, Controller, TrialRecord
+from search.decisions import DecisionLog
 from search.earlier import Earlier
 from search.local_runner import run_local
 from search.recorder import Recorder
 from search.spec import ResourcesPart, SweepSpec
-from search.state import save_state, spent_seconds
+from search.state import save_state, spent_gpu_seconds, spent_seconds
 from search.strategy import open_strategy
 from tracking.runlog import RunLog
 
@@ -76,7 +77,11 @@ def check_before_start(spec: SweepSpec) -> None:
     """Everything that can be known to be wrong before any data is read; raises UserError."""
     for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
         check_weights(backbone, weights)
-    check_resources(spec.resources, {"CPU": cores(), "GPU": torch.cuda.device_count()}, "this machine")
+    have = {"CPU": cores(), "GPU": torch.cuda.device_count()}
+    check_resources(spec.resources, have, "this machine")
+    if spec.budget.gpu_hours is not None and not gpus_of(spec.resources, have):
+        rule = "budget.gpu_hours: no trial gets a GPU here, so that it would never be spent"
+        raise UserError(rule, "give budget.minutes instead")
 
 
 def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
@@ -140,13 +145,14 @@ def run_sweep(
     """
     with ExitStack() as stack:
         slots = 1
-        threads = torch.get_num_threads()
+        threads, gpus = torch.get_num_threads(), float(torch.cuda.device_count() > 0)
         if runner == "ray":
             from search.ray_runner import run_ray, start_ray  # Ray takes seconds to import
 
             have = stack.enter_context(start_ray(cores()))
             slots, threads = check_resources(spec.resources, have, "Ray"), spec.resources.cpus_per_trial
-            per_trial = {"cpu": float(threads), "gpu": gpus_of(spec.resources, have)}
+            gpus = gpus_of(spec.resources, have)
+            per_trial = {"cpu": float(threads), "gpu": gpus}
         folder = unfinished or new_folder(home, spec.name)
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         strategy = open_strategy(
@@ -164,13 +170,14 @@ def run_sweep(
             earlier.records if earlier else [],
             [*spec.search.points, *(earlier.points if earlier else [])],
         )
-        controller = Controller(spec, strategy, folder, threads, spent=spent_seconds(folder))
+        spent = (spent_seconds(folder), gpus, spent_gpu_seconds(folder))
+        controller = Controller(spec, strategy, folder, threads, *spent)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")
         recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller)
         recorder.sweep_started()
         patience = FLUSH_SECONDS
-        controller.listeners.append(recorder)
+        controller.listeners += [recorder, DecisionLog(folder)]
         try:
             with Board(spec, controller, slots):
                 if runner == "ray":

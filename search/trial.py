@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from models.costs import photo_costs
 from models.settings import Settings
 from models.state import load_training_state
 from models.train import Snapshot, TrialData, train
@@ -35,6 +36,7 @@ class TrialTask:
     threads: int
     known: int = 0  # epochs that were reported before
     minutes: float | None = None  # the longest that a trial may take at a stretch
+    costs: bool = False  # whether to measure what one photo costs
 
 
 def better(value: float, than: float | None, goal: Goal) -> bool:
@@ -79,6 +81,7 @@ def _attempt(
     deadline = None if task.minutes is None else time.monotonic() + 60 * task.minutes
     best: float | None = None
     state = load_training_state(task.folder / LAST)
+    costs = photo_costs(task.settings, data.classes, data.image_size) if task.costs else {}
     for epoch, metrics in enumerate(state.history if state else [], 1):
         if _healthy(metrics) and better(metrics[task.metric], best, task.goal):
             best = metrics[task.metric]
@@ -87,6 +90,7 @@ def _attempt(
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
         nonlocal best
+        metrics.update(costs)
         if parts > 1:
             metrics["micro_batches"] = float(parts)
         if _healthy(metrics) and better(metrics[task.metric], best, task.goal):

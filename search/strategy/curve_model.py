@@ -23,6 +23,7 @@ _MEDIANS = {"final_scale": 0.6, "early_scale": 1.0}
 _REST = np.log([1.0, 0.5, 0.7, 0.7, 0.5, 0.02, 0.002])
 _SPREAD, _REST_SPREAD = 0.7, np.array([1.0, 0.4, 0.7, 0.7, 0.4, 1.0, 1.0])
 _JITTER = 1e-6
+GROWTH = 1.2  # the hyperparameters are learned anew when there is so much more to learn from
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Kernels:
 
 
 class CurveModel:
-    """The process; `theta` holds the logarithms of its hyperparameters."""
+    """The process; `theta` holds the logarithms of its hyperparameters, `learned_from` how much they know."""
 
     def __init__(self, groups: np.ndarray) -> None:
         self._groups = groups  # the length scale that each feature has
@@ -63,6 +64,13 @@ class CurveModel:
         )
         self._spread = np.concatenate([np.full(2 * scales, _SPREAD), _REST_SPREAD])
         self.theta = self.prior.copy()
+        self.learned_from = 0
+
+    def keep_up(self, data: Data, seen: int) -> None:
+        """Learn anew when so much more was seen than when it last did."""
+        if seen >= self.learned_from * GROWTH:
+            self.learned_from = seen
+            self.learn(data)
 
     def learn(self, data: Data, steps: int = 12) -> None:
         """Set `theta` by its posterior, from where it is."""

@@ -1,4 +1,7 @@
-"""Configurations as points, for models: a coordinate from 0 to 1 per range, the choice's index per choice."""
+"""Configurations as points, for models: a coordinate from 0 to 1 per range, the choice's index per choice.
+
+What is not searched beside the other choices lies in the middle of its range, or is no choice (-1).
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +11,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from scipy.stats import qmc
 
-from search.space import Choice, Dimension, Range, to_distribution
+from search.space import Choice, Dimension, Range, active, in_order, to_distribution
 
 Points = np.ndarray  # shape [n, dimensions]
 
@@ -17,22 +20,30 @@ class Encoder:
     """Translates between parameters, points (for drawing and moving) and features (for kernels)."""
 
     def __init__(self, space: Mapping[str, Dimension]) -> None:
-        self.names = list(space)
-        self.dimensions = list(space.values())
+        self._space = in_order(space)
+        self.names = list(self._space)
+        self.dimensions = list(self._space.values())
         self._distributions: list[BaseDistribution] = [to_distribution(d) for d in self.dimensions]
         self._options = [len(d.values) if isinstance(d, Choice) else 0 for d in self.dimensions]
         self.features = sum(max(1, options) for options in self._options)
+        self._conditions = [
+            (i, self.names.index(parent), [self._code(parent, value) for value in allowed])
+            for i, dimension in enumerate(self.dimensions)
+            for parent, allowed in dimension.when
+        ]
 
     def point(self, params: Mapping[str, Any]) -> np.ndarray:
         """The point of one configuration; a parameter that it lacks lies in the middle (or is no choice, -1)."""
-        return np.array([self._coordinate(i, params.get(name)) for i, name in enumerate(self.names)])
+        found = active(self._space, params)
+        return np.array([self._coordinate(i, found.get(name)) for i, name in enumerate(self.names)])
 
     def params(self, point: np.ndarray) -> dict[str, Any]:
-        """The configuration at a point, whole numbers and steps rounded to their nearest."""
-        return {name: self._value(i, point[i]) for i, name in enumerate(self.names)}
+        """The configuration at a settled point, whole numbers and steps rounded to their nearest."""
+        off = self._off(point[None])[0]
+        return {name: self._value(i, point[i]) for i, name in enumerate(self.names) if not off[i]}
 
     def value(self, point: np.ndarray, name: str) -> Any:
-        """One parameter at a point."""
+        """One parameter at a point where it is searched."""
         i = self.names.index(name)
         return self._value(i, point[i])
 
@@ -41,20 +52,22 @@ class Encoder:
         sequence = qmc.Sobol(len(self.names), seed=seed)
         if number:  # SciPy cannot skip none
             sequence.fast_forward(number)
-        point: np.ndarray = self._from_unit(sequence.random(1))[0]
+        point: np.ndarray = self.from_unit(sequence.random(1))[0]
         return point
 
     def random(self, rng: np.random.Generator, count: int) -> Points:
-        return self._from_unit(rng.random((count, len(self.names))))
+        return self.from_unit(rng.random((count, len(self.names))))
 
     def near(self, points: Points, width: float, rng: np.random.Generator) -> Points:
         """Each point moved in about half of its coordinates: ranges by a normal step of `width`, cut off at
         the ends, choices to any option."""
         moved = rng.random(points.shape) < 0.5
         steps = points + rng.normal(0, width, points.shape)
-        other = self.random(rng, len(points))
+        other = self._anywhere(rng.random(points.shape))
         chosen = np.array(self._options) > 0
-        return np.where(moved, np.where(chosen, other, np.clip(steps, 0, 1)), points)
+        near = np.where(moved, np.where(chosen, other, np.clip(steps, 0, 1)), points)
+        # What was not searched before has no place to move from.
+        return self._settle(np.where(self._off(points), other, near))
 
     def expand(self, points: Points) -> np.ndarray:
         """Features of shape [n, features]: a choice becomes a column per option, any two being 1 apart."""
@@ -70,9 +83,28 @@ class Encoder:
         """Which dimension each feature belongs to; the columns of a choice share one length scale."""
         return np.repeat(np.arange(len(self.names)), [max(1, options) for options in self._options])
 
-    def _from_unit(self, unit: Points) -> Points:
+    def from_unit(self, unit: Points) -> Points:
+        """Points from numbers between 0 and 1; a choice's options get equal parts of that."""
+        return self._settle(self._anywhere(unit))
+
+    def _anywhere(self, unit: Points) -> Points:
         options = np.array(self._options)
         return np.where(options > 0, np.minimum(np.floor(unit * options), options - 1), unit)
+
+    def _off(self, points: Points) -> np.ndarray:
+        """Which coordinates are not searched beside the others, shape [n, dimensions]."""
+        off = np.zeros(points.shape, bool)
+        for child, parent, allowed in self._conditions:  # parents come first
+            off[:, child] |= off[:, parent] | ~np.isin(points[:, parent], allowed)
+        return off
+
+    def _settle(self, points: Points) -> Points:
+        if not self._conditions:
+            return points
+        return np.where(self._off(points), np.where(np.array(self._options) > 0, -1.0, 0.5), points)
+
+    def _code(self, name: str, value: Any) -> float:
+        return float(self._distributions[self.names.index(name)].to_internal_repr(value))
 
     def _coordinate(self, i: int, value: Any) -> float:
         distribution, dimension = self._distributions[i], self.dimensions[i]

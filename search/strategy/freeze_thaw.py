@@ -5,6 +5,9 @@ random: how far beyond the best value each trial would come if it got that many 
 go on with trials that are nearly there, long ones begin new trials; without that, the improvement of the final
 value alone would begin new ones nearly always, because they are the most uncertain. The random horizon is that
 of Rakotoarison et al., 2024 (ifBO, who use the probability of improvement and another model of curves).
+
+What looks bad early and ends well is lost on such a search. So later on, half of the epochs go to trials that are
+trained straight to their end, chosen by a second model that knows full trainings alone.
 """
 
 import math
@@ -20,6 +23,9 @@ from search.strategy.planner import Plan
 from search.strategy.standing import Stand, Standing, promoted
 
 START = 4.0  # trainings' worth of epochs by halving, before the model decides
+STRAIGHT_FROM = 8.0  # trainings' worth of epochs, from which trials are also trained straight to their end,
+STRAIGHT_SHARE = 0.5  # so that they take this share of the epochs since then,
+FULL = 3  # and once so many have been
 TRIALS = 128  # that the model looks at: it takes its time by their number cubed
 BROKEN = 20  # and so many of those whose value was not finite
 NEW = -1  # the number of a trial that is not begun
@@ -27,7 +33,6 @@ RANDOM, NEAR = 200, 200  # new configurations weighed: drawn anywhere, and near 
 ANCESTORS = 8
 APART = 0.03  # of a range, in at least one dimension: nearer is the same configuration again
 WIDTHS = (0.1, 0.3)  # of the steps from the best trials, in parts of a range
-GROWTH = 1.2  # the model's hyperparameters are learned anew when there is so much more to learn from
 
 
 class FreezeThaw:
@@ -38,22 +43,27 @@ class FreezeThaw:
         self._epochs_name = epochs_name
         self._seed, self._max_epochs = seed % 2**32, max_epochs
         self._model = CurveModel(self._encoder.groups())
-        self._learned_from = 0
+        self._final = CurveModel(self._encoder.groups())  # of full trainings alone
         self._points: list[np.ndarray] = []  # by trial
 
     @property
     def learned(self) -> list[float]:
         """What must be kept to plan alike after a restart."""
-        return [float(self._learned_from), *map(float, self._model.theta)]
+        models = (self._model, self._final)
+        return [float(x) for model in models for x in (model.learned_from, *model.theta)]
 
     @learned.setter
     def learned(self, learned: list[float]) -> None:
-        self._learned_from, self._model.theta = int(learned[0]), np.array(learned[1:])
+        half = len(learned) // 2
+        for model, of_it in ((self._model, learned[:half]), (self._final, learned[half:])):
+            model.learned_from, model.theta = int(of_it[0]), np.array(of_it[1:])
 
     def plan(self, standing: Standing) -> Plan:
         """What a free worker should do next."""
-        if standing.epochs >= START * self._max_epochs and any(s.at_level for s in standing.stands):
-            return self._by_model(standing)
+        if standing.epochs >= START * self._max_epochs and any(
+            stand.at_level and not stand.broken for stand in standing.stands
+        ):
+            return self._straight(standing) if self._straight_is_due(standing) else self._by_model(standing)
         found = promoted(standing)
         if found is not None:
             return Plan(found[1], number=found[0])
@@ -64,15 +74,19 @@ class FreezeThaw:
 
     def _by_model(self, standing: Standing) -> Plan:
         running = [n for n, stand in enumerate(standing.stands) if stand.state == "running"]
-        rng = np.random.default_rng([self._seed, len(standing.stands), standing.epochs, len(running)])
-        known = self._known(standing, rng)
-        data, top = self._observations(standing, known)
-        self._fit(data, sum(len(stand.at_level) for stand in standing.stands))
-        self._model.condition(self._with_pending(data, standing, running))
+        rng = self._rng(standing, running)
+        shown = [n for n, stand in enumerate(standing.stands) if stand.at_level and not stand.broken]
+        known = self._known(shown, standing, rng)
+        rows = [(n, epoch, value) for n in known for epoch, value in _telling(standing.stands[n])]
+        data, top = self._observations(standing, rows, _prices(known, standing, rng))
+        self._model.keep_up(data, sum(len(stand.at_level) for stand in standing.stands))
+        next_levels = np.array([standing.stands[n].next_level() for n in running])
+        self._model.condition(self._with_pending(self._model, data, standing, running, next_levels))
         horizon = math.exp(rng.random() * math.log(self._max_epochs))
         paused = [n for n in known if standing.stands[n].state == "paused"]
-        fresh = self._fresh(standing, known, running, rng)
-        gain = self._gain(standing, paused, fresh, horizon, top)
+        avoid = known + [n for n, stand in enumerate(standing.stands) if stand.broken] + running
+        fresh = self._fresh(self._model, standing, known, avoid, rng)
+        gain = self._gain(self._model, standing, paused, fresh, horizon, top)
         chosen = int(gain.argmax())
         of = f"of {len(paused)} paused trials and {len(fresh)} new configurations"
         reason = f"most to be gained within {max(1, round(horizon))} epochs, {of}"
@@ -80,24 +94,50 @@ class FreezeThaw:
             return Plan(reason, number=paused[chosen])
         return Plan(reason, params=self._encoder.params(fresh[chosen - len(paused)]))
 
-    def _known(self, standing: Standing, rng: np.random.Generator) -> list[int]:
-        """The trials that the model looks at: the best, and a sample of the others."""
-        shown = np.array([n for n, stand in enumerate(standing.stands) if stand.at_level])
-        if len(shown) > TRIALS:
-            order = shown[np.argsort(-standing.best()[shown], kind="stable")]
-            shown = np.concatenate(
-                [order[: TRIALS // 2], rng.choice(order[TRIALS // 2 :], TRIALS - TRIALS // 2, replace=False)]
-            )
-        return [int(n) for n in shown]
+    def _straight_is_due(self, standing: Standing) -> bool:
+        stands = standing.stands
+        share = STRAIGHT_SHARE * (standing.epochs - STRAIGHT_FROM * self._max_epochs)
+        taken = sum(stand.levels[-1] for stand in stands if stand.straight)
+        return taken <= share and sum(_is_full(stand) for stand in stands) >= FULL
 
-    def _observations(self, standing: Standing, known: list[int]) -> tuple[Data, float]:
-        """What the known trials have shown, standardised, and where the best value lies on that scale."""
-        best = np.array([standing.stands[n].best for n in known])
+    def _straight(self, standing: Standing) -> Plan:
+        stands = standing.stands
+        running = [n for n, stand in enumerate(stands) if stand.state == "running"]
+        rng = self._rng(standing, running)
+        known = self._known([n for n, stand in enumerate(stands) if _is_full(stand)], standing, rng)
+        rows = [(n, stands[n].levels[-1], stands[n].best) for n in known]
+        data, top = self._observations(standing, rows, _prices(known, standing, rng))
+        self._final.keep_up(data, sum(_is_full(stand) for stand in stands))
+        straight = [n for n in running if stands[n].straight]
+        ends = np.array([stands[n].levels[-1] for n in straight])
+        self._final.condition(self._with_pending(self._final, data, standing, straight, ends))
+        avoid = known + [n for n, stand in enumerate(stands) if stand.broken or stand.state != "over"]
+        fresh = self._fresh(self._final, standing, known, avoid, rng)
+        gain = self._gain(self._final, standing, [], fresh, self._max_epochs, top)
+        reason = f"most to be gained at its end, by a model of {len(known)} full trainings alone"
+        return Plan(reason, params=self._encoder.params(fresh[int(gain.argmax())]), straight=True)
+
+    def _rng(self, standing: Standing, running: list[int]) -> np.random.Generator:
+        return np.random.default_rng([self._seed, len(standing.stands), standing.epochs, len(running)])
+
+    def _known(self, shown: list[int], standing: Standing, rng: np.random.Generator) -> list[int]:
+        """The trials that a model looks at: the best of those shown, and a sample of the others."""
+        if len(shown) <= TRIALS:
+            return shown
+        order = np.array(shown)[np.argsort(-standing.best()[shown], kind="stable")]
+        others = rng.choice(order[TRIALS // 2 :], TRIALS - TRIALS // 2, replace=False)
+        return [int(n) for n in (*order[: TRIALS // 2], *others)]
+
+    def _observations(
+        self, standing: Standing, rows: list[tuple[int, int, float]], prices: dict[int, float]
+    ) -> tuple[Data, float]:
+        """(trial, epoch, value) less the trial's price, standardised, and where the best lies on that scale."""
+        trials = sorted({n for n, _, _ in rows})
+        best = np.array([standing.stands[n].best - prices.get(n, 0.0) for n in trials])
         ceiling, middle = best.max(), np.median(best)
         unit = 0.2 * (ceiling - middle) + 1e-12 + 1e-9 * abs(ceiling)
-        rows = [(n, epoch, value) for n in known for epoch, value in _telling(standing.stands[n])]
         # How far below the best, on a log scale: whether bad is very bad matters less than the order at the top.
-        values = -np.log1p((ceiling - np.array([row[2] for row in rows])) / unit)
+        values = -np.log1p((ceiling - np.array([value - prices.get(n, 0.0) for n, _, value in rows])) / unit)
         broken = [n for n, stand in enumerate(standing.stands) if stand.broken][-BROKEN:]
         trial = np.array([row[0] for row in rows] + broken)
         lengths = np.array([standing.stands[n].levels[-1] for n, _, _ in rows])
@@ -108,24 +148,19 @@ class FreezeThaw:
         data = Data(x, np.concatenate([progress, np.ones(len(broken))]), trial, (values - mean) / deviation)
         return data, float(-mean / deviation)
 
-    def _fit(self, data: Data, seen: int) -> None:
-        """Learn the hyperparameters when there is much more to learn from than when they were last."""
-        if seen >= self._learned_from * GROWTH:
-            self._learned_from = seen
-            self._model.learn(data)
-
-    def _with_pending(self, data: Data, standing: Standing, running: list[int]) -> Data:
-        """With what trials in training will probably show, so that parallel workers do not all do the same
-        (the kriging believer of Ginsbourger et al., 2010)."""
+    def _with_pending(
+        self, model: CurveModel, data: Data, standing: Standing, running: list[int], epochs: np.ndarray
+    ) -> Data:
+        """With what trials in training will probably show at those epochs, so that parallel workers do not all do
+        the same (the kriging believer of Ginsbourger et al., 2010)."""
         if not running:
             return data
-        self._model.condition(data)
+        model.condition(data)
         trial = np.array(running)
-        stands = [standing.stands[n] for n in running]
-        lengths = np.array([stand.levels[-1] for stand in stands])
-        progress = self._progress(np.array([stand.next_level() for stand in stands]), lengths)
+        lengths = np.array([standing.stands[n].levels[-1] for n in running])
+        progress = self._progress(epochs, lengths)
         x = self._features(standing, trial)
-        mean, _ = self._model.predict(x, progress, trial)
+        mean, _ = model.predict(x, progress, trial)
         return Data(
             np.concatenate([data.x, x]),
             np.concatenate([data.progress, progress]),
@@ -134,24 +169,33 @@ class FreezeThaw:
         )
 
     def _fresh(
-        self, standing: Standing, known: list[int], running: list[int], rng: np.random.Generator
+        self,
+        model: CurveModel,
+        standing: Standing,
+        known: list[int],
+        avoid: list[int],
+        rng: np.random.Generator,
     ) -> Points:
-        """New configurations to weigh, none of them nearly one that was tried."""
+        """New configurations to weigh, at random and near the best known trials, none nearly one to avoid."""
         trial = np.array(known)
-        promise, _ = self._model.predict(self._features(standing, trial), np.ones(len(known)), trial)
+        promise, _ = model.predict(self._features(standing, trial), np.ones(len(known)), trial)
         tried = self._points_of(standing, trial)
         ancestors = _distinct(tried[np.argsort(-promise, kind="stable")], ANCESTORS)
         copies = np.repeat(ancestors, NEAR // (len(WIDTHS) * len(ancestors)), axis=0)
         found = [self._encoder.random(rng, RANDOM)]
         found += [self._encoder.near(copies, width, rng) for width in WIDTHS]
         points = np.concatenate(found)
-        broken = [n for n, stand in enumerate(standing.stands) if stand.broken]
-        tried = np.concatenate([tried, self._points_of(standing, np.array(running + broken, int))])
-        new = points[_apart(points, tried).min(axis=1) >= APART]
+        new = points[_apart(points, self._points_of(standing, np.array(avoid))).min(axis=1) >= APART]
         return new if len(new) else points  # a small space may be used up
 
     def _gain(
-        self, standing: Standing, paused: list[int], fresh: Points, horizon: float, top: float
+        self,
+        model: CurveModel,
+        standing: Standing,
+        paused: list[int],
+        fresh: Points,
+        horizon: float,
+        top: float,
     ) -> np.ndarray:
         """Expected improvement over the best value, of each candidate `horizon` epochs from now."""
         stands = [standing.stands[n] for n in paused]
@@ -161,7 +205,7 @@ class FreezeThaw:
         known = self._features(standing, np.array(paused, int))
         x = np.concatenate([known, self._encoder.expand(fresh)])
         trial = np.array(paused + [NEW] * len(fresh))
-        mean, deviation = self._model.predict(x, progress, trial)
+        mean, deviation = model.predict(x, progress, trial)
         z = (mean - top) / deviation
         density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
         # Where improvement is all but impossible, its logarithm keeps the order that its value loses.
@@ -186,6 +230,26 @@ class FreezeThaw:
         new = standing.stands[len(self._points) :]
         self._points += [self._encoder.point(stand.params) for stand in new]
         return np.array([self._points[n] for n in trial]).reshape(len(trial), len(self._encoder.names))
+
+
+def _prices(known: list[int], standing: Standing, rng: np.random.Generator) -> dict[int, float]:
+    """What to take off the values of trials that have costs, at a random weight of cost against value: in the course of
+    a search the weights lead along the whole front (ParEGO, Knowles, 2006). A third of them is nought."""
+    costs = {n: standing.stands[n].cost for n in known}
+    logs = {n: math.log(cost) for n, cost in costs.items() if cost is not None}
+    if not logs:
+        return {}
+    weight = rng.choice([0.0, rng.random(), rng.random()])
+    best = np.array([standing.stands[n].best for n in known])
+    low, span = min(logs.values()), max(logs.values()) - min(logs.values()) + 1e-12
+    # At even weights the costliest loses as much as lies between the best value and the median.
+    price = weight / (1 - weight) * (best.max() - float(np.median(best))) / span
+    return {n: price * (at - low) for n, at in logs.items()}
+
+
+def _is_full(stand: Stand) -> bool:
+    """Whether it was trained to its end."""
+    return stand.epochs >= stand.levels[-1] and not stand.broken
 
 
 def _telling(stand: Stand) -> list[tuple[int, float]]:

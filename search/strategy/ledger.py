@@ -17,6 +17,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from data.errors import UserError
 from search.strategy.seam import Goal
 
+INFEASIBLE = "constraints:limit"  # system attribute
+
 
 class Ledger:
     """One study's trials by number. Without a path it is kept in memory only, for simulations."""
@@ -83,6 +85,11 @@ class Ledger:
     def report(self, number: int, epoch: int, value: float) -> None:
         for storage, ids in self._storages:
             storage.set_trial_intermediate_value(ids[number], epoch, value)
+
+    def mark_infeasible(self, number: int, violation: float) -> None:
+        """Write down that a trial broke a limit, where Optuna's samplers look for it (`Trial.set_constraint`)."""
+        for storage, ids in self._storages:
+            storage.set_trial_system_attr(ids[number], INFEASIBLE, violation)
 
     def close(self, number: int, state: TrialState, value: float | None, attributes: dict[str, Any]) -> None:
         """End a trial; its attributes are written first, so that no ended trial lacks its reason."""

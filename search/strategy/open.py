@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import UserError
-from search.space import Dimension, to_distribution
+from search.space import Dimension, is_active, to_distribution
 from search.strategy.asha import asha
 from search.strategy.freeze_thaw import FreezeThaw
 from search.strategy.ledger import Ledger
@@ -16,7 +16,7 @@ from search.strategy.samplers import make_sampler
 from search.strategy.seam import Goal
 from search.strategy.stopping import StoppingRule, never
 
-SamplerName = Literal["auto", "tpe", "gp", "random", "grid"]
+SamplerName = Literal["auto", "tpe", "gp", "cmaes", "random", "grid"]
 StoppingName = Literal["auto", "asha", "median", "none"]
 ETA = 3  # the best third goes on, as in the paper on asynchronous successive halving (2 to 4 do alike)
 
@@ -68,7 +68,9 @@ def _check_space(ledger: Ledger, space: Mapping[str, Dimension], study_name: str
     asked: dict[str, Any] = {name: to_distribution(dimension) for name, dimension in space.items()}
     for trial in ledger.trials():
         stored = trial.distributions
-        differ = sorted(name for name in stored.keys() | asked.keys() if stored.get(name) != asked.get(name))
+        # What depends on others need not be there.
+        wanted = {name for name in asked if is_active(space[name], trial.params)}
+        differ = sorted(name for name in stored.keys() | wanted if stored.get(name) != asked.get(name))
         if differ:
             rule = f"space.{differ[0]}: study {study_name!r} was begun with another range or choices"
             raise UserError(rule, "keep the space to go on with it, or give the sweep another name")

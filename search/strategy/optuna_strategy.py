@@ -8,7 +8,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from search.space import Dimension, to_distribution
-from search.strategy.ledger import Ledger
+from search.strategy.ledger import INFEASIBLE, Ledger
 from search.strategy.planner import Plan, Planner
 from search.strategy.samplers import Sampler
 from search.strategy.seam import Decision, Goal, Outcome, Record, Suggestion, Verdict
@@ -21,6 +21,8 @@ ENDED = "ended_because"
 BEST_EPOCH = "best_epoch"
 PAUSED = "paused_at"  # the epoch whose checkpoint a paused trial goes on from; None once it goes on
 BROKEN = "broken"  # its value was not finite
+STRAIGHT = "straight"  # it is trained to its end without a pause
+COST = "cost"  # what its counter costs where it is used
 PRIOR = "prior"  # the earlier sweep that it was a trial of
 FIRST = "first"  # of the study: configurations to try before any other
 LEARNED = "learned"  # of the study: what a planner has learned and would not learn alike again
@@ -80,7 +82,10 @@ class OptunaStrategy:
             policy.planner.learned = learned
         for trial in ledger.trials():
             curve, state = self._curves[trial.number], _stand_of(trial)
-            self._standing.add(dict(trial.params), curve, state, BROKEN in trial.user_attrs)
+            bad = BROKEN in trial.user_attrs or INFEASIBLE in trial.system_attrs
+            marks = (bad, STRAIGHT in trial.user_attrs)
+            self._standing.add(dict(trial.params), curve, state, *marks)
+            self._standing.stands[trial.number].cost = trial.user_attrs.get(COST)
             if state == "running":
                 self._live[trial.number] = _Live()  # its process ended before it did: it may go on
 
@@ -96,7 +101,7 @@ class OptunaStrategy:
         for record in records:
             note = {SUGGESTED: record.suggested_because, PRIOR: sweep}
             self._prior += 1
-            number = self._begun(self._ledger.add_point(record.params, self._distributions, note)).number
+            number = self._begun(self._add_point(record.params, note)).number
             for epoch, value in record.values.items():
                 self._ledger.report(number, epoch, value)
                 self._curves[number].values[epoch] = self._sign * value
@@ -115,7 +120,7 @@ class OptunaStrategy:
         first, own = self._ledger.recall(FIRST) or [], len(self._ledger) - self._prior
         if begin and own < len(first):
             note = {SUGGESTED: f"point {own + 1} of {len(first)} to try first"}
-            return self._begun(self._ledger.add_point(first[own], self._distributions, note))
+            return self._begun(self._add_point(first[own], note))
         plan = self._plan()
         if plan is not None and plan.number is None and plan.params is None:
             asked = self._policy.sampler(self._ledger.study, len(self._ledger))
@@ -128,12 +133,18 @@ class OptunaStrategy:
         if plan.number is not None:
             return self._go_on(plan.number, plan.reason)
         assert plan.params is not None
-        return self._begun(self._ledger.add_point(plan.params, self._distributions, {SUGGESTED: plan.reason}))
+        marks: dict[str, Any] = {SUGGESTED: plan.reason} | ({STRAIGHT: True} if plan.straight else {})
+        return self._begun(self._add_point(plan.params, marks))
+
+    def _add_point(self, params: dict[str, Any], note: dict[str, Any]) -> FrozenTrial:
+        distributions = {name: self._distributions[name] for name in params}
+        return self._ledger.add_point(params, distributions, note)
 
     def _begun(self, frozen: FrozenTrial) -> Suggestion:
         self._live[frozen.number] = _Live()
         self._curves[frozen.number] = self._curve(frozen)
-        self._standing.add(dict(frozen.params), self._curves[frozen.number])
+        straight = STRAIGHT in frozen.user_attrs
+        self._standing.add(dict(frozen.params), self._curves[frozen.number], straight=straight)
         self._planned = None
         return Suggestion(frozen.number, dict(frozen.params), frozen.user_attrs[SUGGESTED])
 
@@ -162,9 +173,18 @@ class OptunaStrategy:
         if reason is not None:
             live.stop = Verdict(Decision.STOP, reason)
             return live.stop
+        if self._standing.stands[number].straight:
+            return Verdict(Decision.CONTINUE, "it is trained straight to its end")
         if weighed and self._policy.pauses:
             return self._weigh(number, epoch)
         return Verdict(Decision.CONTINUE, "among those that go on")
+
+    def note_cost(self, number: int, cost: float) -> None:
+        """Take in what a running trial costs, once."""
+        if number in self._live and self._standing.stands[number].cost is None:
+            self._ledger.note(number, COST, cost)
+            self._standing.stands[number].cost = cost
+            self._planned = None
 
     def finish(self, number: int, outcome: Outcome) -> None:
         """End a trial as COMPLETE with its best value, PRUNED or FAIL; one that has ended stays as is."""
@@ -177,8 +197,10 @@ class OptunaStrategy:
         curve = self._curves[number]
         stop, broken = (None, False) if live is None else (live.stop, live.broken)
         reason = stop.reason if stop else outcome.reason
+        if outcome.violation > 0:
+            self._ledger.mark_infeasible(number, outcome.violation)
+        self._standing.stands[number].broken = broken or outcome.violation > 0
         if broken or outcome.state == "failed" or not curve.values:
-            self._standing.stands[number].broken = broken
             attributes: dict[str, Any] = {ENDED: reason or f"{outcome.state} without a value"}
             attributes |= {BROKEN: True} if broken else {}
             self._ledger.close(number, TrialState.FAIL, None, attributes)
@@ -231,6 +253,10 @@ class OptunaStrategy:
         if (found := promoted(self._standing)) is not None:
             return Plan(found[1], number=found[0])
         stands = self._standing.stands
+        for number in self._standing.front():
+            if stands[number].state == "paused":
+                reason = "no further trial begins: those on the front of value against cost are trained to their end"
+                return Plan(reason, number=number)
         sound = [number for number, stand in enumerate(stands) if stand.epochs and not stand.broken]
         best = max(sound, key=lambda number: (stands[number].best, -number), default=None)
         if best is None or stands[best].state != "paused":
@@ -247,8 +273,8 @@ class OptunaStrategy:
         return Verdict(Decision.STOP, "no such trial runs")
 
     def best(self) -> tuple[int, float, dict[str, Any]] | None:
-        """(number, value, params) of the best trial that did not fail; ties go to the earlier."""
-        records = [record for record in self.trials() if record.state != "failed"]
+        """(number, value, params) of the best trial that did not fail or break a limit; ties go to the earlier."""
+        records = [record for record in self.trials() if record.state != "failed" and record.feasible]
         values = [(self._sign * r.value, -r.number, r) for r in records if r.value is not None]
         if not values:
             return None
@@ -275,6 +301,7 @@ class OptunaStrategy:
             values={at: self._sign * value for at, value in sorted(curve.items())},
             suggested_because=trial.user_attrs.get(SUGGESTED, ""),
             ended_because=trial.user_attrs.get(ENDED, ""),
+            feasible=INFEASIBLE not in trial.system_attrs,
         )
 
 

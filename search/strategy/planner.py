@@ -8,11 +8,15 @@ from search.strategy.standing import Standing, promoted
 
 @dataclass(frozen=True)
 class Plan:
-    """Go on with trial `number`, or begin one with `params`, or, with neither, with what the sampler says."""
+    """Go on with trial `number`, or begin one with `params`, or, with neither, with what the sampler says.
+
+    A new one that is `straight` is trained to its end without a pause.
+    """
 
     reason: str = ""
     number: int | None = None
     params: dict[str, Any] | None = None
+    straight: bool = False
 
 
 class Planner(Protocol):

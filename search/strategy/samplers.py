@@ -7,27 +7,35 @@ goes on as if it had never stopped, instead of drawing its first configurations 
 
 import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from data.errors import UserError
-from search.space import Dimension, Value, grid_size, grid_values, to_distribution
+from search.space import (
+    Dimension,
+    Value,
+    active,
+    grid_size,
+    grid_values,
+    in_order,
+    is_active,
+    to_distribution,
+)
 
 GRID_LIMIT = 100_000  # points; a larger grid would never end
-STARTUP = 10  # random configurations before TPE has enough to model, Optuna's default
+STARTUP = 10  # random configurations before a model has enough to learn from, Optuna's default
 
 Asked = tuple[optuna.Trial, str]  # the new trial, and why this configuration
 Sampler = Callable[[optuna.Study, int], Asked | None]
 
 
 def make_sampler(name: str, space: Mapping[str, Dimension], seed: int) -> Sampler:
-    """The sampler `tpe`, `gp`, `random` or `grid`; UserError for a grid without end."""
-    distributions = {key: to_distribution(dimension) for key, dimension in space.items()}
-    if name == "grid":
-        return _grid(space, distributions, seed)
-    return {"tpe": _tpe, "gp": _gp, "random": _random}[name](distributions, seed)
+    """The sampler `tpe`, `gp`, `cmaes`, `random` or `grid`; UserError for a grid without end."""
+    makers = {"tpe": _tpe, "gp": _gp, "cmaes": _cmaes, "random": _random, "grid": _grid}
+    return makers[name](in_order(space), seed)
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -35,57 +43,104 @@ def trial_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed % 2**32, number]).generate_state(1)[0])
 
 
-def _random(distributions: dict[str, BaseDistribution], seed: int) -> Sampler:
+def _ask(study: optuna.Study, space: Mapping[str, Dimension]) -> optuna.Trial:
+    """A new trial with a value for all that is searched in it."""
+    trial = study.ask()
+    chosen: dict[str, Any] = {}
+    for name, dimension in space.items():
+        if is_active(dimension, chosen):
+            chosen[name] = _suggest(trial, name, to_distribution(dimension))
+    return trial
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    suggest = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
+    return suggest(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+
+
+def _random(space: Mapping[str, Dimension], seed: int) -> Sampler:
     def ask(study: optuna.Study, number: int) -> Asked:
         study.sampler = optuna.samplers.RandomSampler(seed=trial_seed(seed, number))
-        return study.ask(distributions), "drawn at random"
+        return _ask(study, space), "drawn at random"
 
     return ask
 
 
-def _tpe(distributions: dict[str, BaseDistribution], seed: int) -> Sampler:
+def _tpe(space: Mapping[str, Dimension], seed: int) -> Sampler:
     def ask(study: optuna.Study, number: int) -> Asked:
         states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         known = len(study.get_trials(deepcopy=False, states=states))
         # Optuna ranks stopped trials below completed ones, by last epoch and then value: a half-trained
         # value is never taken for a final one.
-        sampler_seed = trial_seed(seed, number)
-        study.sampler = optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=STARTUP)
-        start = f"drawn at random: {known} of the {STARTUP} trials that TPE starts from are done"
-        model = f"likeliest to improve by TPE over {known} trials"
-        return study.ask(distributions), start if known < STARTUP else model
-
-    return ask
-
-
-def _gp(distributions: dict[str, BaseDistribution], seed: int) -> Sampler:
-    def ask(study: optuna.Study, number: int) -> Asked:
-        states = (optuna.trial.TrialState.COMPLETE,)
-        known = len(study.get_trials(deepcopy=False, states=states))
-        study.sampler = optuna.samplers.GPSampler(seed=trial_seed(seed, number), n_startup_trials=STARTUP)
-        start = (
-            f"drawn at random: {known} of the {STARTUP} trials that a Gaussian process starts from are done"
+        study.sampler = optuna.samplers.TPESampler(
+            seed=trial_seed(seed, number),
+            n_startup_trials=STARTUP,
         )
-        model = f"most to be gained by a Gaussian process over {known} completed trials"
-        return study.ask(distributions), start if known < STARTUP else model
+        return _ask(study, space), _model("likeliest to improve", "TPE", known)
 
     return ask
 
 
-def _grid(space: Mapping[str, Dimension], distributions: dict[str, BaseDistribution], seed: int) -> Sampler:
+def _gp(space: Mapping[str, Dimension], seed: int) -> Sampler:
+    def ask(study: optuna.Study, number: int) -> Asked:
+        known = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
+        study.sampler = optuna.samplers.GPSampler(seed=trial_seed(seed, number), n_startup_trials=STARTUP)
+        return _ask(study, space), _model("most to be gained", "a Gaussian process", known)
+
+    return ask
+
+
+def _cmaes(space: Mapping[str, Dimension], seed: int) -> Sampler:
+    """CMA-ES (Hansen, 2016) over the ranges; it has no notion of choices, which Optuna draws at random."""
+
+    def ask(study: optuna.Study, number: int) -> Asked:
+        known = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
+        sampler_seed = trial_seed(seed, number)
+        study.sampler = optuna.samplers.CmaEsSampler(
+            seed=sampler_seed,
+            n_startup_trials=STARTUP,
+            independent_sampler=optuna.samplers.RandomSampler(seed=sampler_seed),
+            warn_independent_sampling=False,
+        )
+        return _ask(study, space), _model(
+            "from the distribution that moves to where values are best", "CMA-ES", known
+        )
+
+    return ask
+
+
+def _model(what: str, model: str, known: int) -> str:
+    """Why a sampler that starts at random proposes a configuration."""
+    if known < STARTUP:
+        return f"drawn at random: {known} of the {STARTUP} trials that {model} starts from are done"
+    return f"{what} by {model} over {known} trials"
+
+
+def _grid(space: Mapping[str, Dimension], seed: int) -> Sampler:
     axes = _axes(space)
-    points: list[tuple[Value, ...]] = list(itertools.product(*axes.values()))
+    # Combinations that differ only in what is not searched there are one point.
+    found = (
+        active(space, dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
+    )
+    points = list({_key(point): point for point in found}.values())
     order = np.random.default_rng(seed % 2**32).permutation(len(points))  # a cut-short grid still spreads
 
     def ask(study: optuna.Study, number: int) -> Asked | None:
-        tried = {tuple(trial.params[name] for name in axes) for trial in study.get_trials(deepcopy=False)}
-        point = next((points[i] for i in order if points[i] not in tried), None)
+        tried = {_key(trial.params) for trial in study.get_trials(deepcopy=False)}
+        point = next((points[i] for i in order if _key(points[i]) not in tried), None)
         if point is None:
             return None
-        study.enqueue_trial(dict(zip(axes, point, strict=True)))
-        return study.ask(distributions), f"point {len(tried) + 1} of the grid's {len(points)}"
+        study.enqueue_trial(point)
+        return _ask(study, space), f"point {len(tried) + 1} of the grid's {len(points)}"
 
     return ask
+
+
+def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(params.items()))
 
 
 def _axes(space: Mapping[str, Dimension]) -> dict[str, tuple[Value, ...]]:

@@ -33,10 +33,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended, as its runner saw it."""
+    """How a trial ended, as its runner saw it; with `violation` it broke a limit, by that part of it."""
 
     state: Literal["completed", "stopped", "failed"]
     reason: str = ""
+    violation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Record:
     values: dict[int, float] = field(default_factory=dict)  # by epoch, from 1
     suggested_because: str = ""
     ended_because: str = ""
+    feasible: bool = True  # it broke no limit
 
 
 class Strategy(Protocol):
@@ -64,6 +66,10 @@ class Strategy(Protocol):
 
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
         """Take in one epoch's value. Repeated, late or unknown reports change nothing."""
+
+    def note_cost(self, number: int, cost: float) -> None:
+        """What a running trial's counter costs where it is used (above 0, smaller is better), where the whole front
+        of value against cost is searched. The first call counts."""
 
     def finish(self, number: int, outcome: Outcome) -> None:
         """End a trial that runs or is paused, once; later calls change nothing."""

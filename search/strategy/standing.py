@@ -34,7 +34,9 @@ class Stand:
     epochs: int = 0
     best: float = -math.inf
     at_level: dict[int, float] = field(default_factory=dict)
-    broken: bool = False  # its value was not finite: the configuration is bad, not its machine
+    broken: bool = False  # its value was not finite, or it broke a limit: the configuration is bad
+    straight: bool = False  # it is trained to its end without a pause
+    cost: float | None = None  # where value against cost is searched
 
     def rank_value(self, level: int) -> float:
         """Best value until the level of that index; -inf when it has not got there."""
@@ -53,10 +55,15 @@ class Standing:
         self.epochs = 0
 
     def add(
-        self, params: dict[str, Any], curve: Curve, state: State = "running", broken: bool = False
+        self,
+        params: dict[str, Any],
+        curve: Curve,
+        state: State = "running",
+        broken: bool = False,
+        straight: bool = False,
     ) -> None:
         """The next trial, with what it has shown so far."""
-        stand = Stand(params, levels(curve.last_epoch), state, broken=broken)
+        stand = Stand(params, levels(curve.last_epoch), state, broken=broken, straight=straight)
         self.stands.append(stand)
         for epoch in sorted(curve.values):
             self.saw(len(self.stands) - 1, epoch, curve.values[epoch])
@@ -73,6 +80,15 @@ class Standing:
     def paused(self) -> list[int]:
         return [number for number, stand in enumerate(self.stands) if stand.state == "paused"]
 
+    def front(self) -> list[int]:
+        """Where trials have a cost: those that no other beats in both value and cost, the best value first."""
+        known = [n for n, s in enumerate(self.stands) if s.cost is not None and s.epochs and not s.broken]
+        found: list[int] = []
+        for number in sorted(known, key=lambda n: (-self.stands[n].best, self.stands[n].cost, n)):
+            if not found or self.stands[number].cost < self.stands[found[-1]].cost:  # type: ignore[operator]
+                found.append(number)
+        return found
+
     def best(self) -> np.ndarray:
         """Each trial's best value, -inf without one; shape [trials]."""
         return np.array([stand.best for stand in self.stands])
@@ -81,11 +97,12 @@ class Standing:
 def promoted(standing: Standing) -> tuple[int, str] | None:
     """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to go on with, and why.
 
-    From the last level down: of the trials that reached a level, the best 1/ETA may go on to the next one;
-    the best of them that is paused there does. None when no trial may.
+    From the last level down: of the sound trials that reached a level, the best 1/ETA may go on to the next
+    one; the best of them that is paused there does. None when no trial may.
     """
     for level in reversed(range(LEVELS - 1)):
-        there = [(stand.rank_value(level), -number) for number, stand in enumerate(standing.stands)]
+        sound = [(number, stand) for number, stand in enumerate(standing.stands) if not stand.broken]
+        there = [(stand.rank_value(level), -number) for number, stand in sound]
         there = sorted((item for item in there if item[0] > -math.inf), reverse=True)
         places = len(there) // ETA
         for place, (_, minus) in enumerate(there[:places], 1):

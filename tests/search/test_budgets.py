@@ -1,13 +1,15 @@
 """The controller over a scripted strategy: which budget ended the sweep, and trials that are paused and go on."""
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from search.controller import Controller
+from search.controller import Controller, pareto_front
+from search.decisions import DECISIONS, DecisionLog
 from search.spec import parse_spec
 from search.strategy import Decision, Outcome, Suggestion, Verdict
 
@@ -26,6 +28,8 @@ class Scripted:
     def __init__(self, suggestions: list[Suggestion], pauses: set[tuple[int, int]]) -> None:
         self.suggestions, self.pauses = suggestions, pauses
         self.finished: list[tuple[int, str]] = []
+        self.violations: list[float] = []
+        self.costs: list[tuple[int, float]] = []
 
     def suggest(self, begin: bool = True) -> Suggestion | None:
         may = self.suggestions and (begin or self.suggestions[0].epochs_done)
@@ -35,8 +39,12 @@ class Scripted:
         pause = (number, epoch) in self.pauses
         return Verdict(Decision.PAUSE if pause else Decision.CONTINUE, "scripted")
 
+    def note_cost(self, number: int, cost: float) -> None:
+        self.costs.append((number, cost))
+
     def finish(self, number: int, outcome: Outcome) -> None:
         self.finished.append((number, outcome.state))
+        self.violations.append(outcome.violation)
 
 
 class Heard:
@@ -147,3 +155,77 @@ def test_a_broken_value_is_no_improvement(tmp_path: Path) -> None:
     controller.next_task()
     assert controller.report(0, 1, metrics(0.9, loss=math.nan))
     assert controller.ended_by == ""
+
+
+def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("search.controller.time.time", lambda: now)
+    raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9, "gpu_hours": 1.0}}
+    strategy = Scripted([*fresh(2), Suggestion(0, {"lr": 0.1}, "", 1)], {(0, 1)})
+    controller = Controller(parse_spec(raw), strategy, tmp_path, 1, gpus=0.5, gpu_seconds=600)
+    controller.next_task()
+    now += 1000
+    assert not controller.report(0, 1, metrics(0.5)), "paused"
+    now += 50_000  # nothing runs, nothing is spent
+    controller.next_task()
+    controller.next_task()
+    now += 1000
+    assert controller.report(1, 1, metrics(0.5))
+    assert controller.gpu_seconds == 600 + 0.5 * (1000 + 2 * 1000)
+    now += 2000
+    assert not controller.report(0, 2, metrics(0.5))
+    assert controller.ended_by == "budget.gpu_hours: 1 are spent"
+    assert controller.next_task() is None
+
+
+def limited(tmp_path: Path, count: int, **objective: Any) -> tuple[Controller, Any]:
+    strategy = Scripted(fresh(count), set())
+    spec = parse_spec(copy.deepcopy(SPEC) | {"objective": objective})
+    return Controller(spec, strategy, tmp_path, 1), strategy  # type: ignore[arg-type]
+
+
+def test_what_breaks_a_limit_is_stopped_at_its_first_epoch_and_is_no_candidate(tmp_path: Path) -> None:
+    controller, strategy = limited(tmp_path, 2, max_latency_ms=20.0, max_megabytes=50.0)
+    task = controller.next_task()
+    assert task is not None and task.costs
+    assert not controller.report(0, 1, metrics(0.9) | {"latency_ms": 30.0, "megabytes": 5.0})
+    assert controller.trials[0].reason == "objective.max_latency_ms: 30 is above 20"
+    controller.next_task()
+    assert controller.report(1, 1, metrics(0.1) | {"latency_ms": 20.0, "megabytes": 50.0})
+    assert [trial.number for trial in controller.leaderboard()] == [1]
+    assert strategy.finished == [(0, "stopped")]
+    assert strategy.violations == [0.5]
+
+
+def test_the_front_holds_what_no_other_trial_beats_in_both(tmp_path: Path) -> None:
+    controller, strategy = limited(tmp_path, 5, against="megabytes")
+    for number, (value, size) in enumerate([(0.5, 9.0), (0.4, 9.0), (0.6, 20.0), (0.3, 2.0), (0.3, 2.0)]):
+        controller.next_task()
+        controller.report(number, 1, metrics(value) | {"latency_ms": 1.0, "megabytes": size})
+    assert [t.number for t in pareto_front(controller.leaderboard(), "megabytes")] == [2, 0, 3]
+    assert strategy.costs == [(0, 9.0), (1, 9.0), (2, 20.0), (3, 2.0), (4, 2.0)]
+
+
+def test_the_decision_log_says_why_for_every_turn_of_a_trial(tmp_path: Path) -> None:
+    suggestions = [Suggestion(0, {"lr": 0.1}, "first"), Suggestion(0, {"lr": 0.1}, "rank 1 of 3", 1)]
+    controller, _, _ = started(tmp_path, suggestions, {(0, 1)})
+    controller.listeners.append(DecisionLog(tmp_path))
+    controller.next_task()
+    controller.report(0, 1, metrics(0.5))
+    controller.next_task()
+    controller.lost(0, "its worker died")
+    controller.next_task()
+    for epoch in (2, 3):
+        controller.report(0, epoch, metrics(0.5))
+    controller.finish(0)
+    lines = [json.loads(line) for line in (tmp_path / DECISIONS).read_text().splitlines()]
+    assert [(line["trial"], line["epoch"], line["what"], line["reason"]) for line in lines] == [
+        (0, 0, "begin", "first"),
+        (0, 1, "pause", "scripted"),
+        (0, 1, "go on", "rank 1 of 3"),
+        (0, 1, "wait", "its worker died"),
+        (0, 1, "go on", "its training was cut short"),
+        (0, 3, "completed", "trained to its end"),
+    ]

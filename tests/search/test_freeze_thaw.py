@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
@@ -23,25 +23,35 @@ SPACE: dict[str, Dimension] = {
     "drop": Range(0.0, 0.9, step=0.3),
     "arm": Choice(("a", "b", "c")),
     "fixed": Range(3, 3),
+    "inner": Choice((True, False), when=(("arm", ("b", "c")),)),
+    "innermost": Range(0.0, 1.0, when=(("inner", (True,)),)),
 }
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_every_point_is_a_configuration_of_the_space_and_back(seed: int) -> None:
     encoder = Encoder(SPACE)
     point = encoder.random(np.random.default_rng(seed), 1)[0]
     params = encoder.params(point)
-    for name, dimension in SPACE.items():
-        distribution: Any = to_distribution(dimension)
+    assert ("inner" in params) == (params["arm"] in ("b", "c"))
+    assert ("innermost" in params) == params.get("inner", False)
+    for name in params:
+        distribution: Any = to_distribution(SPACE[name])
         assert distribution._contains(distribution.to_internal_repr(params[name])), name
     assert encoder.params(encoder.point(params)) == pytest.approx(params)
+    near = encoder.near(np.tile(point, (20, 1)), 0.3, np.random.default_rng(seed))
+    for moved in near:  # what is not searched there has one place only
+        assert encoder.point(encoder.params(moved))[6:] == pytest.approx(moved[6:])
 
 
 def test_ends_of_a_range_are_within_reach_and_choices_are_equally_far_apart() -> None:
     encoder = Encoder(SPACE)
-    low, high = encoder.params(np.zeros(6)), encoder.params(np.array([1, 1, 1, 1, 2, 1]))
+    ends = (np.array([0, 0, 0, 0, 0, 0, -1, 0.5]), np.array([1, 1, 1, 1, 2, 1, 1, 0.5]))
+    low, high = encoder.params(ends[0]), encoder.params(ends[1])
     assert low == pytest.approx({"lr": 1e-4, "units": 1, "depth": 1, "drop": 0.0, "arm": "a", "fixed": 3})
-    assert high == pytest.approx({"lr": 0.1, "units": 64, "depth": 9, "drop": 0.9, "arm": "c", "fixed": 3})
+    other = {"lr": 0.1, "units": 64, "depth": 9, "drop": 0.9, "arm": "c", "fixed": 3, "inner": False}
+    assert high == pytest.approx(other)
     points = np.tile(encoder.point(low), (3, 1))
     points[:, 4] = [0, 1, 2]
     features = encoder.expand(points)
@@ -112,6 +122,12 @@ def test_the_best_third_at_a_level_is_promoted_once() -> None:
     trials.stands[1].state = "running"
     assert promoted(trials) is None, f"one place for each {ETA} that arrived"
     assert promoted(standing(([0.1], "paused"), ([0.3], "paused"))) is None
+    trials = standing(*[([0.1 * index], "paused") for index in range(3)], *[([0.9], "over")] * 3)
+    assert promoted(trials) is None, "two places, which the better ones have"
+    for stand in trials.stands[3:]:
+        stand.broken = True  # over a limit
+    found = promoted(trials)
+    assert found is not None and found[0] == 2
 
 
 def test_pausing_costs_no_epoch_twice_in_the_count() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.space import Choice, Range, grid_size, grid_values, parse_space, to_distribution
+from search.space import Choice, Range, active, grid_size, grid_values, parse_space, to_distribution
 
 
 def problems_of(dimension: Any) -> list[tuple[str, str]]:
@@ -80,6 +80,40 @@ def test_all_mistakes_come_at_once() -> None:
     dimensions, problems = parse_space(raw)
     assert list(dimensions) == ["ok"]
     assert [p.path for p in problems] == ["space.a", "space.b.low", "space.c", "space.d.low"]
+
+
+def test_a_dimension_may_depend_on_choices_and_comes_behind_them() -> None:
+    raw = {
+        "momentum": {"low": 0.5, "high": 0.99, "when": {"optimizer": ["sgd"]}},
+        "nesterov": {"values": [True, False], "when": {"optimizer": ["sgd"], "kind": ["x"]}},
+        "kind": ["x", "y"],
+        "optimizer": ["adamw", "sgd"],
+    }
+    dimensions, problems = parse_space(raw)
+    assert not problems
+    assert list(dimensions) == ["kind", "optimizer", "momentum", "nesterov"]
+    assert dimensions["momentum"] == Range(0.5, 0.99, when=(("optimizer", ("sgd",)),))
+    params = {"kind": "y", "optimizer": "sgd", "momentum": 0.9, "nesterov": True}
+    assert active(dimensions, params) == {"kind": "y", "optimizer": "sgd", "momentum": 0.9}
+    assert active(dimensions, {**params, "optimizer": "adamw"}) == {"kind": "y", "optimizer": "adamw"}
+
+
+@pytest.mark.parametrize(
+    ("when", "path", "rule"),
+    [
+        ({"optimiser": ["sgd"]}, "space.x.when.optimiser", "no list of choices"),
+        ({"lr": [0.1]}, "space.x.when.lr", "no list of choices"),
+        ({"optimizer": ["sgdd"]}, "space.x.when.optimizer", "no choice of optimizer"),
+        ({"optimizer": "sgd"}, "space.x.when.optimizer", "list of values"),
+        ({"optimizer": []}, "space.x.when.optimizer", "list of values"),
+        ({}, "space.x.when", "must name another choice"),
+        ({"x": [1]}, "space", "wait for each other"),
+    ],
+)
+def test_a_condition_that_cannot_hold_is_a_mistake(when: Any, path: str, rule: str) -> None:
+    raw = {"x": {"values": [1, 2], "when": when}, "optimizer": ["sgd"], "lr": {"low": 0.1, "high": 1.0}}
+    _, problems = parse_space(raw)
+    assert [(problem.path, rule in problem.rule) for problem in problems] == [(path, True)]
 
 
 @pytest.mark.parametrize("raw", [{}, [], None])

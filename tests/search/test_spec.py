@@ -80,6 +80,19 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("budget.trials", 0, "greater than or equal to 1"),
         ("budget.minutes", -1, "greater than 0"),
         ("budget.epochs", 0, "greater than or equal to 1"),
+        ("budget.gpu_hours", 0, "greater than 0"),
+        ("objective.max_latency_ms", 0, "greater than 0"),
+        ("objective.against", "price", "objective.against"),
+        (
+            "space.epochs",
+            {"values": [4, 8], "when": {"batch_size": [32]}},
+            "epochs cannot depend on a choice",
+        ),
+        (
+            "space.momentum",
+            {"low": 0.5, "high": 0.9, "when": {"optimizer": ["sgd"]}},
+            "momentum.when.optimizer",
+        ),
         ("budget.no_improvement", 0, "greater than or equal to 1"),
         ("budget.target", "high", "budget.target"),
         ("search.sampler", "magic", "search.sampler"),
@@ -201,3 +214,17 @@ def test_no_bytes_raise_anything_but_the_users_error(
     file.write_bytes(content)
     with pytest.raises(UserError):
         load_spec(file)
+
+
+def test_a_value_that_is_not_searched_there_is_the_models() -> None:
+    raw = broken("space.momentum", {"low": 0.5, "high": 0.95, "when": {"optimizer": ["sgd"]}})
+    raw["space"]["optimizer"] = ["adamw", "sgd"]
+    raw["model"]["momentum"] = 0.25
+    raw["search"] = {"points": [{"lr": 0.01, "batch_size": 32, "epochs": 4, "optimizer": "adamw"}]}
+    spec = parse_spec(raw)
+    assert spec.trial_settings(spec.search.points[0], 0).momentum == 0.25
+    assert spec.values("momentum") == [0.5, 0.95, 0.25]
+    raw["search"]["points"][0]["momentum"] = 0.9
+    assert "search.points.0.momentum: is not searched there" in message(raw)
+    raw["search"]["points"][0]["optimizer"] = "sgd"
+    assert parse_spec(raw).search.points[0]["momentum"] == 0.9

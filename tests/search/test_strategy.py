@@ -12,17 +12,21 @@ from optuna.trial import TrialState
 from data.errors import UserError
 from search.space import Choice, Dimension, Range
 from search.strategy import Decision, OptunaStrategy, Outcome, Suggestion, open_strategy
+from search.strategy.freeze_thaw import STRAIGHT_FROM
 
 EPOCHS = 9
 SPACE: dict[str, Dimension] = {
     "backbone": Choice(("small", "large")),
     "lr": Range(0.1, 0.4, step=0.1),
     "epochs": Range(5, EPOCHS),
+    "depth": Range(1, 3, when=(("backbone", ("large",)),)),
 }
-SAMPLERS = ["tpe", "random", "grid", "auto"]
+SAMPLERS = ["tpe", "random", "grid", "cmaes", "auto"]
 STOPPINGS = ["asha", "median", "none", "auto"]
 every_strategy = pytest.mark.parametrize(
-    ("sampler", "stopping"), [(sampler, stopping) for sampler in SAMPLERS for stopping in STOPPINGS]
+    ("sampler", "stopping"),
+    # A Gaussian process of Optuna's takes seconds: one of its four suffices here.
+    [*((sampler, stopping) for sampler in SAMPLERS for stopping in STOPPINGS), ("gp", "auto")],
 )
 
 
@@ -82,6 +86,8 @@ def test_suggestions_lie_in_the_space_and_say_why(tmp_path: Path, sampler: str, 
             begun += 1
         assert suggestion.reason
         assert suggestion.params["backbone"] in ("small", "large")
+        assert ("depth" in suggestion.params) == (suggestion.params["backbone"] == "large")
+        assert suggestion.params.get("depth", 1) in (1, 2, 3)
         assert round(suggestion.params["lr"], 9) in (0.1, 0.2, 0.3, 0.4)
         assert suggestion.params["epochs"] in range(5, EPOCHS + 1)
         run_trial(strategy, suggestion)
@@ -163,6 +169,64 @@ def test_a_broken_value_stops_and_fails_the_trial(
     assert trial.user_attrs["ended_because"] == f"value is {value}"
     assert trial.intermediate_values == before
     assert strategy.best() is None
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "auto"])
+def test_what_breaks_a_limit_is_remembered_and_no_longer_proposed(tmp_path: Path, sampler: str) -> None:
+    space: dict[str, Dimension] = {"x": Range(0.0, 1.0), "backbone": Choice(("small", "large"))}
+    strategy = opened(tmp_path, sampler, "none", space=space)
+    late = []
+    for turn in range(40):
+        suggestion = strategy.suggest()
+        assert suggestion is not None
+        large = suggestion.params["backbone"] == "large"  # the better one, if it were not too slow
+        strategy.observe(suggestion.number, 1, 2.0 if large else suggestion.params["x"])
+        if large:
+            strategy.finish(suggestion.number, Outcome("stopped", "too slow", violation=0.5))
+            continue
+        for epoch in range(2, EPOCHS + 1):
+            strategy.observe(suggestion.number, epoch, suggestion.params["x"])
+        strategy.finish(suggestion.number, Outcome("completed"))
+        late.append(turn)
+    assert len([turn for turn in late if turn >= 20]) > 12, "by chance 10 of 20"
+    again = opened(tmp_path, sampler, "none", space=space)
+    assert again.trials() == strategy.trials()
+    infeasible = [record for record in again.trials() if not record.feasible]
+    assert infeasible and {record.state for record in infeasible} == {"stopped"}
+    best = again.best()
+    assert best is not None and best[2]["backbone"] == "small"
+
+
+def fronts(path: Path | None, noted: bool) -> OptunaStrategy:
+    """A sweep in which the large network is better and costs more; with `noted`, the strategy knows of costs."""
+    space: dict[str, Dimension] = {"x": Range(0.0, 1.0), "backbone": Choice(("small", "large"))}
+    strategy = open_strategy(path, "s", space, "maximize", "auto", "auto", 0, EPOCHS)
+    while (suggestion := strategy.suggest(begin=len(strategy.trials()) < 40)) is not None:
+        large = suggestion.params["backbone"] == "large"
+        for epoch in range(suggestion.epochs_done + 1, EPOCHS + 1):
+            if noted:
+                strategy.note_cost(suggestion.number, 9.0 if large else 1.0)
+            value = epoch / EPOCHS + large - 3 * abs(suggestion.params["x"] - (0.2 if large else 0.8))
+            if strategy.observe(suggestion.number, epoch, value).decision is Decision.PAUSE:
+                break
+        else:
+            strategy.finish(suggestion.number, Outcome("completed"))
+    return strategy
+
+
+def test_where_costs_are_known_the_whole_front_is_searched_and_trained_to_its_end(tmp_path: Path) -> None:
+    def small(strategy: OptunaStrategy) -> list[Any]:
+        return [record for record in strategy.trials() if record.params["backbone"] == "small"]
+
+    without, strategy = small(fronts(None, noted=False)), fronts(tmp_path / "study.db", noted=True)
+    assert len(small(strategy)) > len(without), "the value alone leads to the large ones"
+    best = max(small(strategy), key=lambda record: record.value)
+    assert best.state == "completed" and best.value > 0.9
+    costs = [
+        trial.user_attrs["cost"]
+        for trial in optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'study.db'}").trials
+    ]
+    assert set(costs) == {1.0, 9.0}
 
 
 @pytest.mark.parametrize("state", ["completed", "stopped", "failed"])
@@ -330,6 +394,16 @@ def test_a_grid_tries_every_point_once_and_ends(tmp_path: Path) -> None:
     assert sorted(points) == [("x", 1), ("x", 2), ("x", 3), ("y", 1), ("y", 2), ("y", 3)]
 
 
+def test_a_grid_has_one_point_for_what_differs_only_in_what_is_not_searched_there(tmp_path: Path) -> None:
+    space = {"a": Choice(("x", "y")), "b": Range(1, 3, when=(("a", ("y",)),))}
+    strategy = opened(tmp_path, "grid", space=space)
+    points = []
+    while (suggestion := strategy.suggest()) is not None:
+        points.append(tuple(suggestion.params.values()))
+        strategy.finish(suggestion.number, Outcome("completed"))
+    assert sorted(points) == [("x",), ("y", 1), ("y", 2), ("y", 3)]
+
+
 def test_a_reopened_grid_goes_on_where_it_was(tmp_path: Path) -> None:
     space = {"a": Choice(("x", "y"))}
     first = opened(tmp_path, "grid", space=space).suggest()
@@ -381,6 +455,38 @@ def test_auto_finds_the_best_choice_and_the_best_of_a_range(tmp_path: Path) -> N
     assert sum(p["arm"] == "good" for p in picked[5:]) > 10, "by chance a third of 20"
     best = strategy.best()
     assert best is not None and best[1] > 0.97
+
+
+def test_cmaes_moves_to_where_the_good_values_are(tmp_path: Path) -> None:
+    space = {"x": Range(0.0, 1.0), "y": Range(0.0, 1.0), "arm": Choice(("good",))}
+    late = picks(opened(tmp_path, "cmaes", space=space, max_epochs=1), 70)[50:]
+    assert sum(abs(p["x"] - 0.7) < 0.2 for p in late) > 15, "by chance 8 of 20"
+
+
+def test_half_of_the_later_epochs_go_straight_to_a_trainings_end_also_when_reopened(tmp_path: Path) -> None:
+    space: dict[str, Dimension] = {"x": Range(0.0, 1.0), "y": Range(0.0, 1.0)}
+
+    def value(params: dict[str, Any], epoch: int) -> float:
+        return epoch - 9 * abs(params["x"] - 0.7)
+
+    strategy = opened(tmp_path, "auto", "auto", space=space)
+    for turn in range(90):
+        suggestion = strategy.suggest()
+        assert suggestion is not None
+        for epoch in range(suggestion.epochs_done + 1, EPOCHS + 1):
+            if turn % 8 == 0 and epoch == suggestion.epochs_done + 2:
+                strategy = opened(tmp_path, "auto", "auto", space=space)  # in the midst of a trial
+            verdict = strategy.observe(suggestion.number, epoch, value(suggestion.params, epoch))
+            if verdict.decision is Decision.PAUSE:
+                break
+        else:
+            strategy.finish(suggestion.number, Outcome("completed"))
+    records = strategy.trials()
+    straight = [record for record in records if "full trainings alone" in record.suggested_because]
+    assert straight and all(record.state == "completed" for record in straight), "none was paused"
+    trained = sum(len(record.values) for record in records)
+    share = sum(len(record.values) for record in straight) / (trained - STRAIGHT_FROM * EPOCHS)
+    assert 0.4 < share < 0.6
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])

@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from optuna.trial import TrialState
 
 from search.space import Choice, Dimension, Range
-from search.strategy import Decision, OptunaStrategy, Outcome, open_strategy
+from search.strategy import Decision, OptunaStrategy, Outcome, freeze_thaw, open_strategy
 from search.strategy.asha import rungs
 
 EPOCHS = 9
 RUNGS = rungs(1, 3, EPOCHS)
-SPACE: dict[str, Dimension] = {"arm": Choice(("a", "b", "c")), "x": Range(1, 9), "epochs": Range(3, EPOCHS)}
+SPACE: dict[str, Dimension] = {
+    "arm": Choice(("a", "b", "c")),
+    "x": Range(1, 9),
+    "y": Range(1, 2, when=(("arm", ("b", "c")),)),
+    "epochs": Range(3, EPOCHS),
+}
 VALUES = st.one_of(st.floats(-1, 1), st.sampled_from([math.nan, math.inf, -math.inf]))
 STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -37,7 +43,7 @@ class Sweeps(RuleBasedStateMachine):
         self.broken: set[int] = set()
 
     @initialize(
-        sampler=st.sampled_from(["tpe", "random", "grid", "auto"]),
+        sampler=st.sampled_from(["tpe", "random", "grid", "cmaes", "gp", "auto"]),
         stopping=st.sampled_from(["asha", "median", "none", "auto"]),
         goal=st.sampled_from(["maximize", "minimize"]),
     )
@@ -64,6 +70,7 @@ class Sweeps(RuleBasedStateMachine):
                 continue
             assert suggestion.number == len(self.params)
             assert suggestion.epochs_done == 0
+            assert ("y" in suggestion.params) == (suggestion.params["arm"] in ("b", "c"))
             self.params.append(suggestion.params)
             self.told.append({})
 
@@ -166,6 +173,14 @@ class Sweeps(RuleBasedStateMachine):
             assert trial.user_attrs["ended_because"] == record.ended_because != ""
             if record.state == "completed":
                 assert trial.value == record.value
+
+
+@pytest.fixture(autouse=True)
+def every_phase_comes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few epochs suffice for `auto` to halve, to plan by its model, and to train straight to the end."""
+    monkeypatch.setattr(freeze_thaw, "START", 1.0)
+    monkeypatch.setattr(freeze_thaw, "STRAIGHT_FROM", 2.0)
+    monkeypatch.setattr(freeze_thaw, "FULL", 1)
 
 
 TestSweeps = Sweeps.TestCase

@@ -115,14 +115,14 @@ def test_an_unknown_column_is_named(folder: Path) -> None:
 
 
 def test_the_command_line_reads_another_surrogate(folder: Path) -> None:
-    command = [sys.executable, ROOT / "benchmarks" / "search.py", "--surrogate", folder, "--seeds", "2"]
+    command = [sys.executable, ROOT / "benchmarks" / "search.py", "--surrogate", folder, "--seeds", "5"]
     command += ["--strategies", "random,auto", "--budgets", "2,6", "--workers", "1,4", "--value", "logloss"]
     command += ["--goal", "minimize", "--cost", "seconds", "--fidelity", "trainsize"]
     command += ["--instance-column", "dataset", "--json", folder / "out.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     rows = json.loads((folder / "out.json").read_text())
-    assert len(rows) == 2 * 2 * 2 * 2 * 2
+    assert len(rows) == 2 * 2 * 2 * 2 * 5
     assert {row["instance"] for row in rows} == {"a", "b"}
     regret = {
         name: np.mean([row["regret"] for row in rows if row["strategy"] == name and row["budget"] == 6])

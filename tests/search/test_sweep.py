@@ -38,7 +38,9 @@ RAW: dict[str, Any] = {
         "lr": {"low": 1e-4, "high": 0.03, "log": True},
         "batch_size": [8, 16],
         "epochs": {"low": 3, "high": 9},
+        "label_smoothing": {"low": 0.01, "high": 0.1, "when": {"batch_size": [16]}},
     },
+    "objective": {"max_megabytes": 100.0, "against": "latency_ms"},
     "budget": {"trials": TRIALS},
     "register": {"model": "small-counter"},
 }
@@ -109,6 +111,8 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
         assert [point.step for point in history] == list(range(1, record.epochs_done + 1))
         assert run.data.metrics["best_val_accuracy"] == record.value
         assert {"train_rmse", "val_mae", "val_accuracy_class_2", "images_per_second"} <= set(run.data.metrics)
+        assert run.data.metrics["latency_ms"] > 0 and 5 < run.data.metrics["megabytes"] < 100
+        assert (float(run.data.params["label_smoothing"]) > 0) == (run.data.params["batch_size"] == "16")
         assert run.inputs.dataset_inputs[0].dataset.digest == tags["dataset.fingerprint"][:32]
         files = {file.path for file in client.list_artifacts(run.info.run_id, "validation")}
         wanted = {
@@ -123,7 +127,11 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
     page = {file.path for file in client.list_artifacts(parent.info.run_id, "data")}
     assert page == {"data/report.html", "data/report.json"}
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"spec.yaml", "leaderboard.csv"} <= names
+    assert {"spec.yaml", "leaderboard.csv", "pareto.csv", "decisions.jsonl"} <= names
+    decided = [json.loads(line) for line in (result.folder / "decisions.jsonl").read_text().splitlines()]
+    assert all(line["reason"] for line in decided)
+    ends = [line["trial"] for line in decided if line["what"] in ("completed", "stopped", "failed")]
+    assert sorted(ends) == list(range(TRIALS)), "each trial ends once"
     best = client.get_metric_history(parent.info.run_id, "best_val_accuracy")
     values = [point.value for point in sorted(best, key=lambda point: point.step)]
     assert values == sorted(values) and values[-1] == result.leaderboard[0].value
