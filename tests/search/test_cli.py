@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -171,7 +172,7 @@ def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> Non
 def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server: str) -> None:
     bins = tmp_path / "bins"
     write_synthetic(bins, 240, 0, 64, [0, 1, 2])
-    said = {"home": tmp_path / "home", "MLFLOW_TRACKING_URI": server}
+    said: dict[str, Any] = {"home": tmp_path / "home", "MLFLOW_TRACKING_URI": server, "timeout": 280}
     register = {"model": "checked", "finalists": 1, "seeds": 1}
     spec = write_spec(tmp_path, bins, name="checked", budget={"trials": 1}, register=register)
     done = binsweep("sweep", spec, "--runner", "local", **said)
