@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with options.runs.open("a") as file:
                 file.write(json.dumps(stored[key]) + "\n")
         print(f"seed {seed}, {instance}: {name} with {w}", file=sys.stderr, flush=True)
-    wanted = [t for t in stored.values() if t["strategy"] in names and t["workers"] in workers]
+    keys = set(itertools.product(names, workers, (instance for instance, _ in tasks), seeds))
+    wanted = [trace for key, trace in stored.items() if key in keys]
     rows = [row for instance, task in tasks for row in _regrets(instance, task, wanted, budgets)]
     print_table(rows, names, workers, budgets)
     if options.json:

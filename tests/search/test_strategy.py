@@ -173,7 +173,8 @@ def test_a_broken_value_stops_and_fails_the_trial(
 
 @pytest.mark.parametrize("sampler", ["tpe", "auto"])
 def test_what_breaks_a_limit_is_remembered_and_no_longer_proposed(tmp_path: Path, sampler: str) -> None:
-    space: dict[str, Dimension] = {"x": Range(0.0, 1.0), "backbone": Choice(("small", "large"))}
+    ranges: dict[str, Dimension] = {name: Range(0.0, 1.0) for name in "xyz"}
+    space = ranges | {"backbone": Choice(("small", "large"))}
     strategy = opened(tmp_path, sampler, "none", space=space)
     late = []
     for turn in range(40):
