@@ -475,7 +475,7 @@ def test_half_of_the_later_epochs_go_straight_to_a_trainings_end_also_when_reope
         suggestion = strategy.suggest()
         assert suggestion is not None
         for epoch in range(suggestion.epochs_done + 1, EPOCHS + 1):
-            if turn % 8 == 0 and epoch == suggestion.epochs_done + 2:
+            if turn % 16 == 0 and epoch == suggestion.epochs_done + 2:
                 strategy = opened(tmp_path, "auto", "auto", space=space)  # in the midst of a trial
             verdict = strategy.observe(suggestion.number, epoch, value(suggestion.params, epoch))
             if verdict.decision is Decision.PAUSE:

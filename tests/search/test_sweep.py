@@ -335,11 +335,13 @@ def test_a_budget_of_minutes_stops_running_trials(bins: Path, server: str, tmp_p
 
 def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_path: Path) -> None:
     cases = [
-        ({"space": {**RAW["space"], "batch_size": [8, 4096]}}, "batch_size: up to 4096"),
+        ({"space": {**RAW["space"], "batch_size": [8, 16, 4096]}}, "batch_size: up to 4096"),
         ({"resources": {"gpus_per_trial": 64}}, "resources.gpus_per_trial: 64 asked"),
         ({"model": {"weights": "/nowhere/weights.pth"}}, "model.weights: no file"),
         ({"data": {"classes": [1, 40], "image_size": 64}}, "40"),
     ]
+    if not torch.cuda.is_available():
+        cases.append(({"budget": {"gpu_hours": 1.0}}, "budget.gpu_hours: no trial gets a GPU"))
     for changes, said in cases:
         with pytest.raises(UserError, match=said):
             sweep(spec_of(bins, **changes), tmp_path, "local", server)
