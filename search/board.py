@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from search.clock import clock
+from search.clock import clock, short, shown
 from search.controller import Controller, TrialRecord
 from search.spec import SweepSpec
 
@@ -26,18 +26,6 @@ STATE_STYLES = {
     "stopped": "yellow",
     "failed": "red",
 }
-
-
-def shown(metric: str, value: float | None) -> str:
-    """A metric's value: accuracies in percent, all else with three decimals."""
-    if value is None:
-        return "-"
-    return f"{value:.1%}" if "accuracy" in metric else f"{value:.3f}"
-
-
-def short(value: object) -> str:
-    """A parameter's value in few characters."""
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str, rows: int = ROWS) -> Table:

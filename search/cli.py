@@ -210,6 +210,37 @@ def _prove(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str
 
 
 @cli.command()
+@click.argument("sweep_id", metavar="SWEEP")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the page here, not into the sweep's folder."
+)
+@click.option("--open", "then_open", is_flag=True, help="Open the page in a browser.")
+def report(sweep_id: str, out: Path | None, then_open: bool) -> None:
+    """Write the report of SWEEP (its id, or its name for the newest), running or finished, as one HTML page."""
+    from search.report import write_report
+    from search.state import find_folder
+
+    if out is not None and out.suffix != ".html":
+        raise UserError(f"--out {out}: not a page", "a name that ends in .html")
+    page = write_report(find_folder(home_folder(), sweep_id), out=out)
+    print(page)
+    if then_open:
+        click.launch(str(page))
+
+
+@cli.command()
+@click.argument("sweep_id", metavar="[SWEEP]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def status(sweep_id: str | None, as_json: bool) -> None:
+    """Show how SWEEP stands (its id or name; else the newest): live in a terminal while it runs, else once."""
+    from search.state import find_folder, newest_folder
+    from search.status import show
+
+    home = home_folder()
+    show(find_folder(home, sweep_id) if sweep_id else newest_folder(home), as_json)
+
+
+@cli.command()
 @click.argument("sweep_id", metavar="[SWEEP]", required=False)
 def sync(sweep_id: str | None) -> None:
     """Send what the tracking server has not had yet, of SWEEP or of all sweeps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -28,6 +29,8 @@ from tracking.runlog import RunLog
 log = logging.getLogger(__name__)
 SWEEP = "sweep"
 FIGURES = "validation"
+REFRESH_SECONDS = 30.0  # the report is written again this long after the last time,
+REFRESH_SHARE = 0.05  # or later, so that it costs at most this part of one core
 KEPT = 5  # trials whose weights stay in the sweep's folder; the tracking server has everybody's
 
 
@@ -51,8 +54,12 @@ class Recorder:
         data: TrialData,
         folder: Path,
         controller: Controller,
+        slots: int = 1,
+        gpus_per_trial: float = 0.0,
     ) -> None:
+        """`slots` trials run at once, each on `gpus_per_trial` GPUs: the report says what that costs."""
         self._controller = controller
+        self._share = {"slots": str(slots), "gpus_per_trial": f"{gpus_per_trial:g}"}
         self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
         self._sweep_id = sweep_id
         self._best: float | None = None
@@ -61,6 +68,8 @@ class Recorder:
         self._pending: list[Future[None]] = []
         # A daemon, so that nobody who leaves waits for it: it takes a minute on large data.
         self._reporting = threading.Thread(target=self._report_data, name="data-report", daemon=True)
+        self._refreshing = threading.Thread(target=self._refresh_report, name="sweep-report", daemon=True)
+        self._over = threading.Event()
         self._leaving = False
         self._tags = environment_tags() | {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
 
@@ -77,10 +86,11 @@ class Recorder:
             if not (self._log.ended(trial_key(trial.number)) and self._drawn(trial)):
                 self._note_end(trial)
         self._note_best()
+        self._refreshing.start()
 
     def _open_parent(self) -> None:
         spec = self._spec
-        tags = {**self._tags, "seed": str(spec.search.seed), "binsweep.kind": "sweep"}
+        tags = {**self._tags, **self._share, "seed": str(spec.search.seed), "binsweep.kind": "sweep"}
         params = {
             "sampler": spec.search.sampler,
             "stopping": spec.search.stopping,
@@ -111,6 +121,23 @@ class Recorder:
         except Exception:  # a page that cannot be made must not cost the sweep
             if not self._leaving:
                 log.exception("data report of %s", self._sweep_id)
+
+    def _refresh_report(self) -> None:
+        pause = REFRESH_SECONDS
+        while not self._over.wait(pause):
+            pause = max(REFRESH_SECONDS, self._report_sweep() / REFRESH_SHARE)
+
+    def _report_sweep(self, ended_by: str = "") -> float:
+        """Write the sweep's report and log it; returns the seconds it took."""
+        start = time.thread_time()
+        try:
+            from search.report import write_report  # reads what the run log holds by now
+
+            self._log.artifact(SWEEP, write_report(self._folder, ended_by))
+        except Exception:  # a page that cannot be made must not cost the sweep
+            if not self._leaving:
+                log.exception("report of %s", self._sweep_id)
+        return time.thread_time() - start
 
     def _log_dataset(self, key: str) -> None:
         manifest = self._manifest
@@ -208,6 +235,7 @@ class Recorder:
     def sweep_interrupted(self, why: str, status: str) -> None:
         """Leave soon: what has not ended is marked so that it can go on, and figures wait for then."""
         self._leaving = True
+        self._over.set()
         self._drawing.shutdown(wait=True, cancel_futures=True)  # for the figure in hand; one takes a second
         for trial in self._controller.trials.values():
             key = trial_key(trial.number)
@@ -225,6 +253,8 @@ class Recorder:
             future.result()
         self._drawing.shutdown()
         self._reporting.join()
+        self._over.set()
+        self._refreshing.join()
         controller = self._controller
         file = self._folder / "leaderboard.csv"
         names = list(self._spec.space)
@@ -240,6 +270,7 @@ class Recorder:
         states = [trial.state for trial in controller.trials.values()]
         counts = {f"trials.{state}": str(states.count(state)) for state in ("completed", "stopped", "failed")}
         self._log.tags(SWEEP, {**counts, "ended_by": controller.ended_by or status})
+        self._report_sweep(controller.ended_by or status)
         self._log.end_run(SWEEP, status)
 
     def _write_front(self, cost: str) -> None:

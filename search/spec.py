@@ -109,6 +109,9 @@ class ResourcesPart(_Part):
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
     # None: what there is, shared by as many trials as the CPUs allow.
     gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] | None = None
+    # What an hour of one costs, in any currency: the report then says what the sweep cost.
+    cpu_hour_price: Annotated[float, Field(ge=0)] | None = None
+    gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
 
 
 class GatePart(_Part):

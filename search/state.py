@@ -96,6 +96,14 @@ def find_folder(home: Path, sweep: str) -> Path:
     return found
 
 
+def newest_folder(home: Path) -> Path:
+    """The folder of the sweep that was begun last. Raises UserError where there is none."""
+    folders = sweep_folders(home)
+    if not folders:
+        raise UserError(f"no sweep in {home}", "start one with `binsweep sweep SPEC`, or set BINSWEEP_HOME")
+    return max(folders, key=lambda folder: (folder / "spec.yaml").stat().st_mtime)
+
+
 def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) -> Path | None:
     """The sweep to go on with: the newest of the spec's name, if it was cut short and is the same but for its budget.
 

@@ -174,7 +174,7 @@ def run_sweep(
         controller = Controller(spec, strategy, folder, threads, *spent)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")
-        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller)
+        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots, gpus)
         recorder.sweep_started()
         patience = FLUSH_SECONDS
         controller.listeners += [recorder, DecisionLog(folder)]

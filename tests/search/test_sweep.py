@@ -19,6 +19,7 @@ from data.synthetic import write_synthetic
 from models.build import counter_from, load_checkpoint
 from models.network import Counter
 from models.predictor import Predictor
+from search.course import read_course
 from search.predict import predict_images
 from search.promote import promote_sweep
 from search.spec import SweepSpec, parse_spec
@@ -92,6 +93,23 @@ def test_every_trial_ends_and_the_study_agrees(swept: tuple[SweepResult, Path, s
         state = {"COMPLETE": "completed", "PRUNED": "stopped"}[trial.state.name]
         record = next(t for t in result.leaderboard if t.number == trial.number)
         assert record.state == state and record.epochs_done == len(trial.intermediate_values)
+
+
+def test_the_report_lies_with_the_sweep_and_agrees_with_it(
+    swept: tuple[SweepResult, Path, str], server: str, tmp_path: Path
+) -> None:
+    result, _, name = swept
+    course = read_course(result.folder)
+    assert course.status == "finished" and course.ended_by == result.ended_by
+    found = [(t.number, t.value, t.epoch, t.epochs_done, t.state, t.params) for t in course.leaders]
+    leaders = result.leaderboard
+    assert found == [(t.number, t.value, t.epoch, t.epochs_done, t.state, t.params) for t in leaders]
+    parent, _ = children(server, name)
+    page = Path(MlflowClient(server).download_artifacts(parent.info.run_id, "report.html", str(tmp_path)))
+    assert (
+        f"trial {leaders[0].number} with val_accuracy" in page.read_text()
+        and "it is running" not in page.read_text()
+    )
 
 
 def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], server: str) -> None:
