@@ -21,6 +21,7 @@ from models.augment import VERSION as AUGMENT_VERSION
 from models.augment import Augment, augment_images, views_of
 from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
 from models.build import Checkpoint, build_counter
+from models.health import Finding, Watch
 from models.metrics import count_metrics, per_class
 from models.network import Counter
 from models.settings import Settings
@@ -37,6 +38,7 @@ class Snapshot:
 
     checkpoint: Callable[[], Checkpoint]
     state: Callable[[], TrainingState]
+    findings: tuple[Finding, ...] = ()  # what health rules saw in this epoch for the first time
 
 
 # Called once an epoch with the epoch (from 1), its metrics, and what can be kept of it. Returns whether to go on.
@@ -230,6 +232,8 @@ def train(
     each batch into so many micro-batches whose gradients add up to the whole batch's, for less memory. A `refit`
     learns from the validation split, too, and its `val_*` metrics then prove nothing.
 
+    Health rules watch: each report brings what they saw for the first time.
+
     The same settings and data give the same numbers on the same machine. Metrics: `train_*` (running, in
     training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr` of the epoch's last
     step; `images_per_second` of training; `seconds` of the whole epoch.
@@ -256,6 +260,7 @@ def train(
     schedule = _schedule(optimizer, settings, steps)
     weight = _class_weights(learn.labels, len(classes)) if settings.balance == "weights" else None
 
+    watch = Watch(net, settings, learn.labels, data.classes)
     history: list[dict[str, float]] = []
     if start_from is not None:
         restore(start_from, net, optimizer, schedule, generator)
@@ -267,9 +272,12 @@ def train(
         losses, choices, seen = [], [], []
         for inputs, labels in _training_batches(learn, settings, generator):
             optimizer.zero_grad(set_to_none=True)
+            watch.before_step(inputs)
             loss, log_probabilities = _backward(net, inputs, labels, weight, settings, arithmetic, parts)
+            watch.after_backward(loss)
             optimizer.step()
             lr = schedule.get_last_lr()[0]
+            watch.after_step(lr)
             schedule.step()
             # Kept on the device: reading them here would make every step wait for the GPU.
             losses.append(loss * len(labels))
@@ -297,6 +305,7 @@ def train(
             return Checkpoint(epoch, metrics, settings, data.classes, data.image_size, state, said.cpu())
 
         history.append(metrics)
+        findings = watch.epoch_done(epoch, history, said.argmax(1), check.labels)
         state = functools.partial(capture, epoch, history, net, optimizer, schedule, generator)
-        if not report(epoch, metrics, Snapshot(checkpoint, state)):
+        if not report(epoch, metrics, Snapshot(checkpoint, state, findings)):
             return

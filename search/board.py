@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from models.health import Finding
 from search.clock import clock, short, shown
 from search.controller import Controller, TrialRecord
 from search.spec import SweepSpec
@@ -53,6 +55,7 @@ class Board:
     def __init__(self, spec: SweepSpec, controller: Controller, slots: int) -> None:
         self._spec, self._controller, self._slots = spec, controller, slots
         self._console = Console(stderr=True)
+        self._warned: Counter[str] = Counter()  # by rule: trials
         self._live: Live | None = None
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._screen, refresh_per_second=2)
@@ -80,6 +83,11 @@ class Board:
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         """Epochs show in the table only: one line each would bury the rest."""
+
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+        for finding in found:
+            self._warned[finding.rule] += 1
+            self._line(f"trial {trial.number} {finding.rule} at epoch {finding.epoch}: {finding.text}")
 
     def trial_halted(self, trial: TrialRecord, reason: str) -> None:
         self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)} ({reason})")
@@ -109,6 +117,10 @@ class Board:
             f"{clock(elapsed)} so far, {'time left not known yet' if left is None else f'about {clock(left)} left'}"
         )
         parts.append(f"cost {clock(elapsed * self._slots * self._spec.resources.cpus_per_trial)} of CPU")
+        if self._warned:
+            parts.append(
+                "warnings " + ", ".join(f"{rule} in {many}" for rule, many in self._warned.most_common(3))
+            )
         return " | ".join(parts)
 
     def _left(self) -> float | None:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from models.arithmetic import threads_of
+from models.health import Finding
 from models.settings import Settings
 from models.state import load_training_state
+from search.health import HealthBook
 from search.spec import SweepSpec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion
 from search.trial import ERROR, LAST, Goal, TrialTask, better
@@ -56,6 +58,7 @@ class Listener(Protocol):
 
     def trial_started(self, trial: TrialRecord) -> None: ...
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None: ...
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None: ...
     def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
     def trial_ended(self, trial: TrialRecord) -> None: ...
 
@@ -93,6 +96,7 @@ class Controller:
         self._spec, self._strategy, self._folder, self._threads = spec, strategy, folder, threads
         self.gpu_seconds = gpu_seconds
         self._gpus, self._ticked = gpus, time.time()
+        self._health = HealthBook(spec.health)
         self._waiting: deque[int] = deque()
         self._errors: list[str] = []
         self._best: float | None = None
@@ -227,8 +231,13 @@ class Controller:
             self._strategy.note_cost(number, metrics[against])
         verdict = self._strategy.observe(number, epoch, value)
         self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
+        found = self._health.look(number, epoch, metrics, trial.folder)
+        if found:
+            self._tell(lambda listener: listener.health_found(trial, found))
         if not trial.feasible:
             self._end(trial, "stopped", broken, violation)
+        elif unhealthy := self._health.stop_reason(found):
+            self._end(trial, "stopped", unhealthy)
         elif verdict.decision is Decision.PAUSE:
             trial.state = "paused"
             self._tell(lambda listener: listener.trial_halted(trial, verdict.reason))

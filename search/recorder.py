@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +17,11 @@ import yaml
 from data.manifest import Manifest
 from models.arithmetic import choose_arithmetic
 from models.build import load_checkpoint
+from models.health import Finding
 from models.train import TrialData
 from search.controller import ENDED, Controller, TrialRecord, pareto_front
 from search.decisions import DECISIONS
+from search.health import write_table
 from search.spec import SweepSpec
 from search.trial import BEST, ERROR, better
 from tracking.environment import environment_tags
@@ -168,6 +170,10 @@ class Recorder:
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         self._log.metrics(trial_key(trial.number), epoch, metrics)
 
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+        tags = {f"health.{finding.rule}": f"since epoch {finding.epoch}: {finding.text}" for finding in found}
+        self._log.tags(trial_key(trial.number), tags)
+
     def trial_halted(self, trial: TrialRecord, reason: str) -> None:
         self._log.tags(trial_key(trial.number), {"state": trial.state, "halted_because": reason})
 
@@ -212,6 +218,8 @@ class Recorder:
         error, best = trial.folder / ERROR, trial.folder / BEST
         if error.exists():
             self._log.artifact(key, error)
+        if trial.epochs_done:
+            self._log.artifact(key, write_table(trial.folder, self._spec.health))
         if best.exists():
             self._log.artifact(key, best, "weights")
             checkpoint = load_checkpoint(best)

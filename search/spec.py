@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from data.errors import UserError
 from data.split import Split, SplitBy
+from models.health import RULES
 from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
 from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, is_active, parse_space
@@ -145,6 +146,9 @@ class _File(_Part):
     search: SearchPart = SearchPart()
     budget: BudgetPart = BudgetPart()
     resources: ResourcesPart = ResourcesPart()
+    health: dict[
+        str, Literal["note", "stop"]
+    ] = {}  # what happens when a rule sees something; note unless said
     register_: RegisterPart = Field(default=RegisterPart(), alias="register")
 
 
@@ -162,6 +166,7 @@ class SweepSpec:
     search: SearchPart
     budget: BudgetPart
     resources: ResourcesPart
+    health: dict[str, Literal["note", "stop"]]
     register: RegisterPart
     gate: Gate
     raw: dict[str, Any]
@@ -292,6 +297,9 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
     elif file.objective.goal not in (None, METRICS[metric]):
         hint = f"{METRICS[metric]} it, or leave goal out"
         problems.append(Problem("objective.goal", f"wrong way round for {metric}", file.objective.goal, hint))
+    for rule in file.health:
+        if rule not in RULES:
+            problems.append(Problem(f"health.{rule}", "no such rule", ABSENT, _nearest(rule, RULES)))
     split = file.data.split
     total = split.train + split.validation + split.test
     if abs(total - 1) > 1e-6:
@@ -378,6 +386,7 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
         search=file.search,
         budget=file.budget,
         resources=file.resources,
+        health=file.health,
         register=file.register_,
         gate=Gate(**file.register_.gate.model_dump()),
         raw=resolved,

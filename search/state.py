@@ -20,7 +20,7 @@ from tracking.spool import owner_of
 
 STATE = "sweep.json"
 # What may change when a sweep goes on: how much, not what.
-CHANGEABLE = ("budget", "resources", "register")
+CHANGEABLE = ("budget", "resources", "register", "health")
 Status = Literal["running", "unfinished", "finished"]
 
 

@@ -20,6 +20,7 @@ from models.build import counter_from, load_checkpoint
 from models.network import Counter
 from models.predictor import Predictor
 from search.course import read_course
+from search.health import read_findings
 from search.predict import predict_images
 from search.promote import promote_sweep
 from search.spec import SweepSpec, parse_spec
@@ -141,6 +142,9 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
             "predictions.csv",
         }
         assert files == {f"validation/{file}" for file in wanted}
+        assert "health.csv" in {file.path for file in client.list_artifacts(run.info.run_id)}
+        seen = {finding.rule: finding for finding in read_findings(record.folder)}
+        assert {tag for tag in tags if tag.startswith("health.")} == {f"health.{rule}" for rule in seen}
         assert [f.path for f in client.list_artifacts(run.info.run_id, "weights")] == ["weights/best.pt"]
     page = {file.path for file in client.list_artifacts(parent.info.run_id, "data")}
     assert page == {"data/report.html", "data/report.json"}
