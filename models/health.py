@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,17 +24,23 @@ from models.settings import Settings
 
 History = Sequence[Mapping[str, float]]
 Matrix = NDArray[np.int64]  # [K, K]: row = true class, column = predicted class
-SAMPLED_STEPS = 25  # at least so many steps,
+SAMPLED_STEPS = 50  # at least so many steps,
 SAMPLED_IMAGES = 3200  # and so many images, from one sampled step to the next
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule saw, first at this epoch."""
+    """What a rule saw, first at this epoch; `kind` says whether the rule is one of health or of the profile."""
 
     rule: str
     epoch: int
     text: str
+    kind: Literal["health", "profile"] = "health"
+
+    @property
+    def name(self) -> str:
+        """As tags have it: health.overfit, profile.data_bound."""
+        return f"{self.kind}.{self.rule}"
 
 
 # Rules on epochs: losses per epoch, and what was said about validation.

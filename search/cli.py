@@ -64,6 +64,7 @@ def cli(debug: bool) -> None:
 @click.option(
     "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
 )
+@click.option("--profile", is_flag=True, help="Keep torch.profiler's trace of a few steps of every trial.")
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def sweep(
     spec: Path,
@@ -74,6 +75,7 @@ def sweep(
     warm_start: str | None,
     dry_run: bool,
     then_promote: bool,
+    profile: bool,
     as_json: bool,
 ) -> None:
     """Run the sweep that SPEC describes, or go on with it where it was cut short."""
@@ -109,7 +111,7 @@ def sweep(
     if earlier is not None:
         print(earlier, file=sys.stderr)
     with tracking_server(home) as uri:
-        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, earlier)
+        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, earlier, profile)
         leaders = result.leaderboard
         rows = [{"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders]
         answer: dict[str, Any] = {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}

@@ -72,8 +72,8 @@ class Controller:
     """Hands out trials, judges their epochs, and tells the listeners; calls come from one thread only.
 
     `spent` is how many seconds earlier processes gave to the sweep, `gpu_seconds` how many of their GPUs; each trial
-    has `gpus`. `halted` says that the sweep was given up
-    for a reason that a person can mend (`ended_by` names it): it can go on afterwards.
+    has `gpus`. `trace` lets torch.profiler look at each trial. `halted` says that the sweep was given up for a reason
+    that a person can mend (`ended_by` names it): it can go on afterwards.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Controller:
         spent: float = 0.0,
         gpus: float = 0.0,
         gpu_seconds: float = 0.0,
+        trace: bool = False,
     ) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.listeners: list[Listener] = []
@@ -97,6 +98,7 @@ class Controller:
         self.gpu_seconds = gpu_seconds
         self._gpus, self._ticked = gpus, time.time()
         self._health = HealthBook(spec.health)
+        self._trace = trace
         self._waiting: deque[int] = deque()
         self._errors: list[str] = []
         self._best: float | None = None
@@ -203,6 +205,7 @@ class Controller:
             self._spec.goal,
             trial.threads,
             trial.epochs_done,
+            self._trace,
             self._spec.budget.trial_minutes,
             bool(self._spec.limits or self._spec.objective.against),
         )

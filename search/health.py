@@ -33,15 +33,16 @@ def read_findings(folder: Path) -> list[Finding]:
 
 
 def write_table(folder: Path, actions: Mapping[str, Action]) -> Path:
-    """health.csv of a trial: every rule, its action, and what it saw since when."""
+    """health.csv of a trial: every rule of health and those of the profile that saw something, and since when."""
     found = {finding.rule: finding for finding in read_findings(folder)}
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["rule", "action", "since_epoch", "seen"])
-        for rule in sorted(RULES, key=lambda rule: rule not in found):
-            finding = found.get(rule)
-            seen = [finding.epoch, finding.text] if finding else ["", "nothing"]
-            writer.writerow([rule, actions.get(rule, "note"), *seen])
+        for finding in found.values():
+            writer.writerow([finding.name, actions.get(finding.rule, "note"), finding.epoch, finding.text])
+        for rule in RULES:
+            if rule not in found:
+                writer.writerow([f"health.{rule}", actions.get(rule, "note"), "", "nothing"])
     return folder / TABLE
 
 
@@ -68,4 +69,4 @@ class HealthBook:
     def stop_reason(self, found: Sequence[Finding]) -> str:
         """Why the trial must stop, or an empty text."""
         stopping = (finding for finding in found if self._actions.get(finding.rule) == "stop")
-        return next((f"health.{finding.rule}: {finding.text}" for finding in stopping), "")
+        return next((f"{finding.name}: {finding.text}" for finding in stopping), "")

@@ -23,7 +23,7 @@ from search.controller import ENDED, Controller, TrialRecord, pareto_front
 from search.decisions import DECISIONS
 from search.health import write_table
 from search.spec import SweepSpec
-from search.trial import BEST, ERROR, better
+from search.trial import BEST, ERROR, TRACE, better
 from tracking.environment import environment_tags
 from tracking.figures import write_csv, write_evaluation
 from tracking.runlog import RunLog
@@ -171,7 +171,7 @@ class Recorder:
         self._log.metrics(trial_key(trial.number), epoch, metrics)
 
     def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
-        tags = {f"health.{finding.rule}": f"since epoch {finding.epoch}: {finding.text}" for finding in found}
+        tags = {finding.name: f"since epoch {finding.epoch}: {finding.text}" for finding in found}
         self._log.tags(trial_key(trial.number), tags)
 
     def trial_halted(self, trial: TrialRecord, reason: str) -> None:
@@ -220,6 +220,8 @@ class Recorder:
             self._log.artifact(key, error)
         if trial.epochs_done:
             self._log.artifact(key, write_table(trial.folder, self._spec.health))
+        if (trial.folder / TRACE).exists():
+            self._log.artifact(key, trial.folder / TRACE, "profile")
         if best.exists():
             self._log.artifact(key, best, "weights")
             checkpoint = load_checkpoint(best)

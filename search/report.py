@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from jinja2 import Environment
 
 from data.errors import UserError
+from models.profile import PHASES
 from search.advice import balance, importances, improvements, next_steps, verdict
 from search.charts import BLUE, GREEN, GREY, ORANGE, RED, Axis, Chart, axis_of, on_axis, parallel, shade, span
 from search.clock import clock, short, shown
@@ -62,6 +64,7 @@ def contents(course: SweepCourse) -> dict[str, Any]:
         "pair": _pair(course, list(weights or names)),
         "timeline": _timeline(course),
         "balance": balance(course),
+        "phases": _phases(course),
         "warnings": _warnings(course),
         "failures": Counter(
             t.reason.partition(":")[0] or "unknown" for t in course.trials if t.state == "failed"
@@ -240,6 +243,18 @@ def _timeline(course: SweepCourse) -> str:
         start, end = (course.since_start(at) / unit for at in (stretch.start, stretch.end))
         chart.bar(start, end, stretch.lane, 0.7, COLOURS.get(trial.state, GREY), trial.number)
     return chart.svg()
+
+
+def _phases(course: SweepCourse) -> list[tuple[str, float, float]]:
+    """Where a training step's time goes: (phase, milliseconds, share), medians over the trials' last epochs."""
+    last = [trial.metrics[trial.epochs_done] for trial in course.trials if trial.metrics]
+    spent = {
+        phase: statistics.median(found)
+        for phase in PHASES
+        if (found := [metrics[name] for metrics in last if (name := f"profile/{phase}_ms") in metrics])
+    }
+    total = sum(spent.values()) or 1.0
+    return [(phase, value, value / total) for phase, value in spent.items()]
 
 
 def _warnings(course: SweepCourse) -> list[dict[str, Any]]:

@@ -136,9 +136,11 @@ def run_sweep(
     tracking_uri: str,
     unfinished: Path | None = None,
     earlier: Earlier | None = None,
+    trace: bool = False,
 ) -> SweepResult:
     """Run a prepared sweep, or go on with the `unfinished` one in that folder, and leave everything in MLflow and
-    in its folder under `home`. A new one knows what an `earlier` sweep does.
+    in its folder under `home`. A new one knows what an `earlier` sweep does. `trace` lets torch.profiler look at a few
+    steps of each trial.
 
     On KeyboardInterrupt, or when the runner itself fails, what runs is left so that it can go on. Raises
     UserError where another process has the sweep.
@@ -171,7 +173,7 @@ def run_sweep(
             [*spec.search.points, *(earlier.points if earlier else [])],
         )
         spent = (spent_seconds(folder), gpus, spent_gpu_seconds(folder))
-        controller = Controller(spec, strategy, folder, threads, *spent)
+        controller = Controller(spec, strategy, folder, threads, *spent, trace)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")
         recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots, gpus)

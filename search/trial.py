@@ -22,6 +22,7 @@ from search.health import keep_findings
 BEST = "best.pt"
 LAST = "last.pt"
 ERROR = "error.txt"
+TRACE = "trace.json"
 Goal = Literal["maximize", "minimize"]
 
 
@@ -36,6 +37,7 @@ class TrialTask:
     goal: Goal
     threads: int
     known: int = 0  # epochs that were reported before
+    trace: bool = False  # whether torch.profiler looks at a few steps
     minutes: float | None = None  # the longest that a trial may take at a stretch
     costs: bool = False  # whether to measure what one photo costs
 
@@ -104,8 +106,9 @@ def _attempt(
             raise TimeoutError(f"budget.trial_minutes: {task.minutes:g} are over after epoch {epoch}")
         return go_on
 
+    trace = task.folder / TRACE if task.trace and not state else None
     try:
-        train(task.settings, data, report, start_from=state, parts=parts)
+        train(task.settings, data, report, start_from=state, parts=parts, trace=trace)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error) or 2 * parts > task.settings.batch_size:
             raise

@@ -92,7 +92,7 @@ def findings(data: TrialData, **changes: Any) -> dict[str, Finding]:
     found: list[Finding] = []
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
-        found.extend(snapshot.findings)
+        found.extend(finding for finding in snapshot.findings if finding.kind == "health")
         return True
 
     settings = replace(Settings(batch_size=16, epochs=3, augment="none", precision="fp32"), **changes)

@@ -143,8 +143,8 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
         }
         assert files == {f"validation/{file}" for file in wanted}
         assert "health.csv" in {file.path for file in client.list_artifacts(run.info.run_id)}
-        seen = {finding.rule: finding for finding in read_findings(record.folder)}
-        assert {tag for tag in tags if tag.startswith("health.")} == {f"health.{rule}" for rule in seen}
+        seen = {finding.name for finding in read_findings(record.folder)}
+        assert {tag for tag in tags if tag.startswith(("health.", "profile."))} == seen
         assert [f.path for f in client.list_artifacts(run.info.run_id, "weights")] == ["weights/best.pt"]
     page = {file.path for file in client.list_artifacts(parent.info.run_id, "data")}
     assert page == {"data/report.html", "data/report.json"}
