@@ -61,6 +61,7 @@ class DataPart(_Part):
     licence: str = "not stated"  # for the model card
     split: SplitPart = SplitPart()
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
+    exclude: str | None = None  # a CSV file whose column `id` names photos to leave out of training
 
 
 class ObjectivePart(_Part):
@@ -423,6 +424,7 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
     """Workers run in other folders, and `promote` may: a path must mean the same file there."""
     for section, key, words in (
         ("data", "source", ()),
+        ("data", "exclude", ()),
         ("model", "weights", WORDS),
         ("space", "weights", WORDS),
     ):

@@ -14,7 +14,7 @@ import torch
 
 from data.banks import bank_folder
 from data.errors import UserError
-from data.manifest import Manifest, load_manifest, skipped_text
+from data.manifest import Manifest, skipped_text
 from data.pixels import open_pixel_bank
 from models.arithmetic import cores
 from models.train import TrialData, build_banks
@@ -23,6 +23,7 @@ from search.board import Board, Step
 from search.controller import ENDED, Controller, TrialRecord
 from search.decisions import DecisionLog
 from search.earlier import Earlier
+from search.exclude import spec_manifest
 from search.local_runner import run_local
 from search.recorder import Recorder
 from search.spec import ResourcesPart, SweepSpec
@@ -87,7 +88,7 @@ def check_before_start(spec: SweepSpec) -> None:
 def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
     """Read the data, check it against the spec, and build every bank that the trials will share."""
     with Step("reading the data") as step:
-        manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, home, step)
+        manifest = spec_manifest(spec, home, step)
     if manifest.skipped:
         print(f"skipped {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
     largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
