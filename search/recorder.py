@@ -19,9 +19,10 @@ from models.arithmetic import choose_arithmetic
 from models.build import load_checkpoint
 from models.health import Finding
 from models.train import TrialData
+from search.clock import short
 from search.controller import ENDED, Controller, TrialRecord, pareto_front
 from search.decisions import DECISIONS
-from search.health import write_table
+from search.health import read_findings, write_table
 from search.spec import SweepSpec
 from search.trial import BEST, ERROR, TRACE, better
 from tracking.environment import environment_tags
@@ -31,6 +32,7 @@ from tracking.runlog import RunLog
 log = logging.getLogger(__name__)
 SWEEP = "sweep"
 FIGURES = "validation"
+DESCRIPTION = "mlflow.note.content"  # what the MLflow UI shows above a run
 REFRESH_SECONDS = 30.0  # the report is written again this long after the last time,
 REFRESH_SHARE = 0.05  # or later, so that it costs at most this part of one core
 KEPT = 5  # trials whose weights stay in the sweep's folder; the tracking server has everybody's
@@ -133,9 +135,12 @@ class Recorder:
         """Write the sweep's report and log it; returns the seconds it took."""
         start = time.thread_time()
         try:
-            from search.report import write_report  # reads what the run log holds by now
+            from search.report import describe, write_report  # they read what the run log holds by now
 
             self._log.artifact(SWEEP, write_report(self._folder, ended_by))
+            page = self._log.page(SWEEP)
+            link = f"[Report]({page}/artifacts/report.html)\n\n" if page else ""
+            self._log.tags(SWEEP, {DESCRIPTION: link + describe(self._folder, ended_by)})
         except Exception:  # a page that cannot be made must not cost the sweep
             if not self._leaving:
                 log.exception("report of %s", self._sweep_id)
@@ -159,12 +164,10 @@ class Recorder:
             "binsweep.kind": "trial",
             "state": trial.state,
         }
-        searched = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
-        name = f"{trial.number:03d} {trial.settings.backbone}"
+        others = [f"{name} {short(value)}" for name, value in trial.params.items() if name != "backbone"]
+        name = " ".join([f"{trial.number:03d}", trial.settings.backbone, *others])
         params: Mapping[str, Any] = asdict(trial.settings)
-        self._log.start_run(
-            trial_key(trial.number), name, SWEEP, tags, params, f"Trial {trial.number}: {searched}."
-        )
+        self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _searched(trial))
         self._log_dataset(trial_key(trial.number))
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
@@ -196,7 +199,13 @@ class Recorder:
 
     def _note_end(self, trial: TrialRecord) -> None:
         key = trial_key(trial.number)
-        self._log.tags(key, {"state": trial.state, "ended_because": trial.reason})
+        state = f"{trial.state} after {trial.epochs_done} of {trial.settings.epochs} epochs: {trial.reason}"
+        warnings = [
+            f"- {finding.name} since epoch {finding.epoch}: {finding.text}"
+            for finding in read_findings(trial.folder)
+        ]
+        note = "\n\n".join([_searched(trial), state, "\n".join(warnings)]).strip()
+        self._log.tags(key, {"state": trial.state, "ended_because": trial.reason, DESCRIPTION: note})
         if trial.value is not None:
             best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
             self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
@@ -299,5 +308,7 @@ def _status(trial: TrialRecord) -> str:
     return "FAILED" if trial.state == "failed" else "FINISHED"
 
 
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _searched(trial: TrialRecord) -> str:
+    """What a trial tries, in a sentence."""
+    searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+    return f"Trial {trial.number}: {searched}."

@@ -42,6 +42,15 @@ def write_report(folder: Path, ended_by: str = "", out: Path | None = None) -> P
     return page
 
 
+def describe(folder: Path, ended_by: str = "") -> str:
+    """The sweep in a few sentences of Markdown, with what to try next: MLflow shows it above the parent run."""
+    course = read_course(folder, ended_by)
+    spec = course.spec
+    steps = [f"- {step}" for step in next_steps(course, importances(course))]
+    head = f"{spec.goal} {spec.metric} over {', '.join(spec.space)}"
+    return "\n\n".join([head, " ".join(verdict(course)), "What to try next:\n\n" + "\n".join(steps)])
+
+
 def contents(course: SweepCourse) -> dict[str, Any]:
     """All that the page shows, ready to be laid out."""
     metric = course.spec.metric
