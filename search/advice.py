@@ -14,6 +14,7 @@ from search.course import Course, SweepCourse
 from search.space import Choice, to_distribution
 
 ENOUGH = 10  # trials below which nothing is said about the space
+SURE = 30  # trials below which no parameter is said to matter little
 EDGE = 0.1  # the outer part of a range in which its best trials lie "at the edge"
 NARROW = 0.6  # a range is worth narrowing where the good trials cover less of it
 MATTERS_LITTLE = 0.05  # of all importance
@@ -99,18 +100,19 @@ def next_steps(course: SweepCourse, weights: Mapping[str, float]) -> list[str]:
             f"Only {len(leaders)} trials have a result: too few to say anything about the space (at least {ENOUGH})."
         ]
     good = leaders[: max(3, len(leaders) // 5)]
+    idle = [name for name, weight in weights.items() if weight < MATTERS_LITTLE and len(leaders) >= SURE]
     steps = []
     for name, dimension in course.spec.space.items():
-        values = [trial.params[name] for trial in leaders]
-        if len(set(values)) < 2:
+        if name in idle or len({trial.params[name] for trial in leaders}) < 2:
             continue
-        if weights.get(name, 1.0) < MATTERS_LITTLE and len(leaders) >= 2 * ENOUGH:
-            least = f"{weights[name]:.0%} of the importance"
-            steps.append(f"{name} hardly matters here ({least}): fix it at {short(leaders[0].params[name])}.")
-        elif isinstance(dimension, Choice):
-            steps += _on_choice(name, dimension, good, leaders)
-        else:
-            steps += _on_range(name, good, course)
+        steps += (
+            _on_choice(name, dimension, good, leaders)
+            if isinstance(dimension, Choice)
+            else _on_range(name, good, course)
+        )
+    if idle:
+        values = ", ".join(f"{name} at {short(leaders[0].params[name])}" for name in idle)
+        steps.append(f"Hardly any importance (each below {MATTERS_LITTLE:.0%}): fix {values}.")
     return steps or [
         "The good trials are spread over the whole space: nothing to narrow, and none at an edge."
     ]

@@ -37,12 +37,12 @@ def write_table(folder: Path, actions: Mapping[str, Action]) -> Path:
     found = {finding.rule: finding for finding in read_findings(folder)}
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["rule", "action", "since_epoch", "seen"])
+        writer.writerow(["rule", "since_epoch", "seen", "action"])
         for finding in found.values():
-            writer.writerow([finding.name, actions.get(finding.rule, "note"), finding.epoch, finding.text])
+            writer.writerow([finding.name, finding.epoch, finding.text, actions.get(finding.rule, "note")])
         for rule in RULES:
             if rule not in found:
-                writer.writerow([f"health.{rule}", actions.get(rule, "note"), "", "nothing"])
+                writer.writerow([f"health.{rule}", "", "nothing", actions.get(rule, "note")])
     return folder / TABLE
 
 

@@ -164,8 +164,9 @@ class Recorder:
             "binsweep.kind": "trial",
             "state": trial.state,
         }
-        others = [f"{name} {short(value)}" for name, value in trial.params.items() if name != "backbone"]
-        name = " ".join([f"{trial.number:03d}", trial.settings.backbone, *others])
+        settings = trial.settings
+        # Short enough for the lists of the UI; the rest stands in the description and the parameters.
+        name = f"{trial.number:03d} {settings.backbone} lr {short(settings.lr)} batch {settings.batch_size}"
         params: Mapping[str, Any] = asdict(trial.settings)
         self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _searched(trial))
         self._log_dataset(trial_key(trial.number))

@@ -90,9 +90,9 @@ def _facts(course: SweepCourse) -> list[tuple[str, str]]:
     cost = course.cost
     spent = f"{cost['cpu_hours']:.3g} CPU hours"
     spent += f", {cost['gpu_hours']:.3g} GPU hours" if cost["gpu_hours"] else ""
-    spent += f"; {cost['money']:,.2f} by the spec's prices" if "money" in cost else ""
+    spent += f"; {cost['money']:.3g} by the spec's prices" if "money" in cost else ""
     ended = {"running": "it is running", "unfinished": "cut short: the same command goes on"}.get(
-        course.status, course.ended_by
+        course.status, f"finished ({course.ended_by})"
     )
     rate = throughput(course)
     return [

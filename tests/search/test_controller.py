@@ -262,7 +262,7 @@ def test_what_a_rule_sees_is_told_once_and_stops_where_the_spec_says_so(tmp_path
     again = opened(tmp_path, health={"overfit": "stop"})  # the study has the reason too
     assert again.trials[0].reason == "health.overfit: a wide gap"
     table = write_table(task.folder, {"overfit": "stop"}).read_text().splitlines()
-    assert "health.overfit,stop,2,a wide gap" in table and "health.confusion,note,1,three for four" in table
+    assert "health.overfit,2,a wide gap,stop" in table and "health.confusion,1,three for four,note" in table
     assert len(table) == 1 + len(RULES)
 
 
