@@ -19,7 +19,7 @@ from models.arithmetic import choose_arithmetic
 from models.build import build_counter
 from models.metrics import count_metrics
 from models.settings import Settings
-from models.train import TrialData, open_batches
+from models.train import PLAIN, TrialData, open_batches
 
 FOLDS = 5
 # As good on real bins as the trained head (30 % of validation right), and calibrated; 1e-2 overfits.
@@ -70,10 +70,10 @@ def stored_features(data: TrialData, backbone: str) -> tuple[Features, Features]
     counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
     counter = counter.to(memory_format=torch.channels_last)
     found = []
-    for bank, views in ((data.train, 2), (data.validation, 1)):
-        batches = open_batches(counter, settings, bank, data.banks, arithmetic, views)
+    for bank, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
+        batches = open_batches(counter, settings, bank, data.banks, arithmetic, augment)
         rows = torch.arange(len(bank.labels))
-        found.append(batches.take(rows, torch.zeros_like(rows), None).float().cpu().numpy())
+        found.append(batches.take(rows, torch.zeros_like(rows)).float().cpu().numpy())
     return found[0], found[1]
 
 
