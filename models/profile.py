@@ -85,10 +85,10 @@ def slow_start(startup: float, trained: float, threshold: float = 60.0) -> str:
     return f"{startup:.0f} s until the first step: keep BINSWEEP_HOME, whose banks are then built only once"
 
 
-def step_outlier(seconds: Sequence[float], share: float = 0.1) -> str:
-    """Steps of more than OUTLIER times the median take more than `share` of an epoch's time."""
+def step_outlier(seconds: Sequence[float], share: float = 0.1, least: float = 1.0) -> str:
+    """Steps of more than OUTLIER times the median take more than `share` of an epoch's time, and `least` seconds."""
     slow = slow_steps(seconds)
-    if len(slow) < 3 or sum(slow) <= share * sum(seconds):
+    if len(slow) < 3 or sum(slow) <= max(share * sum(seconds), least):
         return ""
     return (
         f"{len(slow)} of {len(seconds)} steps took {sum(slow) / sum(seconds):.0%} of the time: something else takes "

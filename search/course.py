@@ -35,7 +35,7 @@ class Stretch:
 
 @dataclass
 class Course:
-    """One trial's course: its parameters as text and searched ones typed, metrics and times by epoch."""
+    """One trial's course: what it searched, the sweep's metric and the time by epoch, all metrics of two epochs."""
 
     number: int
     params: dict[str, Any]
@@ -43,7 +43,8 @@ class Course:
     suggested: str = ""
     state: str = "running"
     reason: str = ""
-    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)  # metrics of its last epoch
+    best: dict[str, float] = field(default_factory=dict)  # and of its best one
     times: dict[int, float] = field(default_factory=dict)
     curve: dict[int, float] = field(
         default_factory=dict
@@ -56,7 +57,7 @@ class Course:
     @property
     def epochs_done(self) -> int:
         """The last epoch that was reported."""
-        return max(self.metrics, default=0)
+        return max(self.times, default=0)
 
     @property
     def seconds(self) -> float:
@@ -218,11 +219,11 @@ def _take(trials: dict[int, Course], number: int, record: Record, at: float, spe
 
 
 def _take_epoch(trial: Course, epoch: int, metrics: dict[str, float], at: float, spec: SweepSpec) -> None:
-    trial.metrics[epoch], trial.times[epoch] = metrics, at
+    trial.last, trial.times[epoch] = metrics, at
     diverged = not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
     trial.curve[epoch] = math.nan if diverged else metrics[spec.metric]
     if better(trial.curve[epoch], trial.value, spec.goal):
-        trial.value, trial.epoch = trial.curve[epoch], epoch
+        trial.value, trial.epoch, trial.best = trial.curve[epoch], epoch, metrics
 
 
 def _assign_lanes(trials: list[Course]) -> int:
@@ -276,9 +277,7 @@ def rungs(course: SweepCourse) -> dict[int, int]:
 
 def throughput(course: SweepCourse) -> float | None:
     """Training images per second of one worker: the median over the trials' last epochs."""
-    rates = sorted(
-        trial.metrics[trial.epochs_done]["images_per_second"] for trial in course.trials if trial.metrics
-    )
+    rates = sorted(trial.last["images_per_second"] for trial in course.trials if trial.last)
     return rates[len(rates) // 2] if rates else None
 
 

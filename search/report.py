@@ -111,12 +111,11 @@ def _facts(course: SweepCourse) -> list[tuple[str, str]]:
 
 
 def _row(trial: Course, metric: str, names: list[str]) -> dict[str, Any]:
-    at = trial.metrics.get(trial.epoch, {})
     return {
         "trial": trial,
         "value": shown(metric, trial.value),
         "sort": trial.value,
-        "rmse": at.get("val_rmse", math.nan),
+        "rmse": trial.best.get("val_rmse", math.nan),
         "params": [(short(trial.params[name]), trial.params[name]) for name in names],
         "warnings": [name.partition(".")[2].replace("_", " ") for name in trial.warnings],
     }
@@ -256,7 +255,7 @@ def _timeline(course: SweepCourse) -> str:
 
 def _phases(course: SweepCourse) -> list[tuple[str, float, float]]:
     """Where a training step's time goes: (phase, milliseconds, share), medians over the trials' last epochs."""
-    last = [trial.metrics[trial.epochs_done] for trial in course.trials if trial.metrics]
+    last = [trial.last for trial in course.trials if trial.last]
     spent = {
         phase: statistics.median(found)
         for phase in PHASES

@@ -43,7 +43,7 @@ CASES: list[tuple[Callable[..., str], tuple[Any, ...], tuple[Any, ...], str]] = 
         "1600 MB",
     ),
     (slow_start, (100.0, 20.0), (100.0, 300.0), "until the first step"),
-    (step_outlier, ([*EVEN, 0.2, 0.2, 0.2],), (EVEN,), "3 of 53 steps"),
+    (step_outlier, ([*EVEN, 0.5, 0.5, 0.5],), (EVEN,), "3 of 53 steps"),
 ]
 
 
