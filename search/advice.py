@@ -34,7 +34,11 @@ def importances(course: SweepCourse) -> dict[str, float]:
     study = optuna.create_study(direction=course.spec.goal)
     study.add_trials(
         [
-            optuna.trial.create_trial(params=trial.params, distributions=distributions, value=trial.value)
+            optuna.trial.create_trial(
+                params=trial.params,
+                distributions={name: distributions[name] for name in trial.params},
+                value=trial.value,
+            )
             for trial in sound
         ]
     )
@@ -103,7 +107,7 @@ def next_steps(course: SweepCourse, weights: Mapping[str, float]) -> list[str]:
     idle = [name for name, weight in weights.items() if weight < MATTERS_LITTLE and len(leaders) >= SURE]
     steps = []
     for name, dimension in course.spec.space.items():
-        if name in idle or len({trial.params[name] for trial in leaders}) < 2:
+        if name in idle or len({trial.params.get(name) for trial in leaders}) < 2:
             continue
         steps += (
             _on_choice(name, dimension, good, leaders)
@@ -111,7 +115,7 @@ def next_steps(course: SweepCourse, weights: Mapping[str, float]) -> list[str]:
             else _on_range(name, good, course)
         )
     if idle:
-        values = ", ".join(f"{name} at {short(leaders[0].params[name])}" for name in idle)
+        values = ", ".join(f"{name} at {short(leaders[0].params.get(name))}" for name in idle)
         steps.append(f"Hardly any importance (each below {MATTERS_LITTLE:.0%}): fix {values}.")
     return steps or [
         "The good trials are spread over the whole space: nothing to narrow, and none at an edge."
@@ -122,15 +126,15 @@ def _on_choice(name: str, dimension: Choice, good: Sequence[Course], leaders: Se
     poor = [
         value
         for value in dimension.values
-        if sum(trial.params[name] == value for trial in leaders) >= 3
-        and all(trial.params[name] != value for trial in leaders[: len(leaders) // 2])
+        if sum(trial.params.get(name) == value for trial in leaders) >= 3
+        and all(trial.params.get(name) != value for trial in leaders[: len(leaders) // 2])
     ]
     if poor and len(poor) < len(dimension.values):
         which = ", ".join(map(str, poor))
         return [
             f"{name}: no trial of the better half has {which}; leave {'it' if len(poor) == 1 else 'them'} out."
         ]
-    chosen = {trial.params[name] for trial in good}
+    chosen = {trial.params.get(name) for trial in good}
     if len(chosen) == 1 and len(good) >= 5:
         return [f"{name}: all {len(good)} best trials have {chosen.pop()}; fix it."]
     return []
@@ -139,6 +143,9 @@ def _on_choice(name: str, dimension: Choice, good: Sequence[Course], leaders: Se
 def _on_range(name: str, good: Sequence[Course], course: SweepCourse) -> list[str]:
     dimension = course.spec.space[name]
     axis = axis_of(dimension)
+    good = [trial for trial in good if name in trial.params]  # it may depend on another one's value
+    if not good:
+        return []
     places = sorted(axis.place(on_axis(dimension, trial.params[name])) for trial in good)
     low, high = places[0], places[-1]
     best: Any = good[0].params[name]

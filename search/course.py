@@ -16,6 +16,7 @@ from typing import Any
 
 from models.settings import TYPES
 from search.recorder import SWEEP
+from search.space import active
 from search.spec import SweepSpec, parse_spec
 from search.state import load_state
 from search.trial import better
@@ -193,7 +194,11 @@ def _take(trials: dict[int, Course], number: int, record: Record, at: float, spe
         text = record["params"]
         trial = trials.setdefault(
             number,
-            Course(number, {name: TYPES[name](text[name]) for name in spec.space}, int(text["epochs"])),
+            Course(
+                number,
+                active(spec.space, {name: TYPES[name](text[name]) for name in spec.space}),
+                int(text["epochs"]),
+            ),
         )
         if trial.state == "running" and trial.stretches:  # its process was killed before it could say so
             trial.stretches[-1].end = trial.times.get(trial.epochs_done, trial.stretches[-1].start)

@@ -116,7 +116,7 @@ def _row(trial: Course, metric: str, names: list[str]) -> dict[str, Any]:
         "value": shown(metric, trial.value),
         "sort": trial.value,
         "rmse": trial.best.get("val_rmse", math.nan),
-        "params": [(short(trial.params[name]), trial.params[name]) for name in names],
+        "params": [(short(value), value) for value in (trial.params.get(name, "") for name in names)],
         "warnings": [name.partition(".")[2].replace("_", " ") for name in trial.warnings],
     }
 
@@ -199,7 +199,8 @@ def _parallel(course: SweepCourse) -> str:
     leaders = course.leaders
     if len(leaders) < 2:
         return ""
-    rows = [(trial.number, trial.params, trial.value or 0.0) for trial in leaders]
+    whole = [trial for trial in leaders if trial.params.keys() == course.spec.space.keys()]
+    rows = [(trial.number, trial.params, trial.value or 0.0) for trial in whole]
     return parallel(
         course.spec.space, rows, _values(course), course.spec.metric, course.spec.goal == "maximize"
     )
@@ -212,6 +213,8 @@ def _slice(course: SweepCourse, name: str) -> str:
     last = max((trial.number for trial in course.trials), default=0) or 1
     choices = len(chart.x.words)
     for trial in course.leaders:
+        if name not in trial.params:  # it depends on another one's value
+            continue
         x = on_axis(dimension, trial.params[name])
         if choices:  # spread by number, so that equal ones do not hide one another
             x += 0.5 * ((trial.number * 0.618) % 1 - 0.5)
@@ -228,6 +231,8 @@ def _pair(course: SweepCourse, names: list[str]) -> tuple[str, str, str] | None:
     high = course.spec.goal == "maximize"
     chart = Chart(axis_of(space[across]), axis_of(space[up]), (across, up), width=760, height=340, left=120)
     for trial in reversed(course.leaders):
+        if across not in trial.params or up not in trial.params:
+            continue
         good = y.place(trial.value or 0.0) if high else 1 - y.place(trial.value or 0.0)
         spread = 0.5 * ((trial.number * 0.618) % 1 - 0.5)
         x, z = on_axis(space[across], trial.params[across]), on_axis(space[up], trial.params[up])

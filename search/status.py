@@ -105,7 +105,7 @@ def screen(course: SweepCourse) -> RenderableType:
             shown(course.spec.metric, trial.value),
             f"{trial.epochs_done}/{trial.epochs}",
             trial.state,
-            *(short(trial.params[name]) for name in names),
+            *(short(trial.params.get(name, "")) for name in names),
             ", ".join(name.partition(".")[2] for name in trial.warnings),
         )
     return Group(*map(Text, lines(course)), table)
