@@ -87,7 +87,7 @@ def improvements(course: SweepCourse) -> list[tuple[float, int, float, int]]:
         (at, trial.number, trial.curve[epoch])
         for trial in course.trials
         for epoch, at in trial.times.items()
-        if trial.state != "failed"
+        if trial.state != "failed" and trial.feasible
     )
     found: list[tuple[float, int, float, int]] = []
     for epochs, (at, number, value) in enumerate(told, 1):

@@ -54,6 +54,7 @@ class Course:
     warnings: dict[str, str] = field(default_factory=dict)  # health.RULE or profile.RULE: what was seen
     value: float | None = None
     epoch: int = 0
+    feasible: bool = True  # it broke no limit of the sweep
 
     @property
     def epochs_done(self) -> int:
@@ -83,9 +84,9 @@ class SweepCourse:
 
     @property
     def leaders(self) -> list[Course]:
-        """Trials with a value that did not fail, best first; ties go to the earlier one."""
+        """Trials with a value that neither failed nor broke a limit, best first; ties go to the earlier one."""
         sign = -1 if self.spec.goal == "maximize" else 1
-        sound = [trial for trial in self.trials if trial.value is not None and trial.state != "failed"]
+        sound = [t for t in self.trials if t.value is not None and t.state != "failed" and t.feasible]
         return sorted(sound, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
     @property
@@ -220,6 +221,7 @@ def _take(trials: dict[int, Course], number: int, record: Record, at: float, spe
             if trial.state == "running" and trial.stretches:
                 trial.stretches[-1].end = at
             trial.state = tags["state"]
+            trial.feasible = tags.get("within_limits") != "false"
             trial.reason = tags.get("ended_because") or tags.get("halted_because", "")
 
 

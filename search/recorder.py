@@ -206,7 +206,14 @@ class Recorder:
             for finding in read_findings(trial.folder)
         ]
         note = "\n\n".join([_searched(trial), state, "\n".join(warnings)]).strip()
-        self._log.tags(key, {"state": trial.state, "ended_because": trial.reason, DESCRIPTION: note})
+        within = str(trial.feasible).lower()
+        tags = {
+            "state": trial.state,
+            "ended_because": trial.reason,
+            "within_limits": within,
+            DESCRIPTION: note,
+        }
+        self._log.tags(key, tags)
         if trial.value is not None:
             best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
             self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})

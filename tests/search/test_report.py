@@ -80,6 +80,38 @@ def test_an_optimum_at_the_edge_is_said(tmp_path: Path) -> None:
     )
 
 
+def test_a_trial_that_broke_a_limit_leads_nothing(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "s-1")
+    for number, accuracy in enumerate((0.4, 0.9)):
+        sweep.start(number, backbone="resnet18", lr=0.01, weight_decay=0.1, epochs=2)
+        sweep.epoch(number, 1, accuracy)
+        sweep.tags(number, state="stopped", ended_because="a limit", within_limits=str(number == 0).lower())
+    course = read_course(sweep.close())
+    assert [trial.number for trial in course.leaders] == [0]
+    assert [value for _, _, value, _ in improvements(course)] == [0.4]
+
+
+def test_a_parameter_that_depends_on_another_is_shown_where_it_counts(tmp_path: Path) -> None:
+    momentum = {"low": 0.5, "high": 0.99, "when": {"optimizer": ["sgd"]}}
+    space = {
+        "optimizer": ["adamw", "sgd"],
+        "lr": {"low": 1e-4, "high": 0.1, "log": True},
+        "momentum": momentum,
+    }
+    sweep = Recorded(tmp_path / "s-1", space=space)
+    for number in range(24):
+        optimizer = ("adamw", "sgd")[number % 2]
+        lr = 1e-4 * 1000 ** (number / 23)
+        sweep.start(number, optimizer=optimizer, lr=lr, momentum=0.9 if number % 2 else 0.2, epochs=2)
+        sweep.epoch(number, 1, 0.3 + 0.01 * number)
+        sweep.tags(number, state="completed", ended_because="trained to its end")
+    folder = sweep.close()
+    course = read_course(folder)
+    assert [set(trial.params) for trial in course.trials[:2]] == [{"optimizer", "lr"}, set(space)]
+    assert next(iter(importances(course))) == "lr"
+    assert write_report(folder).read_text().count("<tr data-n=") == 24 and lines(course)
+
+
 def test_too_few_trials_say_nothing_about_the_space(tmp_path: Path) -> None:
     course = read_course(random_sweep(tmp_path / "s-1", 4))
     assert importances(course) == {} and "too few" in next_steps(course, {})[0]
