@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,16 @@ class Manifest:
     def split(self, name: SplitName) -> tuple[Item, ...]:
         """The items of one split, sorted by id."""
         return tuple(item for item in self.items if item.split == name)
+
+    def without(self, ids: Collection[str], where: str) -> "Manifest":
+        """The manifest less the items of the train split that `ids` name; `where` says who named them.
+
+        Validation and test stay whole, so that results with and without remain comparable.
+        """
+        gone = [item for item in self.split("train") if item.id in ids]
+        kept = tuple(item for item in self.items if item.split != "train" or item.id not in ids)
+        skipped = (*self.skipped, *(Skipped(item.id, f"excluded by {where}") for item in gone))
+        return Manifest(self.source, self.classes, kept, skipped, _fingerprint(self.classes, kept))
 
     def class_counts(self, name: SplitName) -> dict[int, int]:
         """How many items of each class a split has, classes without any included."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.augment import Augment, augment_images
+from models.profile import Mark, nothing
 
 
 class Batches(Protocol):
@@ -23,8 +24,11 @@ class Batches(Protocol):
 
     views: int  # how many there are to draw from
 
-    def take(self, rows: Tensor, views: Tensor) -> Tensor:
-        """Inputs of `rows` int64 [B] as `views` int64 [B] show them; both on the CPU."""
+    def take(self, rows: Tensor, views: Tensor, mark: Mark = nothing) -> Tensor:
+        """Inputs of `rows` int64 [B] as `views` int64 [B] show them; both on the CPU.
+
+        `mark` is told when reading and when the copy to the device are over.
+        """
 
 
 def fits_beside(size: int, device: torch.device) -> bool:
@@ -37,6 +41,13 @@ def send(batch: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and batch.device.type == "cpu":
         return batch.pin_memory().to(device, non_blocking=True)
     return batch
+
+
+def _send_marked(batch: Tensor, device: torch.device, mark: Mark) -> Tensor:
+    mark("wait")
+    sent = send(batch, device)
+    mark("copy")
+    return sent
 
 
 class PixelBatches:
@@ -58,11 +69,11 @@ class PixelBatches:
         if fits_beside(pixels.nbytes, device):
             self._resident = torch.from_numpy(np.array(pixels)).to(device)
 
-    def take(self, rows: Tensor, views: Tensor) -> Tensor:
+    def take(self, rows: Tensor, views: Tensor, mark: Mark = nothing) -> Tensor:
         if self._resident is not None:
             images = self._resident[rows.to(self._device, non_blocking=True)]
         else:
-            images = send(torch.from_numpy(self._pixels[rows.numpy()]), self._device)
+            images = _send_marked(torch.from_numpy(self._pixels[rows.numpy()]), self._device, mark)
         return self._front(augment_images(images, rows, views, self._augment))
 
 
@@ -75,9 +86,9 @@ class FeatureBatches:
         self._features = features.to(device) if fits_beside(features.nbytes, device) else features
         self._device = device
 
-    def take(self, rows: Tensor, views: Tensor) -> Tensor:
+    def take(self, rows: Tensor, views: Tensor, mark: Mark = nothing) -> Tensor:
         place = self._features.device
-        return send(self._features[views.to(place), rows.to(place)], self._device)
+        return _send_marked(self._features[views.to(place), rows.to(place)], self._device, mark)
 
 
 class JoinedBatches:
@@ -87,12 +98,12 @@ class JoinedBatches:
         self.labels, self.views = torch.cat([first.labels, second.labels]), first.views
         self._parts = ((first, 0, len(first.labels)), (second, len(first.labels), len(self.labels)))
 
-    def take(self, rows: Tensor, views: Tensor) -> Tensor:
+    def take(self, rows: Tensor, views: Tensor, mark: Mark = nothing) -> Tensor:
         places, taken = [], []
         for part, start, end in self._parts:
             (here,) = torch.where((rows >= start) & (rows < end))
             if len(here):
                 places.append(here)
-                taken.append(part.take(rows[here] - start, views[here]))
+                taken.append(part.take(rows[here] - start, views[here], mark))
         joined = torch.cat(taken)
         return joined[torch.cat(places).argsort().to(joined.device)]

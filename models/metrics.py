@@ -89,10 +89,9 @@ def calibration_error(table: Sequence[Bin]) -> float:
 
 def confusion_matrix(predicted: Counts, actual: Counts, classes: Sequence[int]) -> NDArray[np.int64]:
     """[K, K]: row = true count, column = predicted count, both in the order of the ascending `classes`."""
-    order = np.asarray(classes)
-    matrix = np.zeros((len(order), len(order)), dtype=np.int64)
-    np.add.at(matrix, (np.searchsorted(order, actual), np.searchsorted(order, predicted)), 1)
-    return matrix
+    order, many = np.asarray(classes), len(classes)
+    cells = np.searchsorted(order, actual) * many + np.searchsorted(order, predicted)
+    return np.bincount(cells, minlength=many * many).reshape(many, many)
 
 
 def per_class(predicted: Counts, actual: Counts, classes: Sequence[int]) -> dict[int, dict[str, float]]:

@@ -21,8 +21,10 @@ from models.augment import VERSION as AUGMENT_VERSION
 from models.augment import Augment, augment_images, views_of
 from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
 from models.build import Checkpoint, build_counter
+from models.health import Finding, Watch
 from models.metrics import count_metrics, per_class
 from models.network import Counter
+from models.profile import Mark, Profile, nothing
 from models.settings import Settings
 from models.state import TrainingState, capture, restore
 from models.weights import file_hash, weights_file
@@ -37,6 +39,9 @@ class Snapshot:
 
     checkpoint: Callable[[], Checkpoint]
     state: Callable[[], TrainingState]
+    findings: tuple[
+        Finding, ...
+    ] = ()  # what rules of health and profile saw in this epoch for the first time
 
 
 # Called once an epoch with the epoch (from 1), its metrics, and what can be kept of it. Returns whether to go on.
@@ -146,14 +151,14 @@ def _epoch_rows(labels: Tensor, settings: Settings, generator: torch.Generator) 
 
 
 def _training_batches(
-    split: Batches, settings: Settings, generator: torch.Generator
+    split: Batches, settings: Settings, generator: torch.Generator, mark: Mark = nothing
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and labels of one epoch, with all random choices drawn in a fixed order from `generator`."""
     for rows in _epoch_rows(split.labels, settings, generator):
         views = torch.zeros_like(rows)
         if split.views > 1:
             views = torch.randint(0, split.views, (len(rows),), generator=generator)
-        yield split.take(rows, views), split.labels[rows.to(split.labels.device)]
+        yield split.take(rows, views, mark), split.labels[rows.to(split.labels.device)]
 
 
 def _forward(net: nn.Module, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -173,6 +178,7 @@ def _backward(
     settings: Settings,
     arithmetic: Arithmetic,
     parts: int,
+    mark: Mark,
 ) -> tuple[Tensor, Tensor]:
     """Add a batch's gradients; returns its mean loss and its log-probabilities [B, K], both detached.
 
@@ -188,7 +194,9 @@ def _backward(
         )
         if parts > 1:
             loss = loss * ((len(some_labels) if weight is None else weight[some_labels].sum()) / whole)
+        mark("forward")
         loss.backward()
+        mark("backward")
         total = total + loss.detach()
         said.append(log_probabilities.detach())
     return total, torch.cat(said)
@@ -223,6 +231,7 @@ def train(
     start_from: TrainingState | None = None,
     parts: int = 1,
     refit: bool = False,
+    trace: Path | None = None,
 ) -> None:
     """Train one trial and report every epoch; return when the epochs are done or `report` says stop.
 
@@ -230,11 +239,15 @@ def train(
     each batch into so many micro-batches whose gradients add up to the whole batch's, for less memory. A `refit`
     learns from the validation split, too, and its `val_*` metrics then prove nothing.
 
+    Health rules watch, and a profile is taken: each report brings what their rules saw for the first time.
+    `trace` is a file for what torch.profiler sees of a few steps.
+
     The same settings and data give the same numbers on the same machine. Metrics: `train_*` (running, in
     training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr` of the epoch's last
     step; `images_per_second` of training; `seconds` of the whole epoch.
     """
     arithmetic = choose_arithmetic(settings.precision)
+    profile = Profile(arithmetic.device, torch.get_num_threads(), trace)
     generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)  # dropout draws from the global generator
     counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
@@ -256,6 +269,7 @@ def train(
     schedule = _schedule(optimizer, settings, steps)
     weight = _class_weights(learn.labels, len(classes)) if settings.balance == "weights" else None
 
+    watch = Watch(net, settings, learn.labels, data.classes)
     history: list[dict[str, float]] = []
     if start_from is not None:
         restore(start_from, net, optimizer, schedule, generator)
@@ -265,29 +279,40 @@ def train(
         start = time.perf_counter()
         net.train()
         losses, choices, seen = [], [], []
-        for inputs, labels in _training_batches(learn, settings, generator):
+        profile.epoch_begins()
+        for inputs, labels in _training_batches(learn, settings, generator, profile.mark):
+            profile.mark("wait")
             optimizer.zero_grad(set_to_none=True)
-            loss, log_probabilities = _backward(net, inputs, labels, weight, settings, arithmetic, parts)
+            watch.before_step(inputs)
+            loss, log_probabilities = _backward(
+                net, inputs, labels, weight, settings, arithmetic, parts, profile.mark
+            )
+            watch.after_backward(loss)
             optimizer.step()
             lr = schedule.get_last_lr()[0]
+            watch.after_step(lr)
             schedule.step()
             # Kept on the device: reading them here would make every step wait for the GPU.
             losses.append(loss * len(labels))
             choices.append(log_probabilities.argmax(1))
             seen.append(labels)
+            profile.step_done()
         actual = torch.cat(seen)
         train_loss = float(torch.stack(losses).sum()) / len(
             actual
         )  # waits for the device, so before the clock
         train_seconds = time.perf_counter() - start
+        profile.training_done()
 
         said = _predict(net, check, arithmetic)
+        figures, advice = profile.epoch_done(epoch, parts)
         metrics = {
             **_scores("train", train_loss, torch.cat(choices), actual, classes),
             **_scores("val", float(F.nll_loss(said, check.labels)), said.argmax(1), check.labels, classes),
             "lr": float(lr),
             "images_per_second": len(actual) / train_seconds,
             "seconds": time.perf_counter() - start,
+            **figures,
         }
 
         def checkpoint(
@@ -297,6 +322,7 @@ def train(
             return Checkpoint(epoch, metrics, settings, data.classes, data.image_size, state, said.cpu())
 
         history.append(metrics)
+        findings = (*watch.epoch_done(epoch, history, said.argmax(1), check.labels), *advice)
         state = functools.partial(capture, epoch, history, net, optimizer, schedule, generator)
-        if not report(epoch, metrics, Snapshot(checkpoint, state)):
+        if not report(epoch, metrics, Snapshot(checkpoint, state, findings)):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -13,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from search.clock import clock
+from models.health import Finding
+from search.clock import clock, short, shown
 from search.controller import Controller, TrialRecord
 from search.spec import SweepSpec
 
@@ -26,18 +28,6 @@ STATE_STYLES = {
     "stopped": "yellow",
     "failed": "red",
 }
-
-
-def shown(metric: str, value: float | None) -> str:
-    """A metric's value: accuracies in percent, all else with three decimals."""
-    if value is None:
-        return "-"
-    return f"{value:.1%}" if "accuracy" in metric else f"{value:.3f}"
-
-
-def short(value: object) -> str:
-    """A parameter's value in few characters."""
-    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str, rows: int = ROWS) -> Table:
@@ -65,6 +55,7 @@ class Board:
     def __init__(self, spec: SweepSpec, controller: Controller, slots: int) -> None:
         self._spec, self._controller, self._slots = spec, controller, slots
         self._console = Console(stderr=True)
+        self._warned: Counter[str] = Counter()  # by rule: trials
         self._live: Live | None = None
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._screen, refresh_per_second=2)
@@ -92,6 +83,11 @@ class Board:
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         """Epochs show in the table only: one line each would bury the rest."""
+
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+        for finding in found:
+            self._warned[finding.rule] += 1
+            self._line(f"trial {trial.number} {finding.rule} at epoch {finding.epoch}: {finding.text}")
 
     def trial_halted(self, trial: TrialRecord, reason: str) -> None:
         self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)} ({reason})")
@@ -121,6 +117,10 @@ class Board:
             f"{clock(elapsed)} so far, {'time left not known yet' if left is None else f'about {clock(left)} left'}"
         )
         parts.append(f"cost {clock(elapsed * self._slots * self._spec.resources.cpus_per_trial)} of CPU")
+        if self._warned:
+            parts.append(
+                "warnings " + ", ".join(f"{rule} in {many}" for rule, many in self._warned.most_common(3))
+            )
         return " | ".join(parts)
 
     def _left(self) -> float | None:

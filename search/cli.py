@@ -64,6 +64,7 @@ def cli(debug: bool) -> None:
 @click.option(
     "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
 )
+@click.option("--profile", is_flag=True, help="Keep torch.profiler's trace of a few steps of every trial.")
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def sweep(
     spec: Path,
@@ -74,6 +75,7 @@ def sweep(
     warm_start: str | None,
     dry_run: bool,
     then_promote: bool,
+    profile: bool,
     as_json: bool,
 ) -> None:
     """Run the sweep that SPEC describes, or go on with it where it was cut short."""
@@ -109,7 +111,7 @@ def sweep(
     if earlier is not None:
         print(earlier, file=sys.stderr)
     with tracking_server(home) as uri:
-        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, earlier)
+        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, earlier, profile)
         leaders = result.leaderboard
         rows = [{"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders]
         answer: dict[str, Any] = {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
@@ -207,6 +209,37 @@ def _prove(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str
         )
         print(f"  true count {item.label}, predicted {row['count']} (confidence {row['confidence']:.0%})")
     return {"version": champion.version, "bin": item.id, "true": item.label, **row}
+
+
+@cli.command()
+@click.argument("sweep_id", metavar="SWEEP")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the page here, not into the sweep's folder."
+)
+@click.option("--open", "then_open", is_flag=True, help="Open the page in a browser.")
+def report(sweep_id: str, out: Path | None, then_open: bool) -> None:
+    """Write the report of SWEEP (its id, or its name for the newest), running or finished, as one HTML page."""
+    from search.report import write_report
+    from search.state import find_folder
+
+    if out is not None and out.suffix != ".html":
+        raise UserError(f"--out {out}: not a page", "a name that ends in .html")
+    page = write_report(find_folder(home_folder(), sweep_id), out=out)
+    print(page)
+    if then_open:
+        click.launch(str(page))
+
+
+@cli.command()
+@click.argument("sweep_id", metavar="[SWEEP]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def status(sweep_id: str | None, as_json: bool) -> None:
+    """Show how SWEEP stands (its id or name; else the newest): live in a terminal while it runs, else once."""
+    from search.state import find_folder, newest_folder
+    from search.status import show
+
+    home = home_folder()
+    show(find_folder(home, sweep_id) if sweep_id else newest_folder(home), as_json)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""Durations in words, for whoever must not wait for heavy imports."""
+"""Durations and values in words, for whoever must not wait for heavy imports."""
 
 
 def clock(seconds: float) -> str:
@@ -9,3 +9,15 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A metric's value: accuracies in percent, all else with three decimals."""
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if "accuracy" in metric else f"{value:.3f}"
+
+
+def short(value: object) -> str:
+    """A parameter's value in few characters."""
+    return f"{value:.2g}" if isinstance(value, float) else str(value)

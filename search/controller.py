@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from models.arithmetic import threads_of
+from models.health import Finding
 from models.settings import Settings
 from models.state import load_training_state
+from search.health import HealthBook
 from search.spec import SweepSpec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion
 from search.trial import ERROR, LAST, Goal, TrialTask, better
@@ -56,6 +58,7 @@ class Listener(Protocol):
 
     def trial_started(self, trial: TrialRecord) -> None: ...
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None: ...
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None: ...
     def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
     def trial_ended(self, trial: TrialRecord) -> None: ...
 
@@ -69,8 +72,8 @@ class Controller:
     """Hands out trials, judges their epochs, and tells the listeners; calls come from one thread only.
 
     `spent` is how many seconds earlier processes gave to the sweep, `gpu_seconds` how many of their GPUs; each trial
-    has `gpus`. `halted` says that the sweep was given up
-    for a reason that a person can mend (`ended_by` names it): it can go on afterwards.
+    has `gpus`. `trace` lets torch.profiler look at each trial. `halted` says that the sweep was given up for a reason
+    that a person can mend (`ended_by` names it): it can go on afterwards.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Controller:
         spent: float = 0.0,
         gpus: float = 0.0,
         gpu_seconds: float = 0.0,
+        trace: bool = False,
     ) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.listeners: list[Listener] = []
@@ -93,6 +97,8 @@ class Controller:
         self._spec, self._strategy, self._folder, self._threads = spec, strategy, folder, threads
         self.gpu_seconds = gpu_seconds
         self._gpus, self._ticked = gpus, time.time()
+        self._health = HealthBook(spec.health)
+        self._trace = trace
         self._waiting: deque[int] = deque()
         self._errors: list[str] = []
         self._best: float | None = None
@@ -199,6 +205,7 @@ class Controller:
             self._spec.goal,
             trial.threads,
             trial.epochs_done,
+            self._trace,
             self._spec.budget.trial_minutes,
             bool(self._spec.limits or self._spec.objective.against),
         )
@@ -227,8 +234,13 @@ class Controller:
             self._strategy.note_cost(number, metrics[against])
         verdict = self._strategy.observe(number, epoch, value)
         self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
+        found = self._health.look(number, epoch, metrics, trial.folder)
+        if found:
+            self._tell(lambda listener: listener.health_found(trial, found))
         if not trial.feasible:
             self._end(trial, "stopped", broken, violation)
+        elif unhealthy := self._health.stop_reason(found):
+            self._end(trial, "stopped", unhealthy)
         elif verdict.decision is Decision.PAUSE:
             trial.state = "paused"
             self._tell(lambda listener: listener.trial_halted(trial, verdict.reason))

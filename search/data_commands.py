@@ -238,3 +238,60 @@ def _read_ids(file: Path | None) -> tuple[str, ...] | None:
     if not ids:
         raise UserError(f"--ids {file}: lists no id", "a text file with one id a line")
     return ids
+
+
+@data_group.command("audit")
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for what is found.")
+@click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
+@click.option(
+    "--by",
+    type=click.Choice(["id", "group", "folder"]),
+    default="id",
+    show_default=True,
+    help="As in data.split.",
+)
+@click.option(
+    "--backbone", default="efficientnet_lite0", show_default=True, help="Whose stored features are used."
+)
+@click.option("--image-size", default=224, show_default=True, type=click.IntRange(32, 1024))
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def audit_labels(
+    source: str, out: Path, classes: str | None, by: Any, backbone: str, image_size: int, as_json: bool
+) -> None:
+    """Find photos of SOURCE whose label is probably wrong (train and validation; the test split is not read)."""
+    from dataclasses import asdict
+
+    from data.manifest import load_manifest
+    from data.split import Split
+    from models.network import ARCHITECTURES
+    from models.weights import check_weights
+    from search.audit import effect_lines, run_audit
+    from search.cli import home_folder
+
+    if backbone not in ARCHITECTURES:
+        raise UserError(f"--backbone {backbone}: unknown", f"known: {', '.join(sorted(ARCHITECTURES))}")
+    check_weights(backbone, "imagenet")
+    counts = parse_counts(classes) if classes else None
+    with Meter() as meter:
+        manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))
+    try:
+        doubts, effect = run_audit(manifest, home_folder(), out, image_size, backbone)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}", "a folder where you may write") from error
+    issues = [doubt for doubt in doubts if doubt.issue]
+    if as_json:
+        print(
+            json.dumps(
+                {"photos": len(doubts), "issues": len(issues), "effect": asdict(effect), "out": str(out)}
+            )
+        )
+        return
+    print(f"{len(issues):,} of {len(doubts):,} labels are doubtful; the most doubtful:")
+    for doubt in issues[:10]:
+        says = f"the model says {doubt.suggested} ({doubt.p_suggested:.0%})"
+        print(f"  {doubt.id} ({doubt.split}): label {doubt.label}, {says}")
+    print("\n".join(effect_lines(effect)))
+    print(
+        f"{out / 'doubtful.png'}, {out / 'audit.csv'}\n{out / 'exclude.csv'}: what data.exclude of a sweep takes"
+    )

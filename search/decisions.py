@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from models.health import Finding
 from search.controller import TrialRecord
 
 DECISIONS = "decisions.jsonl"  # in the sweep's folder
@@ -25,6 +27,9 @@ class DecisionLog:
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         """To train on is what a trial does unless something else was decided."""
+
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+        """What a rule sees decides nothing by itself; a stop is told as the trial's end."""
 
     def trial_halted(self, trial: TrialRecord, reason: str) -> None:
         """A trial is paused, or waits for another worker."""

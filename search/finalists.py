@@ -29,7 +29,7 @@ from models.predictor import DECODINGS, Decoding, Predictor, decode_counts
 from models.settings import Settings
 from models.state import load_training_state
 from models.train import Snapshot, TrialData, train
-from search.board import shown
+from search.clock import shown
 from search.recorder import FIGURES, SWEEP
 from search.spec import SweepSpec
 from search.trial import BEST, LAST, TrialTask, run_trial

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from data.manifest import Manifest, load_manifest
+from data.manifest import Manifest
 from models.build import load_checkpoint
 from models.train import TrialData
 from models.weights import weights_licence
-from search.board import short, shown
-from search.clock import clock
+from search.clock import clock, short, shown
+from search.exclude import spec_manifest
 from search.finalists import Finalist, Training, find_answer, train_finalists
 from search.recorder import trial_key
 from search.spec import SweepSpec, parse_spec
@@ -29,7 +29,7 @@ def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
     folder = find_folder(home, sweep)
     state = load_state(folder)
     spec = parse_spec(state["spec"], str(folder / STATE))
-    manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, home)
+    manifest = spec_manifest(spec, home)
     if manifest.fingerprint != state["fingerprint"]:
         raise UserError(
             f"{spec.data.source} has changed since {folder.name} ran: its test split may hold what trials learned from",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +17,14 @@ import yaml
 from data.manifest import Manifest
 from models.arithmetic import choose_arithmetic
 from models.build import load_checkpoint
+from models.health import Finding
 from models.train import TrialData
+from search.clock import short
 from search.controller import ENDED, Controller, TrialRecord, pareto_front
 from search.decisions import DECISIONS
+from search.health import read_findings, write_table
 from search.spec import SweepSpec
-from search.trial import BEST, ERROR, better
+from search.trial import BEST, ERROR, TRACE, better
 from tracking.environment import environment_tags
 from tracking.figures import write_csv, write_evaluation
 from tracking.runlog import RunLog
@@ -28,6 +32,9 @@ from tracking.runlog import RunLog
 log = logging.getLogger(__name__)
 SWEEP = "sweep"
 FIGURES = "validation"
+DESCRIPTION = "mlflow.note.content"  # what the MLflow UI shows above a run
+REFRESH_SECONDS = 30.0  # the report is written again this long after the last time,
+REFRESH_SHARE = 0.05  # or later, so that it costs at most this part of one core
 KEPT = 5  # trials whose weights stay in the sweep's folder; the tracking server has everybody's
 
 
@@ -51,8 +58,12 @@ class Recorder:
         data: TrialData,
         folder: Path,
         controller: Controller,
+        slots: int = 1,
+        gpus_per_trial: float = 0.0,
     ) -> None:
+        """`slots` trials run at once, each on `gpus_per_trial` GPUs: the report says what that costs."""
         self._controller = controller
+        self._share = {"slots": str(slots), "gpus_per_trial": f"{gpus_per_trial:g}"}
         self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
         self._sweep_id = sweep_id
         self._best: float | None = None
@@ -61,6 +72,8 @@ class Recorder:
         self._pending: list[Future[None]] = []
         # A daemon, so that nobody who leaves waits for it: it takes a minute on large data.
         self._reporting = threading.Thread(target=self._report_data, name="data-report", daemon=True)
+        self._refreshing = threading.Thread(target=self._refresh_report, name="sweep-report", daemon=True)
+        self._over = threading.Event()
         self._leaving = False
         self._tags = environment_tags() | {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
 
@@ -77,10 +90,11 @@ class Recorder:
             if not (self._log.ended(trial_key(trial.number)) and self._drawn(trial)):
                 self._note_end(trial)
         self._note_best()
+        self._refreshing.start()
 
     def _open_parent(self) -> None:
         spec = self._spec
-        tags = {**self._tags, "seed": str(spec.search.seed), "binsweep.kind": "sweep"}
+        tags = {**self._tags, **self._share, "seed": str(spec.search.seed), "binsweep.kind": "sweep"}
         params = {
             "sampler": spec.search.sampler,
             "stopping": spec.search.stopping,
@@ -112,6 +126,26 @@ class Recorder:
             if not self._leaving:
                 log.exception("data report of %s", self._sweep_id)
 
+    def _refresh_report(self) -> None:
+        pause = REFRESH_SECONDS
+        while not self._over.wait(pause):
+            pause = max(REFRESH_SECONDS, self._report_sweep() / REFRESH_SHARE)
+
+    def _report_sweep(self, ended_by: str = "") -> float:
+        """Write the sweep's report and log it; returns the seconds it took."""
+        start = time.thread_time()
+        try:
+            from search.report import describe, write_report  # they read what the run log holds by now
+
+            self._log.artifact(SWEEP, write_report(self._folder, ended_by))
+            page = self._log.page(SWEEP)
+            link = f"[Report]({page}/artifacts/report.html)\n\n" if page else ""
+            self._log.tags(SWEEP, {DESCRIPTION: link + describe(self._folder, ended_by)})
+        except Exception:  # a page that cannot be made must not cost the sweep
+            if not self._leaving:
+                log.exception("report of %s", self._sweep_id)
+        return time.thread_time() - start
+
     def _log_dataset(self, key: str) -> None:
         manifest = self._manifest
         digest = manifest.fingerprint[:32]
@@ -130,16 +164,19 @@ class Recorder:
             "binsweep.kind": "trial",
             "state": trial.state,
         }
-        searched = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
-        name = f"{trial.number:03d} {trial.settings.backbone}"
+        settings = trial.settings
+        # Short enough for the lists of the UI; the rest stands in the description and the parameters.
+        name = f"{trial.number:03d} {settings.backbone} lr {short(settings.lr)} batch {settings.batch_size}"
         params: Mapping[str, Any] = asdict(trial.settings)
-        self._log.start_run(
-            trial_key(trial.number), name, SWEEP, tags, params, f"Trial {trial.number}: {searched}."
-        )
+        self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _searched(trial))
         self._log_dataset(trial_key(trial.number))
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         self._log.metrics(trial_key(trial.number), epoch, metrics)
+
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+        tags = {finding.name: f"since epoch {finding.epoch}: {finding.text}" for finding in found}
+        self._log.tags(trial_key(trial.number), tags)
 
     def trial_halted(self, trial: TrialRecord, reason: str) -> None:
         self._log.tags(trial_key(trial.number), {"state": trial.state, "halted_because": reason})
@@ -163,7 +200,20 @@ class Recorder:
 
     def _note_end(self, trial: TrialRecord) -> None:
         key = trial_key(trial.number)
-        self._log.tags(key, {"state": trial.state, "ended_because": trial.reason})
+        state = f"{trial.state} after {trial.epochs_done} of {trial.settings.epochs} epochs: {trial.reason}"
+        warnings = [
+            f"- {finding.name} since epoch {finding.epoch}: {finding.text}"
+            for finding in read_findings(trial.folder)
+        ]
+        note = "\n\n".join([_searched(trial), state, "\n".join(warnings)]).strip()
+        within = str(trial.feasible).lower()
+        tags = {
+            "state": trial.state,
+            "ended_because": trial.reason,
+            "within_limits": within,
+            DESCRIPTION: note,
+        }
+        self._log.tags(key, tags)
         if trial.value is not None:
             best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
             self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
@@ -185,6 +235,10 @@ class Recorder:
         error, best = trial.folder / ERROR, trial.folder / BEST
         if error.exists():
             self._log.artifact(key, error)
+        if trial.epochs_done:
+            self._log.artifact(key, write_table(trial.folder, self._spec.health))
+        if (trial.folder / TRACE).exists():
+            self._log.artifact(key, trial.folder / TRACE, "profile")
         if best.exists():
             self._log.artifact(key, best, "weights")
             checkpoint = load_checkpoint(best)
@@ -208,6 +262,7 @@ class Recorder:
     def sweep_interrupted(self, why: str, status: str) -> None:
         """Leave soon: what has not ended is marked so that it can go on, and figures wait for then."""
         self._leaving = True
+        self._over.set()
         self._drawing.shutdown(wait=True, cancel_futures=True)  # for the figure in hand; one takes a second
         for trial in self._controller.trials.values():
             key = trial_key(trial.number)
@@ -225,6 +280,8 @@ class Recorder:
             future.result()
         self._drawing.shutdown()
         self._reporting.join()
+        self._over.set()
+        self._refreshing.join()
         controller = self._controller
         file = self._folder / "leaderboard.csv"
         names = list(self._spec.space)
@@ -240,6 +297,7 @@ class Recorder:
         states = [trial.state for trial in controller.trials.values()]
         counts = {f"trials.{state}": str(states.count(state)) for state in ("completed", "stopped", "failed")}
         self._log.tags(SWEEP, {**counts, "ended_by": controller.ended_by or status})
+        self._report_sweep(controller.ended_by or status)
         self._log.end_run(SWEEP, status)
 
     def _write_front(self, cost: str) -> None:
@@ -258,5 +316,7 @@ def _status(trial: TrialRecord) -> str:
     return "FAILED" if trial.state == "failed" else "FINISHED"
 
 
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _searched(trial: TrialRecord) -> str:
+    """What a trial tries, in a sentence."""
+    searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+    return f"Trial {trial.number}: {searched}."

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from data.errors import UserError
 from data.split import Split, SplitBy
+from models.health import RULES
 from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
 from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, is_active, parse_space
@@ -60,6 +61,7 @@ class DataPart(_Part):
     licence: str = "not stated"  # for the model card
     split: SplitPart = SplitPart()
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
+    exclude: str | None = None  # a CSV file whose column `id` names photos to leave out of training
 
 
 class ObjectivePart(_Part):
@@ -109,6 +111,9 @@ class ResourcesPart(_Part):
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
     # None: what there is, shared by as many trials as the CPUs allow.
     gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] | None = None
+    # What an hour of one costs, in any currency: the report then says what the sweep cost.
+    cpu_hour_price: Annotated[float, Field(ge=0)] | None = None
+    gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
 
 
 class GatePart(_Part):
@@ -142,6 +147,9 @@ class _File(_Part):
     search: SearchPart = SearchPart()
     budget: BudgetPart = BudgetPart()
     resources: ResourcesPart = ResourcesPart()
+    health: dict[
+        str, Literal["note", "stop"]
+    ] = {}  # what happens when a rule sees something; note unless said
     register_: RegisterPart = Field(default=RegisterPart(), alias="register")
 
 
@@ -159,6 +167,7 @@ class SweepSpec:
     search: SearchPart
     budget: BudgetPart
     resources: ResourcesPart
+    health: dict[str, Literal["note", "stop"]]
     register: RegisterPart
     gate: Gate
     raw: dict[str, Any]
@@ -289,6 +298,9 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
     elif file.objective.goal not in (None, METRICS[metric]):
         hint = f"{METRICS[metric]} it, or leave goal out"
         problems.append(Problem("objective.goal", f"wrong way round for {metric}", file.objective.goal, hint))
+    for rule in file.health:
+        if rule not in RULES:
+            problems.append(Problem(f"health.{rule}", "no such rule", ABSENT, _nearest(rule, RULES)))
     split = file.data.split
     total = split.train + split.validation + split.test
     if abs(total - 1) > 1e-6:
@@ -375,6 +387,7 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
         search=file.search,
         budget=file.budget,
         resources=file.resources,
+        health=file.health,
         register=file.register_,
         gate=Gate(**file.register_.gate.model_dump()),
         raw=resolved,
@@ -411,6 +424,7 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
     """Workers run in other folders, and `promote` may: a path must mean the same file there."""
     for section, key, words in (
         ("data", "source", ()),
+        ("data", "exclude", ()),
         ("model", "weights", WORDS),
         ("space", "weights", WORDS),
     ):

@@ -20,7 +20,7 @@ from tracking.spool import owner_of
 
 STATE = "sweep.json"
 # What may change when a sweep goes on: how much, not what.
-CHANGEABLE = ("budget", "resources", "register")
+CHANGEABLE = ("budget", "resources", "register", "health")
 Status = Literal["running", "unfinished", "finished"]
 
 
@@ -94,6 +94,14 @@ def find_folder(home: Path, sweep: str) -> Path:
         have = ", ".join(sorted(folder.name for folder in sweep_folders(home))) or "none yet"
         raise UserError(f"no sweep {sweep!r} in {home}", f"sweeps here: {have}")
     return found
+
+
+def newest_folder(home: Path) -> Path:
+    """The folder of the sweep that was begun last. Raises UserError where there is none."""
+    folders = sweep_folders(home)
+    if not folders:
+        raise UserError(f"no sweep in {home}", "start one with `binsweep sweep SPEC`, or set BINSWEEP_HOME")
+    return max(folders, key=lambda folder: (folder / "spec.yaml").stat().st_mtime)
 
 
 def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) -> Path | None:

@@ -14,7 +14,7 @@ import torch
 
 from data.banks import bank_folder
 from data.errors import UserError
-from data.manifest import Manifest, load_manifest, skipped_text
+from data.manifest import Manifest, skipped_text
 from data.pixels import open_pixel_bank
 from models.arithmetic import cores
 from models.train import TrialData, build_banks
@@ -23,6 +23,7 @@ from search.board import Board, Step
 from search.controller import ENDED, Controller, TrialRecord
 from search.decisions import DecisionLog
 from search.earlier import Earlier
+from search.exclude import spec_manifest
 from search.local_runner import run_local
 from search.recorder import Recorder
 from search.spec import ResourcesPart, SweepSpec
@@ -87,7 +88,7 @@ def check_before_start(spec: SweepSpec) -> None:
 def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
     """Read the data, check it against the spec, and build every bank that the trials will share."""
     with Step("reading the data") as step:
-        manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, home, step)
+        manifest = spec_manifest(spec, home, step)
     if manifest.skipped:
         print(f"skipped {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
     largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
@@ -136,9 +137,11 @@ def run_sweep(
     tracking_uri: str,
     unfinished: Path | None = None,
     earlier: Earlier | None = None,
+    trace: bool = False,
 ) -> SweepResult:
     """Run a prepared sweep, or go on with the `unfinished` one in that folder, and leave everything in MLflow and
-    in its folder under `home`. A new one knows what an `earlier` sweep does.
+    in its folder under `home`. A new one knows what an `earlier` sweep does. `trace` lets torch.profiler look at a few
+    steps of each trial.
 
     On KeyboardInterrupt, or when the runner itself fails, what runs is left so that it can go on. Raises
     UserError where another process has the sweep.
@@ -171,10 +174,10 @@ def run_sweep(
             [*spec.search.points, *(earlier.points if earlier else [])],
         )
         spent = (spent_seconds(folder), gpus, spent_gpu_seconds(folder))
-        controller = Controller(spec, strategy, folder, threads, *spent)
+        controller = Controller(spec, strategy, folder, threads, *spent, trace)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")
-        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller)
+        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots, gpus)
         recorder.sweep_started()
         patience = FLUSH_SECONDS
         controller.listeners += [recorder, DecisionLog(folder)]

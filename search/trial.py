@@ -17,10 +17,12 @@ from models.costs import photo_costs
 from models.settings import Settings
 from models.state import load_training_state
 from models.train import Snapshot, TrialData, train
+from search.health import keep_findings
 
 BEST = "best.pt"
 LAST = "last.pt"
 ERROR = "error.txt"
+TRACE = "trace.json"
 Goal = Literal["maximize", "minimize"]
 
 
@@ -35,6 +37,7 @@ class TrialTask:
     goal: Goal
     threads: int
     known: int = 0  # epochs that were reported before
+    trace: bool = False  # whether torch.profiler looks at a few steps
     minutes: float | None = None  # the longest that a trial may take at a stretch
     costs: bool = False  # whether to measure what one photo costs
 
@@ -52,9 +55,8 @@ def run_trial(task: TrialTask, data: TrialData, send: Callable[[int, dict[str, f
     Leaves `best.pt`, the checkpoint of the best validation epoch, and `last.pt`, the state of the last epoch, in
     the task's folder, written before the epoch is reported, so that a stop or a kill at any moment leaves them
     whole. Where there is a `last.pt`, its epochs that are not known yet are reported, and training goes on
-    behind them. Out of
-    memory, an epoch is done over in smaller micro-batches. An exception is written to `error.txt` there and
-    raised.
+    behind them. Out of memory, an epoch is done over in smaller micro-batches. What health rules see goes to
+    `health.json`, an exception to `error.txt`, and it is raised.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     (task.folder / ERROR).unlink(missing_ok=True)
@@ -96,14 +98,17 @@ def _attempt(
         if _healthy(metrics) and better(metrics[task.metric], best, task.goal):
             best = metrics[task.metric]
             snapshot.checkpoint().save(task.folder / BEST)
+        if snapshot.findings:
+            keep_findings(task.folder, snapshot.findings)
         snapshot.state().save(task.folder / LAST)
         go_on = send(epoch, metrics)
         if go_on and deadline is not None and time.monotonic() > deadline:
             raise TimeoutError(f"budget.trial_minutes: {task.minutes:g} are over after epoch {epoch}")
         return go_on
 
+    trace = task.folder / TRACE if task.trace and not state else None
     try:
-        train(task.settings, data, report, start_from=state, parts=parts)
+        train(task.settings, data, report, start_from=state, parts=parts, trace=trace)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error) or 2 * parts > task.settings.batch_size:
             raise

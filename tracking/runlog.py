@@ -130,6 +130,10 @@ class RunLog:
         self._feeder.wait(lambda: key in self._sender.runs, timeout)
         return self._sender.runs.get(key)
 
+    def page(self, key: str) -> str | None:
+        """Where the MLflow UI shows a run, as a link within that UI; None before the run was sent."""
+        return self._sender.page(key)
+
     def sent_run_id(self, key: str) -> str | None:
         """MLflow's id of a run that an earlier process may have started and sent; asks the server."""
         return self._sender.runs.get(key) or self._sender.lookup(key)

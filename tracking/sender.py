@@ -117,6 +117,12 @@ class Sender:
                 self._experiment_id = found.experiment_id
         return str(self._experiment_id)
 
+    def page(self, key: str) -> str | None:
+        """Where the MLflow UI shows a run, as a link within that UI; None before the run is there."""
+        if key not in self.runs or self._experiment_id is None:
+            return None
+        return f"#/experiments/{self._experiment_id}/runs/{self.runs[key]}"
+
     def _run(self, key: str) -> str:
         """The id of a run, made from its name alone if the record of its start was lost."""
         return self.runs.get(key) or self._ensure(RunPlan(key))

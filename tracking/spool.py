@@ -224,6 +224,20 @@ def find_spool(directory: Path) -> Path | None:
     return next(iter(sorted(directory.glob("runlog-*.spool"))), None)
 
 
+def read_spool(directory: Path) -> Iterator[Record]:
+    """Every intact record of a spool in the order they were made, also while its owner appends to it."""
+    path = find_spool(directory)
+    if path is None:
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        for record, _ in decode(fd, 0, os.fstat(fd).st_size):
+            if record is not None:
+                yield record
+    finally:
+        os.close(fd)
+
+
 def owner_of(directory: Path) -> str | None:
     """The id of the process that has the spool of `directory` open; None when nobody has."""
     if not (directory / _LOCK).exists():

@@ -61,6 +61,8 @@ class Heard:
     def epoch_done(self, trial: Any, epoch: int, metrics: dict[str, float]) -> None:
         self.epochs.append((trial.number, epoch))
 
+    def health_found(self, trial: Any, found: Any) -> None: ...
+
     def trial_halted(self, trial: Any, reason: str) -> None:
         pass
 

@@ -1,5 +1,6 @@
 """The controller over a real study: lost workers, errors, a full disk, pauses, and what a later process takes up."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +9,11 @@ import torch
 
 import search.controller
 import search.trial
+from models.health import RULES, Finding
 from models.state import TrainingState
 from models.train import TrialData, train
-from search.controller import Controller
+from search.controller import Controller, TrialRecord
+from search.health import keep_findings, write_table
 from search.spec import parse_spec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
 from search.trial import BEST, ERROR, LAST, TrialTask, run_trial
@@ -26,9 +29,9 @@ RAW: dict[str, Any] = {
 GOOD = {"train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5}
 
 
-def opened(folder: Path, **budget: Any) -> Controller:
+def opened(folder: Path, health: Mapping[str, str] | None = None, **budget: Any) -> Controller:
     """As a new process finds it."""
-    spec = parse_spec({**RAW, "budget": {**RAW["budget"], **budget}})
+    spec = parse_spec({**RAW, "budget": {**RAW["budget"], **budget}, "health": dict(health or {})})
     search = {"sampler": "random", "stopping": "none", "seed": 0, "max_epochs": 4}
     strategy = open_strategy(folder / "study.db", "s", spec.space, spec.goal, **search)  # type: ignore[arg-type]
     controller = Controller(spec, strategy, folder, 1)
@@ -105,7 +108,7 @@ def test_a_later_process_takes_everything_up(tmp_path: Path) -> None:
     first.report(1, 2, {**GOOD, "val_accuracy": 0.6})
     history = [{**GOOD, "val_accuracy": 0.7, "val_rmse": 1.2}, {**GOOD, "val_accuracy": 0.6}]
     folder = first.trials[1].folder
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     TrainingState(2, history, {}, {}, {}, []).save(folder / LAST)
 
     second = opened(tmp_path)
@@ -228,3 +231,45 @@ def test_a_trial_sends_what_was_not_known_and_goes_on(task: TrialTask, trial_dat
     for epoch in sent:
         assert sent[epoch]["val_loss"] == whole[epoch - 1]["val_loss"]
         assert sent[epoch]["train_loss"] == whole[epoch - 1]["train_loss"]
+
+
+class Heard:
+    """A listener that remembers what rules saw, and how trials ended."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, str]] = []
+
+    def trial_started(self, trial: TrialRecord) -> None: ...
+    def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None: ...
+    def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
+    def trial_ended(self, trial: TrialRecord) -> None: ...
+
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+        self.found += [(trial.number, finding.rule) for finding in found]
+
+
+def test_what_a_rule_sees_is_told_once_and_stops_where_the_spec_says_so(tmp_path: Path) -> None:
+    controller = opened(tmp_path, health={"overfit": "stop"})
+    controller.listeners.append(heard := Heard())
+    task = started(controller)
+    keep_findings(task.folder, [Finding("confusion", 1, "three for four")])
+    assert controller.report(task.number, 1, GOOD)
+    keep_findings(task.folder, [Finding("overfit", 2, "a wide gap"), Finding("confusion", 2, "again")])
+    assert not controller.report(task.number, 2, {**GOOD, "val_loss": 2.0})
+    assert heard.found == [(0, "confusion"), (0, "overfit")]
+    trial = controller.trials[0]
+    assert (trial.state, trial.reason) == ("stopped", "health.overfit: a wide gap")
+    again = opened(tmp_path, health={"overfit": "stop"})  # the study has the reason too
+    assert again.trials[0].reason == "health.overfit: a wide gap"
+    table = write_table(task.folder, {"overfit": "stop"}).read_text().splitlines()
+    assert "health.overfit,2,a wide gap,stop" in table and "health.confusion,1,three for four,note" in table
+    assert len(table) == 1 + len(RULES)
+
+
+def test_trials_that_learn_alike_are_noted(tmp_path: Path) -> None:
+    controller = opened(tmp_path)
+    controller.listeners.append(heard := Heard())
+    for number in range(2):
+        assert controller.report(started(controller).number, 1, GOOD)
+        assert controller.report(number, 2, {**GOOD, "val_loss": 1.0 + number})
+    assert heard.found == [(1, "similar_across_runs")]

@@ -19,6 +19,8 @@ from data.synthetic import write_synthetic
 from models.build import counter_from, load_checkpoint
 from models.network import Counter
 from models.predictor import Predictor
+from search.course import read_course
+from search.health import read_findings
 from search.predict import predict_images
 from search.promote import promote_sweep
 from search.spec import SweepSpec, parse_spec
@@ -94,6 +96,23 @@ def test_every_trial_ends_and_the_study_agrees(swept: tuple[SweepResult, Path, s
         assert record.state == state and record.epochs_done == len(trial.intermediate_values)
 
 
+def test_the_report_lies_with_the_sweep_and_agrees_with_it(
+    swept: tuple[SweepResult, Path, str], server: str, tmp_path: Path
+) -> None:
+    result, _, name = swept
+    course = read_course(result.folder)
+    assert course.status == "finished" and course.ended_by == result.ended_by
+    found = [(t.number, t.value, t.epoch, t.epochs_done, t.state, t.params) for t in course.leaders]
+    leaders = result.leaderboard
+    assert found == [(t.number, t.value, t.epoch, t.epochs_done, t.state, t.params) for t in leaders]
+    parent, _ = children(server, name)
+    page = Path(MlflowClient(server).download_artifacts(parent.info.run_id, "report.html", str(tmp_path)))
+    assert (
+        f"trial {leaders[0].number} with val_accuracy" in page.read_text()
+        and "it is running" not in page.read_text()
+    )
+
+
 def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], server: str) -> None:
     result, _, name = swept
     parent, trials = children(server, name)
@@ -123,6 +142,9 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
             "predictions.csv",
         }
         assert files == {f"validation/{file}" for file in wanted}
+        assert "health.csv" in {file.path for file in client.list_artifacts(run.info.run_id)}
+        seen = {finding.name for finding in read_findings(record.folder)}
+        assert {tag for tag in tags if tag.startswith(("health.", "profile."))} == seen
         assert [f.path for f in client.list_artifacts(run.info.run_id, "weights")] == ["weights/best.pt"]
     page = {file.path for file in client.list_artifacts(parent.info.run_id, "data")}
     assert page == {"data/report.html", "data/report.json"}

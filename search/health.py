@@ -1,0 +1,72 @@
+"""From what rules saw in the workers to what the sweep does about it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from models.health import RULES, Finding, similar_across_runs
+
+FILE = "health.json"
+TABLE = "health.csv"
+Action = Literal["note", "stop"]
+
+
+def keep_findings(folder: Path, found: Sequence[Finding]) -> None:
+    """Add to a trial's health.json, beside and renamed; what a rule saw first stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {finding.rule: finding for finding in read_findings(folder)}
+    merged = {**{finding.rule: finding for finding in found}, **known}
+    temporary = folder / f"{FILE}.tmp"
+    temporary.write_text(json.dumps([asdict(finding) for finding in merged.values()]))
+    temporary.replace(folder / FILE)
+
+
+def read_findings(folder: Path) -> list[Finding]:
+    """What rules have seen of a trial so far, in this process or an earlier one."""
+    file = folder / FILE
+    return [Finding(**finding) for finding in json.loads(file.read_text())] if file.exists() else []
+
+
+def write_table(folder: Path, actions: Mapping[str, Action]) -> Path:
+    """health.csv of a trial: every rule of health and those of the profile that saw something, and since when."""
+    found = {finding.rule: finding for finding in read_findings(folder)}
+    with (folder / TABLE).open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["rule", "since_epoch", "seen", "action"])
+        for finding in found.values():
+            writer.writerow([finding.name, finding.epoch, finding.text, actions.get(finding.rule, "note")])
+        for rule in RULES:
+            if rule not in found:
+                writer.writerow([f"health.{rule}", "", "nothing", actions.get(rule, "note")])
+    return folder / TABLE
+
+
+class HealthBook:
+    """What is known of the health of a sweep's trials. `actions` name the rules that stop a trial."""
+
+    def __init__(self, actions: Mapping[str, Action]) -> None:
+        self._actions = actions
+        self._known: dict[int, set[str]] = {}
+        # By epoch: each trial's losses. Equal settings but for the seed are other trials too.
+        self._losses: dict[int, dict[int, Mapping[str, float]]] = {}
+
+    def look(self, number: int, epoch: int, metrics: Mapping[str, float], folder: Path) -> list[Finding]:
+        """What was found since the last look at this trial; `metrics` are those of `epoch`."""
+        others = self._losses.setdefault(epoch, {})
+        if text := similar_across_runs(metrics, {n: losses for n, losses in others.items() if n != number}):
+            keep_findings(folder, [Finding("similar_across_runs", epoch, text)])
+        others[number] = {loss: metrics[loss] for loss in ("train_loss", "val_loss")}
+        known = self._known.setdefault(number, set())
+        new = [finding for finding in read_findings(folder) if finding.rule not in known]
+        known.update(finding.rule for finding in new)
+        return new
+
+    def stop_reason(self, found: Sequence[Finding]) -> str:
+        """Why the trial must stop, or an empty text."""
+        stopping = (finding for finding in found if self._actions.get(finding.rule) == "stop")
+        return next((f"{finding.name}: {finding.text}" for finding in stopping), "")

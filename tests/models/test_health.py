@@ -1,0 +1,182 @@
+"""Every rule on a trial made to show it, and on healthy ones, by the numbers it reads and in real training."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import models.health
+from models.health import (
+    RULES,
+    Finding,
+    Watch,
+    check_input_images,
+    class_imbalance,
+    collapsed_prediction,
+    confusion,
+    dead_relu,
+    exploding_tensor,
+    loss_not_decreasing,
+    overfit,
+    overtraining,
+    poor_weight_initialization,
+    saturated_activation,
+    similar_across_runs,
+    stalled_training,
+    tensor_variance,
+    unchanged_tensor,
+    vanishing_gradient,
+    weight_update_ratio,
+)
+from models.settings import Settings
+from models.train import Snapshot, TrialData, train
+
+FALLING = [2.0 - 0.1 * epoch for epoch in range(15)]
+FLAT = [1.0] * 15
+GOOD = np.diag([8, 9, 10])
+ALWAYS_LAST = np.array([[0, 0, 8], [0, 0, 9], [0, 0, 10]])
+ALIVE, DEAD = torch.tensor([0.5, 0.0, 0.3]), torch.tensor([0.0, 0.0, 0.3])
+LOSSES = {"train_loss": 1.5, "val_loss": 1.6}
+
+CASES: dict[str, tuple[Callable[..., str], tuple[Any, ...], tuple[Any, ...]]] = {
+    "loss_not_decreasing": (loss_not_decreasing, ([1.0, 1.2, 1.1, 1.05],), (FALLING,)),
+    "overfit": (overfit, (FALLING, [loss * 1.2 for loss in FALLING]), (FALLING, [x * 1.05 for x in FALLING])),
+    "overtraining": (overtraining, (FALLING, FLAT), (FALLING, FALLING)),
+    "class_imbalance": (
+        class_imbalance,
+        ((900, 500, 50), GOOD, (1, 2, 3), False),
+        ((90, 50, 50), GOOD, (1, 2, 3), False),
+    ),
+    "confusion": (confusion, (np.array([[2, 8], [1, 9]]), (1, 2)), (np.array([[6, 4], [1, 9]]), (1, 2))),
+    "collapsed_prediction": (collapsed_prediction, (ALWAYS_LAST, (1, 2, 3)), (GOOD, (1, 2, 3))),
+    "stalled_training": (stalled_training, (2000.0,), (20.0,)),
+    "similar_across_runs": (
+        similar_across_runs,
+        (LOSSES, {4: dict(LOSSES)}),
+        (LOSSES, {4: {**LOSSES, "val_loss": 1.61}}),
+    ),
+    "vanishing_gradient": (vanishing_gradient, ({"a": 1e-3, "b": 1e-9},), ({"a": 1e-3},)),
+    "exploding_tensor": (exploding_tensor, ({"a": math.inf},), ({"a": 1e6},)),
+    "dead_relu": (dead_relu, ({"a": DEAD},), ({"a": ALIVE},)),
+    "saturated_activation": (saturated_activation, ({"a": torch.tensor([1.0, 1.0, 0.2])},), ({"a": ALIVE},)),
+    "poor_weight_initialization": (poor_weight_initialization, (9.0, 5, ()), (1.7, 5, (1.0, 3.0))),
+    "weight_update_ratio": (weight_update_ratio, ({"a": 11.0},), ({"a": 1e-3},)),
+    "unchanged_tensor": (unchanged_tensor, ([{"a": 1e-7}] * 3,), ([{"a": 1e-7}, {"a": 1e-3}, {"a": 1e-7}],)),
+    "tensor_variance": (tensor_variance, (5000.0,), (1.0,)),
+    "check_input_images": (check_input_images, (120.0,), (-0.4,)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_sees_what_it_is_for_and_nothing_else(rule: str) -> None:
+    function, ill, healthy = CASES[rule]
+    assert function(*ill) and function(*healthy) == ""
+
+
+def test_the_other_side_of_rules_with_two() -> None:
+    assert "raise lr" in weight_update_ratio({"a": 1e-9}) and tensor_variance(1e-7)
+    assert "training loss" in overtraining(FLAT, FALLING)
+    assert "variances" in poor_weight_initialization(1.6, 5, (0.01, 1.0))
+    rare = np.array([[8, 0, 0], [0, 9, 0], [8, 1, 1]])
+    assert "rare" in class_imbalance((90, 50, 30), rare, (1, 2, 3), False)
+    assert class_imbalance((900, 500, 50), GOOD, (1, 2, 3), True) == ""
+
+
+def findings(data: TrialData, **changes: Any) -> dict[str, Finding]:
+    """What the rules see in a real training."""
+    found: list[Finding] = []
+
+    def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        found.extend(finding for finding in snapshot.findings if finding.kind == "health")
+        return True
+
+    settings = replace(Settings(batch_size=16, epochs=3, augment="none", precision="fp32"), **changes)
+    train(settings, data, report)
+    assert len({finding.rule for finding in found}) == len(found), "each is told once"
+    return {finding.rule: finding for finding in found}
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step is sampled: the trials here are short."""
+    monkeypatch.setattr(models.health, "SAMPLED_STEPS", 1)
+    monkeypatch.setattr(models.health, "SAMPLED_IMAGES", 1)
+
+
+def test_a_healthy_training_gives_no_alarm(trial_data: TrialData, often: None) -> None:
+    assert findings(trial_data, lr=1e-3).keys() <= {"overfit"}  # 54 photos are few
+
+
+def test_a_far_too_high_rate_shows(trial_data: TrialData, often: None) -> None:
+    found = findings(trial_data, lr=30.0, schedule="constant", epochs=5)
+    assert {"weight_update_ratio", "loss_not_decreasing"} & found.keys()
+    assert {"collapsed_prediction", "dead_relu"} <= found.keys()
+    assert found["collapsed_prediction"].epoch >= 2  # once may be chance
+
+
+def test_a_far_too_low_rate_shows(trial_data: TrialData, often: None) -> None:
+    assert "unchanged_tensor" in findings(trial_data, lr=1e-9, weight_decay=0.0, schedule="constant")
+
+
+def test_what_is_not_finite_shows(trial_data: TrialData) -> None:
+    assert "exploding_tensor" in findings(trial_data, lr=900.0, optimizer="sgd", schedule="constant")
+
+
+def watched(net: nn.Module, inputs: torch.Tensor, steps: int = 3) -> set[str]:
+    """What is seen of a network in a few steps on given inputs."""
+    labels = torch.arange(len(inputs)) % 3
+    watch = Watch(net, Settings(weights="none", trainable="all", batch_size=4), labels, (1, 2, 3))
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        watch.before_step(inputs)
+        loss = nn.functional.cross_entropy(net(inputs), labels)
+        loss.backward()
+        watch.after_backward(loss)
+        optimizer.step()
+        watch.after_step(1e-3)
+    metrics = {"train_loss": 1.0, "val_loss": 1.0}
+    return {finding.rule for finding in watch.epoch_done(1, [metrics], labels, labels)}
+
+
+@pytest.mark.parametrize("unit", [nn.Tanh(), nn.Sigmoid()])
+def test_a_saturated_layer_shows(unit: nn.Module, often: None) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(6, 8)
+    net = nn.Sequential(first, unit, nn.Linear(8, 3))
+    assert watched(net, torch.randn(12, 6)) == set()
+    with torch.no_grad():
+        first.weight *= 1000
+    assert {"saturated_activation", "vanishing_gradient"} <= watched(net, torch.randn(12, 6).sign() * 9)
+
+
+def test_inputs_that_are_not_normalised_show(often: None) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    assert not {"check_input_images", "tensor_variance"} & watched(net, torch.randn(12, 3, 8, 8))
+    assert {"check_input_images", "tensor_variance"} <= watched(net, 255 * torch.rand(12, 3, 8, 8))
+
+
+def test_a_poorly_drawn_network_shows(often: None) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert "poor_weight_initialization" not in watched(net, torch.randn(12, 6))
+    with torch.no_grad():
+        net[2].weight *= 30
+    assert "poor_weight_initialization" in watched(net, torch.randn(12, 6))
+
+
+def test_the_sampled_steps_are_always_the_same() -> None:
+    net = nn.Linear(4, 3)
+    watch = Watch(net, Settings(batch_size=32), torch.zeros(8, dtype=torch.int64), (1, 2, 3))
+    sampled = []
+    for step in range(250):
+        watch.before_step(torch.zeros(2, 4))
+        sampled += [step] if watch._due else []
+        watch.after_backward(torch.tensor(1.0, requires_grad=True))
+        watch.after_step(1e-3)
+    assert sampled == [0, 100, 200]

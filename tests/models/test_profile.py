@@ -1,0 +1,100 @@
+"""Where a step's time goes, and what the profile's rules recommend, for a trial made to show it and a healthy one."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import models.profile
+from models.batches import FeatureBatches
+from models.health import Finding
+from models.profile import (
+    PHASES,
+    batch_size,
+    cpu_bound,
+    data_bound,
+    low_gpu_utilization,
+    memory_growing,
+    slow_start,
+    step_outlier,
+)
+from models.settings import Settings
+from models.train import Snapshot, TrialData, train
+
+EVEN = [0.01] * 50
+CASES: list[tuple[Callable[..., str], tuple[Any, ...], tuple[Any, ...], str]] = [
+    (data_bound, ({"wait": 0.6, "forward": 0.4},), ({"wait": 0.2, "forward": 0.8},), "waits for data"),
+    (cpu_bound, (95.0, 5.0), (95.0, 80.0), "more cpus_per_trial"),
+    (cpu_bound, (30.0, None), (97.0, None), "30 % of its cores"),
+    (low_gpu_utilization, (20.0,), (90.0,), "larger batch_size"),
+    (low_gpu_utilization, (20.0,), (None,), "20 %"),
+    (batch_size, (20.0, 30.0, 1), (90.0, 30.0, 1), "a larger batch_size"),
+    (batch_size, (90.0, 90.0, 4), (None, None, 1), "only in 4 parts"),
+    (
+        memory_growing,
+        ([1000.0 + 100 * look for look in range(7)],),
+        ([1000.0, 1900, 1000, 1001, 1000, 1003, 1000],),
+        "1600 MB",
+    ),
+    (slow_start, (100.0, 20.0), (100.0, 300.0), "until the first step"),
+    (step_outlier, ([*EVEN, 0.5, 0.5, 0.5],), (EVEN,), "3 of 53 steps"),
+]
+
+
+@pytest.mark.parametrize(("rule", "ill", "healthy", "said"), CASES)
+def test_a_rule_recommends_where_it_should_and_nothing_else(
+    rule: Callable[..., str], ill: tuple[Any, ...], healthy: tuple[Any, ...], said: str
+) -> None:
+    assert said in rule(*ill) and rule(*healthy) == ""
+
+
+def trained(data: TrialData, **options: Any) -> tuple[list[dict[str, float]], list[Finding]]:
+    seen: list[dict[str, float]] = []
+    found: list[Finding] = []
+
+    def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        seen.append(metrics)
+        found.extend(snapshot.findings)
+        return True
+
+    train(replace(Settings(), batch_size=8, epochs=3), data, report, **options)
+    return seen, found
+
+
+def test_the_phases_add_up_to_the_step(trial_data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.profile, "SYSTEM_SECONDS", 0.0)
+    seen, _ = trained(trial_data)
+    for metrics in seen:
+        steps = -(-len(trial_data.train) // 8)
+        phases = sum(metrics[f"profile/{phase}_ms"] for phase in PHASES) / 1000 * steps
+        trained_seconds = len(trial_data.train) / metrics["images_per_second"]
+        assert 0.5 * trained_seconds < phases <= trained_seconds
+        assert metrics["system/process_memory_usage_megabytes"] > 100
+        assert metrics["system/cpu_utilization_percentage"] > 0
+    assert seen[0]["profile/startup_seconds"] > 0 and seen[1]["profile/report_seconds"] > 0
+
+
+def test_slow_data_is_found(trial_data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = FeatureBatches.take
+
+    def slowly(self: FeatureBatches, rows: Tensor, *others: Any) -> Tensor:
+        time.sleep(0.02)
+        return take(self, rows, *others)
+
+    monkeypatch.setattr(FeatureBatches, "take", slowly)
+    seen, found = trained(trial_data)
+    assert [finding.name for finding in found].count("profile.data_bound") == 1
+    assert seen[0]["profile/wait_ms"] >= 20
+
+
+def test_a_trace_shows_a_few_steps(trial_data: TrialData, tmp_path: Path) -> None:
+    trained(trial_data, trace=tmp_path / "trace.json")
+    names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert "aten::addmm" in names
+    assert torch.autograd._profiler_enabled() is False

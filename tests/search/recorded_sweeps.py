@@ -1,0 +1,76 @@
+"""Sweeps as their run log records them, without training anything: for the report and `status`."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+from search.spec import parse_spec
+from tracking.spool import Spool
+
+START = 1_700_000_000.0
+RAW: dict[str, Any] = {
+    "name": "recorded",
+    "data": {"source": "somewhere"},
+    "space": {
+        "backbone": ["resnet18", "efficientnet_lite0"],
+        "lr": {"low": 1e-4, "high": 0.1, "log": True},
+        "weight_decay": {"low": 1e-3, "high": 1.0, "log": True},
+        "epochs": {"low": 2, "high": 30},
+    },
+    "budget": {"trials": 1000},
+    "resources": {"cpus_per_trial": 2, "cpu_hour_price": 0.5},
+}
+
+
+class Recorded:
+    """Writes a sweep's folder; `at` is its clock in seconds."""
+
+    def __init__(self, folder: Path, status: str = "finished", **changes: Any) -> None:
+        self.folder, self.at = folder, START
+        (folder / "spool").mkdir(parents=True)
+        self.spool = Spool(folder / "spool", lambda record: None)
+        spec = parse_spec({**RAW, **changes})
+        state = {"id": folder.name, "status": status, "ended_by": "budget.trials: all were started"}
+        (folder / "sweep.json").write_text(json.dumps({**state, "spec": spec.raw}))
+        (folder / "spec.yaml").write_text("")
+        self.add("sweep", "start", tags={"slots": "2", "gpus_per_trial": "0"}, params={})
+        splits = {"train": {"1": 30, "2": 70}, "validation": {"1": 15, "2": 5}}
+        self.add("sweep", "dataset", profile={"splits": splits})
+
+    def add(self, key: str, kind: str, **record: Any) -> None:
+        self.spool.append({"kind": kind, "at": int(1000 * self.at), "key": key, **record})
+
+    def start(self, number: int, **params: Any) -> None:
+        text = {name: str(value) for name, value in params.items()}
+        self.add(f"trial-{number:04d}", "start", tags={"suggested_because": "a guess"}, params=text)
+
+    def epoch(self, number: int, epoch: int, accuracy: float, loss: float = 1.0) -> None:
+        values = {"train_loss": loss, "val_loss": loss, "val_accuracy": accuracy, "val_rmse": 1.2}
+        self.add(f"trial-{number:04d}", "metrics", step=epoch, values={**values, "images_per_second": 100.0})
+
+    def tags(self, number: int, **tags: str) -> None:
+        self.add(f"trial-{number:04d}", "tags", values={k.replace("__", "."): v for k, v in tags.items()})
+
+    def close(self) -> Path:
+        self.spool.close()
+        return self.folder
+
+
+def random_sweep(folder: Path, trials: int, seed: int = 0) -> Path:
+    """A sweep whose value depends on lr, on backbone a little, and on weight decay not at all."""
+    draw = random.Random(seed)
+    sweep = Recorded(folder)
+    for number in range(trials):
+        lr, backbone = 10 ** draw.uniform(-4, -1), draw.choice(["resnet18", "efficientnet_lite0"])
+        epochs = draw.randint(2, 30)
+        done = epochs if draw.random() < 0.3 else draw.randint(1, epochs)
+        sweep.start(number, lr=lr, backbone=backbone, weight_decay=10 ** draw.uniform(-3, 0), epochs=epochs)
+        top = 0.5 - 0.1 * (math.log10(lr) + 1.2) ** 2 + 0.02 * (backbone == "resnet18")
+        for epoch in range(1, done + 1):
+            sweep.at += 1
+            sweep.epoch(number, epoch, round(top * (1 - 0.5**epoch) + draw.gauss(0, 0.005), 4))
+        state = "completed" if done == epochs else "stopped"
+        sweep.tags(number, state=state, ended_because="because")
+    return sweep.close()

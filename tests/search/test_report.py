@@ -1,0 +1,177 @@
+"""What the report and `status` say of a sweep, from its run log alone."""
+
+import json
+import math
+import re
+import subprocess
+from pathlib import Path
+from shutil import which
+
+import pytest
+from recorded_sweeps import START, Recorded, random_sweep
+
+from data.errors import UserError
+from search.advice import importances, improvements, next_steps, verdict
+from search.course import as_json, read_course
+from search.report import write_report
+from search.status import lines
+
+CHROMIUM = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=10000 --dump-dom"
+)
+
+
+@pytest.fixture(scope="module")
+def sixty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_sweep(tmp_path_factory.mktemp("home") / "recorded-1", 60)
+
+
+def test_a_trials_course_is_what_the_run_log_holds(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "s-1")
+    params = {"backbone": "resnet18", "lr": 0.01, "weight_decay": 0.1, "epochs": 9}
+    sweep.start(0, **params)
+    sweep.at += 10
+    sweep.epoch(0, 1, 0.4)
+    sweep.start(1, **{**params, "lr": 0.02})
+    sweep.tags(0, state="paused", halted_because="another trial comes first")
+    sweep.at += 100
+    sweep.epoch(1, 1, 0.9, loss=math.nan)
+    sweep.tags(1, state="failed", ended_because="value is nan")
+    sweep.at += 1000  # a break: nobody works
+    sweep.start(0, **params)
+    sweep.at += 5
+    sweep.epoch(0, 2, 0.6)
+    sweep.tags(0, health__overfit="since epoch 2")
+    sweep.tags(0, state="stopped", ended_because="two worse")
+    course = read_course(sweep.close())
+    first, second = course.trials
+    assert (first.state, first.reason, first.value, first.epoch) == ("stopped", "two worse", 0.6, 2)
+    assert first.params == params and first.warnings == {"health.overfit": "since epoch 2"}
+    assert (second.value, second.state) == (None, "failed")
+    assert [trial.number for trial in course.leaders] == [0]
+    assert first.seconds == 15 and second.seconds == 100 and course.seconds == 115
+    assert course.since_start(START + 1112) == 112  # the break is left out
+    assert course.cost == {"cpu_hours": 230 / 3600, "gpu_hours": 0.0, "money": 115 / 3600}
+    assert [(round(at), value) for at, _, value, _ in improvements(course)] == [(10, 0.4), (115, 0.6)]
+    assert course.guess == 0.25 and "35.0 points above" in " ".join(verdict(course))
+
+
+def test_the_advice_finds_what_decides(sixty: Path) -> None:
+    course = read_course(sixty)
+    weights = importances(course)
+    assert next(iter(weights)) == "lr" and weights["weight_decay"] < 0.1
+    steps = next_steps(course, weights)
+    assert any(step.startswith("lr:") for step in steps) and any(
+        "fix" in step and "weight_decay at" in step for step in steps
+    )
+
+
+def test_an_optimum_at_the_edge_is_said(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "s-1")
+    for number in range(20):
+        lr = 1e-4 * 1000 ** (number / 19)
+        sweep.start(number, backbone="resnet18", lr=lr, weight_decay=0.1, epochs=2)
+        sweep.epoch(number, 1, 0.3 + 0.01 * number)
+        sweep.tags(number, state="completed", ended_because="trained to its end")
+    course = read_course(sweep.close())
+    assert any(
+        "lr: the best lies at the upper edge (0.1)" in step for step in next_steps(course, {"lr": 1.0})
+    )
+
+
+def test_a_trial_that_broke_a_limit_leads_nothing(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "s-1")
+    for number, accuracy in enumerate((0.4, 0.9)):
+        sweep.start(number, backbone="resnet18", lr=0.01, weight_decay=0.1, epochs=2)
+        sweep.epoch(number, 1, accuracy)
+        sweep.tags(number, state="stopped", ended_because="a limit", within_limits=str(number == 0).lower())
+    course = read_course(sweep.close())
+    assert [trial.number for trial in course.leaders] == [0]
+    assert [value for _, _, value, _ in improvements(course)] == [0.4]
+
+
+def test_a_parameter_that_depends_on_another_is_shown_where_it_counts(tmp_path: Path) -> None:
+    momentum = {"low": 0.5, "high": 0.99, "when": {"optimizer": ["sgd"]}}
+    space = {
+        "optimizer": ["adamw", "sgd"],
+        "lr": {"low": 1e-4, "high": 0.1, "log": True},
+        "momentum": momentum,
+    }
+    sweep = Recorded(tmp_path / "s-1", space=space)
+    for number in range(24):
+        optimizer = ("adamw", "sgd")[number % 2]
+        lr = 1e-4 * 1000 ** (number / 23)
+        sweep.start(number, optimizer=optimizer, lr=lr, momentum=0.9 if number % 2 else 0.2, epochs=2)
+        sweep.epoch(number, 1, 0.3 + 0.01 * number)
+        sweep.tags(number, state="completed", ended_because="trained to its end")
+    folder = sweep.close()
+    course = read_course(folder)
+    assert [set(trial.params) for trial in course.trials[:2]] == [{"optimizer", "lr"}, set(space)]
+    assert next(iter(importances(course))) == "lr"
+    assert write_report(folder).read_text().count("<tr data-n=") == 24 and lines(course)
+
+
+def test_too_few_trials_say_nothing_about_the_space(tmp_path: Path) -> None:
+    course = read_course(random_sweep(tmp_path / "s-1", 4))
+    assert importances(course) == {} and "too few" in next_steps(course, {})[0]
+
+
+@pytest.mark.parametrize(("trials", "said"), [(0, "none with a result yet"), (1, "Leaderboard")])
+def test_a_sweep_that_has_hardly_begun_has_a_report_too(tmp_path: Path, trials: int, said: str) -> None:
+    assert said in write_report(random_sweep(tmp_path / "s-1", trials)).read_text()
+
+
+def test_the_page_needs_nothing_but_itself(sixty: Path) -> None:
+    page = write_report(sixty).read_text()
+    assert not re.search(r"(src|href)\s*=|url\(|@import|fetch\(", page)
+    assert page.count("<tr data-n=") == 60 and "Parallel coordinates" in page
+    with pytest.raises(UserError, match="No such file"):
+        write_report(sixty, out=sixty / "nowhere" / "page.html")
+
+
+def test_words_of_others_cannot_become_markup(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "s-1")
+    sweep.start(0, backbone="resnet18", lr=0.01, weight_decay=0.1, epochs=2)
+    sweep.epoch(0, 1, 0.4)
+    sweep.tags(0, state="failed", ended_because="ValueError: </script><script>alert(1)</script>")
+    page = write_report(sweep.close()).read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+
+
+def test_status_in_plain_lines_and_json(sixty: Path) -> None:
+    course = read_course(sixty)
+    text, answer = "\n".join(lines(course)), json.loads(as_json(course))
+    best = course.leaders[0]
+    assert f"trial {best.number} at epoch {best.epoch}" in text and "by the spec's prices" in text
+    assert (
+        answer["best"]["value"] == best.value
+        and answer["trials"]["completed"] + answer["trials"]["stopped"] == 60
+    )
+    assert answer["rungs"]["1"] == 60 and answer["status"] == "finished"
+
+
+@pytest.mark.integration
+def test_a_browser_shows_the_report_without_complaint(sixty: Path, tmp_path: Path) -> None:
+    browser = which("chromium") or which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium here")
+    page = write_report(sixty).read_text()
+    # What a person does: sort by value, worst first, and point at a mark.
+    act = """<script>
+    document.querySelectorAll('#leaders th')[2].click();
+    const mark = document.querySelector('circle[data-n="7"]');
+    mark.dispatchEvent(new MouseEvent('mouseover', { bubbles: true }));
+    document.title = [document.querySelector('#leaders tbody tr').dataset.n, document.getElementById('tip').textContent,
+      document.querySelectorAll('.lit').length].join('|');
+    </script>"""
+    file = tmp_path / "acted.html"
+    file.write_text(page.replace("</body>", f"{act}</body>"))
+    command = [browser, *CHROMIUM.split(), f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert title is not None
+    first, tip, lit = title.group(1).split("|")
+    assert int(first) == read_course(sixty).leaders[-1].number
+    assert tip.startswith("trial 7: val_accuracy") and int(lit) > 5
