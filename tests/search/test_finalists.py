@@ -174,7 +174,7 @@ def test_two_splits_as_one_keep_each_rows_place() -> None:
             self.values = torch.arange(start, end)
             self.labels, self.views = self.values % 3, 2
 
-        def take(self, rows: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        def take(self, rows: torch.Tensor, views: torch.Tensor, mark: Any = None) -> torch.Tensor:
             return torch.stack([self.values[rows], views], dim=1)
 
     joined = JoinedBatches(Rows(0, 5), Rows(5, 8))
