@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 Stages = list[tuple[str, nn.Module]]
@@ -107,11 +105,21 @@ class Architecture:
 
 
 def _tv(name: str, **options: Any) -> Callable[[], Any]:
-    return lambda: getattr(torchvision.models, name)(weights=None, **options)
+    def create() -> Any:
+        import torchvision  # takes as long as torch itself, and names and sizes need neither of the two
+
+        return getattr(torchvision.models, name)(weights=None, **options)
+
+    return create
 
 
 def _timm(name: str) -> Callable[[], Any]:
-    return lambda: timm.create_model(name, pretrained=False)
+    def create() -> Any:
+        import timm
+
+        return timm.create_model(name, pretrained=False)
+
+    return create
 
 
 _EFFICIENTNET = _torchvision_features([0, 2, 3, 4, 6])

@@ -8,9 +8,7 @@ import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
-import timm
 import torch
-import torchvision
 from torch import Tensor
 
 from data.errors import UserError
@@ -32,6 +30,8 @@ def _hub_file(backbone: str) -> Path | None:
     """torchvision's own weights file, if an earlier download left it in the torch hub cache."""
     if backbone in LITE:
         return None
+    import torchvision  # late, as in models.network
+
     url = torchvision.models.get_model_weights(backbone).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     return file if file.is_file() else None
@@ -95,6 +95,8 @@ def load_state(backbone: str, file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"model.weights: {file} holds no plain state dict", "save model.state_dict()")
     if backbone in LITE and "_conv_stem.weight" in state:
+        import timm
+
         names = timm.create_model(f"tf_{backbone}").state_dict()
         state = dict(zip(names, state.values(), strict=True))
     return state

@@ -79,12 +79,7 @@ def sweep(
     as_json: bool,
 ) -> None:
     """Run the sweep that SPEC describes, or go on with it where it was cut short."""
-    from search.board import leaderboard_table
-    from search.earlier import know_earlier
     from search.spec import load_spec
-    from search.state import find_folder, find_unfinished
-    from search.sweep import check_before_start, prepare, run_sweep
-    from tracking.server import require_reachable, tracking_server
 
     given = [f"--{name}" for name, on in (("resume", resume), ("new", anew)) if on]
     given += ["--warm-start"] if warm_start else []
@@ -93,6 +88,14 @@ def sweep(
             f"{' and '.join(given)} exclude one another", "--resume goes on, the others start anew"
         )
     loaded = load_spec(spec, assignments)
+
+    # Mistakes in a specification are told before seconds are spent on these.
+    from search.board import leaderboard_table
+    from search.earlier import know_earlier
+    from search.state import find_folder, find_unfinished
+    from search.sweep import check_before_start, prepare, run_sweep
+    from tracking.server import require_reachable, tracking_server
+
     home = home_folder()
     known = find_folder(home, warm_start) if warm_start else None
     check_before_start(loaded)

@@ -27,7 +27,7 @@ from real_sweeps import (
 from search.state import load_state
 
 
-@pytest.mark.parametrize("runner", ["local", "ray"])
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.integration)])
 def test_a_killed_sweep_goes_on_by_the_same_command(
     runner: str, bins: Path, server: str, tmp_path: Path
 ) -> None:
