@@ -29,9 +29,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from trials import trial_data
 
 from models.arithmetic import Arithmetic, choose_arithmetic, cores, threads_of
-from models.build import build_counter
 from models.settings import Settings
-from models.train import TrialData, _forward, _optimizer, _schedule, _training_batches, open_batches, train
+from models.train import (
+    TrialData,
+    _forward,
+    _optimizer,
+    _schedule,
+    _training_batches,
+    open_batches,
+    open_counter,
+    train,
+)
 
 PHASES = ("wait", "copy", "forward", "backward", "optimiser")
 
@@ -42,8 +50,7 @@ class Steps:
     def __init__(self, settings: Settings, data: TrialData) -> None:
         self.settings, self.data = settings, data
         self.arithmetic = choose_arithmetic(settings.precision)
-        counter = build_counter(settings, data.classes, data.image_size).to(self.arithmetic.device)
-        counter = counter.to(memory_format=torch.channels_last)
+        counter = open_counter(settings, data, self.arithmetic)
         self.learn = open_batches(
             counter, settings, data.train, data.banks, self.arithmetic, settings.augment
         )

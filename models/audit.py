@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from models.arithmetic import choose_arithmetic
-from models.build import build_counter
 from models.metrics import count_metrics
 from models.settings import Settings
-from models.train import PLAIN, TrialData, open_batches
+from models.train import PLAIN, TrialData, open_batches, open_counter
 
 FOLDS = 5
 # As good on real bins as the trained head (30 % of validation right), and calibrated; 1e-2 overfits.
@@ -67,8 +66,7 @@ def stored_features(data: TrialData, backbone: str) -> tuple[Features, Features]
     """Features float32 [N, F] of train and validation by a frozen backbone, from its bank."""
     settings = Settings(backbone=backbone)
     arithmetic = choose_arithmetic(settings.precision)
-    counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
-    counter = counter.to(memory_format=torch.channels_last)
+    counter = open_counter(settings, data, arithmetic)
     found = []
     for bank, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
         batches = open_batches(counter, settings, bank, data.banks, arithmetic, augment)

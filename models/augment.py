@@ -31,12 +31,15 @@ def views_of(augment: Augment, sampled: int) -> int:
 def augment_images(images: Tensor, rows: Tensor, views: Tensor, augment: Augment) -> Tensor:
     """uint8 [B, S, S, 3] of the photos `rows` int64 [B], as their `views` int64 [B] show them; the same shape.
 
-    flip: mirrored where the view is odd; flip_shift: moved as well, edge pixels repeated; full: brightness,
-    contrast and saturation as in torchvision's ColorJitter and a blur of up to a 5 x 5 binomial kernel as well.
+    none: as it is; flip: mirrored where the view is odd; flip_shift: moved as well, edge pixels repeated; full:
+    brightness, contrast and saturation as in torchvision's ColorJitter and a blur of up to a 5 x 5 binomial kernel
+    as well.
     """
+    if augment == "none":
+        return images
     mirrored = (views % 2 == 1).to(images.device).view(-1, 1, 1, 1)
     images = torch.where(mirrored, images.flip(2), images)
-    if augment in ("none", "flip"):
+    if augment == "flip":
         return images
     draws = _draws(rows, views, 6)
     reach = int(SHIFT * images.shape[1])

@@ -62,6 +62,12 @@ class TrialData:
     banks: Path  # the folder of the feature banks
 
 
+def open_counter(settings: Settings, data: TrialData, arithmetic: Arithmetic) -> Counter:
+    """A fresh counter for these photos, where and as the arithmetic computes."""
+    counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
+    return counter.to(memory_format=torch.channels_last)
+
+
 def open_batches(
     counter: Counter,
     settings: Settings,
@@ -106,8 +112,7 @@ def open_batches(
 def build_banks(settings: Settings, data: TrialData, progress: Progress | None = None) -> None:
     """Compute the feature banks that a trial with these settings will ask for; nothing where nothing is frozen."""
     arithmetic = choose_arithmetic(settings.precision)
-    counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
-    counter = counter.to(memory_format=torch.channels_last)
+    counter = open_counter(settings, data, arithmetic)
     if counter.cut(settings.trainable):
         for split, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
             open_batches(counter, settings, split, data.banks, arithmetic, augment, progress=progress)
@@ -250,8 +255,7 @@ def train(
     profile = Profile(arithmetic.device, torch.get_num_threads(), trace)
     generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)  # dropout draws from the global generator
-    counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
-    counter = counter.to(memory_format=torch.channels_last)
+    counter = open_counter(settings, data, arithmetic)
     learn = open_batches(counter, settings, data.train, data.banks, arithmetic, settings.augment, stored)
     check = open_batches(counter, settings, data.validation, data.banks, arithmetic, PLAIN, stored)
     if refit:

@@ -20,6 +20,7 @@ from search.health import HealthBook
 from search.spec import SweepSpec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion
 from search.trial import ERROR, LAST, Goal, TrialTask, better
+from search.whole import write_json
 
 # paused: the strategy may take it up again; waiting: its worker was lost, and the next free one goes on with it.
 State = Literal["running", "paused", "waiting", "completed", "stopped", "failed"]
@@ -343,10 +344,8 @@ def pareto_front(trials: Sequence[TrialRecord], cost: str) -> list[TrialRecord]:
 def _write_record(trial: TrialRecord) -> None:
     """What the study does not hold of an ended trial, for a process that takes the sweep up later."""
     trial.folder.mkdir(parents=True, exist_ok=True)
-    temporary = trial.folder / f"{RECORD}.tmp"
     kept = {"metrics": trial.metrics, "started": trial.started, "ended": trial.ended}
-    temporary.write_text(json.dumps(kept))
-    temporary.replace(trial.folder / RECORD)
+    write_json(trial.folder / RECORD, kept)
 
 
 def _read_record(trial: TrialRecord) -> None:

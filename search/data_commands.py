@@ -24,6 +24,16 @@ def data_group() -> None:
     """Make, fetch, send and look at data sets."""
 
 
+_BY = click.option(
+    "--by",
+    type=click.Choice(["id", "group", "folder"]),
+    default="id",
+    show_default=True,
+    help="What the splits divide, as in data.split.",
+)
+_CLASSES = click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
+
+
 def parse_counts(text: str, option: str = "--classes") -> list[int]:
     """`0-5` or `1,2,3` as a list; raises UserError for anything else."""
     try:
@@ -95,7 +105,7 @@ def synth(dest: Path, images: int, seed: int, size: int, classes: str) -> None:
 @data_group.command()
 @click.argument("source", metavar="s3://BUCKET[/PREFIX]")
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
+@_CLASSES
 @click.option("--limit", type=click.IntRange(1), help="At most so many images.")
 @click.option("--per-class", type=click.IntRange(1), help="At most so many images of each count.")
 @click.option(
@@ -159,13 +169,7 @@ def pull(
     show_default=True,
     help="same: as the files lie; splits: train/, validation/ and test/, each with a folder for each count.",
 )
-@click.option(
-    "--by",
-    type=click.Choice(["id", "group", "folder"]),
-    default="id",
-    show_default=True,
-    help="What the splits divide.",
-)
+@_BY
 @click.option("--endpoint", metavar="URL", help="Another server than Amazon's; also AWS_ENDPOINT_URL.")
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_json: bool) -> None:
@@ -195,14 +199,8 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The page; FILE.json goes beside it."
 )
-@click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
-@click.option(
-    "--by",
-    type=click.Choice(["id", "group", "folder"]),
-    default="id",
-    show_default=True,
-    help="What the splits divide.",
-)
+@_CLASSES
+@_BY
 def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     """Show what is in SOURCE: classes, sizes, light, blur, duplicates, leaks, doubtful labels, samples."""
     from data.manifest import load_manifest
@@ -243,14 +241,8 @@ def _read_ids(file: Path | None) -> tuple[str, ...] | None:
 @data_group.command("audit")
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for what is found.")
-@click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
-@click.option(
-    "--by",
-    type=click.Choice(["id", "group", "folder"]),
-    default="id",
-    show_default=True,
-    help="As in data.split.",
-)
+@_CLASSES
+@_BY
 @click.option(
     "--backbone", default="efficientnet_lite0", show_default=True, help="Whose stored features are used."
 )

@@ -33,6 +33,7 @@ from search.clock import shown
 from search.recorder import FIGURES, SWEEP
 from search.spec import SweepSpec
 from search.trial import BEST, LAST, TrialTask, run_trial
+from search.whole import write_json
 from tracking.environment import environment_tags
 from tracking.figures import write_evaluation
 from tracking.gate import ALPHA, chance_of_no_better
@@ -146,7 +147,7 @@ def _train_again(
                 raise
         (place / LAST).unlink(missing_ok=True)
         _end_run(runlog, key, place, data, diverged)
-        _note(place / DONE, {"diverged": diverged})
+        write_json(place / DONE, {"diverged": diverged})
     if json.loads((place / DONE).read_text())["diverged"]:
         return None
     return Training(key, place / BEST, load_checkpoint(place / BEST).metrics[spec.metric])
@@ -182,12 +183,6 @@ def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: b
     runlog.end_run(key, "FAILED" if diverged else "FINISHED")
 
 
-def _note(file: Path, what: Mapping[str, Any]) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(what))
-    temporary.replace(file)
-
-
 def refit(
     folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, members: int, runlog: RunLog
 ) -> list[Training]:
@@ -206,7 +201,7 @@ def refit(
                 _train_on_both(settings, data, epochs, place, key, runlog)
             runlog.artifact(key, place / BEST, "weights")
             runlog.end_run(key, "FINISHED")
-            _note(place / DONE, {"epochs": epochs})
+            write_json(place / DONE, {"epochs": epochs})
         print(f"refit on train and validation: {epochs} epochs, as its trainings took", file=sys.stderr)
         again.append(Training(key, place / BEST, training.value))
     return again

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.health import RULES, Finding, similar_across_runs
+from search.whole import write_json
 
 FILE = "health.json"
 TABLE = "health.csv"
@@ -21,9 +22,7 @@ def keep_findings(folder: Path, found: Sequence[Finding]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     known = {finding.rule: finding for finding in read_findings(folder)}
     merged = {**{finding.rule: finding for finding in found}, **known}
-    temporary = folder / f"{FILE}.tmp"
-    temporary.write_text(json.dumps([asdict(finding) for finding in merged.values()]))
-    temporary.replace(folder / FILE)
+    write_json(folder / FILE, [asdict(finding) for finding in merged.values()])
 
 
 def read_findings(folder: Path) -> list[Finding]:

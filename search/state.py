@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from search.controller import Controller
 from search.recorder import SWEEP, trial_key
 from search.spec import SweepSpec
 from search.trial import BEST
+from search.whole import write_json
 from tracking.runlog import RunLog
 from tracking.spool import owner_of
 
@@ -51,9 +51,7 @@ def save_state(
         "fingerprint": manifest.fingerprint,
         "leaderboard": trials,
     }
-    temporary = folder / f"{STATE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(state, indent=1))
-    temporary.replace(folder / STATE)
+    write_json(folder / STATE, state)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
