@@ -34,6 +34,7 @@ class Manifest:
 
     `fingerprint` is the sha256 hex digest of the classes and of every item's id, label, split and content:
     it changes with any of them, and neither with the place of the files nor with the order of reading.
+    `whole` is the fingerprint of the manifest from which items were taken away; "" where none were.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Manifest:
     items: tuple[Item, ...]
     skipped: tuple[Skipped, ...]
     fingerprint: str
+    whole: str = ""
 
     def split(self, name: SplitName) -> tuple[Item, ...]:
         """The items of one split, sorted by id."""
@@ -54,7 +56,8 @@ class Manifest:
         gone = [item for item in self.split("train") if item.id in ids]
         kept = tuple(item for item in self.items if item.split != "train" or item.id not in ids)
         skipped = (*self.skipped, *(Skipped(item.id, f"excluded by {where}") for item in gone))
-        return Manifest(self.source, self.classes, kept, skipped, _fingerprint(self.classes, kept))
+        left = _fingerprint(self.classes, kept)
+        return Manifest(self.source, self.classes, kept, skipped, left, self.whole or self.fingerprint)
 
     def class_counts(self, name: SplitName) -> dict[int, int]:
         """How many items of each class a split has, classes without any included."""

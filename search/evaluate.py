@@ -55,7 +55,7 @@ def evaluate_source(
     division = Split(**photos["split"]) if "split" in photos else Split()
     with Step("reading the data") as step:
         manifest = load_manifest(source, classes or photos.get("classes"), division, home, step)
-    own = manifest.fingerprint == tags.get("dataset.fingerprint")
+    own = manifest.fingerprint == photos.get("fingerprint")
     which = split or ("test" if own else None)
     items = manifest.items if which is None else manifest.split(which)
     name = f"{version.name} version {version.version}" if version is not None else model_uri
@@ -99,7 +99,7 @@ def require_own_test_split(tags: dict[str, str], name: str, home: Path) -> tuple
         raise UserError(f"{name} does not say which data it was judged by", "promote a sweep anew")
     with Step("reading the data") as step:
         manifest = load_manifest(photos["source"], photos["classes"], Split(**photos["split"]), home, step)
-    if manifest.fingerprint != tags.get("dataset.fingerprint"):
+    if manifest.fingerprint != photos["fingerprint"]:
         raise UserError(
             f"{photos['source']} has changed since {name} was judged by it",
             "bring the data back as they were, or promote anew",

@@ -94,7 +94,13 @@ def _candidate(
         "licence of the weights": weights_licence(settings.backbone, settings.weights),
     }
     part = spec.data
-    photos = {"source": part.source, "classes": part.classes, "split": part.split.model_dump()}
+    photos = {
+        "source": part.source,
+        "classes": part.classes,
+        "split": part.split.model_dump(),
+        # Evaluations to come read the source whole: data.exclude takes from train alone.
+        "fingerprint": manifest.whole or manifest.fingerprint,
+    }
     notes = [*_finalist_notes(spec, finalists), *answer.notes]
     return Candidate(
         run_id, answer.predictor, manifest, spec.metric, folder.name, answer.validation, notes, origin, photos

@@ -175,8 +175,11 @@ def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server:
     said: dict[str, Any] = {"home": tmp_path / "home", "MLFLOW_TRACKING_URI": server, "timeout": 280}
     register = {"model": "checked", "finalists": 1, "seeds": 1}
     spec = write_spec(tmp_path, bins, name="checked", budget={"trials": 1}, register=register)
-    done = binsweep("sweep", spec, "--runner", "local", **said)
-    assert done.returncode == 0, done.stderr
+    gone = tmp_path / "exclude.csv"  # its own test split is recognised although training left photos out
+    gone.write_text("id\n" + "\n".join(path.stem for path in sorted((bins / "bin-images").iterdir())[:10]))
+    exclude = f"data.exclude={gone}"
+    done = binsweep("sweep", spec, "--runner", "local", "--set", exclude, **said)
+    assert done.returncode == 0 and "excluded by" in done.stderr, done.stderr
     done = binsweep("promote", "checked", **said)
     assert done.returncode == 0 and "checked version 1: champion" in done.stdout, done.stdout + done.stderr
     assert "finalists by mean val_accuracy of 1 fresh seed" in done.stdout
