@@ -32,7 +32,7 @@ from search.strategy import open_strategy
 from tracking.runlog import RunLog
 
 Runner = Literal["ray", "local"]
-FLUSH_SECONDS = 60.0
+STALLED_SECONDS = 60.0  # a tracking server that takes nothing for so long is left to `binsweep sync`
 INTERRUPTED_SECONDS = 8.0  # who asked a sweep to leave wants it gone within 15 s
 
 
@@ -128,6 +128,18 @@ def new_folder(home: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
+def _send_rest(runlog: RunLog, hurried: bool) -> int:
+    """Wait for the tracking server to have everything; returns the records it has not.
+
+    A server that was away has much to be told: who is not in a hurry waits for it as long as it takes some.
+    """
+    unsent = runlog.flush(INTERRUPTED_SECONDS)
+    if hurried or not unsent:
+        return unsent
+    print(f"MLflow is told what it has missed: {unsent:,} records", file=sys.stderr)
+    return runlog.drain(STALLED_SECONDS)
+
+
 def run_sweep(
     spec: SweepSpec,
     manifest: Manifest,
@@ -179,7 +191,7 @@ def run_sweep(
         save_state(folder, spec, manifest, controller, runlog, "running")
         recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots, gpus)
         recorder.sweep_started()
-        patience = FLUSH_SECONDS
+        hurried = False
         controller.listeners += [recorder, DecisionLog(folder)]
         try:
             with Board(spec, controller, slots):
@@ -193,13 +205,12 @@ def run_sweep(
                 controller.close()
                 recorder.sweep_ended("FINISHED")
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
+            hurried, interrupted = True, isinstance(error, KeyboardInterrupt)
             why = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
             recorder.sweep_interrupted(why, "KILLED" if interrupted else "FAILED")
-            patience = INTERRUPTED_SECONDS
             raise
         finally:
-            unsent = runlog.flush(patience)
+            unsent = _send_rest(runlog, hurried)
             over = all(trial.state in ENDED for trial in controller.trials.values()) and bool(
                 controller.ended_by
             )

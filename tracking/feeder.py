@@ -31,6 +31,7 @@ class Feeder:
         self._hurry = threading.Event()
         self._stop = threading.Event()
         self._changed = threading.Condition()
+        self._sent = 0  # requests that MLflow has answered
         self._threads = [
             threading.Thread(target=self._sync_all, name="binsweep-sync", daemon=True),
             threading.Thread(target=self._feed_all, name="binsweep-feed", daemon=True),
@@ -49,6 +50,14 @@ class Feeder:
         self._hurry.set()
         with self._changed:
             self._changed.wait_for(done, timeout)
+
+    def wait_while_sending(self, done: Callable[[], bool], patience: float) -> None:
+        """The same, but give up only when MLflow has taken nothing for `patience` seconds."""
+        while not done():
+            sent = self._sent
+            self.wait(lambda sent=sent: done() or self._sent > sent, patience)  # type: ignore[misc]
+            if self._sent == sent:
+                return
 
     def stop(self, timeout: float) -> None:
         """Stop both threads. One that hangs in a request is left behind after `timeout` seconds: it can do no
@@ -111,6 +120,7 @@ class Feeder:
             else:
                 todo.popleft()
                 delay = _FIRST_DELAY
+                self._sent += 1
                 self._tell()
         return not todo
 

@@ -144,6 +144,15 @@ class RunLog:
         self._feeder.wait(lambda: self._spool.unsent == 0, timeout)
         return self._spool.unsent
 
+    def drain(self, patience: float) -> int:
+        """Sync the spool and wait for MLflow as long as it goes on taking records; returns those still unsent.
+
+        After an outage there may be minutes of sending; only `patience` seconds without progress end the wait.
+        """
+        self._spool.sync()
+        self._feeder.wait_while_sending(lambda: self._spool.unsent == 0, patience)
+        return self._spool.unsent
+
     def close(self, timeout: float) -> int:
         """Flush and stop; returns the records still unsent, which the spool keeps for the next RunLog."""
         unsent = self.flush(timeout)

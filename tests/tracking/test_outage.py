@@ -113,3 +113,19 @@ def test_leaving_is_bounded_when_mlflow_hangs(tmp_path: Path) -> None:
         assert log.run_id("trial-0", 0.3) is None
         assert log.close(0.5) == 2
         assert time.monotonic() - began < 30
+
+
+@pytest.mark.usefixtures("no_client_retries")
+def test_a_slow_server_is_waited_for_while_it_takes_records(server: str, tmp_path: Path) -> None:
+    fate = ["slow"]
+    with flaky(server, lambda: fate[0]) as proxy:
+        log = RunLog(tmp_path / "spool", proxy, "patience")
+        write_sweep(log, trials=4, epochs=3)
+        assert log.flush(1.0) > 0
+        assert log.drain(1.5) == 0  # no request takes as long, all together take longer
+        fate[0] = "down"
+        log.tags("sweep", {"late": "yes"})
+        assert log.drain(0.5) == 1
+        fate[0] = "pass"
+        assert log.close(60) == 0
+        assert_complete(MlflowClient(server), "patience", trials=4, epochs=3)
