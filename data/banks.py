@@ -99,6 +99,11 @@ def _hold(path: Path) -> None:
     os.utime(_held[path])
 
 
+def opened_banks(folder: Path) -> list[Path]:
+    """The banks of a folder that this process has opened."""
+    return sorted(path for path in _held if path.parent == folder)
+
+
 def size_limit() -> int:
     """Bytes that the banks of a home may take, from BINSWEEP_BANKS_GIB; raises UserError for no such number."""
     text = os.environ.get(LIMIT, "") or str(_DEFAULT_GIB)

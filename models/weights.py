@@ -14,6 +14,8 @@ from torch import Tensor
 from data.errors import UserError
 from models.network import ARCHITECTURES, build_backbone
 
+_provided: dict[tuple[str, str], Path] = {}
+
 LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 
@@ -42,6 +44,11 @@ def available_offline() -> list[str]:
     return [name for name in ARCHITECTURES if _package_file(name) or _hub_file(name)]
 
 
+def provide(backbone: str, weights: str, file: Path) -> None:
+    """Let `weights` of this backbone mean a file that was brought from the machine where they lie."""
+    _provided[backbone, weights] = file
+
+
 def weights_file(backbone: str, weights: str) -> Path | None:
     """The file that `weights` (imagenet | none | PATH) means for this backbone; None for `none`.
 
@@ -49,6 +56,8 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     """
     if weights == "none":
         return None
+    if (backbone, weights) in _provided:
+        return _provided[backbone, weights]
     if weights == "imagenet":
         file = _package_file(backbone) or _hub_file(backbone)
         if file is None:

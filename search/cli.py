@@ -52,6 +52,11 @@ def cli(debug: bool) -> None:
     "--runner", type=click.Choice(["ray", "local"]), default="ray", help="local: in this process, no Ray."
 )
 @click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="Run the trials on the Ray cluster that this machine is a node of: auto, or HOST:PORT.",
+)
+@click.option(
     "--resume", is_flag=True, help="Go on with the newest sweep of this name, with a larger budget too."
 )
 @click.option("--new", "anew", is_flag=True, help="Start a new sweep even where one was cut short.")
@@ -70,6 +75,7 @@ def sweep(
     spec: Path,
     assignments: Sequence[str],
     runner: Any,
+    address: str | None,
     resume: bool,
     anew: bool,
     warm_start: str | None,
@@ -87,6 +93,8 @@ def sweep(
         raise UserError(
             f"{' and '.join(given)} exclude one another", "--resume goes on, the others start anew"
         )
+    if address is not None and runner == "local":
+        raise UserError("--address and --runner local exclude one another", "leave out one of them")
     loaded = load_spec(spec, assignments)
 
     # Mistakes in a specification are told before seconds are spent on these.
@@ -98,7 +106,8 @@ def sweep(
 
     home = home_folder()
     known = find_folder(home, warm_start) if warm_start else None
-    check_before_start(loaded)
+    nodes = _join(address) if address is not None else None
+    check_before_start(loaded, nodes)
     if dry_run:
         print(json.dumps(loaded.raw, indent=1))
         return
@@ -114,7 +123,7 @@ def sweep(
     if earlier is not None:
         print(earlier, file=sys.stderr)
     with tracking_server(home) as uri:
-        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, earlier, profile)
+        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, earlier, profile, nodes)
         leaders = result.leaderboard
         rows = [{"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders]
         answer: dict[str, Any] = {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
@@ -138,6 +147,13 @@ def sweep(
         print(json.dumps(answer))
     else:
         _next_commands(home, result.id, then_promote)
+
+
+def _join(address: str) -> Sequence[Mapping[str, float]]:
+    """What the nodes of a cluster have, which this process is a driver of until the command ends."""
+    from search.ray_runner import join_ray  # Ray takes seconds to import
+
+    return click.get_current_context().with_resource(join_ray(address))
 
 
 def _next_commands(home: Path, sweep_id: str, promoted: bool) -> None:
@@ -235,14 +251,78 @@ def report(sweep_id: str, out: Path | None, then_open: bool) -> None:
 
 @cli.command()
 @click.argument("sweep_id", metavar="[SWEEP]", required=False)
+@click.option("--address", metavar="URL", help="Of a sweep that was submitted there; without SWEEP, of all.")
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
-def status(sweep_id: str | None, as_json: bool) -> None:
+def status(sweep_id: str | None, address: str | None, as_json: bool) -> None:
     """Show how SWEEP stands (its id or name; else the newest): live in a terminal while it runs, else once."""
+    if address is not None:
+        from search.ray_jobs import job_of, jobs, told
+
+        found = [job_of(sweep_id, address)] if sweep_id else jobs(address)
+        print(json.dumps([asdict(job) for job in found]) if as_json else "\n".join(map(told, found)))
+        return
     from search.state import find_folder, newest_folder
     from search.status import show
 
     home = home_folder()
     show(find_folder(home, sweep_id) if sweep_id else newest_folder(home), as_json)
+
+
+_ADDRESS = click.option(
+    "--address",
+    metavar="URL",
+    envvar="RAY_API_SERVER_ADDRESS",
+    required=True,
+    help="The cluster's dashboard, such as http://127.0.0.1:8265 (or RAY_API_SERVER_ADDRESS).",
+)
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the spec.")
+@click.option(
+    "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
+)
+@_ADDRESS
+def submit(spec: Path, assignments: Sequence[str], then_promote: bool, address: str) -> None:
+    """Send the sweep that SPEC describes to a Ray cluster, where it goes on without you; prints its name."""
+    from search.ray_jobs import submit_sweep
+
+    name = submit_sweep(spec, assignments, address, then_promote)
+    print(name)
+    for command in (f"logs -f {name}", f"status {name}", f"stop {name}"):
+        print(f"  binsweep {command} --address {address}", file=sys.stderr)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the sweep ends.")
+@_ADDRESS
+def logs(name: str, follow: bool, address: str) -> None:
+    """Print what the submitted sweep NAME has said."""
+    from search.ray_jobs import print_logs
+
+    print_logs(name, address, follow)
+
+
+@cli.command()
+@click.argument("name")
+@_ADDRESS
+def stop(name: str, address: str) -> None:
+    """Stop the submitted sweep NAME; `binsweep resume` goes on with it."""
+    from search.ray_jobs import stop_sweep, told
+
+    print(told(stop_sweep(name, address)))
+
+
+@cli.command()
+@click.argument("name")
+@_ADDRESS
+def resume(name: str, address: str) -> None:
+    """Go on with the submitted sweep NAME after it was stopped, or failed."""
+    from search.ray_jobs import resume_sweep
+
+    print(f"{name} goes on as {resume_sweep(name, address)}")
 
 
 @cli.command()

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import secrets
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,9 +20,7 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # After so many seconds without its head process, Ray gives up (60 by default): the sweep can end and go on.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
-# A token of this process alone: without one, Ray would write one into the person's home directory.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray
 from ray import tune
@@ -29,20 +28,28 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+import data as data_room
+import models as models_room
+import search as search_room
+import tracking as tracking_room
+from data.errors import UserError
 from models.train import TrialData
 from search.controller import Controller
+from search.ray_site import Site, bring_banks, open_site
 from search.ray_worker import trainable
+from search.resources import Node
 
 WATCH_SECONDS = 5.0
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
 OBJECT_STORE_BYTES = 100 * 2**20  # banks are memory-mapped files; next to nothing goes through the store
 
 
 class _Suggestions(Searcher):
     """Ray's door to `Controller.next_task`. It has no state of its own: the study is the truth."""
 
-    def __init__(self, controller: Controller, slots: int) -> None:
+    def __init__(self, controller: Controller) -> None:
         super().__init__()
-        self._controller, self._slots = controller, slots
+        self._controller = controller
         self.numbers: dict[str, int] = {}
         # Ray's trials that were told to stop. The sweep's trial may be paused by then, or even run again.
         self.told: set[str] = set()
@@ -51,12 +58,10 @@ class _Suggestions(Searcher):
         return {}  # Ray pickles its doors for a restore that a sweep never asks for
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        running = [trial for trial in self._controller.trials.values() if trial.state == "running"]
-        if len(running) >= self._slots:  # suggested too early, it would know less than it could
-            return None
         task = self._controller.next_task()
         if task is None:
             # What runs now may be paused soon, and go on later: Ray would not ask again.
+            running = any(trial.state == "running" for trial in self._controller.trials.values())
             return None if running else str(Searcher.FINISHED)
         self.numbers[trial_id] = task.number
         return {"task": task}
@@ -90,6 +95,14 @@ class _Verdicts(FIFOScheduler):
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Nothing of our own: Tune starts what is new, on a free actor if there is one.
+
+        The parent names the oldest trial whose actor is still starting. Tune then gives it the actor that has just
+        become free and throws the new one away, so that short trials would never run on all slots.
+        """
+        return None
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         metrics = {
             key.removeprefix("metrics/"): value for key, value in result.items() if key.startswith("metrics/")
@@ -119,8 +132,10 @@ class _Watch(tune.Callback):
 
 
 @contextlib.contextmanager
-def start_ray(cores: int) -> Iterator[dict[str, float]]:
+def start_ray(cores: int) -> Iterator[Node]:
     """A Ray of this process alone, closed to others by its token, ended on leaving; yields what it has."""
+    # A token of this process alone: without one, Ray would write one into the person's home directory.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         num_cpus=cores,
@@ -135,26 +150,69 @@ def start_ray(cores: int) -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
-def run_ray(controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int) -> None:
+@contextlib.contextmanager
+def join_ray(address: str) -> Iterator[list[Node]]:
+    """Be a driver of a running Ray cluster of which this machine is a node; yields what each of its nodes has.
+
+    The workers get this process's code. The cluster's token is looked for where Ray does (RAY_AUTH_TOKEN,
+    RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token). Raises UserError where no such cluster answers.
+    """
+    if address.startswith("ray://"):
+        raise UserError(
+            f"--address {address}: a sweep does not run through Ray Client",
+            "run it on a node of the cluster (auto, HOST:PORT), or send it there by `binsweep submit`",
+        )
+    rooms = [str(Path(room.__path__[0])) for room in (data_room, models_room, tracking_room, search_room)]
+    # A job's workers have its code already.
+    code = {} if IN_A_JOB in os.environ else {"py_modules": rooms}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=code)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--address {address}: {str(error).splitlines()[0]}",
+            "a cluster is started by `ray start --head`, and joined from one of its nodes with its RAY_AUTH_TOKEN",
+        ) from error
+    try:
+        yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
+
+
+def run_ray(
+    controller: Controller,
+    data: TrialData,
+    home: Path,
+    asked: Mapping[str, float],
+    slots: int,
+    cluster: bool = False,
+) -> None:
     """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone.
+
+    `home` is the sweep's folder, `asked` what Ray sets aside for a trial (CPU, GPU, memory in bytes). On a `cluster`
+    the banks are brought to each node, and what trials leave comes back, so that no disk need be shared.
 
     Ray keeps nothing that is needed afterwards: the study, the run log and the trials' folders are the truth.
     """
+    site = open_site(data, home, shared=cluster)
+    if cluster and (others := bring_banks(site, asked["CPU"])):
+        print(f"banks brought to {others} other node{'s' * (others > 1)}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="binsweep-ray-", ignore_cleanup_errors=True) as folder:
-        _tune(controller, data, per_trial, slots, folder)
+        _tune(controller, site, asked, slots, folder)
 
 
-def _tune(
-    controller: Controller, data: TrialData, per_trial: Mapping[str, float], slots: int, folder: str
-) -> None:
-    task = tune.with_resources(functools.partial(trainable, data=data), dict(per_trial))
-    suggestions = _Suggestions(controller, slots)
+def _tune(controller: Controller, site: Site, asked: Mapping[str, float], slots: int, folder: str) -> None:
+    # Tune has names of its own for the first two.
+    resources = {{"CPU": "cpu", "GPU": "gpu"}.get(kind, kind): amount for kind, amount in asked.items()}
+    task = tune.with_resources(functools.partial(trainable, site=site), resources)
+    suggestions = _Suggestions(controller)
     tuner = tune.Tuner(
         task,
         tune_config=tune.TuneConfig(
             search_alg=suggestions,
             scheduler=_Verdicts(controller, suggestions.told),
             num_samples=-1,
+            # Without it Tune starts one actor after the other. A trial suggested too early would know less.
+            max_concurrent_trials=slots,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"trial-{trial.config['task'].number:04d}",
             # A trial that goes on is another one to Ray.

@@ -8,34 +8,39 @@ from typing import Any
 
 from ray import tune
 
-from models.train import TrialData
+from search.ray_site import Push, Site
 from search.trial import TrialTask, leave_error, run_trial
 
 GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
 
 
-def trainable(config: dict[str, Any], data: TrialData) -> None:
+def trainable(config: dict[str, Any], site: Site) -> None:
     """Ray Tune's function: train `config["task"]`, report every epoch."""
+    with site.at_hand(config["task"]) as (task, push):
 
-    def send(epoch: int, metrics: dict[str, float]) -> bool:
-        # Ray ends the thread inside report() when the scheduler said stop: coming back means go on.
-        tune.report({"number": config["task"].number, "epoch": epoch, "metrics": metrics})
-        return True
+        def send(epoch: int, metrics: dict[str, float]) -> bool:
+            push()  # the epoch's files are on the driver's disk before it hears of the epoch
+            # Ray ends the thread inside report() when the scheduler said stop: coming back means go on.
+            tune.report({"number": task.number, "epoch": epoch, "metrics": metrics})
+            return True
 
-    task: TrialTask = config["task"]
-    alarm = _alarm(task)
-    try:
-        run_trial(task, data, send)
-    finally:
-        alarm.cancel()
+        alarm = _alarm(task, push)
+        try:
+            run_trial(task, site.data(), send)
+        except Exception:
+            push()  # the reason
+            raise
+        finally:
+            alarm.cancel()
 
 
-def _alarm(task: TrialTask) -> threading.Timer:
+def _alarm(task: TrialTask, push: Push) -> threading.Timer:
     """Ends this worker when a trial hangs inside an epoch, where nobody could ask it to stop."""
     late = f"TimeoutError: budget.trial_minutes: {task.minutes} are over, and the epoch did not end"
 
     def give_up() -> None:
         leave_error(task.folder, late, "")
+        push()
         os._exit(1)
 
     seconds = threading.TIMEOUT_MAX if task.minutes is None else 60 * task.minutes + GRACE_SECONDS

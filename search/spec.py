@@ -109,6 +109,10 @@ class ResourcesPart(_Part):
     """What one trial gets."""
 
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    # What Ray keeps free for a trial on its node; None: it is not looked at.
+    memory_gib_per_trial: Annotated[float, Field(gt=0)] | None = None
+    # The most trials of this sweep that run at once, for clusters that several sweeps share; None: what fits.
+    trials_at_once: Annotated[int, Field(ge=1)] | None = None
     # None: what there is, shared by as many trials as the CPUs allow.
     gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] | None = None
     # What an hour of one costs, in any currency: the report then says what the sweep cost.
@@ -436,8 +440,8 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
             )
 
 
-def load_spec(path: Path, assignments: Sequence[str] = ()) -> SweepSpec:
-    """Read, override with `--set` assignments, and validate a sweep file."""
+def read_raw(path: Path, assignments: Sequence[str] = ()) -> Any:
+    """A sweep file as it is written, with `--set` assignments; raises UserError when it is not YAML."""
     try:
         raw = yaml.load(path.read_bytes(), _Loader)
     except FileNotFoundError as error:
@@ -453,5 +457,12 @@ def load_spec(path: Path, assignments: Sequence[str] = ()) -> SweepSpec:
     if isinstance(raw, dict):
         for assignment in assignments:
             set_key(raw, assignment)
+    return raw
+
+
+def load_spec(path: Path, assignments: Sequence[str] = ()) -> SweepSpec:
+    """Read, override with `--set` assignments, and validate a sweep file."""
+    raw = read_raw(path, assignments)
+    if isinstance(raw, dict):
         _make_paths_absolute(raw)
     return parse_spec(raw, str(path))

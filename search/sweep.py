@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,8 @@ from search.earlier import Earlier
 from search.exclude import spec_manifest
 from search.local_runner import run_local
 from search.recorder import Recorder
-from search.spec import ResourcesPart, SweepSpec
+from search.resources import Node, check_resources, gpus_of, per_trial, this_machine
+from search.spec import SweepSpec
 from search.state import save_state, spent_gpu_seconds, spent_seconds
 from search.strategy import open_strategy
 from tracking.runlog import RunLog
@@ -50,37 +51,16 @@ class SweepResult:
     unsent: int
 
 
-def gpus_of(resources: ResourcesPart, have: Mapping[str, float]) -> float:
-    """The GPUs of one trial; where the spec is silent, an equal share for as many trials as the CPUs allow."""
-    if resources.gpus_per_trial is not None:
-        return resources.gpus_per_trial
-    trials = max(1, int(have["CPU"] / resources.cpus_per_trial))
-    share = have.get("GPU", 0) / trials
-    return share if share < 1 else int(share)
+def check_before_start(spec: SweepSpec, cluster: Sequence[Node] | None = None) -> None:
+    """Everything that can be known to be wrong before any data is read; raises UserError.
 
-
-def check_resources(resources: ResourcesPart, have: Mapping[str, float], who: str) -> int:
-    """How many trials fit at once into `have` (CPU, GPU); UserError when not even one does.
-
-    Ray itself would wait for ever for what it does not have.
+    `cluster` is what each node of the cluster has that the sweep will run on; without it, it is this machine.
     """
-    asked = {"CPU": resources.cpus_per_trial, "GPU": gpus_of(resources, have)}
-    for kind, amount in asked.items():
-        if amount > have.get(kind, 0):
-            raise UserError(
-                f"resources.{kind.lower()}s_per_trial: {amount:g} asked, {who} has {have.get(kind, 0):g}",
-                f"set it to at most {have.get(kind, 0):g}",
-            )
-    return min(int(have[kind] / amount) for kind, amount in asked.items() if amount > 0)
-
-
-def check_before_start(spec: SweepSpec) -> None:
-    """Everything that can be known to be wrong before any data is read; raises UserError."""
     for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
         check_weights(backbone, weights)
-    have = {"CPU": cores(), "GPU": torch.cuda.device_count()}
-    check_resources(spec.resources, have, "this machine")
-    if spec.budget.gpu_hours is not None and not gpus_of(spec.resources, have):
+    nodes = [this_machine()] if cluster is None else cluster
+    check_resources(spec.resources, nodes, "this machine" if cluster is None else "the largest node")
+    if spec.budget.gpu_hours is not None and not gpus_of(spec.resources, nodes):
         rule = "budget.gpu_hours: no trial gets a GPU here, so that it would never be spent"
         raise UserError(rule, "give budget.minutes instead")
 
@@ -150,10 +130,12 @@ def run_sweep(
     unfinished: Path | None = None,
     earlier: Earlier | None = None,
     trace: bool = False,
+    cluster: Sequence[Node] | None = None,
 ) -> SweepResult:
     """Run a prepared sweep, or go on with the `unfinished` one in that folder, and leave everything in MLflow and
     in its folder under `home`. A new one knows what an `earlier` sweep does. `trace` lets torch.profiler look at a few
-    steps of each trial.
+    steps of each trial. On a `cluster` that this process has joined, the trials spread over its nodes, which need
+    not share a disk with this one.
 
     On KeyboardInterrupt, or when the runner itself fails, what runs is left so that it can go on. Raises
     UserError where another process has the sweep.
@@ -164,10 +146,10 @@ def run_sweep(
         if runner == "ray":
             from search.ray_runner import run_ray, start_ray  # Ray takes seconds to import
 
-            have = stack.enter_context(start_ray(cores()))
-            slots, threads = check_resources(spec.resources, have, "Ray"), spec.resources.cpus_per_trial
-            gpus = gpus_of(spec.resources, have)
-            per_trial = {"cpu": float(threads), "gpu": gpus}
+            nodes = cluster or [stack.enter_context(start_ray(cores()))]
+            slots, threads = check_resources(spec.resources, nodes, "Ray"), spec.resources.cpus_per_trial
+            asked = per_trial(spec.resources, nodes)
+            gpus = asked["GPU"]
         folder = unfinished or new_folder(home, spec.name)
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         strategy = open_strategy(
@@ -196,7 +178,7 @@ def run_sweep(
         try:
             with Board(spec, controller, slots):
                 if runner == "ray":
-                    run_ray(controller, data, per_trial, slots)
+                    run_ray(controller, data, folder, asked, slots, cluster is not None)
                 else:
                     run_local(controller, data)
             if controller.halted:

@@ -1,4 +1,4 @@
-"""Small JSON files that are always whole."""
+"""Small files that are always whole."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from typing import Any
 
 def write_json(file: Path, what: Any) -> None:
     """Write beside, then rename: whoever reads, and whenever this process dies, there is the old file or the new."""
+    write_bytes(file, json.dumps(what, indent=1).encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """The same for a file of any kind."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(what, indent=1))
+    temporary.write_bytes(content)
     temporary.replace(file)

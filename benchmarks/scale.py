@@ -1,0 +1,132 @@
+"""How many workers one driver serves: the real strategy and the real run log under a virtual clock.
+
+    python benchmarks/scale.py --workers 10,100,1000 --epoch-seconds 10,60 --samplers auto,random
+
+Workers train the built-in synthetic family; their epochs take virtual time, with a third of it spread around the mean.
+The driver is one queue: what it does for an epoch or a suggestion (the strategy's call with its SQLite writes, the run
+log's call with its file, and Ray's own work, a figure from `--ray-ms`) takes the time that was measured while doing it
+for real, and the worker waits for it. Measured once every worker has reported. What MLflow would have to take is
+printed beside, against what it was measured to take (benchmarks/runlog.py).
+"""
+
+import argparse
+import heapq
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import optuna
+
+# A script's own folder comes first on the path, where `search.py` would hide the package of that name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from search.simulator import SyntheticTask  # noqa: E402
+from search.strategy import Decision, Outcome, open_strategy  # noqa: E402
+from tracking.runlog import RunLog  # noqa: E402
+
+METRICS = 20  # of an epoch's report
+NOWHERE = "http://127.0.0.1:9"  # nothing listens: the run log's own cost, while MLflow is away
+
+
+def main() -> None:
+    """Print one row for each number of workers, length of an epoch and sampler."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workers", default="10,100,1000")
+    parser.add_argument("--epoch-seconds", default="10,60")
+    parser.add_argument("--samplers", default="auto,random")
+    parser.add_argument("--events", type=int, default=3000, help="epochs that are measured in each row")
+    parser.add_argument("--ray-ms", type=float, default=8.0, help="Ray Tune's own work for a report")
+    parser.add_argument("--mlflow", type=float, default=7079, help="metrics a second that MLflow takes")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    print(
+        "| sampler | workers | s an epoch | driver, ms | driver busy | workers wait | metrics/s | of MLflow |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for sampler in options.samplers.split(","):
+        for workers in map(int, options.workers.split(",")):
+            for seconds in map(float, options.epoch_seconds.split(",")):
+                row = simulate(sampler, workers, seconds, options.events, options.ray_ms / 1000)
+                cost, busy, wait, rate = row
+                print(
+                    f"| {sampler} | {workers} | {seconds:g} | {1000 * cost:.1f} | {busy:.0%} | {wait:.0%} | "
+                    f"{rate:.0f} | {rate / options.mlflow:.0%} |",
+                    flush=True,
+                )
+
+
+def simulate(
+    sampler: str, workers: int, seconds: float, events: int, ray: float
+) -> tuple[float, float, float, float]:
+    """The driver's mean seconds for an epoch, its busy share, the workers' waiting share, metrics a second."""
+    task, dice = SyntheticTask(0), random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        strategy = open_strategy(
+            Path(folder) / "study.db",
+            "scale",
+            task.space,
+            task.goal,
+            sampler=sampler,
+            stopping="auto" if sampler == "auto" else "asha",
+            seed=0,
+            max_epochs=task.max_epochs,
+        )
+        log = RunLog(Path(folder) / "spool", NOWHERE, "scale")
+        log.start_run("sweep", "scale")
+        curves = {}
+        queue: list[
+            tuple[float, int, int, int]
+        ] = []  # when a worker asks; its number; trial and epoch, or -1
+        free = 0.0  # when the driver has done all that was asked before
+        costs, waits, busy = [], 0.0, 0.0
+        for worker in range(workers):
+            heapq.heappush(queue, (dice.random() * seconds, worker, -1, 0))
+        start, now, done = 0.0, 0.0, 0
+        settled = workers  # epochs until every worker has reported once
+        while done < settled + events:
+            now, worker, number, epoch = heapq.heappop(queue)
+            began = time.perf_counter()
+            go_on = False
+            if number >= 0:
+                value = curves[number][epoch - 1]
+                decision = strategy.observe(number, epoch, value).decision
+                log.metrics(f"trial-{number}", epoch, {f"metric_{i}": value + i for i in range(METRICS)})
+                go_on = decision is Decision.CONTINUE and epoch < task.max_epochs
+                if not go_on and decision is not Decision.PAUSE:
+                    ended = "completed" if decision is Decision.CONTINUE else "stopped"
+                    strategy.finish(number, Outcome(ended))
+                    log.end_run(f"trial-{number}", "FINISHED")
+                done += 1
+            if not go_on:
+                suggestion = strategy.suggest()
+                assert suggestion is not None, "a space without an end"
+                number, epoch = suggestion.number, suggestion.epochs_done
+                if number not in curves:
+                    curves[number] = task.curve(suggestion.params)[0]
+                    log.start_run(f"trial-{number}", f"{number}", "sweep", params=suggestion.params)
+            cost = time.perf_counter() - began + ray
+            begins = max(now, free)
+            free = begins + cost
+            if done == settled:
+                start = now
+                costs, waits, busy = [], 0.0, 0.0
+            costs.append(cost)
+            waits += free - now
+            busy += cost
+            length = seconds * dice.uniform(2 / 3, 4 / 3)
+            heapq.heappush(queue, (free + length, worker, number, epoch + 1))
+        log.close(0.0)
+        passed = max(now, free) - start
+        epochs = len(costs)
+        return statistics.mean(costs), busy / passed, waits / (passed * workers), epochs * METRICS / passed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""A Ray cluster of two nodes on one machine: each in its own network, the second without a sight of the first's files.
+
+Needs root and `ip` (network namespaces). The head has no CPU for trials unless asked: they run where no file is shared.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+HEAD, NODE = "10.213.77.1", "10.213.77.2"
+PORT, DASHBOARD = 26379, 28265
+TOKEN = "0123456789abcdef0123456789abcdef"
+RAY = [str(Path(sys.executable).with_name("ray"))]
+
+
+def require_namespaces() -> None:
+    if os.geteuid() or not shutil.which("ip") or not shutil.which("unshare"):
+        pytest.skip("two nodes need root, ip and unshare")
+    if subprocess.run(["ip", "netns", "add", "binsweep-try"], capture_output=True).returncode:
+        pytest.skip("two nodes need network namespaces, which this machine does not give")
+    subprocess.run(["ip", "netns", "del", "binsweep-try"], check=True)
+
+
+@dataclass
+class Cluster:
+    """Where it is, and the processes of its nodes."""
+
+    env: dict[str, str]
+    hidden: Path  # a folder that the second node does not see
+    log: Path
+    head: subprocess.Popen[bytes]
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    address = f"{HEAD}:{PORT}"
+    url = f"http://127.0.0.1:{DASHBOARD}"
+
+    def add_node(self, cpus: int) -> None:
+        """Start the second node; for it the hidden folder and Ray's files are empty ones of its own."""
+        home = "$BINSWEEP_HOME"
+        script = (
+            f"mount -t tmpfs none {self.hidden} && mount -t tmpfs none /tmp/ray && mkdir -p {home} && "
+            f"exec {' '.join(RAY)} start --address {self.address} --node-ip-address {NODE} --num-cpus {cpus} "
+            "--object-store-memory 200000000 --disable-usage-stats --block"
+        )
+        env = {**self.env, "BINSWEEP_HOME": str(self.log.parent / f"node-{len(self.nodes)}")}
+        command = ["ip", "netns", "exec", "binsweep-node", "unshare", "-m", "sh", "-c", script]
+        self.nodes.append(_start(command, env, self.log))
+        self.wait(2)
+
+    def wait(self, alive: int, timeout: float = 90) -> None:
+        """Until so many nodes are alive."""
+        code = "import ray, sys; ray.init(sys.argv[1], logging_level='ERROR'); "
+        code += "print(sum(node['Alive'] for node in ray.nodes()))"
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            asked = subprocess.run(
+                [sys.executable, "-c", code, self.address],
+                env=self.env,
+                capture_output=True,
+                text=True,
+                timeout=90,
+            )
+            if asked.stdout.strip() == str(alive):
+                return
+            time.sleep(0.5)
+        raise AssertionError(f"{alive} nodes were not alive in time: {self.log.read_text()[-2000:]}")
+
+
+@contextlib.contextmanager
+def two_nodes(folder: Path, server: str, head_cpus: int = 1, node_cpus: int = 1) -> Iterator[Cluster]:
+    """The cluster, whose jobs log to `server`; `folder`/hidden is what only the head and its driver see."""
+    require_namespaces()
+    hidden = folder / "hidden"
+    hidden.mkdir()
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+    env |= {"BINSWEEP_HOME": str(hidden / "home"), "MLFLOW_TRACKING_URI": server}
+    with _networks():
+        command = [*RAY, "start", "--head", "--node-ip-address", HEAD, "--port", str(PORT)]
+        command += ["--num-cpus", str(head_cpus)]
+        command += [
+            "--dashboard-host",
+            "127.0.0.1",
+            "--dashboard-port",
+            str(DASHBOARD),
+            "--disable-usage-stats",
+        ]
+        command += ["--object-store-memory", "200000000", "--block"]
+        log = folder / "cluster.log"
+        cluster = Cluster(env, hidden, log, _start(command, env, log))
+        try:
+            cluster.wait(1)
+            cluster.add_node(node_cpus)
+            yield cluster
+        finally:
+            for process in (*cluster.nodes, cluster.head):
+                kill(process)
+
+
+def _start(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as stream:
+        return subprocess.Popen(command, env=env, stdout=stream, stderr=stream, start_new_session=True)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """A node with everything that runs on it, at once, as when a machine dies."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def _networks() -> Iterator[None]:
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+    subprocess.run(["ip", "link", "del", "binsweep-a"], capture_output=True)
+    subprocess.run(["ip", "netns", "del", "binsweep-node"], capture_output=True)
+    ip("netns", "add", "binsweep-node")
+    try:
+        ip("link", "add", "binsweep-a", "type", "veth", "peer", "name", "binsweep-b")
+        ip("link", "set", "binsweep-b", "netns", "binsweep-node")
+        ip("addr", "add", f"{HEAD}/24", "dev", "binsweep-a")
+        ip("link", "set", "binsweep-a", "up")
+        ip("-n", "binsweep-node", "addr", "add", f"{NODE}/24", "dev", "binsweep-b")
+        ip("-n", "binsweep-node", "link", "set", "binsweep-b", "up")
+        ip("-n", "binsweep-node", "link", "set", "lo", "up")
+        yield
+    finally:
+        subprocess.run(["ip", "link", "del", "binsweep-a"], capture_output=True)
+        subprocess.run(["ip", "netns", "del", "binsweep-node"], capture_output=True)
