@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import secrets
+import socket
 import sys
 import tempfile
 import time
@@ -40,6 +41,7 @@ from search.ray_worker import trainable
 from search.resources import Node
 
 WATCH_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
 OBJECT_STORE_BYTES = 100 * 2**20  # banks are memory-mapped files; next to nothing goes through the store
 
@@ -162,20 +164,36 @@ def join_ray(address: str) -> Iterator[list[Node]]:
             f"--address {address}: a sweep does not run through Ray Client",
             "run it on a node of the cluster (auto, HOST:PORT), or send it there by `binsweep submit`",
         )
+    hint = (
+        "a cluster is started by `ray start --head`, and joined from one of its nodes with its RAY_AUTH_TOKEN"
+    )
+    _require_port(address, hint)
     rooms = [str(Path(room.__path__[0])) for room in (data_room, models_room, tracking_room, search_room)]
     # A job's workers have its code already.
     code = {} if IN_A_JOB in os.environ else {"py_modules": rooms}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=code)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--address {address}: {str(error).splitlines()[0]}",
-            "a cluster is started by `ray start --head`, and joined from one of its nodes with its RAY_AUTH_TOKEN",
-        ) from error
+        raise UserError(f"--address {address}: {str(error).splitlines()[0]}", hint) from error
     try:
         yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def _require_port(address: str, hint: str) -> None:
+    """Tell at once what Ray would try for minutes: that nothing listens there."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdigit():
+        raise UserError(f"--address {address}: neither auto nor HOST:PORT", hint)
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"--address {address}: nothing answers there ({error.strerror or error})", hint
+        ) from error
 
 
 def run_ray(

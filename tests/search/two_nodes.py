@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,21 +57,18 @@ class Cluster:
         self.nodes.append(_start(command, env, self.log))
         self.wait(2)
 
-    def wait(self, alive: int, timeout: float = 90) -> None:
+    def wait(self, alive: int, timeout: float = 180) -> None:
         """Until so many nodes are alive."""
         code = "import ray, sys; ray.init(sys.argv[1], logging_level='ERROR'); "
         code += "print(sum(node['Alive'] for node in ray.nodes()))"
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            asked = subprocess.run(
-                [sys.executable, "-c", code, self.address],
-                env=self.env,
-                capture_output=True,
-                text=True,
-                timeout=90,
-            )
-            if asked.stdout.strip() == str(alive):
-                return
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                socket.create_connection((HEAD, PORT), timeout=1).close()  # Ray itself waits long for it
+                words = [sys.executable, "-c", code, self.address]
+                asked = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=60)
+                if asked.stdout.strip() == str(alive):
+                    return
             time.sleep(0.5)
         raise AssertionError(f"{alive} nodes were not alive in time: {self.log.read_text()[-2000:]}")
 
