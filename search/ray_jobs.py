@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -21,6 +22,7 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
 
 import requests
 import yaml
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from data.errors import UserError
@@ -33,7 +35,14 @@ NAME = "binsweep.name"  # what people call it, whichever attempt it is,
 THEN = "binsweep.then"  # and the options of the command
 STOP_SECONDS = 20  # Ray's own 3 s are fewer than an interrupted sweep takes to tell MLflow
 PAUSE = 0.5
+NO_AGENT = "No available agent"  # what a head says that has just started,
+AGENT_SECONDS = 60.0  # and for how long it is asked again
 LINES = 12  # of the log, in a job's status
+
+
+# They tell of every package they send, on stderr.
+for _name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ def _told(address: str) -> Iterator[None]:
         yield
     except (ConnectionError, requests.RequestException) as error:
         raise UserError(f"--address {address}: no Ray cluster answers there", hint) from error
-    except RuntimeError as error:
+    except (RuntimeError, AuthenticationError) as error:
         raise UserError(f"--address {address}: {str(error).splitlines()[0]}", hint) from error
 
 
@@ -164,19 +173,25 @@ def _send(client: JobSubmissionClient, attempt: str, name: str, spec: str, then:
         for room in ROOMS:
             shutil.copytree(house / room, Path(folder) / room, ignore=shutil.ignore_patterns("__pycache__"))
         (Path(folder) / "sweep.yaml").write_text(spec)
-        return str(
-            client.submit_job(
-                # The home must outlive the job's own folder. exec: the signal to stop reaches Python itself.
-                entrypoint='export BINSWEEP_HOME="${BINSWEEP_HOME:-$HOME/.binsweep}"; '
-                f"exec python -m search.cli sweep sweep.yaml --address auto {then}".rstrip(),
-                submission_id=attempt,
-                runtime_env={
-                    "working_dir": folder,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
-                },
-                metadata={SPEC: spec, NAME: name, THEN: then},
-            )
-        )
+        job = {
+            # The home must outlive the job's own folder. exec: the signal to stop reaches Python itself.
+            "entrypoint": 'export BINSWEEP_HOME="${BINSWEEP_HOME:-$HOME/.binsweep}"; '
+            f"exec python -m search.cli sweep sweep.yaml --address auto {then}".rstrip(),
+            "submission_id": attempt,
+            "runtime_env": {
+                "working_dir": folder,
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+            },
+            "metadata": {SPEC: spec, NAME: name, THEN: then},
+        }
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                return str(client.submit_job(**job))
+            except RuntimeError as error:
+                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(PAUSE)
 
 
 def _sorted(client: JobSubmissionClient) -> list[JobDetails]:

@@ -25,6 +25,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 from ray import tune
+from ray.exceptions import AuthenticationError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
@@ -173,7 +174,7 @@ def join_ray(address: str) -> Iterator[list[Node]]:
     code = {} if IN_A_JOB in os.environ else {"py_modules": rooms}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=code)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise UserError(f"--address {address}: {str(error).splitlines()[0]}", hint) from error
     try:
         yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

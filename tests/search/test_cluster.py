@@ -83,7 +83,8 @@ def test_a_sweep_is_sent_looked_at_stopped_and_resumed(bins: Path, server: str, 
         job = sent.stdout.strip()
         assert job.startswith(f"{name}-")
         while not (home / "sweeps" / f"{name}-1" / "study.db").exists():
-            time.sleep(0.2)  # bounded by the test's own time limit
+            (told,) = json.loads(binsweep("status", job, "--json").stdout)
+            assert told["state"] in ("pending", "running"), told
         wait_for_epochs(home, name, 8)
         (told,) = json.loads(binsweep("status", job, "--json").stdout)
         assert told["state"] == "running" and any("trial 0" in line for line in told["said"])

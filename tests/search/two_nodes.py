@@ -81,6 +81,7 @@ def two_nodes(folder: Path, server: str, head_cpus: int = 1, node_cpus: int = 1)
     hidden.mkdir()
     Path("/tmp/ray").mkdir(exist_ok=True)
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # a job's `python` is this one
     env |= {"BINSWEEP_HOME": str(hidden / "home"), "MLFLOW_TRACKING_URI": server}
     with _networks():
         command = [*RAY, "start", "--head", "--node-ip-address", HEAD, "--port", str(PORT)]
