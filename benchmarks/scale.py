@@ -4,13 +4,15 @@
 
 Workers train the built-in synthetic family; their epochs take virtual time, with a third of it spread around the mean.
 The driver is one queue: what it does for an epoch or a suggestion (the strategy's call with its SQLite writes, the run
-log's call with its file, and Ray's own work, a figure from `--ray-ms`) takes the time that was measured while doing it
-for real, and the worker waits for it. Measured once every worker has reported. What MLflow would have to take is
-printed beside, against what it was measured to take (benchmarks/runlog.py).
+log's call with its file) takes the time that was measured while doing it for real, and so does Ray Tune's own work for
+a report, which is measured first, with trials that do nothing but report; the worker waits for it. Measured once every
+worker has reported. What MLflow would have to take is printed beside, against what it was measured to take
+(benchmarks/runlog.py).
 """
 
 import argparse
 import heapq
+import logging
 import os
 import random
 import statistics
@@ -29,6 +31,7 @@ from search.strategy import Decision, Outcome, open_strategy  # noqa: E402
 from tracking.runlog import RunLog  # noqa: E402
 
 METRICS = 20  # of an epoch's report
+REPORTS = 500  # of each of the trials that do nothing else
 NOWHERE = "http://127.0.0.1:9"  # nothing listens: the run log's own cost, while MLflow is away
 
 
@@ -41,11 +44,13 @@ def main() -> None:
     parser.add_argument("--epoch-seconds", default="10,60")
     parser.add_argument("--samplers", default="auto,random")
     parser.add_argument("--events", type=int, default=3000, help="epochs that are measured in each row")
-    parser.add_argument("--ray-ms", type=float, default=8.0, help="Ray Tune's own work for a report")
     parser.add_argument("--mlflow", type=float, default=7079, help="metrics a second that MLflow takes")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("tracking").setLevel(logging.ERROR)  # it is meant that MLflow is away
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    ray = ray_seconds()
+    print(f"Ray Tune's own work for a report: {1000 * ray:.1f} ms", flush=True)
     print(
         "| sampler | workers | s an epoch | driver, ms | driver busy | workers wait | metrics/s | of MLflow |"
     )
@@ -53,13 +58,29 @@ def main() -> None:
     for sampler in options.samplers.split(","):
         for workers in map(int, options.workers.split(",")):
             for seconds in map(float, options.epoch_seconds.split(",")):
-                row = simulate(sampler, workers, seconds, options.events, options.ray_ms / 1000)
+                row = simulate(sampler, workers, seconds, options.events, ray)
                 cost, busy, wait, rate = row
                 print(
                     f"| {sampler} | {workers} | {seconds:g} | {1000 * cost:.1f} | {busy:.0%} | {wait:.0%} | "
                     f"{rate:.0f} | {rate / options.mlflow:.0%} |",
                     flush=True,
                 )
+
+
+def ray_seconds() -> float:
+    """The driver's time for one report of METRICS metrics, by Ray Tune alone."""
+    import search.ray_runner as runner  # it sets Ray up before Ray is imported
+
+    def report_only(config: dict[str, int]) -> None:
+        for epoch in range(REPORTS):
+            runner.tune.report({"metrics": {f"metric_{i}": float(epoch) for i in range(METRICS)}})
+
+    with runner.start_ray(2), tempfile.TemporaryDirectory() as folder:
+        began = time.process_time()
+        run = runner.tune.RunConfig(storage_path=folder, verbose=0)
+        config = runner.tune.TuneConfig(num_samples=4)
+        runner.tune.Tuner(report_only, tune_config=config, run_config=run).fit()
+        return (time.process_time() - began) / (4 * REPORTS)
 
 
 def simulate(
