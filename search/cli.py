@@ -20,6 +20,7 @@ from rich.console import Console
 
 from data.errors import UserError
 from search.data_commands import data_group
+from search.interrupts import interrupt
 
 DEFAULT_PORT, DEFAULT_UI_PORT = 5001, 5000
 SYNC_SECONDS = 120.0
@@ -517,7 +518,7 @@ def _leave(number: int, frame: object) -> None:
     """Asked to end, as by Ctrl-C, docker stop or a scheduler: tidily, with nothing half-written."""
     for again in (signal.SIGINT, signal.SIGTERM):
         signal.signal(again, _leave_at_once)
-    raise KeyboardInterrupt
+    interrupt()
 
 
 def _leave_at_once(number: int, frame: object) -> None:

@@ -17,6 +17,7 @@ from models.health import Finding
 from models.settings import Settings
 from models.state import load_training_state
 from search.health import HealthBook
+from search.interrupts import uninterrupted
 from search.spec import SweepSpec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion
 from search.trial import ERROR, LAST, Goal, TrialTask, better
@@ -70,7 +71,7 @@ def trial_seed(seed: int, number: int) -> int:
 
 
 class Controller:
-    """Hands out trials, judges their epochs, and tells the listeners; calls come from one thread only.
+    """Hands out trials, judges their epochs, and tells the listeners; calls come from the main thread only.
 
     `spent` is how many seconds earlier processes gave to the sweep, `gpu_seconds` how many of their GPUs; each trial
     has `gpus`. `trace` lets torch.profiler look at each trial. `halted` says that the sweep was given up for a reason
@@ -125,6 +126,7 @@ class Controller:
             self._note_best(trial)
             self._count_end(trial)
 
+    @uninterrupted()
     def next_task(self) -> TrialTask | None:
         """The next trial to run, or None when the budget or the space is used up (`ended_by` says which)."""
         self._tick()
@@ -211,6 +213,7 @@ class Controller:
             bool(self._spec.limits or self._spec.objective.against),
         )
 
+    @uninterrupted()
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
         """Take in one epoch of a running trial; returns whether it goes on.
 
@@ -231,10 +234,11 @@ class Controller:
         if better(value, trial.value, self.goal):
             trial.value, trial.epoch, trial.metrics = value, epoch, metrics
             self._note_best(trial)
+        # Told before the study knows: what dies in between tells it again, and the run log takes an epoch once.
+        self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
         if (against := self._spec.objective.against) is not None:
             self._strategy.note_cost(number, metrics[against])
         verdict = self._strategy.observe(number, epoch, value)
-        self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
         found = self._health.look(number, epoch, metrics, trial.folder)
         if found:
             self._tell(lambda listener: listener.health_found(trial, found))
@@ -252,6 +256,7 @@ class Controller:
             self._end(trial, "stopped", f"the sweep was over ({over})")
         return trial.state == "running"
 
+    @uninterrupted()
     def finish(self, number: int, error: str = "") -> None:
         """A trial's worker is done: with all its epochs, or with an error. After a stop this changes nothing."""
         self._tick()
@@ -264,6 +269,7 @@ class Controller:
             self._errors = [*alike, error]
         self._end(trial, "failed" if error else "completed", error or "trained to its end")
 
+    @uninterrupted()
     def lost(self, number: int, reason: str) -> None:
         """A trial's worker died under it: another one goes on, unless that happens again and again."""
         self._tick()
@@ -284,6 +290,7 @@ class Controller:
         file = self.trials[number].folder / ERROR
         return file.read_text().splitlines()[0] if file.exists() else ""
 
+    @uninterrupted()
     def close(self) -> None:
         """The sweep is over: end what is paused or still open, so that nothing stays RUNNING anywhere."""
         for trial in self.trials.values():

@@ -14,6 +14,7 @@ from models.state import TrainingState
 from models.train import TrialData, train
 from search.controller import Controller, TrialRecord
 from search.health import keep_findings, write_table
+from search.interrupts import interrupt
 from search.spec import parse_spec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
 from search.trial import BEST, ERROR, LAST, TrialTask, run_trial
@@ -39,6 +40,20 @@ def opened(folder: Path, health: Mapping[str, str] | None = None, **budget: Any)
     return controller
 
 
+class Told:
+    """A listener that remembers the epochs."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, int]] = []
+
+    def trial_started(self, trial: TrialRecord) -> None: ...
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None: ...
+    def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
+    def trial_ended(self, trial: TrialRecord) -> None: ...
+    def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
+        self.epochs.append((trial.number, epoch))
+
+
 def started(controller: Controller) -> TrialTask:
     task = controller.next_task()
     assert task is not None
@@ -62,6 +77,48 @@ def test_a_lost_worker_costs_no_trial_unless_it_happens_again_and_again(tmp_path
     assert controller.trials[0].state == "failed"
     assert controller.trials[0].reason == "its worker died, 3 times after epoch 2 (out of memory?)"
     assert started(controller).number == 1
+
+
+@pytest.mark.parametrize("moment", ["observe", "epoch_done"])
+def test_an_epoch_is_told_and_judged_or_neither_when_an_interrupt_comes(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller, told = opened(tmp_path), Told()
+    controller.listeners.append(told)
+    number = started(controller).number
+    place = controller._strategy if moment == "observe" else told
+    whole = getattr(place, moment)
+
+    def interrupted(*words: Any) -> Any:
+        interrupt()
+        return whole(*words)
+
+    monkeypatch.setattr(place, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        controller.report(number, 1, GOOD)
+    assert told.epochs == [(number, 1)]
+    (record,) = controller._strategy.trials()
+    assert list(record.values) == [1]
+
+
+def test_an_epoch_that_was_told_and_not_judged_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller, told = opened(tmp_path), Told()
+    controller.listeners.append(told)
+    number = started(controller).number
+
+    def killed(*words: Any) -> Any:
+        raise SystemError("as when the process dies here")
+
+    monkeypatch.setattr(controller._strategy, "observe", killed)
+    with pytest.raises(SystemError):
+        controller.report(number, 1, GOOD)
+    after = opened(tmp_path)
+    after.listeners.append(told)
+    assert started(after).known == 0
+    after.report(number, 1, GOOD)
+    assert told.epochs == [(number, 1), (number, 1)]  # the run log takes it once
 
 
 def test_three_errors_of_one_kind_in_a_row_halt_the_sweep(tmp_path: Path) -> None:
