@@ -1,5 +1,7 @@
 """Sweeps that are killed, interrupted and extended end as if nothing had happened: real processes, both runners."""
 
+import contextlib
+import json
 import os
 import random
 import signal
@@ -135,7 +137,7 @@ def test_many_kills_at_random_moments(bins: Path, tmp_path: Path) -> None:
         while len(done) < kills and process.poll() is None:
             time.sleep(dice.uniform(0.5, 6))
             kind = dice.choice(["driver", "worker", "server", "ray", "all"])
-            if _kill(kind, process):
+            if _kill(kind, process, home):
                 done.append(kind)
             if kind in ("driver", "ray", "all"):
                 break
@@ -158,12 +160,12 @@ def test_many_kills_at_random_moments(bins: Path, tmp_path: Path) -> None:
     print(f"{done}: {trials} of {trials} trials complete, every metric once, all curves as undisturbed")
 
 
-def _kill(kind: str, process: subprocess.Popen[str]) -> int:
+def _kill(kind: str, process: subprocess.Popen[str], home: Path) -> int:
     """Kill one kind of process of the sweep; returns how many kills that was."""
-    family = psutil.Process(process.pid).children(recursive=True)
+    family = [*psutil.Process(process.pid).children(recursive=True), *_server(home)]
     signs = {
         "worker": is_worker,
-        "server": lambda words: "mlflow" in " ".join(words) and "server" in words,
+        "server": lambda words: words[1:4] == ["-m", "mlflow", "server"],
         "ray": lambda words: "gcs_server" in words[0],
     }
     if kind in signs:
@@ -172,8 +174,17 @@ def _kill(kind: str, process: subprocess.Popen[str]) -> int:
         family = []
     victims = [*family, *([psutil.Process(process.pid)] if kind in ("driver", "all") else [])]
     for victim in victims:
-        victim.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it went with another one
+            victim.kill()
     return int(bool(victims))
+
+
+def _server(home: Path) -> list[psutil.Process]:
+    """The embedded server, which is no child of the driver's: it outlives the one that started it."""
+    try:
+        return [psutil.Process(json.loads((home / "mlflow" / "server.json").read_text())["pid"])]
+    except (OSError, ValueError, psutil.NoSuchProcess):  # not started yet, or ended before
+        return []
 
 
 def _matches(process: psutil.Process, sign: Any) -> bool:
