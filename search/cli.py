@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -416,10 +417,19 @@ def evaluate(
 @cli.command()
 @click.argument("model", default="bin-counter")
 @click.option("--port", type=click.IntRange(1, 65535), help=f"{DEFAULT_PORT} unless --check is given.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 is everyone's."
+)
+@click.option("--follow", is_flag=True, help="Serve whichever version is champion, also once that changes.")
 @click.option("--check", is_flag=True, help="Replay its test photos against a server, compare, time, end.")
 @click.option("--json", "as_json", is_flag=True, help="The answer of --check as JSON.")
-def serve(model: str, port: int | None, check: bool, as_json: bool) -> None:
+def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as_json: bool) -> None:
     """Serve MODEL (a registered name, NAME@alias, NAME/version or any model URI) with `mlflow models serve`."""
+    if follow and (check or any(sign in model for sign in "@/:")):
+        raise UserError(
+            f"serve {model} --follow{' --check' if check else ''}: only the champion of a registered name is followed",
+            "give the name alone, or leave out --follow",
+        )
     from tracking.server import tracking_server
     from tracking.serving import serve_foreground
 
@@ -437,11 +447,17 @@ def serve(model: str, port: int | None, check: bool, as_json: bool) -> None:
                 spread = ", ".join(f"p{p} {ms:.1f} ms" for p, ms in checked.milliseconds.items())
                 print(f"  one photo over HTTP: {spread}")
             sys.exit(0 if checked.rule.passed else 1)
+        if follow:
+            from tracking.following import follow_champion
+
+            told = functools.partial(print, flush=True)
+            sys.exit(follow_champion(model, host, port or DEFAULT_PORT, uri, told))
         code = serve_foreground(
             model_uri(model),
             port or DEFAULT_PORT,
             uri,
             ready=lambda url: print(f"serving {model} at {url}", flush=True),
+            host=host,
         )
     sys.exit(code)
 

@@ -47,12 +47,15 @@ class ServedModel:
 
 
 @contextmanager
-def serve_model(model_uri: str, tracking_uri: str, port: int | None = None) -> Iterator[ServedModel]:
-    """Serve `model_uri` on 127.0.0.1 (a free port unless `port` says otherwise) for the block.
+def serve_model(
+    model_uri: str, tracking_uri: str, port: int | None = None, host: str = LOOPBACK
+) -> Iterator[ServedModel]:
+    """Serve `model_uri` on `host` (a free port unless `port` says otherwise) for the block.
 
-    Runs `mlflow models serve -m MODEL_URI --env-manager local --host 127.0.0.1 -p PORT`, nothing else, and ends
-    all of its processes afterwards. Raises UserError if the model does not exist, the port is taken, or the
-    model does not answer /ping within 120 s.
+    Runs `mlflow models serve -m MODEL_URI --env-manager local --host HOST -p PORT`, nothing else, and ends
+    all of its processes afterwards. `host` is 127.0.0.1 or one that covers it (0.0.0.0, for a container).
+    Raises UserError if the model does not exist, the port is taken, or the model does not answer /ping within
+    120 s.
     """
     if port is None:
         port = free_port()
@@ -63,7 +66,7 @@ def serve_model(model_uri: str, tracking_uri: str, port: int | None = None) -> I
         folder = Path(temporary)
         log = folder / "serve.log"
         command = ["models", "serve", "-m", model_uri, "--env-manager", "local"]
-        command += ["--host", LOOPBACK, "-p", str(port)]
+        command += ["--host", host, "-p", str(port)]
         server = spawn(command, port, folder, log, _environment(folder, tracking_uri))
         try:
             if not wait_until_answers(server, "/ping", START_SECONDS):
@@ -76,14 +79,16 @@ def serve_model(model_uri: str, tracking_uri: str, port: int | None = None) -> I
             end(server)
 
 
-def serve_foreground(model_uri: str, port: int, tracking_uri: str, ready: Callable[[str], None]) -> int:
-    """Serve `model_uri` on 127.0.0.1:`port` until Ctrl-C or SIGTERM (130) or until it ends itself (1).
+def serve_foreground(
+    model_uri: str, port: int, tracking_uri: str, ready: Callable[[str], None], host: str = LOOPBACK
+) -> int:
+    """Serve `model_uri` on `host`:`port` until Ctrl-C or SIGTERM (130) or until it ends itself (1).
 
     `ready` is called once with the address when the model answers. Errors as for `serve_model`.
     """
     with interrupted_by_sigterm():
         try:
-            with serve_model(model_uri, tracking_uri, port) as served:
+            with serve_model(model_uri, tracking_uri, port, host) as served:
                 ready(served.url)
                 return wait_in_foreground(served.server)
         except KeyboardInterrupt:

@@ -1,0 +1,47 @@
+# The one image of the service: MLflow server, Ray head and workers, model server.
+#
+#   docker build -t localhost/binsweep:0.1.0 .                       PyTorch without CUDA
+#   docker build -t localhost/binsweep:0.1.0 --build-arg TORCH=cuda .
+FROM docker.io/library/python:3.11.15-slim-bookworm
+
+# cpu: PyTorch's own index, whose builds bring no CUDA. cuda: the package registry's builds, which do (5 GB more).
+ARG TORCH=cpu
+
+RUN groupadd --gid 10001 binsweep \
+ && useradd --uid 10001 --gid 10001 --create-home binsweep \
+ && install -d -o binsweep -g binsweep /var/lib/binsweep \
+ && python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# What changes most rarely comes first: PyTorch, then the other packages, the code last.
+WORKDIR /opt/binsweep
+COPY constraints.txt ./
+RUN case "$TORCH" in \
+      cpu) pip install -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch torchvision ;; \
+      cuda) pip install -c constraints.txt torch torchvision ;; \
+      *) echo "TORCH must be cpu or cuda, got '$TORCH'" >&2; exit 1 ;; \
+    esac
+COPY pyproject.toml ./
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], *project['optional-dependencies']['service'], sep='\n')" > /tmp/requirements.txt \
+ && pip install -c constraints.txt -r /tmp/requirements.txt \
+ && rm /tmp/requirements.txt
+COPY README.md LICENSE ./
+COPY data data
+COPY models models
+COPY tracking tracking
+COPY search search
+RUN pip install --no-deps .
+COPY sweeps sweeps
+
+# Telemetry off; no secret is in the image.
+ENV BINSWEEP_HOME=/var/lib/binsweep \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    RAY_USAGE_STATS_ENABLED=0 \
+    DO_NOT_TRACK=1 \
+    GIT_PYTHON_REFRESH=quiet
+USER 10001:10001
+CMD ["binsweep", "--help"]

@@ -1,0 +1,2 @@
+#!/bin/sh
+exec node /opt/s3/s3.js

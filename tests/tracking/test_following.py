@@ -1,0 +1,82 @@
+"""`binsweep serve --follow` as a process beside a real MLflow server."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+from mlflow.tracking import MlflowClient
+
+from tracking.processes import free_port
+
+PATIENCE = 90.0
+
+
+@pytest.fixture
+def client(server: str) -> MlflowClient:
+    """A server with a registered model `followed` of two versions, and no champion."""
+    mlflow.set_tracking_uri(server)
+    mlflow.set_experiment("followed")
+    with mlflow.start_run():
+        made = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).parent / "echo_model.py"),
+            registered_model_name="followed",
+            pip_requirements=["mlflow"],
+        )
+    mlflow.register_model(made.model_uri, "followed")
+    return MlflowClient(server)
+
+
+@pytest.fixture
+def follower(
+    server: str, client: MlflowClient, tmp_path: Path
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    port = free_port()
+    command = [sys.executable, "-m", "search.cli", "serve", "followed", "--follow", "--port", str(port)]
+    environment = {**os.environ, "BINSWEEP_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": server}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def told(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def ping(url: str) -> requests.Response | None:
+    try:
+        return requests.get(f"{url}/ping", timeout=5)
+    except requests.RequestException:
+        return None
+
+
+def test_whoever_is_champion_is_served(
+    client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
+) -> None:
+    url, process = follower
+    assert told(process) == "not serving: there is no champion of followed yet"
+    deadline = time.monotonic() + PATIENCE
+    while (reply := ping(url)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert reply.status_code == 503 and reply.json()["error"] == "there is no champion of followed yet"
+    refused = requests.post(f"{url}/invocations", data=b"x" * 2**20, timeout=30)
+    assert refused.status_code == 503 and refused.headers["Retry-After"] == "5"
+    for version in ("1", "2"):
+        client.set_registered_model_alias("followed", "champion", version)
+        assert told(process) == f"serving followed version {version} at {url}"
+        assert ping(url) is not None and requests.get(f"{url}/ping", timeout=5).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert ping(url) is None
