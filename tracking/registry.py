@@ -157,9 +157,13 @@ def describe(tracking_uri: str, name: str, version: str, text: str) -> None:
 
 def champion_of(tracking_uri: str, name: str) -> ModelVersion | None:
     """The version that the alias `champion` points at; None when there is none."""
+    client = MlflowClient(tracking_uri)
     try:
-        return MlflowClient(tracking_uri).get_model_version_by_alias(name, CHAMPION)
+        return client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        # A server with accounts refuses to speak of a model that does not exist, as of one that is another's.
+        if error.error_code == "PERMISSION_DENIED" and not client.search_registered_models(f"name='{name}'"):
             return None
         raise
