@@ -26,7 +26,8 @@ RUN case "$TORCH" in \
     esac
 COPY pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*project['dependencies'], *project['optional-dependencies']['service'], sep='\n')" > /tmp/requirements.txt \
+extras = project['optional-dependencies']; \
+print(*project['dependencies'], *extras['cluster'], *extras['service'], sep='\n')" > /tmp/requirements.txt \
  && pip install -c constraints.txt -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt
 COPY README.md LICENSE ./

@@ -25,6 +25,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.exceptions import AuthenticationError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
@@ -137,6 +138,10 @@ class _Watch(tune.Callback):
 @contextlib.contextmanager
 def start_ray(cores: int) -> Iterator[Node]:
     """A Ray of this process alone, closed to others by its token, ended on leaving; yields what it has."""
+    # Or it would listen on all of this machine's addresses. The setting is named after the systems that have it by
+    # default; it is read when Ray is imported, too early for us, and by the processes that Ray starts.
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     # A token of this process alone: without one, Ray would write one into the person's home directory.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(

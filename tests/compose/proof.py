@@ -125,26 +125,20 @@ class Stack:
     # MLflow and Ray, from outside
 
     def tracking(
-        self, path: str, user: str | None = None, password: str = "", **body: Any
+        self, path: str, user: str = "", body: dict[str, Any] | None = None, password: str = ""
     ) -> requests.Response:
-        """GET of MLflow's API, or POST where there is a body."""
-        keys = {
-            "admin": "MLFLOW_ADMIN_PASSWORD",
-            "sweeps": "MLFLOW_SWEEPS_PASSWORD",
-            "serving": "MLFLOW_SERVING_PASSWORD",
-        }
-        auth = None if user is None else (user, password or self.env[keys[user]])
-        url = f"{self.mlflow}/api/2.0/{path}"
-        if body:
-            return requests.post(url, json=body, auth=auth, timeout=60)
-        return requests.get(url, auth=auth, timeout=60)
+        """GET of MLflow's API, or POST where there is a body; as nobody, or as `user` with the password of .env."""
+        auth = (user, password or self.env[f"MLFLOW_{user.upper()}_PASSWORD"]) if user else None
+        method = "GET" if body is None else "POST"
+        return requests.request(
+            method, f"{self.mlflow}/api/2.0/mlflow/{path}", json=body, auth=auth, timeout=60
+        )
 
-    def jobs(self, path: str = "", token: str | None = None, **body: Any) -> requests.Response:
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        url = f"{self.ray}/api/jobs/{path}"
-        if body:
-            return requests.post(url, json=body, headers=headers, timeout=60)
-        return requests.get(url, headers=headers, timeout=60)
+    def jobs(self, path: str = "", token: str = "", body: dict[str, Any] | None = None) -> requests.Response:
+        """GET of Ray's jobs, or POST where there is a body."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        method = "GET" if body is None else "POST"
+        return requests.request(method, f"{self.ray}/api/jobs/{path}", json=body, headers=headers, timeout=60)
 
     def nodes(self) -> int:
         """How many nodes of the Ray cluster are alive."""
@@ -158,7 +152,7 @@ class Stack:
     def run_job(self, entrypoint: str) -> str:
         """Submit from outside, with the token; the job's log once it has succeeded."""
         token = self.env["RAY_AUTH_TOKEN"]
-        name = self.jobs(token=token, entrypoint=entrypoint).json()["submission_id"]
+        name = self.jobs("", token, {"entrypoint": entrypoint}).json()["submission_id"]
         ended = ("SUCCEEDED", "FAILED", "STOPPED")
         until(f"job {name} ends", lambda: self.jobs(name, token).json()["status"] in ended, 600)
         log = str(self.jobs(f"{name}/logs", token).json()["logs"])
@@ -166,13 +160,13 @@ class Stack:
         return log
 
     def runs(self) -> list[dict[str, Any]]:
-        found = self.tracking("mlflow/experiments/search", "admin", max_results=100).json()["experiments"]
+        found = self.tracking("experiments/search", "admin", {"max_results": 100}).json()["experiments"]
         ids = [experiment["experiment_id"] for experiment in found]
-        answer = self.tracking("mlflow/runs/search", "admin", experiment_ids=ids, max_results=1000).json()
+        answer = self.tracking("runs/search", "admin", {"experiment_ids": ids, "max_results": 1000}).json()
         return list(answer.get("runs", []))
 
     def champion(self) -> str:
-        alias = self.tracking("mlflow/registered-models/alias?name=bin-counter&alias=champion", "serving")
+        alias = self.tracking("registered-models/alias?name=bin-counter&alias=champion", "serving")
         return str(alias.json()["model_version"]["version"])
 
     def answers(self) -> bool:
@@ -214,36 +208,36 @@ def refuses_the_examples_secrets(work: Path) -> None:
 
 
 def refuses_strangers(stack: Stack) -> None:
-    run = {"experiment_id": "0"}
     assert requests.get(f"{stack.mlflow}/health", timeout=10).status_code == 200
     for path, body in {
-        "mlflow/experiments/search": {"max_results": 1},
-        "mlflow/experiments/create": {"name": "intruder"},
-        "mlflow/runs/create": run,
-        "mlflow/registered-models/create": {"name": "intruder"},
-        "mlflow/users/create": {"username": "intruder", "password": "intruder-intruder"},
+        "experiments/search": {"max_results": 1},
+        "experiments/create": {"name": "intruder"},
+        "runs/create": {"experiment_id": "0"},
+        "registered-models/create": {"name": "intruder"},
+        "users/create": {"username": "intruder", "password": "intruder-intruder"},
     }.items():
-        assert stack.tracking(path, **body).status_code == 401, path
-        assert stack.tracking(path, "admin", "not-the-password", **body).status_code == 401, path
+        assert stack.tracking(path, body=body).status_code == 401, path
+        assert stack.tracking(path, "admin", body, "not-the-password").status_code == 401, path
     artifact = f"{stack.mlflow}/api/2.0/mlflow-artifacts/artifacts/0/x/artifacts/file.txt"
     assert requests.put(artifact, data=b"x", timeout=30).status_code == 401
     assert requests.get(artifact, timeout=30).status_code == 401
     assert requests.get(stack.mlflow, timeout=30).status_code == 401
     assert requests.get(stack.mlflow, headers={"Host": "evil.example"}, timeout=30).status_code == 403
     for user in ("admin", "sweeps", "serving"):
-        assert stack.tracking("mlflow/experiments/search", user, max_results=1).status_code == 200, user
+        assert stack.tracking("experiments/search", user, {"max_results": 1}).status_code == 200, user
     stranger = {"username": "x", "password": "x" * 16}
-    assert stack.tracking("mlflow/users/create", "sweeps", **stranger).status_code == 403
+    assert stack.tracking("users/create", "sweeps", stranger).status_code == 403
+    job = {"entrypoint": "true"}
     assert stack.jobs().status_code == 401
-    assert stack.jobs(entrypoint="true").status_code == 401
-    assert stack.jobs(token="x" * 48, entrypoint="true").status_code == 403
+    assert stack.jobs(body=job).status_code == 401
+    assert stack.jobs(token="x" * 48, body=job).status_code == 403
     assert requests.get(f"{stack.ray}/nodes?view=summary", timeout=30).status_code == 401
     assert stack.jobs(token=stack.env["RAY_AUTH_TOKEN"]).status_code == 200
 
 
 def only_the_owner_moves_the_alias(stack: Stack) -> None:
     move = {"name": "bin-counter", "alias": "champion", "version": "1"}
-    assert stack.tracking("mlflow/registered-models/alias", "serving", **move).status_code == 403
+    assert stack.tracking("registered-models/alias", "serving", move).status_code == 403
 
 
 def no_secret_lies_about(stack: Stack, job_log: str) -> None:
@@ -292,7 +286,7 @@ def kill(stack: Stack, name: str) -> float:
 
 
 def main(work: Path) -> None:
-    os.environ.setdefault("CONTAINERS_CONF", str(work / "containers.conf"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the stack is removed then, too
     write_synthetic(work / "photos", 3, 7, 160, [0, 1, 2])
     photo = next((work / "photos").rglob("*.jpg")).read_bytes()
     with step("refuses to start with the example's secrets"):

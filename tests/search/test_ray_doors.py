@@ -1,0 +1,16 @@
+import ipaddress
+
+import psutil
+import pytest
+
+from search.ray_runner import start_ray
+
+
+@pytest.mark.integration
+def test_a_sweeps_own_ray_listens_on_the_loopback_alone() -> None:
+    with start_ray(1):
+        me = psutil.Process()
+        found = [c for p in [me, *me.children(recursive=True)] for c in p.net_connections("inet")]
+        doors = [ipaddress.ip_address(c.laddr.ip) for c in found if c.status == psutil.CONN_LISTEN]
+    assert len(doors) > 4
+    assert all((getattr(door, "ipv4_mapped", None) or door).is_loopback for door in doors), doors
