@@ -2,9 +2,17 @@
 #
 #   docker build -t localhost/binsweep:0.1.0 .                       PyTorch without CUDA
 #   docker build -t localhost/binsweep:0.1.0 --build-arg TORCH=cuda .
-FROM docker.io/library/python:3.11.15-slim-bookworm
+FROM docker.io/library/python:3.11.15-slim-bookworm AS base
 
-# cpu: PyTorch's own index, whose builds bring no CUDA. cuda: the package registry's builds, which do (5 GB more).
+# The pins of PyTorch and of what it brings: its layer, by far the largest, is made again only when these change.
+FROM base AS pins
+COPY constraints.txt /
+RUN grep -iE '^(torch|torchvision|triton|nvidia-[^=]*|cuda-[^=]*|filelock|fsspec|jinja2|markupsafe|mpmath|networkx|numpy|pillow|sympy|typing_extensions)==' \
+    /constraints.txt > /torch.txt
+
+FROM base
+# cpu: the builds of PyTorch's own index, which bring no CUDA; their versions count as the higher ones (2.14.1+cpu).
+# cuda: the package registry's builds, which bring it (5 GB more).
 ARG TORCH=cpu
 
 RUN groupadd --gid 10001 binsweep \
@@ -18,13 +26,13 @@ ENV PATH=/opt/venv/bin:$PATH \
 
 # What changes most rarely comes first: PyTorch, then the other packages, the code last.
 WORKDIR /opt/binsweep
-COPY constraints.txt ./
+COPY --from=pins /torch.txt /tmp/torch.txt
 RUN case "$TORCH" in \
-      cpu) pip install -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch torchvision ;; \
-      cuda) pip install -c constraints.txt torch torchvision ;; \
+      cpu) pip install -c /tmp/torch.txt --extra-index-url https://download.pytorch.org/whl/cpu torch torchvision ;; \
+      cuda) pip install -c /tmp/torch.txt torch torchvision ;; \
       *) echo "TORCH must be cpu or cuda, got '$TORCH'" >&2; exit 1 ;; \
     esac
-COPY pyproject.toml ./
+COPY constraints.txt pyproject.toml ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = project['optional-dependencies']; \
 print(*project['dependencies'], *extras['cluster'], *extras['service'], sep='\n')" > /tmp/requirements.txt \

@@ -61,6 +61,7 @@ def ping(url: str) -> requests.Response | None:
         return None
 
 
+@pytest.mark.integration
 def test_whoever_is_champion_is_served(
     client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
 ) -> None:
@@ -76,7 +77,7 @@ def test_whoever_is_champion_is_served(
     for version in ("1", "2"):
         client.set_registered_model_alias("followed", "champion", version)
         assert told(process) == f"serving followed version {version} at {url}"
-        assert ping(url) is not None and requests.get(f"{url}/ping", timeout=5).status_code == 200
+        assert requests.get(f"{url}/ping", timeout=5).status_code == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     assert ping(url) is None
