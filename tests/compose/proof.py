@@ -29,9 +29,9 @@ SERVICES = list(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["servi
 ONE_SHOT = ["s3-volume"]
 WORKERS = 3
 PATIENCE = 240.0  # seconds for anything to come up on two busy cores
-SWEEP = ["sweeps/quickstart.yaml", "--promote"]
-for assignment in ("data.source=synthetic://?images=240&seed=0", "budget.trials=6", "register.finalists=1"):
-    SWEEP += ["--set", assignment]
+SMALL = ["sweeps/quickstart.yaml", "--set", "data.source=synthetic://?images=240&seed=0"]
+SWEEP = [*SMALL, "--set", "budget.trials=6", "--set", "register.finalists=1", "--promote"]
+LONGER = [*SMALL, "--set", "budget.trials=12"]
 
 
 @contextmanager
@@ -161,9 +161,11 @@ class Stack:
         token = self.env["RAY_AUTH_TOKEN"]
         ended = ("SUCCEEDED", "FAILED", "STOPPED")
         until(f"job {name} ends", lambda: self.jobs(name, token).json()["status"] in ended, 600)
-        log = str(self.jobs(f"{name}/logs", token).json()["logs"])
-        assert self.jobs(name, token).json()["status"] == "SUCCEEDED", log[-3000:]
-        return log
+        assert self.jobs(name, token).json()["status"] == "SUCCEEDED", self.said(name)[-3000:]
+        return self.said(name)
+
+    def said(self, name: str) -> str:
+        return str(self.jobs(f"{name}/logs", self.env["RAY_AUTH_TOKEN"]).json()["logs"])
 
     def runs(self) -> list[dict[str, Any]]:
         found = self.tracking("experiments/search", "admin", {"max_results": 100}).json()["experiments"]
@@ -280,6 +282,16 @@ def survives_kills(stack: Stack, photo: bytes) -> None:
     stack.job_log(small)
 
 
+def goes_on_after_the_heads_death(stack: Stack) -> None:
+    """Ray forgets its jobs with its head; the sweep is in the head's volume, and the same spec goes on with it."""
+    name = stack.binsweep("submit", *LONGER).strip()
+    until("trials run", lambda: stack.said(name).count(" starts: ") >= 3)
+    kill(stack, f"{PROJECT}_ray-head_1")
+    until("all workers are in the cluster again", lambda: stack.nodes() == WORKERS + 1)
+    log = stack.job_log(stack.binsweep("submit", *LONGER).strip())
+    assert "going on with quickstart-" in log, log[:2000]
+
+
 def kill(stack: Stack, name: str) -> float:
     """Kill the first process of a container, and with it all of them; the seconds until another one is healthy."""
 
@@ -328,6 +340,8 @@ def main(work: Path) -> None:
         with step(f"kill -9 of each of {len(stack.lasting())} containers in turn"):
             survives_kills(stack, photo)
         assert (len(stack.runs()), stack.champion()) == (runs, version)
+        with step("the head killed in the middle of a sweep, which goes on"):
+            goes_on_after_the_heads_death(stack)
         no_secret_lies_about(stack, log)
         print(f"passed: {runs} runs, champion version {version}, the photo has {row['count']} item(s)")
     except BaseException:
