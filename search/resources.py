@@ -28,7 +28,7 @@ def gpus_of(resources: ResourcesPart, nodes: Sequence[Node]) -> float:
     """The GPUs of one trial; where the spec is silent, an equal share for as many trials as the CPUs allow."""
     if resources.gpus_per_trial is not None:
         return resources.gpus_per_trial
-    trials = max(1, int(sum(node["CPU"] for node in nodes) / resources.cpus_per_trial))
+    trials = max(1, int(sum(node.get("CPU", 0) for node in nodes) / resources.cpus_per_trial))
     share = sum(node.get("GPU", 0) for node in nodes) / trials
     return share if share < 1 else int(share)
 
