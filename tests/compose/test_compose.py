@@ -108,7 +108,9 @@ def test_the_guard_refuses(value: str, reason: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_the_stack_keeps_what_it_promises() -> None:
     if os.environ.get("BINSWEEP_COMPOSE") != "1":
-        pytest.skip("takes MINUTES minutes the first time: set BINSWEEP_COMPOSE=1")
+        pytest.skip(
+            "takes 11 minutes for the images the first time and 12 for the rest: set BINSWEEP_COMPOSE=1"
+        )
     tools = ("podman", "runc", "debootstrap", "npm", "/usr/libexec/podman/catatonit")
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing or os.getuid() != 0:
