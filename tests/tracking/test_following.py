@@ -13,6 +13,8 @@ import pytest
 import requests
 from mlflow.tracking import MlflowClient
 
+from data.errors import UserError
+from search.cli import cli
 from tracking.processes import free_port
 
 PATIENCE = 90.0
@@ -81,3 +83,11 @@ def test_whoever_is_champion_is_served(
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     assert ping(url) is None
+
+
+@pytest.mark.parametrize(
+    "words", [["counter@champion"], ["counter/3"], ["models:/counter/3"], ["counter", "--check"]]
+)
+def test_only_a_names_champion_is_followed(words: list[str]) -> None:
+    with pytest.raises(UserError, match="only the champion of a registered name is followed"):
+        cli.main(["serve", *words, "--follow"], standalone_mode=False)
