@@ -137,25 +137,43 @@ class _Watch(tune.Callback):
 
 @contextlib.contextmanager
 def start_ray(cores: int) -> Iterator[Node]:
-    """A Ray of this process alone, closed to others by its token, ended on leaving; yields what it has."""
-    # Or it would listen on all of this machine's addresses. The setting is named after the systems that have it by
-    # default; it is read when Ray is imported, too early for us, and by the processes that Ray starts.
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    """A Ray of this process alone, on the loopback and closed to others by its token, ended on leaving; yields what it
+    has."""
     # A token of this process alone: without one, Ray would write one into the person's home directory.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        address="local",
-        num_cpus=cores,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    with _on_the_loopback():
+        ray.init(
+            address="local",
+            num_cpus=cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+        try:
+            yield dict(ray.cluster_resources())
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_the_loopback() -> Iterator[None]:
+    """Let the Ray that starts in this block listen on 127.0.0.1, not on all of this machine's addresses.
+
+    Ray's setting is named after the systems on which that is the default. The processes that Ray starts read it; we
+    come too late for that, because it is read when Ray is imported.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
-        yield dict(ray.cluster_resources())
+        yield
     finally:
-        ray.shutdown()
+        variable, ray_constants.ENABLE_RAY_CLUSTER = before
+        if variable is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = variable
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 import ipaddress
+import os
 
 import psutil
 import pytest
 
-from search.ray_runner import start_ray
+from search.ray_runner import ray_constants, start_ray
 
 
 @pytest.mark.integration
@@ -14,3 +15,5 @@ def test_a_sweeps_own_ray_listens_on_the_loopback_alone() -> None:
         doors = [ipaddress.ip_address(c.laddr.ip) for c in found if c.status == psutil.CONN_LISTEN]
     assert len(doors) > 4
     assert all((getattr(door, "ipv4_mapped", None) or door).is_loopback for door in doors), doors
+    # A node of a real cluster that this process starts later is not bound to it.
+    assert ray_constants.ENABLE_RAY_CLUSTER and ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR not in os.environ
