@@ -174,7 +174,9 @@ def _training_batches(
         if split.views > 1:
             views = torch.randint(0, split.views, (len(rows),), generator=generator)
         shard = group.shard(len(rows))
-        taken = shard if shard.stop > shard.start else slice(0, 1)  # an empty shard, in the shape of a full one
+        taken = (
+            shard if shard.stop > shard.start else slice(0, 1)
+        )  # an empty shard, in the shape of a full one
         inputs = split.take(rows[taken], views[taken], mark)[: shard.stop - shard.start]
         labels = split.labels[rows.to(split.labels.device)]
         yield inputs, labels[shard], labels

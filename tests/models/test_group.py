@@ -29,7 +29,9 @@ Case = tuple[Settings, int, int]  # micro-batches; the epoch after which trainin
 
 def cases_for(photos: int) -> dict[str, Case]:
     """By name, for so many photos in training."""
-    too_few = next(size for size in range(8, photos) if photos % size in (2, 3))  # in the last batch for two shards
+    too_few = next(
+        size for size in range(8, photos) if photos % size in (2, 3)
+    )  # in the last batch for two shards
     uneven = next(size for size in range(9, photos) if size % 2 and photos % size > 3)
     weighted = replace(HEAD, batch_size=uneven, balance="weights", label_smoothing=0.1)
     whole = replace(HEAD, trainable="all", epochs=2, batch_size=too_few)
@@ -47,7 +49,15 @@ def cases_for(photos: int) -> dict[str, Case]:
     }
 
 
-LIKE_ONE = ("even", "uneven", "an empty shard", "class weights", "micro-batches", "drawn by class", "cut short")
+LIKE_ONE = (
+    "even",
+    "uneven",
+    "an empty shard",
+    "class weights",
+    "micro-batches",
+    "drawn by class",
+    "cut short",
+)
 
 
 def alone(case: Case, data: TrialData) -> Curve:
