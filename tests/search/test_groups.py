@@ -1,5 +1,7 @@
 """Trials over several workers in real sweeps on Ray: what is lost is found again, and the curves are those of one."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -7,7 +9,9 @@ import pytest
 from real_sweeps import (
     EPOCHS,
     assert_whole,
+    command,
     curves,
+    environment,
     is_worker,
     run,
     runs_of,
@@ -16,6 +20,8 @@ from real_sweeps import (
     wait_for_epochs,
 )
 
+# Rates at which training is stable: a chaotic one blows up the last bit of a sum.
+SPACE = {"lr": {"low": 1e-4, "high": 3e-3, "log": True}, "epochs": [EPOCHS]}
 TOLERANCE = 1e-5  # gradients are summed in another order (tests/models/test_group.py)
 
 
@@ -37,11 +43,12 @@ def kill_one(parent: int, sign: object) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(600)
 def test_a_lost_worker_restarts_its_group_and_the_curves_are_those_of_one_process(
     bins: Path, server: str, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    spec = spec_file(tmp_path, bins, "group", trials=2, resources={"workers_per_trial": 2})
+    spec = spec_file(tmp_path, bins, "group", trials=2, resources={"workers_per_trial": 2}, space=SPACE)
     process = started(spec, "ray", home, server)
     wait_for_epochs(home, "group", 3)
     kill_one(process.pid, is_member)
@@ -54,9 +61,37 @@ def test_a_lost_worker_restarts_its_group_and_the_curves_are_those_of_one_proces
     _, runs = runs_of(server, "group")
     assert {run.data.tags["workers"] for run in runs.values()} == {"2"}
 
-    alone = spec_file(tmp_path, bins, "alone", trials=2)
+    alone = spec_file(tmp_path, bins, "alone", trials=2, space=SPACE)
     assert run(alone, "local", home, server).returncode == 0
     found, expected = curves(server, "group"), curves(server, "alone")
     assert found.keys() == expected.keys()
     for key, points in expected.items():
-        assert [value for _, value in found[key]] == pytest.approx([value for _, value in points], rel=TOLERANCE), key
+        assert [value for _, value in found[key]] == pytest.approx(
+            [value for _, value in points], rel=TOLERANCE
+        ), key
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_a_group_halves_its_batches_together_and_tells_whose_error_it_was(
+    bins: Path, server: str, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    searched = {"batch_size": [8, 16], "epochs": [2]}
+    fixed = {"backbone": "efficientnet_lite0", "lr": 1e-3, "precision": "fp32"}
+    changes = {"model": fixed, "space": searched, "search": {"sampler": "grid", "stopping": "none"}}
+    spec = spec_file(tmp_path, bins, "faults", trials=2, resources={"workers_per_trial": 2}, **changes)
+    env = environment(home, server)
+    paths = [
+        str(Path(__file__).with_name("faults")),
+        str(Path(__file__).parents[2]),
+        env.get("PYTHONPATH", ""),
+    ]
+    env["PYTHONPATH"] = os.pathsep.join(paths)
+    done = subprocess.run(command(spec, "ray"), env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    _, trials = runs_of(server, "faults")
+    by_batch = {run.data.params["batch_size"]: run for run in trials.values()}
+    assert by_batch["8"].info.status == "FINISHED" and by_batch["8"].data.metrics["micro_batches"] == 2
+    assert by_batch["16"].info.status == "FAILED"
+    assert by_batch["16"].data.tags["ended_because"] == "ValueError: no such kernel"
