@@ -108,6 +108,7 @@ def _gather_members(size: int) -> None:
         place = PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=index)
         asked = bundles.bundle_specs[index]
         options = {"num_cpus": asked.get("CPU", 0), "num_gpus": asked.get("GPU", 0)}
+        options |= {"memory": asked["memory"]} if "memory" in asked else {}
         _members.append(ray.remote(Member).options(scheduling_strategy=place, **options).remote())
     nodes = {str(ray.get_runtime_context().get_node_id()), *ray.get([m.node.remote() for m in _members])}
     address = LOOPBACK if len(nodes) == 1 else ray.util.get_node_ip_address()

@@ -19,6 +19,11 @@ from real_sweeps import (
     started,
     wait_for_epochs,
 )
+from two_nodes import two_nodes
+
+from data.errors import UserError
+from search.resources import check_resources, gpus_of
+from search.spec import ResourcesPart
 
 # Rates at which training is stable: a chaotic one blows up the last bit of a sum.
 SPACE = {"lr": {"low": 1e-4, "high": 3e-3, "log": True}, "epochs": [EPOCHS]}
@@ -61,14 +66,32 @@ def test_a_lost_worker_restarts_its_group_and_the_curves_are_those_of_one_proces
     _, runs = runs_of(server, "group")
     assert {run.data.tags["workers"] for run in runs.values()} == {"2"}
 
-    alone = spec_file(tmp_path, bins, "alone", trials=2, space=SPACE)
-    assert run(alone, "local", home, server).returncode == 0
-    found, expected = curves(server, "group"), curves(server, "alone")
+    assert_like_one_process("group", 2, bins, server, tmp_path)
+
+
+def assert_like_one_process(name: str, trials: int, bins: Path, server: str, folder: Path) -> None:
+    """The curves of the sweep are those of the same one, each trial trained by one process."""
+    alone = spec_file(folder, bins, f"{name}-alone", trials=trials, space=SPACE)
+    assert run(alone, "local", folder / "alone", server).returncode == 0
+    found, expected = curves(server, name), curves(server, f"{name}-alone")
     assert found.keys() == expected.keys()
     for key, points in expected.items():
-        assert [value for _, value in found[key]] == pytest.approx(
-            [value for _, value in points], rel=TOLERANCE
-        ), key
+        values = [value for _, value in points]
+        assert [value for _, value in found[key]] == pytest.approx(values, rel=TOLERANCE), key
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_a_group_spans_nodes_that_share_no_disk(bins: Path, server: str, tmp_path: Path) -> None:
+    """One CPU on each node: no node has room for both workers."""
+    spec = spec_file(tmp_path, bins, "across", trials=1, resources={"workers_per_trial": 2}, space=SPACE)
+    with two_nodes(tmp_path, server) as cluster:
+        words = command(spec, "ray", "--address", cluster.address)
+        done = subprocess.run(words, env=cluster.env, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        assert "banks brought to 1 other node" in done.stderr
+        assert_whole(server, cluster.hidden / "home", "across", trials=1)
+    assert_like_one_process("across", 1, bins, server, tmp_path)
 
 
 @pytest.mark.integration
@@ -95,3 +118,18 @@ def test_a_group_halves_its_batches_together_and_tells_whose_error_it_was(
     assert by_batch["8"].info.status == "FINISHED" and by_batch["8"].data.metrics["micro_batches"] == 2
     assert by_batch["16"].info.status == "FAILED"
     assert by_batch["16"].data.tags["ended_because"] == "ValueError: no such kernel"
+
+
+def test_workers_of_a_trial_multiply_what_it_needs() -> None:
+    pair = ResourcesPart(cpus_per_trial=2, workers_per_trial=2)
+    assert check_resources(pair, [{"CPU": 9.0}], "Ray") == 2
+    assert check_resources(pair, [{"CPU": 3.0}, {"CPU": 3.0}], "Ray") == 1  # a worker on each node
+    with pytest.raises(UserError, match="workers_per_trial: 2 asked, there is room for 1"):
+        check_resources(pair, [{"CPU": 3.0}], "Ray")
+    # Silent about GPUs: as many as there are, and no two workers share one.
+    assert gpus_of(pair, [{"CPU": 8.0, "GPU": 8.0}]) == 2 and gpus_of(pair, [{"CPU": 8.0}]) == 0
+    with pytest.raises(UserError, match="workers_per_trial: 2 asked, there is room for 1"):
+        check_resources(pair, [{"CPU": 4.0, "GPU": 1.0}], "Ray")
+    alone = ResourcesPart(cpus_per_trial=2)
+    assert gpus_of(alone, [{"CPU": 4.0, "GPU": 1.0}]) == 0.5
+    assert gpus_of(alone, [{"CPU": 4.0, "GPU": 4.0}]) == 2

@@ -23,14 +23,12 @@ from search.course import read_course
 from search.health import read_findings
 from search.predict import predict_images
 from search.promote import promote_sweep
-from search.spec import ResourcesPart, SweepSpec, parse_spec
+from search.spec import SweepSpec, parse_spec
 from search.state import find_folder, load_state
 from search.sweep import (
     Runner,
     SweepResult,
     check_before_start,
-    check_resources,
-    gpus_of,
     prepare,
     run_sweep,
 )
@@ -381,24 +379,12 @@ def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_p
         "space": {"lr": [0.01], "batch_size": [4096]},
         "resources": {"workers_per_trial": 512},
     }
-    with pytest.raises(UserError, match="cpus_per_trial: 1 asked for each of 512 workers"):
+    with pytest.raises(UserError, match="workers_per_trial: 512 asked, there is room for"):
         sweep(spec_of(bins, **crowd), tmp_path, "ray", server)
     pair = {"workers_per_trial": 2}
     with pytest.raises(UserError, match="workers_per_trial: 2 asked, --runner local trains in one process"):
         sweep(spec_of(bins, resources=pair), tmp_path, "local", server)
     assert not (tmp_path / "sweeps").exists()
-
-
-def test_workers_of_a_trial_multiply_what_it_needs() -> None:
-    pair = ResourcesPart(cpus_per_trial=2, workers_per_trial=2)
-    assert check_resources(pair, {"CPU": 9.0}, "Ray") == 2
-    # Silent about GPUs: as many as there are, and no two workers share one.
-    assert gpus_of(pair, {"CPU": 8.0, "GPU": 8.0}) == 2 and gpus_of(pair, {"CPU": 8.0}) == 0
-    assert check_resources(pair, {"CPU": 8.0, "GPU": 2.0}, "Ray") == 1
-    with pytest.raises(UserError, match="gpus_per_trial: 1 asked for each of 2 workers, Ray has 1"):
-        check_resources(pair, {"CPU": 4.0, "GPU": 1.0}, "Ray")
-    alone = ResourcesPart(cpus_per_trial=2)
-    assert gpus_of(alone, {"CPU": 4.0, "GPU": 1.0}) == 0.5 and gpus_of(alone, {"CPU": 4.0, "GPU": 4.0}) == 2
 
 
 def test_a_sweep_is_found_by_id_and_by_name(tmp_path: Path) -> None:
