@@ -72,9 +72,7 @@ class Group:
         if self.size == 1:
             return net
         if next(net.parameters()).is_cuda:
-            from timm.layers import convert_sync_batchnorm  # PyTorch's own drops timm's activations
-
-            convert_sync_batchnorm(net)
+            _normalise_together(net)
         # Buffers: sent at every step by default, where once an epoch does.
         return DistributedDataParallel(net, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
@@ -95,6 +93,13 @@ class Group:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer /= self.size
+
+
+def _normalise_together(net: nn.Module) -> None:
+    """Batch normalisation layers below `net` take the statistics of all ranks, which must be on GPUs."""
+    from timm.layers import convert_sync_batchnorm  # PyTorch's own drops the activations of timm's layers
+
+    convert_sync_batchnorm(net)
 
 
 def current_group() -> Group:

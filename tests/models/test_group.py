@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from models.arithmetic import choose_arithmetic
-from models.group import Group
+from models.group import Group, _normalise_together
 from models.settings import Settings
 from models.state import load_training_state
 from models.train import TrialData, _predict, open_batches, open_counter, train
@@ -133,6 +134,20 @@ def test_fast_gradients_and_empty_shards_go_together(group_folder: Path) -> None
     """bf16 with micro-batches of which the last are empty: PyTorch and our own gradients take no rows, too."""
     (metrics,) = told(group_folder)["all, bf16"]
     assert all(np.isfinite([metrics["train_loss"], metrics["val_loss"]]))
+
+
+def test_normalising_together_keeps_the_network_and_the_names_in_its_checkpoints(
+    trial_data: TrialData,
+) -> None:
+    net = open_counter(replace(HEAD, trainable="all"), trial_data, choose_arithmetic("fp32")).suffix(0).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        names, said = list(net.state_dict()), net(images)
+        _normalise_together(net)
+        kinds = {type(layer) for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+        assert kinds and all(issubclass(kind, nn.SyncBatchNorm) for kind in kinds)
+        assert list(net.state_dict()) == names
+        torch.testing.assert_close(net(images), said)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
