@@ -52,12 +52,9 @@ def _never(epoch: int, metrics: dict[str, float]) -> bool:
 
 def _join(store: TCPStore, here: str, rank: int, size: int) -> None:
     """Become a process of the group; talk over the network interface that has the address `here`, and no other."""
-    interface = next(
-        name
-        for name, addresses in psutil.net_if_addrs().items()
-        if here in (entry.address for entry in addresses)
-    )
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
+    for interface, addresses in psutil.net_if_addrs().items():
+        if here in (entry.address for entry in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
@@ -94,9 +91,11 @@ def _train_together(task: TrialTask, site: Site, send: Send, parts: int) -> None
         ray.get(at_work)
     except Exception as error:
         _part()
-        if failures:  # this process only saw the connections break
-            raise failures[0] from error
-        raise _blamed(error) from error
+        # Where another one failed, this process only saw the connections break.
+        blame = failures[0] if failures else _blamed(error)
+        if blame is error:
+            raise
+        raise blame from error
     finally:
         over.set()
 
