@@ -61,7 +61,7 @@ def spec_of(bins: Path, **changes: Any) -> SweepSpec:
 
 def sweep(spec: SweepSpec, home: Path, runner: Runner, server: str) -> SweepResult:
     """What the command line does, with a server that runs already."""
-    check_before_start(spec, runner)
+    check_before_start(spec, runner=runner)
     return run_sweep(spec, *prepare(spec, home), home, runner, server)
 
 
