@@ -21,6 +21,7 @@ from models.augment import VERSION as AUGMENT_VERSION
 from models.augment import Augment, augment_images, views_of
 from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
 from models.build import Checkpoint, build_counter
+from models.group import Group, current_group
 from models.health import Finding, Watch
 from models.metrics import count_metrics, per_class
 from models.network import Counter
@@ -48,6 +49,8 @@ class Snapshot:
 Report = Callable[[int, dict[str, float], Snapshot], bool]
 Progress = Callable[[int, int], None]
 PLAIN: Augment = "none"
+ALONE = Group()
+PRIME = 1_000_003
 FRESH = 2**31  # so many views, drawn anew each time, are as good as endless
 
 
@@ -156,14 +159,27 @@ def _epoch_rows(labels: Tensor, settings: Settings, generator: torch.Generator) 
 
 
 def _training_batches(
-    split: Batches, settings: Settings, generator: torch.Generator, mark: Mark = nothing
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and labels of one epoch, with all random choices drawn in a fixed order from `generator`."""
+    split: Batches,
+    settings: Settings,
+    generator: torch.Generator,
+    mark: Mark = nothing,
+    group: Group = ALONE,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Inputs and labels of this rank's shards of one epoch's batches, and the labels of each whole batch.
+
+    All random choices are drawn in a fixed order from `generator`, so that every rank of a group draws the same.
+    """
     for rows in _epoch_rows(split.labels, settings, generator):
         views = torch.zeros_like(rows)
         if split.views > 1:
             views = torch.randint(0, split.views, (len(rows),), generator=generator)
-        yield split.take(rows, views, mark), split.labels[rows.to(split.labels.device)]
+        shard = group.shard(len(rows))
+        taken = (
+            shard if shard.stop > shard.start else slice(0, 1)
+        )  # an empty shard, in the shape of a full one
+        inputs = split.take(rows[taken], views[taken], mark)[: shard.stop - shard.start]
+        labels = split.labels[rows.to(split.labels.device)]
+        yield inputs, labels[shard], labels
 
 
 def _forward(net: nn.Module, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -179,42 +195,55 @@ def _backward(
     net: nn.Module,
     inputs: Tensor,
     labels: Tensor,
+    batch_labels: Tensor,
     weight: Tensor | None,
     settings: Settings,
     arithmetic: Arithmetic,
     parts: int,
     mark: Mark,
+    group: Group = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """Add a batch's gradients; returns its mean loss and its log-probabilities [B, K], both detached.
+    """Add the gradients of a batch, of which this rank has a shard; returns what the shard adds to the batch's mean
+    loss, and its log-probabilities [B, K], both detached.
 
-    Each part's loss counts by its share of the batch's (class) weight, so that the sum is the whole batch's
-    gradient. Only batch statistics of unfrozen normalisation layers are those of the parts.
+    Each part's loss counts by its share of the whole batch's (class) weight, so that the sum is the whole batch's
+    gradient; times the number of ranks, as a group takes the mean over them. Only batch statistics of unfrozen
+    normalisation layers are those of the parts.
     """
     total, said = torch.zeros((), device=labels.device), []
-    whole = len(labels) if weight is None else weight[labels].sum()
-    for some_inputs, some_labels in zip(inputs.chunk(parts), labels.chunk(parts), strict=True):
-        log_probabilities = _forward(net, some_inputs, arithmetic)
-        loss = F.cross_entropy(
-            log_probabilities, some_labels, weight, label_smoothing=settings.label_smoothing
-        )
-        if parts > 1:
-            loss = loss * ((len(some_labels) if weight is None else weight[some_labels].sum()) / whole)
-        mark("forward")
-        loss.backward()
-        mark("backward")
+    whole = len(batch_labels) if weight is None else weight[batch_labels].sum()
+    # As many parts on every rank, some of them empty: their forward passes may wait for one another.
+    cut = zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True)
+    for number, (some_inputs, some_labels) in enumerate(cut, 1):
+        with group.accumulate(net, more=number < parts):
+            log_probabilities = _forward(net, some_inputs, arithmetic)
+            if len(some_labels):
+                loss = F.cross_entropy(
+                    log_probabilities, some_labels, weight, label_smoothing=settings.label_smoothing
+                )
+            else:
+                loss = log_probabilities.sum()  # nothing, with a gradient of zero
+            if parts > 1 or group.size > 1:
+                loss = loss * ((len(some_labels) if weight is None else weight[some_labels].sum()) / whole)
+            mark("forward")
+            (loss * group.size if group.size > 1 else loss).backward()
+            mark("backward")
         total = total + loss.detach()
         said.append(log_probabilities.detach())
     return total, torch.cat(said)
 
 
-def _predict(net: nn.Module, split: Batches, arithmetic: Arithmetic, batch: int = 256) -> Tensor:
-    """Log-probabilities float32 [N, K] of a split, unaugmented."""
+def _predict(
+    net: nn.Module, split: Batches, arithmetic: Arithmetic, group: Group = ALONE, batch: int = 256
+) -> Tensor:
+    """Log-probabilities float32 [N, K] of a split, unaugmented; each rank computes a part and has them all."""
     net.eval()
     parts = []
-    for rows in torch.arange(len(split.labels)).split(batch):
+    rows_here = torch.arange(len(split.labels))[group.shard(len(split.labels))]
+    for rows in rows_here.split(batch):
         with torch.no_grad():
             parts.append(_forward(net, split.take(rows, torch.zeros_like(rows)), arithmetic))
-    return torch.cat(parts)
+    return group.gather(torch.cat(parts))
 
 
 def _scores(
@@ -247,10 +276,16 @@ def train(
     Health rules watch, and a profile is taken: each report brings what their rules saw for the first time.
     `trace` is a file for what torch.profiler sees of a few steps.
 
+    Where torch.distributed is set up, its processes train together, each a shard of every batch, and all call this
+    with the same arguments; rank 0 alone calls `report`. The losses are then those of one process but for rounding,
+    unless the network draws dropout masks (each rank its own) or a CPU normalises unfrozen batches (each rank its
+    shard's).
+
     The same settings and data give the same numbers on the same machine. Metrics: `train_*` (running, in
     training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr` of the epoch's last
     step; `images_per_second` of training; `seconds` of the whole epoch.
     """
+    group = current_group()
     arithmetic = choose_arithmetic(settings.precision)
     profile = Profile(arithmetic.device, torch.get_num_threads(), trace)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -267,6 +302,7 @@ def train(
     net = counter.suffix(counter.cut(settings.trainable))
     if settings.trainable == "head":
         arithmetic = Arithmetic(arithmetic.device, None)  # a head is too small to gain from bf16
+    model = group.parallel(net)
     classes = np.asarray(data.classes)
     steps = settings.epochs * len(_epoch_rows(learn.labels, settings, torch.Generator()))
     optimizer = _optimizer(net, settings)
@@ -282,39 +318,53 @@ def train(
     for epoch in range(len(history) + 1, settings.epochs + 1):
         start = time.perf_counter()
         net.train()
-        losses, choices, seen = [], [], []
+        if group.size > 1:  # dropout of its own on every rank, also after a resume
+            torch.manual_seed(((settings.seed * PRIME + epoch) * PRIME + group.rank) % 2**63)
+        losses, choices, seen, examples = [], [], [], 0
         profile.epoch_begins()
-        for inputs, labels in _training_batches(learn, settings, generator, profile.mark):
+        for inputs, labels, batch_labels in _training_batches(
+            learn, settings, generator, profile.mark, group
+        ):
             profile.mark("wait")
             optimizer.zero_grad(set_to_none=True)
             watch.before_step(inputs)
             loss, log_probabilities = _backward(
-                net, inputs, labels, weight, settings, arithmetic, parts, profile.mark
+                model,
+                inputs,
+                labels,
+                batch_labels,
+                weight,
+                settings,
+                arithmetic,
+                parts,
+                profile.mark,
+                group,
             )
-            watch.after_backward(loss)
+            watch.after_backward(loss * group.size)  # of the shard: about the batch's
             optimizer.step()
             lr = schedule.get_last_lr()[0]
             watch.after_step(lr)
             schedule.step()
             # Kept on the device: reading them here would make every step wait for the GPU.
-            losses.append(loss * len(labels))
+            losses.append(loss * len(batch_labels))
             choices.append(log_probabilities.argmax(1))
             seen.append(labels)
+            examples += len(batch_labels)
             profile.step_done()
-        actual = torch.cat(seen)
-        train_loss = float(torch.stack(losses).sum()) / len(
-            actual
-        )  # waits for the device, so before the clock
+        # Waits for the device, so before the clock.
+        train_loss = float(group.sum(torch.stack(losses).sum())) / examples
         train_seconds = time.perf_counter() - start
         profile.training_done()
 
-        said = _predict(net, check, arithmetic)
+        choice, actual = group.gather(torch.cat(choices)), group.gather(torch.cat(seen))
+        group.average_statistics(net)
+        said = _predict(net, check, arithmetic, group)
         figures, advice = profile.epoch_done(epoch, parts)
         metrics = {
-            **_scores("train", train_loss, torch.cat(choices), actual, classes),
+            **_scores("train", train_loss, choice, actual, classes),
             **_scores("val", float(F.nll_loss(said, check.labels)), said.argmax(1), check.labels, classes),
             "lr": float(lr),
-            "images_per_second": len(actual) / train_seconds,
+            "images_per_second": examples / train_seconds,
             "seconds": time.perf_counter() - start,
             **figures,
         }
@@ -328,5 +378,6 @@ def train(
         history.append(metrics)
         findings = (*watch.epoch_done(epoch, history, said.argmax(1), check.labels), *advice)
         state = functools.partial(capture, epoch, history, net, optimizer, schedule, generator)
-        if not report(epoch, metrics, Snapshot(checkpoint, state, findings)):
+        go_on = group.rank > 0 or report(epoch, metrics, Snapshot(checkpoint, state, findings))
+        if not group.from_first(go_on):
             return

@@ -116,7 +116,9 @@ class Board:
         parts.append(
             f"{clock(elapsed)} so far, {'time left not known yet' if left is None else f'about {clock(left)} left'}"
         )
-        parts.append(f"cost {clock(elapsed * self._slots * self._spec.resources.cpus_per_trial)} of CPU")
+        resources = self._spec.resources
+        cpus = self._slots * resources.cpus_per_trial * resources.workers_per_trial
+        parts.append(f"cost {clock(elapsed * cpus)} of CPU")
         if self._warned:
             parts.append(
                 "warnings " + ", ".join(f"{rule} in {many}" for rule, many in self._warned.most_common(3))

@@ -109,7 +109,7 @@ def sweep(
     home = home_folder()
     known = find_folder(home, warm_start) if warm_start else None
     nodes = _join(address) if address is not None else None
-    check_before_start(loaded, nodes)
+    check_before_start(loaded, nodes, runner)
     if dry_run:
         print(json.dumps(loaded.raw, indent=1))
         return

@@ -211,6 +211,7 @@ class Controller:
             self._trace,
             self._spec.budget.trial_minutes,
             bool(self._spec.limits or self._spec.objective.against),
+            self._spec.resources.workers_per_trial,
         )
 
     @uninterrupted()

@@ -118,7 +118,8 @@ class SweepCourse:
     @property
     def cost(self) -> dict[str, float]:
         """CPU and GPU hours, and money where the spec names a price."""
-        resources, hours = self.spec.resources, self.busy / 3600
+        resources = self.spec.resources
+        hours = self.busy / 3600 * resources.workers_per_trial
         cost = {"cpu_hours": hours * resources.cpus_per_trial, "gpu_hours": hours * self.gpus_per_trial}
         if resources.cpu_hour_price is not None or resources.gpu_hour_price is not None:
             cost["money"] = cost["cpu_hours"] * (resources.cpu_hour_price or 0.0)

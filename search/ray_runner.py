@@ -225,13 +225,15 @@ def run_ray(
     data: TrialData,
     home: Path,
     asked: Mapping[str, float],
+    workers: int,
     slots: int,
     cluster: bool = False,
 ) -> None:
     """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone.
 
-    `home` is the sweep's folder, `asked` what Ray sets aside for a trial (CPU, GPU, memory in bytes). On a `cluster`
-    the banks are brought to each node, and what trials leave comes back, so that no disk need be shared.
+    `home` is the sweep's folder, `asked` what Ray sets aside for each of the `workers` of a trial (CPU, GPU, memory
+    in bytes). On a `cluster` the banks are brought to each node, and what trials leave comes back, so that no disk
+    need be shared.
 
     Ray keeps nothing that is needed afterwards: the study, the run log and the trials' folders are the truth.
     """
@@ -239,12 +241,12 @@ def run_ray(
     if cluster and (others := bring_banks(site, asked["CPU"])):
         print(f"banks brought to {others} other node{'s' * (others > 1)}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="binsweep-ray-", ignore_cleanup_errors=True) as folder:
-        _tune(controller, site, asked, slots, folder)
+        _tune(controller, site, tune.PlacementGroupFactory([dict(asked)] * workers), slots, folder)
 
 
-def _tune(controller: Controller, site: Site, asked: Mapping[str, float], slots: int, folder: str) -> None:
-    # Tune has names of its own for the first two.
-    resources = {{"CPU": "cpu", "GPU": "gpu"}.get(kind, kind): amount for kind, amount in asked.items()}
+def _tune(
+    controller: Controller, site: Site, resources: tune.PlacementGroupFactory, slots: int, folder: str
+) -> None:
     task = tune.with_resources(functools.partial(trainable, site=site), resources)
     suggestions = _Suggestions(controller)
     tuner = tune.Tuner(

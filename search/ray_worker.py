@@ -26,7 +26,12 @@ def trainable(config: dict[str, Any], site: Site) -> None:
 
         alarm = _alarm(task, push)
         try:
-            run_trial(task, site.data(), send)
+            if task.workers > 1:
+                from search.ray_group import run_in_group  # what one that trains alone need not load
+
+                run_in_group(task, site, send)
+            else:
+                run_trial(task, site.data(), send)
         except Exception:
             push()  # the reason
             raise

@@ -159,6 +159,7 @@ class Recorder:
             "optuna.trial": str(trial.number),
             "arithmetic": f"{arithmetic}, channels_last, fused {trial.settings.optimizer}",
             "threads": str(trial.threads),
+            "workers": str(self._spec.resources.workers_per_trial),
             "suggested_because": trial.suggested,
             **({"resumed_because": trial.resumed} if trial.resumed else {}),
             "binsweep.kind": "trial",

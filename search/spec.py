@@ -106,9 +106,10 @@ def _whole_above_one(gpus: float) -> float:
 
 
 class ResourcesPart(_Part):
-    """What one trial gets."""
+    """What one trial gets; what each of its workers gets, where it has several."""
 
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    workers_per_trial: Annotated[int, Field(ge=1)] = 1  # processes that train one trial together
     # What Ray keeps free for a trial on its node; None: it is not looked at.
     memory_gib_per_trial: Annotated[float, Field(gt=0)] | None = None
     # The most trials of this sweep that run at once, for clusters that several sweeps share; None: what fits.
@@ -340,6 +341,13 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
     def may(name: str) -> list[Any]:
         return values_of(space[name]) if name in space else [model.get(name, _example(name))]
 
+    workers, gpus = file.resources.workers_per_trial, file.resources.gpus_per_trial or 0.0
+    if workers > 1 and gpus != int(gpus):
+        rule = "must be whole beside workers_per_trial: each worker needs a GPU of its own"
+        problems.append(Problem("resources.gpus_per_trial", rule, gpus, "1 for each, or 0 to train on CPUs"))
+    if workers > 1 and min(may("batch_size")) < 2 * workers:
+        rule = f"must be at least 2 for each of {workers} workers_per_trial, which share a batch"
+        problems.append(Problem("batch_size", rule, min(may("batch_size")), f"at least {2 * workers}"))
     if "inception_v3" in may("backbone") and file.data.image_size < 75:
         hint = "raise it, or leave inception_v3 out"
         problems.append(

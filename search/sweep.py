@@ -26,7 +26,7 @@ from search.earlier import Earlier
 from search.exclude import spec_manifest
 from search.local_runner import run_local
 from search.recorder import Recorder
-from search.resources import Node, check_resources, gpus_of, per_trial, this_machine
+from search.resources import Node, check_resources, gpus_of, per_worker, this_machine
 from search.spec import SweepSpec
 from search.state import save_state, spent_gpu_seconds, spent_seconds
 from search.strategy import open_strategy
@@ -51,11 +51,17 @@ class SweepResult:
     unsent: int
 
 
-def check_before_start(spec: SweepSpec, cluster: Sequence[Node] | None = None) -> None:
+def check_before_start(
+    spec: SweepSpec, cluster: Sequence[Node] | None = None, runner: Runner = "ray"
+) -> None:
     """Everything that can be known to be wrong before any data is read; raises UserError.
 
     `cluster` is what each node of the cluster has that the sweep will run on; without it, it is this machine.
     """
+    workers = spec.resources.workers_per_trial
+    if runner == "local" and workers > 1:
+        rule = f"resources.workers_per_trial: {workers} asked, --runner local trains in one process"
+        raise UserError(rule, "leave --runner out, or set it to 1")
     for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
         check_weights(backbone, weights)
     nodes = [this_machine()] if cluster is None else cluster
@@ -148,7 +154,7 @@ def run_sweep(
 
             nodes = cluster or [stack.enter_context(start_ray(cores()))]
             slots, threads = check_resources(spec.resources, nodes, "Ray"), spec.resources.cpus_per_trial
-            asked = per_trial(spec.resources, nodes)
+            asked = per_worker(spec.resources, nodes)
             gpus = asked["GPU"]
         folder = unfinished or new_folder(home, spec.name)
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
@@ -167,7 +173,8 @@ def run_sweep(
             earlier.records if earlier else [],
             [*spec.search.points, *(earlier.points if earlier else [])],
         )
-        spent = (spent_seconds(folder), gpus, spent_gpu_seconds(folder))
+        workers = spec.resources.workers_per_trial
+        spent = (spent_seconds(folder), gpus * workers, spent_gpu_seconds(folder))
         controller = Controller(spec, strategy, folder, threads, *spent, trace)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")
@@ -178,7 +185,7 @@ def run_sweep(
         try:
             with Board(spec, controller, slots):
                 if runner == "ray":
-                    run_ray(controller, data, folder, asked, slots, cluster is not None)
+                    run_ray(controller, data, folder, asked, workers, slots, cluster is not None)
                 else:
                     run_local(controller, data)
             if controller.halted:

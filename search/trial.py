@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from models.costs import photo_costs
+from models.group import current_group
 from models.settings import Settings
 from models.state import load_training_state
 from models.train import Snapshot, TrialData, train
@@ -24,6 +25,11 @@ LAST = "last.pt"
 ERROR = "error.txt"
 TRACE = "trace.json"
 Goal = Literal["maximize", "minimize"]
+Send = Callable[[int, dict[str, float]], bool]  # told an epoch and its metrics, it says whether to go on
+
+
+class LostWorkerError(RuntimeError):
+    """A process died, or could not be reached any more: no fault of the trial, which goes on from its last epoch."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class TrialTask:
     trace: bool = False  # whether torch.profiler looks at a few steps
     minutes: float | None = None  # the longest that a trial may take at a stretch
     costs: bool = False  # whether to measure what one photo costs
+    workers: int = 1  # processes that train it together, each with `threads`
 
 
 def better(value: float, than: float | None, goal: Goal) -> bool:
@@ -49,8 +56,8 @@ def better(value: float, than: float | None, goal: Goal) -> bool:
     return value > than if goal == "maximize" else value < than
 
 
-def run_trial(task: TrialTask, data: TrialData, send: Callable[[int, dict[str, float]], bool]) -> None:
-    """Train one trial; `send(epoch, metrics)` says whether to go on.
+def run_trial(task: TrialTask, data: TrialData, send: Send) -> None:
+    """Train one trial in this process.
 
     Leaves `best.pt`, the checkpoint of the best validation epoch, and `last.pt`, the state of the last epoch, in
     the task's folder, written before the epoch is reported, so that a stop or a kill at any moment leaves them
@@ -58,13 +65,30 @@ def run_trial(task: TrialTask, data: TrialData, send: Callable[[int, dict[str, f
     behind them. Out of memory, an epoch is done over in smaller micro-batches. What health rules see goes to
     `health.json`, an exception to `error.txt`, and it is raised.
     """
+    run_attempts(task, lambda parts: attempt(task, data, send, parts))
+
+
+def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
+    """Call `train_in(1)`, and out of memory again with twice as many micro-batches each time.
+
+    Another exception is written to `error.txt`, unless it is a LostWorkerError, and raised.
+    """
     task.folder.mkdir(parents=True, exist_ok=True)
     (task.folder / ERROR).unlink(missing_ok=True)
-    torch.set_num_threads(task.threads)
+    parts = 1
     try:
-        parts = 1
-        while not _attempt(task, data, send, parts):
+        while True:
+            try:
+                train_in(parts)
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or 2 * parts > task.settings.batch_size:
+                    raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             parts *= 2
+    except LostWorkerError:
+        raise
     except Exception as error:
         leave_error(task.folder, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
         raise
@@ -76,19 +100,20 @@ def leave_error(folder: Path, reason: str, details: str) -> None:
         (folder / ERROR).write_text(f"{reason}\n\n{details}")
 
 
-def _attempt(
-    task: TrialTask, data: TrialData, send: Callable[[int, dict[str, float]], bool], parts: int
-) -> bool:
-    """Train in so many micro-batches to a batch; False when the memory did not suffice and smaller ones remain."""
+def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
+    """Train in so many micro-batches to a batch. Of a group, rank 0 alone reads and writes files, and sends."""
+    torch.set_num_threads(task.threads)
+    group = current_group()
     deadline = None if task.minutes is None else time.monotonic() + 60 * task.minutes
     best: float | None = None
-    state = load_training_state(task.folder / LAST)
-    costs = photo_costs(task.settings, data.classes, data.image_size) if task.costs else {}
+    state = group.from_first(load_training_state(task.folder / LAST) if group.rank == 0 else None)
+    measured = task.costs and group.rank == 0
+    costs = photo_costs(task.settings, data.classes, data.image_size) if measured else {}
     for epoch, metrics in enumerate(state.history if state else [], 1):
         if _healthy(metrics) and better(metrics[task.metric], best, task.goal):
             best = metrics[task.metric]
-        if epoch > task.known and not send(epoch, metrics):
-            return True
+        if epoch > task.known and not group.from_first(group.rank > 0 or send(epoch, metrics)):
+            return
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
         nonlocal best
@@ -106,16 +131,8 @@ def _attempt(
             raise TimeoutError(f"budget.trial_minutes: {task.minutes:g} are over after epoch {epoch}")
         return go_on
 
-    trace = task.folder / TRACE if task.trace and not state else None
-    try:
-        train(task.settings, data, report, start_from=state, parts=parts, trace=trace)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error) or 2 * parts > task.settings.batch_size:
-            raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return False
-    return True
+    trace = task.folder / TRACE if task.trace and not state and group.rank == 0 else None
+    train(task.settings, data, report, start_from=state, parts=parts, trace=trace)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -25,7 +25,13 @@ from search.predict import predict_images
 from search.promote import promote_sweep
 from search.spec import SweepSpec, parse_spec
 from search.state import find_folder, load_state
-from search.sweep import Runner, SweepResult, check_before_start, prepare, run_sweep
+from search.sweep import (
+    Runner,
+    SweepResult,
+    check_before_start,
+    prepare,
+    run_sweep,
+)
 from tracking.gate import Gate
 from tracking.promotion import Candidate, Decision, promote, rollback
 from tracking.registry import champion_of
@@ -55,7 +61,7 @@ def spec_of(bins: Path, **changes: Any) -> SweepSpec:
 
 def sweep(spec: SweepSpec, home: Path, runner: Runner, server: str) -> SweepResult:
     """What the command line does, with a server that runs already."""
-    check_before_start(spec)
+    check_before_start(spec, runner=runner)
     return run_sweep(spec, *prepare(spec, home), home, runner, server)
 
 
@@ -369,6 +375,15 @@ def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_p
             sweep(spec_of(bins, **changes), tmp_path, "local", server)
     with pytest.raises(UserError, match="cpus_per_trial: 512 asked"):
         sweep(spec_of(bins, resources={"cpus_per_trial": 512}), tmp_path, "ray", server)
+    crowd: dict[str, Any] = {
+        "space": {"lr": [0.01], "batch_size": [4096]},
+        "resources": {"workers_per_trial": 512},
+    }
+    with pytest.raises(UserError, match="workers_per_trial: 512 asked, there is room for"):
+        sweep(spec_of(bins, **crowd), tmp_path, "ray", server)
+    pair = {"workers_per_trial": 2}
+    with pytest.raises(UserError, match="workers_per_trial: 2 asked, --runner local trains in one process"):
+        sweep(spec_of(bins, resources=pair), tmp_path, "local", server)
     assert not (tmp_path / "sweeps").exists()
 
 

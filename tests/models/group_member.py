@@ -1,0 +1,48 @@
+"""One process of a group that trains together, for test_group.py: FOLDER RANK SIZE."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from models.settings import Settings
+from models.state import load_training_state
+from models.train import Snapshot, TrialData, train
+
+Curve = list[dict[str, float]]
+
+
+def curve_of(settings: Settings, data: TrialData, parts: int, stop_after: int, file: Path) -> Curve:
+    """The metrics of every epoch; where `stop_after` is not 0, training is cut there and goes on from a file."""
+    curve: Curve = []
+
+    def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        curve.append(metrics)
+        if epoch == stop_after:
+            snapshot.state().save(file)
+        return epoch != stop_after
+
+    train(settings, data, report, parts=parts)
+    if stop_after:
+        torch.manual_seed(99)  # whatever happened in the process meanwhile
+        stop_after = 0
+        train(settings, data, report, parts=parts, start_from=load_training_state(file))
+    return curve
+
+
+def main() -> None:
+    folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    data, cases = pickle.loads((folder / "cases").read_bytes())
+    told = {
+        name: curve_of(settings, data, parts, stop_after, folder / f"{name}.pt")
+        for name, (settings, parts, stop_after) in cases.items()
+    }
+    (folder / f"told-{rank}").write_bytes(pickle.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
