@@ -23,6 +23,8 @@ RAW: dict[str, Any] = {
     "search": {"sampler": "random", "stopping": "none"},
 }
 
+SLOW = {**RAW["model"], "batch_size": 2}  # a trial takes seconds: what is to die, dies within one
+
 EXACT = ("train_loss", "val_loss", "val_accuracy", "lr")
 
 

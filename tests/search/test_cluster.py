@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import FrozenTrial
-from real_sweeps import RAW, assert_whole, command, curves, run, spec_file, trials_of, wait_for_epochs
+from real_sweeps import SLOW, assert_whole, command, curves, run, spec_file, trials_of, wait_for_epochs
 from two_nodes import TOKEN, kill, two_nodes
 
-SLOW = {**RAW["model"], "batch_size": 2}  # a trial takes seconds, so that a node dies within one
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
