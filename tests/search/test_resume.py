@@ -136,6 +136,7 @@ def test_many_kills_at_random_moments(bins: Path, tmp_path: Path) -> None:
         for line in process.stderr:
             if line.startswith("trial "):
                 break
+        kind = ""
         while len(done) < kills and process.poll() is None:
             time.sleep(dice.uniform(0.5, 6))
             kind = dice.choice(["driver", "worker", "server", "ray", "all"])
@@ -143,6 +144,8 @@ def test_many_kills_at_random_moments(bins: Path, tmp_path: Path) -> None:
                 done.append(kind)
             if kind in ("driver", "ray", "all"):
                 break
+        if kind in ("worker", "server"):  # the last one: the sweep would go on
+            process.kill()
         process.communicate(timeout=120)
     trials = len(trials_of(home / "sweeps" / f"{name}-1" / "study.db"))
     enough = f"budget.trials={trials}"
