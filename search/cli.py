@@ -47,9 +47,17 @@ def cli(debug: bool) -> None:
     logging.getLogger("ray.tune").setLevel(logging.INFO if debug else logging.CRITICAL)
 
 
+_SET = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the spec."
+)
+_PROMOTE = click.option(
+    "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
+)
+
+
 @cli.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the spec.")
+@_SET
 @click.option(
     "--runner", type=click.Choice(["ray", "local"]), default="ray", help="local: in this process, no Ray."
 )
@@ -68,9 +76,7 @@ def cli(debug: bool) -> None:
     help="A new sweep that knows the results of an earlier one, by id or name.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the spec and say what would run.")
-@click.option(
-    "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
-)
+@_PROMOTE
 @click.option("--profile", is_flag=True, help="Keep torch.profiler's trace of a few steps of every trial.")
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def sweep(
@@ -281,10 +287,8 @@ _ADDRESS = click.option(
 
 @cli.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the spec.")
-@click.option(
-    "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
-)
+@_SET
+@_PROMOTE
 @_ADDRESS
 def submit(spec: Path, assignments: Sequence[str], then_promote: bool, address: str) -> None:
     """Send the sweep that SPEC describes to a Ray cluster, where it goes on without you; prints its name."""

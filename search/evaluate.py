@@ -55,7 +55,7 @@ def evaluate_source(
     division = Split(**photos["split"]) if "split" in photos else Split()
     with Step("reading the data") as step:
         manifest = load_manifest(source, classes or photos.get("classes"), division, home, step)
-    own = manifest.fingerprint == photos.get("fingerprint")
+    own = manifest.fingerprint == _judged_by(tags, photos)
     which = split or ("test" if own else None)
     items = manifest.items if which is None else manifest.split(which)
     name = f"{version.name} version {version.version}" if version is not None else model_uri
@@ -92,6 +92,11 @@ def _words(manifest: Manifest, which: SplitName | None, own: bool) -> str:
     return f"the {which} split of {manifest.source}, {told}"
 
 
+def _judged_by(tags: dict[str, str], photos: dict[str, Any]) -> str | None:
+    """The fingerprint of the data that a version was judged by; older versions have it in a tag of its own alone."""
+    return photos.get("fingerprint", tags.get("dataset.fingerprint"))
+
+
 def require_own_test_split(tags: dict[str, str], name: str, home: Path) -> tuple[Item, ...]:
     """The photos by which a registered version was judged; UserError where they cannot be had any more."""
     photos = json.loads(tags.get("data") or "{}")
@@ -99,7 +104,7 @@ def require_own_test_split(tags: dict[str, str], name: str, home: Path) -> tuple
         raise UserError(f"{name} does not say which data it was judged by", "promote a sweep anew")
     with Step("reading the data") as step:
         manifest = load_manifest(photos["source"], photos["classes"], Split(**photos["split"]), home, step)
-    if manifest.fingerprint != photos["fingerprint"]:
+    if manifest.fingerprint != _judged_by(tags, photos):
         raise UserError(
             f"{photos['source']} has changed since {name} was judged by it",
             "bring the data back as they were, or promote anew",

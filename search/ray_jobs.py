@@ -27,9 +27,9 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from data.errors import UserError
 from search.clock import clock
+from search.rooms import ROOMS
 from search.spec import parse_spec, read_raw
 
-ROOMS = ("data", "models", "tracking", "search")
 SPEC = "binsweep.spec"  # the job's metadata: what was sent,
 NAME = "binsweep.name"  # what people call it, whichever attempt it is,
 THEN = "binsweep.then"  # and the options of the command
@@ -168,10 +168,9 @@ def _check_paths(raw: dict[str, Any]) -> None:
 
 
 def _send(client: JobSubmissionClient, attempt: str, name: str, spec: str, then: str) -> str:
-    house = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory(prefix="binsweep-submit-") as folder:
         for room in ROOMS:
-            shutil.copytree(house / room, Path(folder) / room, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(room, Path(folder) / room.name, ignore=shutil.ignore_patterns("__pycache__"))
         (Path(folder) / "sweep.yaml").write_text(spec)
         job = {
             # The home must outlive the job's own folder. exec: the signal to stop reaches Python itself.

@@ -31,16 +31,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-import data as data_room
-import models as models_room
-import search as search_room
-import tracking as tracking_room
 from data.errors import UserError
 from models.train import TrialData
 from search.controller import Controller
 from search.ray_site import Site, bring_banks, open_site
 from search.ray_worker import trainable
 from search.resources import Node
+from search.rooms import ROOMS
 
 WATCH_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
@@ -192,9 +189,8 @@ def join_ray(address: str) -> Iterator[list[Node]]:
         "a cluster is started by `ray start --head`, and joined from one of its nodes with its RAY_AUTH_TOKEN"
     )
     _require_port(address, hint)
-    rooms = [str(Path(room.__path__[0])) for room in (data_room, models_room, tracking_room, search_room)]
     # A job's workers have its code already.
-    code = {} if IN_A_JOB in os.environ else {"py_modules": rooms}
+    code = {} if IN_A_JOB in os.environ else {"py_modules": [str(room) for room in ROOMS]}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=code)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:

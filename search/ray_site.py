@@ -94,9 +94,7 @@ class Site:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             beside = file.with_name(f"{name}.{os.getpid()}.tmp")
-            with beside.open("wb") as stream:
-                for start in range(0, size, CHUNK):
-                    stream.write(ray.get(self.keeper.weights_part.remote(backbone, weights, start)))
+            _fetch(beside, size, functools.partial(self.keeper.weights_part.remote, backbone, weights))
             beside.replace(file)
         provide(backbone, weights, file)
 
@@ -215,14 +213,19 @@ def _part(file: Path, start: int) -> bytes:
         return stream.read(CHUNK)
 
 
+def _fetch(file: Path, size: int, part: Callable[[int], Any]) -> None:
+    """Write a file of so many bytes from the keeper's parts; `part(start)` asks for one."""
+    with file.open("wb") as stream:
+        for start in range(0, size, CHUNK):
+            stream.write(ray.get(part(start)))
+
+
 def _fetch_bank(keeper: Any, name: str, folder: Path) -> None:
     """Fill an empty folder with a bank of the driver's."""
     sizes = ray.get(keeper.bank.remote(name))
     make_room(folder.parent, sum(sizes.values()))
     for file, size in sizes.items():
-        with (folder / file).open("wb") as stream:
-            for start in range(0, size, CHUNK):
-                stream.write(ray.get(keeper.bank_part.remote(name, file, start)))
+        _fetch(folder / file, size, functools.partial(keeper.bank_part.remote, name, file))
 
 
 def _whole(path: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from search.advice import balance, importances, improvements, next_steps, verdic
 from search.charts import BLUE, GREEN, GREY, ORANGE, RED, Axis, Chart, axis_of, on_axis, parallel, shade, span
 from search.clock import clock, short, shown
 from search.course import Course, SweepCourse, read_course, throughput
+from search.whole import write_bytes
 
 PAGE = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -33,10 +33,8 @@ def write_report(folder: Path, ended_by: str = "", out: Path | None = None) -> P
     page = out or folder / PAGE
     layout = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = layout.render(**contents(read_course(folder, ended_by)))
-    beside = page.with_name(f".{page.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(page)
+        write_bytes(page, text.encode())
     except OSError as error:
         raise UserError(f"{page}: {error.strerror}", "name a place where you may write") from error
     return page
