@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def running(study: Path) -> list[FrozenTrial]:
     return [trial for trial in trials_of(study) if trial.state.name == "RUNNING"]
 
 
-def test_a_lost_node_costs_no_trial(bins: Path, server: str, tmp_path: Path) -> None:
+def test_a_lost_node_costs_no_trial(
+    bins: Path, server: str, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
     """Twenty trials on two nodes; one of them dies in the middle; what ran there goes on on the other one."""
     name = "two-nodes"
     spec = spec_file(tmp_path, bins, name, trials=20, model=SLOW)
@@ -48,7 +51,7 @@ def test_a_lost_node_costs_no_trial(bins: Path, server: str, tmp_path: Path) -> 
     )
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert curves(server, name) == curves(server, "one-node")
-    print(f"a node lost with {len(begun)} of 20 trials begun: all complete, all curves as on one node")
+    figure(f"a node lost with {len(begun)} of 20 trials begun: all complete, all curves as on one node")
 
 
 def test_a_sweep_is_sent_looked_at_stopped_and_resumed(bins: Path, server: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import statistics
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ AFTER = 15.0  # the sweep goes on for so long behind the outage
 
 @pytest.mark.integration
 @pytest.mark.timeout(1800)
-def test_an_outage_costs_no_trial_and_no_metric(bins: Path, server: str, tmp_path: Path) -> None:
+def test_an_outage_costs_no_trial_and_no_metric(
+    bins: Path, server: str, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
     seconds = {}
     for mode in ("pass", "down", "fail", "very slow"):
         name = f"outage-{mode.replace(' ', '-')}"
@@ -57,6 +60,6 @@ def test_an_outage_costs_no_trial_and_no_metric(bins: Path, server: str, tmp_pat
         seconds[mode] = statistics.median(found)
     for mode, median in seconds.items():
         change = median / seconds["pass"] - 1
-        print(
-            f"MLflow {mode:<9} for {SECONDS:g} s: nothing lost, an epoch takes {median:.3f} s ({change:+.1%})"
+        figure(
+            f"MLflow {mode:<9} for {SECONDS:g} s: nothing lost, an epoch takes {median:.4f} s ({change:+.1%})"
         )

@@ -7,16 +7,20 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from postgres import mlflow_on, postgres
 from real_sweeps import (
     SLOW,
     assert_whole,
     command,
     curves,
+    environment,
     is_worker,
     kill_all,
     run,
@@ -28,6 +32,7 @@ from real_sweeps import (
 )
 
 from search.state import load_state
+from tracking.server import tracking_server
 
 
 @pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.integration)])
@@ -120,8 +125,38 @@ def test_an_interrupted_sweep_goes_on_and_is_not_taken_twice(bins: Path, server:
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("store", ["SQLite", "PostgreSQL"])
+def test_two_sweeps_at_once_do_not_mix(store: str, bins: Path, tmp_path: Path) -> None:
+    """One home, one MLflow store, two drivers: each ends with its own trials, as when it is alone."""
+    home = tmp_path / "home"
+    with contextlib.ExitStack() as stack:
+        if store == "SQLite":
+            server = stack.enter_context(tracking_server(home))
+        else:
+            server = stack.enter_context(mlflow_on(stack.enter_context(postgres()), tmp_path))
+        processes = []
+        for name, runner in (("left", "ray"), ("right", "local")):
+            words = command(spec_file(tmp_path, bins, name, trials=4, model=SLOW), runner)
+            processes.append(
+                subprocess.Popen(words, env=environment(home, server), stderr=subprocess.PIPE, text=True)
+            )
+        for process in processes:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+        for name in ("left", "right"):
+            assert_whole(server, home, name, trials=4)
+        parents = [runs_of(server, name)[0].info for name in ("left", "right")]
+        assert max(run.start_time for run in parents) < min(run.end_time for run in parents)
+        assert (
+            run(spec_file(tmp_path, bins, "alone", trials=4, model=SLOW), "local", home, server).returncode
+            == 0
+        )
+        assert curves(server, "left") == curves(server, "right") == curves(server, "alone")
+
+
+@pytest.mark.integration
 @pytest.mark.timeout(7200)
-def test_many_kills_at_random_moments(bins: Path, tmp_path: Path) -> None:
+def test_many_kills_at_random_moments(bins: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
     """BINSWEEP_KILLS (10) times the driver, a worker, MLflow, Ray or all at once die; the end is the same."""
     dice = random.Random(int(os.environ.get("BINSWEEP_SEED", "0")))
     kills = int(os.environ.get("BINSWEEP_KILLS", "10"))
@@ -154,15 +189,16 @@ def test_many_kills_at_random_moments(bins: Path, tmp_path: Path) -> None:
     )
     assert final.returncode == 0, final.stderr
 
-    from tracking.server import tracking_server
-
     whole = spec_file(tmp_path, bins, "undisturbed", trials=trials)
     with tracking_server(home) as uri:
         env["MLFLOW_TRACKING_URI"] = uri
         subprocess.run(command(whole, "ray"), env=env, check=True, capture_output=True, timeout=1800)
         assert_whole(uri, home, name, trials)
         assert curves(uri, name) == curves(uri, "undisturbed")
-    print(f"{done}: {trials} of {trials} trials complete, every metric once, all curves as undisturbed")
+    tally = ", ".join(f"{kind} {times}" for kind, times in Counter(done).most_common())
+    figure(
+        f"{kills} kills ({tally}): {trials} of {trials} trials complete, every metric once, all curves as undisturbed"
+    )
 
 
 def _kill(kind: str, process: subprocess.Popen[str], home: Path) -> int:

@@ -5,6 +5,7 @@ import random
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,9 @@ def test_the_creation_of_a_run_whose_answer_is_lost_makes_one_run(server: str, t
 
 
 @pytest.mark.usefixtures("no_client_retries")
-def test_a_slow_server_costs_the_caller_nothing(server: str, tmp_path: Path) -> None:
+def test_a_slow_server_costs_the_caller_nothing(
+    server: str, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
     values = {name: i / 3 for i, name in enumerate(NAMES)}
     with flaky(server, lambda: "slow") as proxy:
         log = RunLog(tmp_path, proxy, "slow")
@@ -97,7 +100,9 @@ def test_a_slow_server_costs_the_caller_nothing(server: str, tmp_path: Path) -> 
             costs.append(time.perf_counter() - began)
             time.sleep(0.005)
         log.end_run("trial-0", "FINISHED")
-        print(f"one report of 20 metrics: {1000 * statistics.median(costs):.3f} ms at the median")
+        figure(
+            f"one report of 20 metrics to a slow server: {1000 * statistics.median(costs):.3f} ms at the median"
+        )
         assert statistics.median(costs) < 0.1  # each answer of the server takes 0.3 s
         run_id = str(log.run_id("trial-0", 30))
         assert log.close(60) == 0

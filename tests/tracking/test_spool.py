@@ -2,6 +2,8 @@ import math
 import resource
 import tempfile
 import threading
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,9 +75,30 @@ def wounded(content: bytes, kind: str, a: int, b: int) -> bytes:
             return content[:a] + MARK + content[a:]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(WOUND, max_size=5))
 def test_damage_costs_only_what_it_touches(wounds: list[tuple[str, int, int]]) -> None:
+    assert_only_damage_is_lost(wounds)
+
+
+@pytest.mark.integration
+def test_a_thousand_damaged_spools(figure: Callable[[str], None]) -> None:
+    seen = Counter[str]()
+
+    @settings(max_examples=1000, deadline=None)
+    @given(st.lists(WOUND, min_size=1, max_size=5))
+    def damage(wounds: list[tuple[str, int, int]]) -> None:
+        assert_only_damage_is_lost(wounds)
+        seen.update(kind for kind, _, _ in wounds)
+        seen["spools"] += 1
+
+    damage()
+    assert seen["spools"] >= 1000
+    told = ", ".join(f"{seen[kind]} {kind}" for kind in ("cut", "flip", "double", "double record", "mark"))
+    figure(f"{seen['spools']} damaged spools ({told}): no crash, no invented value, all that is whole kept")
+
+
+def assert_only_damage_is_lost(wounds: list[tuple[str, int, int]]) -> None:
     content = b"".join(FRAMES)
     for wound in wounds:
         content = wounded(content, *wound)
