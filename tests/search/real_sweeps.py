@@ -1,11 +1,15 @@
 """Sweeps in real processes, and what must be left of them: helpers of the tests."""
 
+import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
 import psutil
@@ -13,6 +17,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from search.cli import main
 from search.state import load_state
 
 EPOCHS = 24  # so that what is killed is killed within a trial
@@ -58,6 +63,26 @@ def run(
         text=True,
         timeout=timeout,
     )
+
+
+def run_here(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command line in this process: another one would take 9 s to import everything."""
+    out, err, argv = io.StringIO(), io.StringIO(), ["binsweep", *map(str, arguments)]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with (
+        mock.patch.dict(os.environ, env),
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            return subprocess.CompletedProcess(argv, int(end.code or 0), out.getvalue(), err.getvalue())
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    raise AssertionError("main() ends by sys.exit")
 
 
 def started(spec: Path, runner: str, home: Path, server: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, their output and exit codes."""
+"""The command line as a person meets it: output and exit codes, of real processes where it does not end at once."""
 
 import json
 import os
@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from PIL import Image
+from real_sweeps import run_here
 
 from data.synthetic import write_synthetic
 from search.cli import model_uri
@@ -37,6 +38,10 @@ def binsweep(
     )
 
 
+def here(*arguments: str | Path, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return run_here(*arguments, BINSWEEP_HOME=str(home), **env)
+
+
 def write_spec(folder: Path, source: Path | str, **changes: object) -> Path:
     raw = {"name": "cli", "data": {"source": str(source), "image_size": 64}, "space": SPACE, **changes}
     file = folder / "spec.yaml"
@@ -53,7 +58,7 @@ def mistaken(done: subprocess.CompletedProcess[str], *said: str) -> None:
 
 
 def test_a_dry_run_checks_and_prints_the_resolved_spec(tmp_path: Path) -> None:
-    done = binsweep("sweep", QUICK, "--dry-run", "--set", "budget.trials=3", home=tmp_path / "home")
+    done = here("sweep", QUICK, "--dry-run", "--set", "budget.trials=3", home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["budget"]["trials"] == 3
     assert not (tmp_path / "home").exists()
@@ -69,7 +74,7 @@ def test_a_dry_run_checks_and_prints_the_resolved_spec(tmp_path: Path) -> None:
 )
 def test_mistakes_in_a_spec(tmp_path: Path, assignments: list[str], said: list[str]) -> None:
     options = [part for assignment in assignments for part in ("--set", assignment)]
-    done = binsweep("sweep", QUICK, "--dry-run", *options, home=tmp_path, TORCH_HOME=str(tmp_path))
+    done = here("sweep", QUICK, "--dry-run", *options, home=tmp_path, TORCH_HOME=str(tmp_path))
     mistaken(done, *said)
 
 
@@ -77,12 +82,10 @@ def test_mistakes_in_the_data(tmp_path: Path, bins: Path) -> None:
     home = tmp_path / "home"
     empty = tmp_path / "empty"
     empty.mkdir()
-    mistaken(binsweep("sweep", write_spec(tmp_path, empty), "--runner", "local", home=home), str(empty))
-    mistaken(
-        binsweep("sweep", write_spec(tmp_path, tmp_path / "none"), "--runner", "local", home=home), "none"
-    )
+    mistaken(here("sweep", write_spec(tmp_path, empty), "--runner", "local", home=home), str(empty))
+    mistaken(here("sweep", write_spec(tmp_path, tmp_path / "none"), "--runner", "local", home=home), "none")
     large = write_spec(tmp_path, bins, space={**SPACE, "batch_size": [8, 4096]})
-    mistaken(binsweep("sweep", large, "--runner", "local", home=home), "batch_size", "4096")
+    mistaken(here("sweep", large, "--runner", "local", home=home), "batch_size", "4096")
     assert not (home / "sweeps").exists()
 
 
@@ -90,7 +93,7 @@ def test_data_of_one_class_or_without_a_readable_image(tmp_path: Path) -> None:
     one = tmp_path / "one"
     (one / "3").mkdir(parents=True)
     Image.new("RGB", (32, 32), "red").save(one / "3" / "a.jpg")
-    mistaken(binsweep("sweep", write_spec(tmp_path, one), "--runner", "local", home=tmp_path), "class", "3")
+    mistaken(here("sweep", write_spec(tmp_path, one), "--runner", "local", home=tmp_path), "class", "3")
 
     broken = tmp_path / "broken"
     (broken / "bin-images").mkdir(parents=True)
@@ -101,7 +104,7 @@ def test_data_of_one_class_or_without_a_readable_image(tmp_path: Path) -> None:
         (broken / "bin-images" / f"{name}.jpg").write_bytes(content)
         label = {} if name == "unlabelled" else {"EXPECTED_QUANTITY": number}
         (broken / "metadata" / f"{name}.json").write_text(json.dumps({"BIN_FCSKU_DATA": {}, **label}))
-    said = binsweep("sweep", write_spec(tmp_path, broken), "--runner", "local", home=tmp_path)
+    said = here("sweep", write_spec(tmp_path, broken), "--runner", "local", home=tmp_path)
     mistaken(said, str(broken), "hint:")
     for name in contents:
         assert name in said.stderr, said.stderr
@@ -119,8 +122,8 @@ def test_a_port_that_is_taken(tmp_path: Path, server: str) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        mistaken(binsweep("ui", "--port", port, home=tmp_path), port)
-        done = binsweep("serve", "--port", port, home=tmp_path, MLFLOW_TRACKING_URI=server)
+        mistaken(here("ui", "--port", port, home=tmp_path), port)
+        done = here("serve", "--port", port, home=tmp_path, MLFLOW_TRACKING_URI=server)
         mistaken(done, port)
 
 
@@ -130,13 +133,13 @@ def test_a_model_that_is_not_registered(tmp_path: Path, server: str) -> None:
         ["serve", "no-such-model"],
         ["predict", str(tmp_path / "photo.jpg"), "--model", "no-such-model"],
     ):
-        mistaken(binsweep(*command, home=tmp_path, MLFLOW_TRACKING_URI=server), "no-such-model", "hint:")
+        mistaken(here(*command, home=tmp_path, MLFLOW_TRACKING_URI=server), "no-such-model", "hint:")
 
 
 def test_other_mistakes(tmp_path: Path) -> None:
-    mistaken(binsweep("promote", "nothing", home=tmp_path, MLFLOW_TRACKING_URI=""), "no sweep 'nothing'")
-    mistaken(binsweep("predict", tmp_path / "none.jpg", home=tmp_path), "no such file")
-    mistaken(binsweep("data", "synth", tmp_path / "out", "--classes", "five", home=tmp_path), "five")
+    mistaken(here("promote", "nothing", home=tmp_path, MLFLOW_TRACKING_URI=""), "no sweep 'nothing'")
+    mistaken(here("predict", tmp_path / "none.jpg", home=tmp_path), "no such file")
+    mistaken(here("data", "synth", tmp_path / "out", "--classes", "five", home=tmp_path), "five")
 
 
 def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> None:
@@ -276,7 +279,7 @@ def test_an_interrupted_sweep_ends_with_130_and_leaves_nothing_running(
 
 
 def test_doctor_has_a_line_for_everything(tmp_path: Path) -> None:
-    done = binsweep("doctor", "--json", home=tmp_path, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    done = here("doctor", "--json", home=tmp_path, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     findings = {line["name"]: line for line in json.loads(done.stdout)}
     assert {"python", "versions", "cpu", "gpu", "/dev/shm", "disk", "ray", "mlflow", "weights"} <= set(
         findings
@@ -286,7 +289,7 @@ def test_doctor_has_a_line_for_everything(tmp_path: Path) -> None:
 
 
 def test_synth_renders_a_data_set(tmp_path: Path) -> None:
-    done = binsweep("data", "synth", tmp_path / "out", "--images", "6", "--size", "64", home=tmp_path)
+    done = here("data", "synth", tmp_path / "out", "--images", "6", "--size", "64", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out" / "bin-images").iterdir())) == 6
 

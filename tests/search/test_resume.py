@@ -24,6 +24,7 @@ from real_sweeps import (
     is_worker,
     kill_all,
     run,
+    run_here,
     runs_of,
     spec_file,
     started,
@@ -61,17 +62,22 @@ def test_a_killed_sweep_goes_on_by_the_same_command(
 def test_a_finished_sweep_is_extended_but_not_changed(bins: Path, server: str, tmp_path: Path) -> None:
     home, name = tmp_path / "home", "extended"
     spec = spec_file(tmp_path, bins, name, trials=2)
-    assert run(spec, "local", home, server).returncode == 0
-    longer = run(spec, "local", home, server, "--resume", "--set", "budget.trials=4")
+    where = {"BINSWEEP_HOME": str(home), "MLFLOW_TRACKING_URI": server}
+
+    def go(*more: str) -> subprocess.CompletedProcess[str]:
+        return run_here("sweep", spec, "--runner", "local", *more, **where)
+
+    assert go().returncode == 0
+    longer = go("--resume", "--set", "budget.trials=4")
     assert longer.returncode == 0, longer.stderr
     assert_whole(server, home, name, trials=4)
-    changed = run(spec, "local", home, server, "--resume", "--set", "space.lr.high=0.02")
+    changed = go("--resume", "--set", "space.lr.high=0.02")
     assert changed.returncode == 2 and "space.lr" in changed.stderr and "Traceback" not in changed.stderr
     assert f"--warm-start {name}-1" in changed.stderr
 
     narrower = ["--warm-start", f"{name}-1", "--set", "space.lr.high=0.02", "--set", "budget.trials=1"]
     narrower += ["--set", "name=forked"]
-    forked = run(spec, "local", home, server, *narrower)
+    forked = go(*narrower)
     assert forked.returncode == 0 and f"results of {name}-1 are known" in forked.stderr
     study = trials_of(home / "sweeps" / "forked-1" / "study.db")
     prior = [trial for trial in study if "prior" in trial.user_attrs]
@@ -79,7 +85,7 @@ def test_a_finished_sweep_is_extended_but_not_changed(bins: Path, server: str, t
     assert all(trial.params["lr"] <= 0.02 for trial in study)
     assert_whole(server, home, name, trials=4)  # as it was
     other = ["--set", "model.batch_size=16", "--set", "budget.trials=1"]
-    elsewhere = run(spec, "local", home, server, "--warm-start", f"{name}-1", *other)
+    elsewhere = go("--warm-start", f"{name}-1", *other)
     assert elsewhere.returncode == 0 and "configurations of" in elsewhere.stderr
     tried = trials_of(home / "sweeps" / f"{name}-2" / "study.db")
     best = min(
@@ -88,6 +94,7 @@ def test_a_finished_sweep_is_extended_but_not_changed(bins: Path, server: str, t
     assert [trial.params for trial in tried] == [best.params]
 
 
+@pytest.mark.integration
 def test_a_lost_worker_is_replaced(bins: Path, server: str, tmp_path: Path) -> None:
     home, name = tmp_path / "home", "worker"
     spec = spec_file(tmp_path, bins, name, trials=2, model=SLOW)

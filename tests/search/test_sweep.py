@@ -332,7 +332,7 @@ def test_a_seed_makes_the_local_runner_repeat_exactly(bins: Path, server: str, t
     assert story(sweep(other, tmp_path, "local", server)) != story(first)
 
 
-@pytest.mark.parametrize("runner", ["ray", "local"])
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.integration)])
 def test_a_failing_trial_is_told_and_costs_nothing_else(
     runner: Runner, bins: Path, server: str, tmp_path: Path
 ) -> None:
