@@ -7,11 +7,12 @@ those numbers in the training loop: at a few sampled steps, always the same ones
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,17 @@ History = Sequence[Mapping[str, float]]
 Matrix = NDArray[np.int64]  # [K, K]: row = true class, column = predicted class
 SAMPLED_STEPS = 50  # at least so many steps,
 SAMPLED_IMAGES = 3200  # and so many images, from one sampled step to the next
+
+
+Action = Literal["note", "stop", "ignore"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is asked of a rule: what happens when it sees something, and thresholds other than its defaults."""
+
+    action: Action = "note"
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -251,10 +263,10 @@ def unchanged_tensor(ratios: Sequence[Mapping[str, float]], num_steps: int = 3, 
 
 
 def tensor_variance(variance: float, max_threshold: float = 10.0, min_threshold: float = 1e-5) -> str:
-    """The variance of what the trained part is given lies outside of the two thresholds."""
+    """The variance of normalised images lies outside of the two thresholds."""
     if min_threshold <= variance <= max_threshold:
         return ""
-    return f"the inputs have a variance of {variance:.3g}: they are not normalised"
+    return f"the normalised images have a variance of {variance:.3g}: the wrong mean and std, or empty photos"
 
 
 def check_input_images(mean: float, threshold_mean: float = 1.0) -> str:
@@ -278,25 +290,36 @@ def _named(values: Mapping[str, float], wrong: Callable[[float], bool], text: st
     return text.format(found[0], values[found[0]]) + more
 
 
-RULES = (
-    "loss_not_decreasing",
-    "overfit",
-    "overtraining",
-    "class_imbalance",
-    "confusion",
-    "collapsed_prediction",
-    "stalled_training",
-    "similar_across_runs",
-    "vanishing_gradient",
-    "exploding_tensor",
-    "dead_relu",
-    "saturated_activation",
-    "poor_weight_initialization",
-    "weight_update_ratio",
-    "unchanged_tensor",
-    "tensor_variance",
-    "check_input_images",
-)
+RULES: dict[str, Callable[..., str]] = {
+    rule.__name__: rule
+    for rule in (
+        loss_not_decreasing,
+        overfit,
+        overtraining,
+        class_imbalance,
+        confusion,
+        collapsed_prediction,
+        stalled_training,
+        similar_across_runs,
+        vanishing_gradient,
+        exploding_tensor,
+        dead_relu,
+        saturated_activation,
+        poor_weight_initialization,
+        weight_update_ratio,
+        unchanged_tensor,
+        tensor_variance,
+        check_input_images,
+    )
+}
+
+
+def thresholds_of(rule: str) -> dict[str, float]:
+    """The thresholds that a rule takes, and their defaults."""
+    parameters = inspect.signature(RULES[rule]).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not one.empty}
+
+
 # What happens by chance once in a while must be seen so often in a row.
 IN_A_ROW = {
     "collapsed_prediction": 2,
@@ -308,10 +331,21 @@ IN_A_ROW = {
 
 
 class Watch:
-    """Watches one training: told before, within and after each step, and at the end of each epoch."""
+    """Watches one training: told before, within and after each step, and at the end of each epoch.
 
-    def __init__(self, net: nn.Module, settings: Settings, labels: Tensor, classes: Sequence[int]) -> None:
+    `rules` are those that are to do other than note what they see by their default thresholds.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        settings: Settings,
+        labels: Tensor,
+        classes: Sequence[int],
+        rules: Mapping[str, Rule] | None = None,
+    ) -> None:
         self._net, self._settings, self._classes = net, settings, classes
+        self._rules = rules or {}
         self._counts = torch.bincount(labels.cpu(), minlength=len(classes)).tolist()
         self._parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
         self._layers = {name: module for name, module in net.named_modules() if _watched(module)}
@@ -324,6 +358,8 @@ class Watch:
         self._seen: dict[str, str] = {}  # by rule, since the last epoch
         self._told: set[str] = set()
         self._ratios: list[dict[str, float]] = []
+        asked = self._rules.get("unchanged_tensor", Rule()).thresholds
+        self._kept = int(asked.get("num_steps", thresholds_of("unchanged_tensor")["num_steps"]))
         self._clear()
 
     def _clear(self) -> None:
@@ -342,10 +378,12 @@ class Watch:
         self._step += 1
         if not self._due:
             return
-        mean, variance = _moments(inputs)
-        self._see("tensor_variance", tensor_variance(variance))
-        if inputs.dim() == 4 and inputs.shape[1] == 3:
-            self._see("check_input_images", check_input_images(mean))
+        if (
+            inputs.dim() == 4 and inputs.shape[1] == 3
+        ):  # what a frozen stage gives varies as its weights have it
+            mean, variance = _moments(inputs)
+            self._judge(tensor_variance, variance)
+            self._judge(check_input_images, mean)
         self._hooks = [
             layer.register_forward_pre_hook(self._look(name)) for name, layer in self._layers.items()
         ]
@@ -376,16 +414,14 @@ class Watch:
         scalars = [loss.detach().float(), *(grad.abs().mean().float() for grad in gradients.values())]
         first, *means = torch.stack(scalars).tolist()  # one wait for the device
         by_name = dict(zip(gradients, means, strict=True))
-        self._see("exploding_tensor", exploding_tensor({"the loss": first, **by_name}))
-        self._see("vanishing_gradient", vanishing_gradient(by_name))
-        self._see("dead_relu", dead_relu(self._activity))
-        self._see("saturated_activation", saturated_activation(self._saturation))
+        self._judge(exploding_tensor, {"the loss": first, **by_name})
+        self._judge(vanishing_gradient, by_name)
+        self._judge(dead_relu, self._activity)
+        self._judge(saturated_activation, self._saturation)
         if self._step == 1:
             fresh = self._settings.weights == "none" and self._settings.trainable == "all"
             variances = self._variances if fresh else []
-            self._see(
-                "poor_weight_initialization", poor_weight_initialization(first, len(self._classes), variances)
-            )
+            self._judge(poor_weight_initialization, first, len(self._classes), variances)
         self._before = [parameter.detach().clone() for parameter in self._parameters.values()]
 
     def after_step(self, lr: float) -> None:
@@ -401,15 +437,20 @@ class Watch:
         ratios = {name: change / norm for name, change, norm in pairs if norm > 1e-3}
         # One-cycle begins and ends with steps next to nothing, as it should.
         if lr > 0.01 * self._settings.lr:
-            self._ratios = [*self._ratios[-2:], ratios]
-            self._see("weight_update_ratio", weight_update_ratio(ratios))
-            self._see("unchanged_tensor", unchanged_tensor(self._ratios))
+            self._ratios = [*self._ratios, ratios][-self._kept :]
+            self._judge(weight_update_ratio, ratios)
+            self._judge(unchanged_tensor, self._ratios)
         self._clear()
 
-    def _see(self, rule: str, text: str) -> None:
-        self._streaks[rule] = self._streaks[rule] + 1 if text else 0
-        if text and self._streaks[rule] >= IN_A_ROW.get(rule, 1):
-            self._seen.setdefault(rule, text)
+    def _judge(self, rule: Callable[..., str], *numbers: Any) -> None:
+        name = rule.__name__
+        asked = self._rules.get(name, Rule())
+        if asked.action == "ignore":
+            return
+        text = rule(*numbers, **asked.thresholds)
+        self._streaks[name] = self._streaks[name] + 1 if text else 0
+        if text and self._streaks[name] >= IN_A_ROW.get(name, 1):
+            self._seen.setdefault(name, text)
 
     def epoch_done(
         self, epoch: int, history: History, predicted: Tensor, actual: Tensor
@@ -421,18 +462,15 @@ class Watch:
         train, validation = ([metrics[name] for metrics in history] for name in ("train_loss", "val_loss"))
         places = range(len(self._classes))
         matrix = confusion_matrix(predicted.cpu().numpy(), actual.cpu().numpy(), places)
-        self._see("loss_not_decreasing", loss_not_decreasing(train))
-        self._see("overfit", overfit(train, validation))
-        self._see("overtraining", overtraining(train, validation))
+        self._judge(loss_not_decreasing, train)
+        self._judge(overfit, train, validation)
+        self._judge(overtraining, train, validation)
         balanced = self._settings.balance != "none"
-        self._see("class_imbalance", class_imbalance(self._counts, matrix, self._classes, balanced))
-        self._see("confusion", confusion(matrix, self._classes))
-        self._see("collapsed_prediction", collapsed_prediction(matrix, self._classes))
-        self._see("stalled_training", stalled_training(self._gap))
-        self._see(
-            "exploding_tensor",
-            exploding_tensor({"the loss": train[-1], "the validation loss": validation[-1]}),
-        )
+        self._judge(class_imbalance, self._counts, matrix, self._classes, balanced)
+        self._judge(confusion, matrix, self._classes)
+        self._judge(collapsed_prediction, matrix, self._classes)
+        self._judge(stalled_training, self._gap)
+        self._judge(exploding_tensor, {"the loss": train[-1], "the validation loss": validation[-1]})
         found = tuple(
             Finding(rule, epoch, text) for rule, text in self._seen.items() if rule not in self._told
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from models.augment import Augment, augment_images, views_of
 from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
 from models.build import Checkpoint, build_counter
 from models.group import Group, current_group
-from models.health import Finding, Watch
+from models.health import Finding, Rule, Watch
 from models.metrics import count_metrics, per_class
 from models.network import Counter
 from models.profile import Mark, Profile, nothing
@@ -266,6 +266,7 @@ def train(
     parts: int = 1,
     refit: bool = False,
     trace: Path | None = None,
+    rules: Mapping[str, Rule] | None = None,
 ) -> None:
     """Train one trial and report every epoch; return when the epochs are done or `report` says stop.
 
@@ -273,7 +274,8 @@ def train(
     each batch into so many micro-batches whose gradients add up to the whole batch's, for less memory. A `refit`
     learns from the validation split, too, and its `val_*` metrics then prove nothing.
 
-    Health rules watch, and a profile is taken: each report brings what their rules saw for the first time.
+    Health rules watch, those in `rules` as is said there, and a profile is taken: each report brings what their rules
+    saw for the first time.
     `trace` is a file for what torch.profiler sees of a few steps.
 
     Where torch.distributed is set up, its processes train together, each a shard of every batch, and all call this
@@ -309,7 +311,7 @@ def train(
     schedule = _schedule(optimizer, settings, steps)
     weight = _class_weights(learn.labels, len(classes)) if settings.balance == "weights" else None
 
-    watch = Watch(net, settings, learn.labels, data.classes)
+    watch = Watch(net, settings, learn.labels, data.classes, rules)
     history: list[dict[str, float]] = []
     if start_from is not None:
         restore(start_from, net, optimizer, schedule, generator)

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+import numpy as np
+from contourpy import contour_generator
+from numpy.typing import NDArray
+
 from search.space import Choice, Dimension
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 36
@@ -103,10 +107,12 @@ class Chart:
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The pixel of a point."""
-        across = self.left + self.x.place(x) * (self.width - self.left - RIGHT)
-        return round(across, 1), round(
-            self.height - BOTTOM - self.y.place(y) * (self.height - TOP - BOTTOM), 1
-        )
+        return self._pixel(self.x.place(x), self.y.place(y))
+
+    def _pixel(self, across: float, up: float) -> tuple[float, float]:
+        """The pixel of a point in the unit square."""
+        x = self.left + across * (self.width - self.left - RIGHT)
+        return round(x, 1), round(self.height - BOTTOM - up * (self.height - TOP - BOTTOM), 1)
 
     def line(
         self,
@@ -152,6 +158,36 @@ class Chart:
         box = f'x="{a:g}" y="{top:g}" width="{max(b - a, 1):g}" height="{bottom - top:g}"'
         self.marks.append(f'<rect {box} fill="{colour}" stroke="#fff" stroke-width=".5"{_of(number)}/>')
 
+    def contours(
+        self, points: Sequence[tuple[float, float]], goodness: Sequence[float], reach: float = 0.2
+    ) -> None:
+        """Filled contours, a tenth apart, of `goodness` in [0, 1] at `points`.
+
+        In between, it is the mean by a Gaussian kernel (Nadaraya 1964, Watson 1964) whose width is half of `reach`, a
+        share of an axis; beyond `reach` of every point nothing is drawn. Values of a choice do not mix.
+        """
+        across, up = _grid(self.x), _grid(self.y)
+        at = np.array([[_unit(self.x, x), _unit(self.y, y)] for x, y in points])
+        apart = _apart(self.x, across, at[:, 0])[None] ** 2 + _apart(self.y, up, at[:, 1])[:, None] ** 2
+        weights = np.exp(-0.5 * apart / (reach / 2) ** 2)  # [up, across, points]
+        with np.errstate(invalid="ignore"):
+            means = weights @ np.asarray(goodness) / weights.sum(-1)
+        surface = np.ma.masked_where(apart.min(-1) > reach**2, means)
+        drawn = contour_generator(across, up, surface, fill_type="OuterCode")
+        for low in range(10):
+            # The last one ends above 1, and the first begins below 0: no value lies outside.
+            lower, upper = (low or -1) / 10, (low + 1 if low < 9 else 11) / 10
+            for corners, codes in zip(*drawn.filled(lower, upper), strict=True):
+                pixels = [self._pixel(*corner) for corner in corners]
+                path = "".join(
+                    "Z" if code == 79 else f"{'M' if code == 1 else 'L'}{x:g} {y:g}"
+                    for (x, y), code in zip(pixels, codes, strict=True)
+                )
+                fill = shade((low + 0.5) / 10)
+                # A style, since the page's own says that paths of marks are lines.
+                style = f"fill:{fill};fill-rule:evenodd;opacity:.45"
+                self.marks.append(f'<path d="{path}" style="{style}"/>')
+
     def svg(self) -> str:
         """The whole chart."""
         right, floor = self.width - RIGHT, self.height - BOTTOM
@@ -166,6 +202,31 @@ class Chart:
         parts.append(f'<g transform="translate(11 {(TOP + floor) / 2:g}) rotate(-90)">')
         parts.append(_text(0, 0, self.names[1], kind="name"))
         return "".join([*parts, '</g></g><g class="marks">', *self.marks, "</g></svg>"])
+
+
+def _grid(axis: Axis) -> NDArray[np.float64]:
+    """Where contours are computed, in the unit interval; for a choice, within each edge of each value's stretch, and
+    between two of them, where nothing is.
+    """
+    if not axis.words:
+        return np.linspace(0.0, 1.0, 41)
+    edges = np.arange(len(axis.words) + 1) / len(axis.words)
+    return np.ravel(np.column_stack([edges[:-1] + 1e-6, edges[1:] - 1e-6, edges[1:]]))[:-1]
+
+
+def _unit(axis: Axis, value: float) -> float:
+    """A value's place; of a choice, the middle of its stretch."""
+    return axis.place(round(value) if axis.words else value)
+
+
+def _apart(axis: Axis, grid: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far grid and points are apart along an axis, [grid, points]; different values of a choice are endlessly."""
+    if not axis.words:
+        return np.abs(grid[:, None] - places)
+    stretches = grid * len(axis.words)
+    nowhere = np.abs(stretches - np.round(stretches)) < 1e-9
+    same = np.floor(stretches)[:, None] == np.floor(places * len(axis.words))
+    return np.where(same & ~nowhere[:, None], 0.0, 1e3)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", kind: str = "") -> str:

@@ -212,6 +212,7 @@ class Controller:
             self._spec.budget.trial_minutes,
             bool(self._spec.limits or self._spec.objective.against),
             self._spec.resources.workers_per_trial,
+            self._spec.health,
         )
 
     @uninterrupted()

@@ -130,7 +130,7 @@ def _train_again(
     if not (place / DONE).exists():
         _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, fresh)
         threads = threads_of(fresh.trainable, cores())
-        task = TrialTask(number, fresh, place, spec.metric, spec.goal, threads)
+        task = TrialTask(number, fresh, place, spec.metric, spec.goal, threads, rules=spec.health)
         diverged = False
 
         def send(epoch: int, metrics: dict[str, float]) -> bool:

@@ -7,14 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
-from models.health import RULES, Finding, similar_across_runs
+from models.health import RULES, Finding, Rule, similar_across_runs
 from search.whole import write_json
 
 FILE = "health.json"
 TABLE = "health.csv"
-Action = Literal["note", "stop"]
 
 
 def keep_findings(folder: Path, found: Sequence[Finding]) -> None:
@@ -31,25 +29,25 @@ def read_findings(folder: Path) -> list[Finding]:
     return [Finding(**finding) for finding in json.loads(file.read_text())] if file.exists() else []
 
 
-def write_table(folder: Path, actions: Mapping[str, Action]) -> Path:
+def write_table(folder: Path, rules: Mapping[str, Rule]) -> Path:
     """health.csv of a trial: every rule of health and those of the profile that saw something, and since when."""
     found = {finding.rule: finding for finding in read_findings(folder)}
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["rule", "since_epoch", "seen", "action"])
         for finding in found.values():
-            writer.writerow([finding.name, finding.epoch, finding.text, actions.get(finding.rule, "note")])
+            writer.writerow([finding.name, finding.epoch, finding.text, _action(rules, finding.rule)])
         for rule in RULES:
             if rule not in found:
-                writer.writerow([f"health.{rule}", "", "nothing", actions.get(rule, "note")])
+                writer.writerow([f"health.{rule}", "", "nothing", _action(rules, rule)])
     return folder / TABLE
 
 
 class HealthBook:
-    """What is known of the health of a sweep's trials. `actions` name the rules that stop a trial."""
+    """What is known of the health of a sweep's trials. `rules` say which of them stop a trial, or are ignored."""
 
-    def __init__(self, actions: Mapping[str, Action]) -> None:
-        self._actions = actions
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        self._rules = rules
         self._known: dict[int, set[str]] = {}
         # By epoch: each trial's losses. Equal settings but for the seed are other trials too.
         self._losses: dict[int, dict[int, Mapping[str, float]]] = {}
@@ -57,7 +55,9 @@ class HealthBook:
     def look(self, number: int, epoch: int, metrics: Mapping[str, float], folder: Path) -> list[Finding]:
         """What was found since the last look at this trial; `metrics` are those of `epoch`."""
         others = self._losses.setdefault(epoch, {})
-        if text := similar_across_runs(metrics, {n: losses for n, losses in others.items() if n != number}):
+        ignored = _action(self._rules, "similar_across_runs") == "ignore"
+        elsewhere = {n: losses for n, losses in others.items() if n != number}
+        if not ignored and (text := similar_across_runs(metrics, elsewhere)):
             keep_findings(folder, [Finding("similar_across_runs", epoch, text)])
         others[number] = {loss: metrics[loss] for loss in ("train_loss", "val_loss")}
         known = self._known.setdefault(number, set())
@@ -67,5 +67,9 @@ class HealthBook:
 
     def stop_reason(self, found: Sequence[Finding]) -> str:
         """Why the trial must stop, or an empty text."""
-        stopping = (finding for finding in found if self._actions.get(finding.rule) == "stop")
+        stopping = (finding for finding in found if _action(self._rules, finding.rule) == "stop")
         return next((f"{finding.name}: {finding.text}" for finding in stopping), "")
+
+
+def _action(rules: Mapping[str, Rule], name: str) -> str:
+    return rules.get(name, Rule()).action

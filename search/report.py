@@ -221,19 +221,24 @@ def _slice(course: SweepCourse, name: str) -> str:
 
 
 def _pair(course: SweepCourse, names: list[str]) -> tuple[str, str, str] | None:
-    """The two parameters that matter most against one another: trials, coloured by value."""
+    """The two parameters that matter most against one another: trials, coloured by value, over contours of it."""
     if len(names) < 2 or not course.leaders:
         return None
     across, up = names[:2]
     space, y = course.spec.space, _values(course)
     high = course.spec.goal == "maximize"
     chart = Chart(axis_of(space[across]), axis_of(space[up]), (across, up), width=760, height=340, left=120)
-    for trial in reversed(course.leaders):
-        if across not in trial.params or up not in trial.params:
-            continue
-        good = y.place(trial.value or 0.0) if high else 1 - y.place(trial.value or 0.0)
-        spread = 0.5 * ((trial.number * 0.618) % 1 - 0.5)
-        x, z = on_axis(space[across], trial.params[across]), on_axis(space[up], trial.params[up])
+    shown = [trial for trial in reversed(course.leaders) if {across, up} <= trial.params.keys()]
+    places = [
+        (on_axis(space[across], trial.params[across]), on_axis(space[up], trial.params[up]))
+        for trial in shown
+    ]
+    values = [y.place(trial.value or 0.0) for trial in shown]
+    goodness = values if high else [1 - value for value in values]
+    if shown:
+        chart.contours(places, goodness)
+    for trial, (x, z), good in zip(shown, places, goodness, strict=True):
+        spread = 0.5 * ((trial.number * 0.618) % 1 - 0.5)  # so that equal ones do not hide one another
         x += spread if chart.x.words else 0
         z += spread if chart.y.words else 0
         chart.dot(x, z, shade(good), trial.number, 5)

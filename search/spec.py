@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import UserError
 from data.split import Split, SplitBy
-from models.health import RULES
+from models.health import RULES, Action, Rule, thresholds_of
 from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
 from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, is_active, parse_space
@@ -152,9 +152,7 @@ class _File(_Part):
     search: SearchPart = SearchPart()
     budget: BudgetPart = BudgetPart()
     resources: ResourcesPart = ResourcesPart()
-    health: dict[
-        str, Literal["note", "stop"]
-    ] = {}  # what happens when a rule sees something; note unless said
+    health: dict[str, Any] = {}  # by rule: note, stop or ignore, or that as `action` beside thresholds
     register_: RegisterPart = Field(default=RegisterPart(), alias="register")
 
 
@@ -172,7 +170,7 @@ class SweepSpec:
     search: SearchPart
     budget: BudgetPart
     resources: ResourcesPart
-    health: dict[str, Literal["note", "stop"]]
+    health: dict[str, Rule]
     register: RegisterPart
     gate: Gate
     raw: dict[str, Any]
@@ -293,6 +291,36 @@ def _settings_problems(model: Mapping[str, Any], space: Mapping[str, Dimension])
     return problems
 
 
+def _health_problems(health: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, asked in health.items():
+        if name not in RULES:
+            yield Problem(f"health.{name}", "no such rule", ABSENT, _nearest(name, list(RULES)))
+            continue
+        action, thresholds = _asked(asked)
+        if action not in get_args(Action):
+            yield Problem(f"health.{name}", "no such action", action, f"one of {', '.join(get_args(Action))}")
+        defaults = thresholds_of(name)
+        for key, value in thresholds.items():
+            path = f"health.{name}.{key}"
+            if key not in defaults:
+                yield Problem(path, "no such threshold", ABSENT, _nearest(key, ["action", *defaults]))
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                yield Problem(
+                    path, "must be a number, zero or more", value, f"the default is {defaults[key]}"
+                )
+            elif isinstance(defaults[key], int) and not (isinstance(value, int) and value > 0):
+                yield Problem(
+                    path, "must be a whole number above zero", value, f"the default is {defaults[key]}"
+                )
+
+
+def _asked(asked: Any) -> tuple[Any, dict[str, Any]]:
+    """Action and thresholds of a rule, from either way to write them."""
+    if not isinstance(asked, dict):
+        return asked, {}
+    return asked.get("action", "note"), {key: value for key, value in asked.items() if key != "action"}
+
+
 def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[str, Any]) -> list[Problem]:
     problems = []
     metric = file.objective.metric
@@ -303,9 +331,7 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
     elif file.objective.goal not in (None, METRICS[metric]):
         hint = f"{METRICS[metric]} it, or leave goal out"
         problems.append(Problem("objective.goal", f"wrong way round for {metric}", file.objective.goal, hint))
-    for rule in file.health:
-        if rule not in RULES:
-            problems.append(Problem(f"health.{rule}", "no such rule", ABSENT, _nearest(rule, RULES)))
+    problems += _health_problems(file.health)
     split = file.data.split
     total = split.train + split.validation + split.test
     if abs(total - 1) > 1e-6:
@@ -399,7 +425,7 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
         search=file.search,
         budget=file.budget,
         resources=file.resources,
-        health=file.health,
+        health={name: Rule(*_asked(asked)) for name, asked in file.health.items()},
         register=file.register_,
         gate=Gate(**file.register_.gate.model_dump()),
         raw=resolved,

@@ -6,8 +6,8 @@ import contextlib
 import math
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 
 from models.costs import photo_costs
 from models.group import current_group
+from models.health import Rule
 from models.settings import Settings
 from models.state import load_training_state
 from models.train import Snapshot, TrialData, train
@@ -47,6 +48,7 @@ class TrialTask:
     minutes: float | None = None  # the longest that a trial may take at a stretch
     costs: bool = False  # whether to measure what one photo costs
     workers: int = 1  # processes that train it together, each with `threads`
+    rules: Mapping[str, Rule] = field(default_factory=dict)  # of health, those that are not as by default
 
 
 def better(value: float, than: float | None, goal: Goal) -> bool:
@@ -132,7 +134,7 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
         return go_on
 
     trace = task.folder / TRACE if task.trace and not state and group.rank == 0 else None
-    train(task.settings, data, report, start_from=state, parts=parts, trace=trace)
+    train(task.settings, data, report, start_from=state, parts=parts, trace=trace, rules=task.rules)
 
 
 def out_of_memory(error: BaseException) -> bool:

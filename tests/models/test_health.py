@@ -1,7 +1,7 @@
 """Every rule on a trial made to show it, and on healthy ones, by the numbers it reads and in real training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import models.health
 from models.health import (
     RULES,
     Finding,
+    Rule,
     Watch,
     check_input_images,
     class_imbalance,
@@ -29,6 +30,7 @@ from models.health import (
     similar_across_runs,
     stalled_training,
     tensor_variance,
+    thresholds_of,
     unchanged_tensor,
     vanishing_gradient,
     weight_update_ratio,
@@ -87,7 +89,7 @@ def test_the_other_side_of_rules_with_two() -> None:
     assert class_imbalance((900, 500, 50), GOOD, (1, 2, 3), True) == ""
 
 
-def findings(data: TrialData, **changes: Any) -> dict[str, Finding]:
+def findings(data: TrialData, rules: Mapping[str, Rule] | None = None, **changes: Any) -> dict[str, Finding]:
     """What the rules see in a real training."""
     found: list[Finding] = []
 
@@ -96,7 +98,7 @@ def findings(data: TrialData, **changes: Any) -> dict[str, Finding]:
         return True
 
     settings = replace(Settings(batch_size=16, epochs=3, augment="none", precision="fp32"), **changes)
-    train(settings, data, report)
+    train(settings, data, report, rules=rules)
     assert len({finding.rule for finding in found}) == len(found), "each is told once"
     return {finding.rule: finding for finding in found}
 
@@ -121,6 +123,16 @@ def test_a_far_too_high_rate_shows(trial_data: TrialData, often: None) -> None:
 
 def test_a_far_too_low_rate_shows(trial_data: TrialData, often: None) -> None:
     assert "unchanged_tensor" in findings(trial_data, lr=1e-9, weight_decay=0.0, schedule="constant")
+
+
+def test_a_rule_goes_by_the_thresholds_that_are_asked_for(trial_data: TrialData) -> None:
+    found = findings(trial_data, rules={"overfit": Rule(thresholds={"ratio_threshold": -1.0})}, lr=1e-3)
+    assert "overfit" in found and found["overfit"].epoch == 1
+    assert thresholds_of("overfit") == {"patience": 1, "ratio_threshold": 0.1}
+    later = {"overfit": Rule(thresholds={"ratio_threshold": -1.0, "patience": 3})}
+    assert findings(trial_data, rules=later, lr=1e-3)["overfit"].epoch == 3
+    ignored = {"overfit": Rule("ignore", {"ratio_threshold": -1.0})}
+    assert "overfit" not in findings(trial_data, rules=ignored, lr=1e-3)
 
 
 def test_what_is_not_finite_shows(trial_data: TrialData) -> None:

@@ -9,7 +9,7 @@ import torch
 
 import search.controller
 import search.trial
-from models.health import RULES, Finding
+from models.health import RULES, Finding, Rule
 from models.state import TrainingState
 from models.train import TrialData, train
 from search.controller import Controller, TrialRecord
@@ -318,7 +318,7 @@ def test_what_a_rule_sees_is_told_once_and_stops_where_the_spec_says_so(tmp_path
     assert (trial.state, trial.reason) == ("stopped", "health.overfit: a wide gap")
     again = opened(tmp_path, health={"overfit": "stop"})  # the study has the reason too
     assert again.trials[0].reason == "health.overfit: a wide gap"
-    table = write_table(task.folder, {"overfit": "stop"}).read_text().splitlines()
+    table = write_table(task.folder, {"overfit": Rule("stop")}).read_text().splitlines()
     assert "health.overfit,2,a wide gap,stop" in table and "health.confusion,1,three for four,note" in table
     assert len(table) == 1 + len(RULES)
 

@@ -12,6 +12,7 @@ from recorded_sweeps import START, Recorded, random_sweep
 
 from data.errors import UserError
 from search.advice import importances, improvements, next_steps, verdict
+from search.charts import Axis, Chart, shade
 from search.course import as_json, read_course
 from search.report import write_report
 from search.status import lines
@@ -120,6 +121,30 @@ def test_too_few_trials_say_nothing_about_the_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("trials", "said"), [(0, "none with a result yet"), (1, "Leaderboard")])
 def test_a_sweep_that_has_hardly_begun_has_a_report_too(tmp_path: Path, trials: int, said: str) -> None:
     assert said in write_report(random_sweep(tmp_path / "s-1", trials)).read_text()
+
+
+def test_contours_say_what_is_near_and_nothing_elsewhere() -> None:
+    chart = Chart(Axis(1e-4, 1e-1, log=True), Axis(-0.5, 1.5, words=("a", "b")), ("lr", "backbone"))
+    chart.contours([(1e-4, 0.1), (1e-4, 1.0), (1e-1, 1.0)], [1.0, 0.0, 0.45])
+    bands = {
+        fill: (min(x for x, _ in corners), max(x for x, _ in corners), max(y for _, y in corners))
+        for fill, corners in drawn(chart)
+    }
+    assert set(bands) == {shade(0.95), shade(0.05), shade(0.45)}  # values of a choice do not mix
+    (left, _), (right, _) = chart.at(1e-4, 0), chart.at(1e-1, 0)
+    reach = 0.2 * (right - left)
+    assert bands[shade(0.95)][0] == left and bands[shade(0.95)][1] <= left + reach + 1
+    assert bands[shade(0.45)][1] == right and bands[shade(0.45)][0] >= right - reach - 1
+    assert bands[shade(0.05)][2] < chart.at(1e-4, 0.49)[1]  # within the stretch of b, which is above
+
+
+def drawn(chart: Chart) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Fill and corners of each band."""
+    found = []
+    for mark in chart.marks:
+        path, fill = re.findall(r'd="([^"]+)" style="fill:(#\w+)', mark)[0]
+        found.append((fill, [(float(x), float(y)) for x, y in re.findall(r"([\d.]+) ([\d.]+)", path)]))
+    return found
 
 
 def test_the_page_needs_nothing_but_itself(sixty: Path) -> None:
