@@ -22,6 +22,7 @@ from rich.console import Console
 from data.errors import UserError
 from search.data_commands import data_group
 from search.interrupts import interrupt
+from tracking.address import take_credentials_out_of_the_address
 
 DEFAULT_PORT, DEFAULT_UI_PORT = 5001, 5000
 SYNC_SECONDS = 120.0
@@ -554,6 +555,7 @@ def _leave_at_once(number: int, frame: object) -> None:
 def main() -> None:
     """The entry point: every mistake of the user is one message and exit code 2."""
     debug = "--debug" in sys.argv
+    take_credentials_out_of_the_address()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:

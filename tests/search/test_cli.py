@@ -142,15 +142,19 @@ def test_other_mistakes(tmp_path: Path) -> None:
     mistaken(here("data", "synth", tmp_path / "out", "--classes", "five", home=tmp_path), "five")
 
 
-def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> None:
+def test_a_sweep_answers_in_json_and_keeps_its_secrets(
+    tmp_path: Path, bins: Path, server: str, server_home: Path
+) -> None:
     spec = write_spec(tmp_path, bins, budget={"trials": 2}, register={"finalists": 0})
-    said = {"home": tmp_path / "home", "MLFLOW_TRACKING_URI": server}
-    done = binsweep("sweep", spec, "--runner", "local", "--json", "--promote", **said)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    secret = "planted-8c1f7e2a"
+    said = {"home": tmp_path / "home", "MLFLOW_TRACKING_URI": server.replace("//", f"//user:{secret}@")}
+    said |= {"AWS_SECRET_ACCESS_KEY": secret, "RAY_AUTH_TOKEN": secret}
+    swept = binsweep("sweep", spec, "--runner", "local", "--json", "--promote", **said)
+    assert swept.returncode == 0, swept.stderr
+    answer = json.loads(swept.stdout)
     assert answer["sweep"] == "cli-1" and len(answer["leaderboard"]) == 2
     assert set(answer["leaderboard"][0]["params"]) == set(SPACE)
-    assert "2/2 trials" in done.stderr
+    assert "2/2 trials" in swept.stderr
     promotion = answer["promotion"]
     # On 14 photos even a good model may not be better beyond chance.
     assert "as the sweep left it" in promotion["notes"][0]
@@ -169,6 +173,14 @@ def test_a_sweep_answers_in_json(tmp_path: Path, bins: Path, server: str) -> Non
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["count"] for row in rows] == [rows[0]["count"], None, rows[0]["count"]]
     assert rows[1]["error"] and not rows[0]["error"] and rows[0]["count"] in (0, 1, 2)
+    lost = {**said, "MLFLOW_TRACKING_URI": f"http://user:{secret}@127.0.0.1:9"}
+    refused = binsweep("predict", photo, *version, **lost)
+    assert refused.returncode == 2 and "http://127.0.0.1:9" in refused.stderr
+
+    places = [file for folder in (tmp_path, server_home) for file in folder.rglob("*") if file.is_file()]
+    assert any(file.name == "mlflow.db" for file in places)
+    assert [file for file in places if secret.encode() in file.read_bytes()] == []
+    assert all(secret not in text for end in (swept, done, refused) for text in (end.stdout, end.stderr))
 
 
 @pytest.mark.integration  # six commands, three of which load a model
