@@ -203,7 +203,11 @@ def _attempts(client: JobSubmissionClient, name: str, address: str) -> list[JobD
     found = [job for job in every if (job.metadata or {}).get(NAME) == name and job.submission_id]
     if not found:
         names = sorted({(job.metadata or {}).get(NAME, "") for job in every} - {""})
-        raise UserError(f"no sweep {name!r} at {address}", f"sweeps there: {', '.join(names) or 'none'}")
+        raise UserError(
+            f"no sweep {name!r} at {address}",
+            f"sweeps there: {', '.join(names) or 'none'}; a head that was started anew has forgotten those before: "
+            "submit the same file, and it goes on",
+        )
     return found
 
 
