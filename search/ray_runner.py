@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -132,6 +133,13 @@ class _Watch(tune.Callback):
             raise RayEndedError("Ray has died; the same command goes on with the sweep")
 
 
+def _init_ray(**options: Any) -> None:
+    """`ray.init`, without its own answer to SIGTERM: it would end this process at once, by code 15."""
+    ours = signal.getsignal(signal.SIGTERM)
+    ray.init(**options)
+    signal.signal(signal.SIGTERM, ours)
+
+
 @contextlib.contextmanager
 def start_ray(cores: int) -> Iterator[Node]:
     """A Ray of this process alone, on the loopback and closed to others by its token, ended on leaving; yields what it
@@ -139,7 +147,7 @@ def start_ray(cores: int) -> Iterator[Node]:
     # A token of this process alone: without one, Ray would write one into the person's home directory.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with _on_the_loopback():
-        ray.init(
+        _init_ray(
             address="local",
             num_cpus=cores,
             include_dashboard=False,
@@ -192,7 +200,7 @@ def join_ray(address: str) -> Iterator[list[Node]]:
     # A job's workers have its code already.
     code = {} if IN_A_JOB in os.environ else {"py_modules": [str(room) for room in ROOMS]}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=code)
+        _init_ray(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=code)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise UserError(f"--address {address}: {str(error).splitlines()[0]}", hint) from error
     try:
