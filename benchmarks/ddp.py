@@ -48,6 +48,9 @@ def member(rank: int, size: int, threads: int, meet: Path, data: TrialData, sett
     train(settings, data, lambda epoch, metrics, snapshot: curve.append(metrics) is None)
     if rank == 0:
         meet.with_suffix(".json").write_text(json.dumps(curve))
+    # Not through the interpreter's end: now and then PyTorch aborts there, with a thread of the group still running.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def run(size: int, threads: int, data: TrialData, settings: Settings, folder: Path) -> list[dict[str, float]]:
