@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.spatial import cKDTree
 from scipy.special import ndtr
 
 from search.space import Dimension
@@ -80,8 +81,9 @@ class FreezeThaw:
         rows = [(n, epoch, value) for n in known for epoch, value in _telling(standing.stands[n])]
         data, top = self._observations(standing, rows, _prices(known, standing, rng))
         self._model.keep_up(data, sum(len(stand.at_level) for stand in standing.stands))
-        next_levels = np.array([standing.stands[n].next_level() for n in running])
-        self._model.condition(self._with_pending(self._model, data, standing, running, next_levels))
+        pending = _some(running, rng)
+        next_levels = np.array([standing.stands[n].next_level() for n in pending])
+        self._model.condition(self._with_pending(self._model, data, standing, pending, next_levels))
         horizon = math.exp(rng.random() * math.log(self._max_epochs))
         paused = [n for n in known if standing.stands[n].state == "paused"]
         avoid = known + [n for n, stand in enumerate(standing.stands) if stand.broken] + running
@@ -108,7 +110,7 @@ class FreezeThaw:
         rows = [(n, stands[n].levels[-1], stands[n].best) for n in known]
         data, top = self._observations(standing, rows, _prices(known, standing, rng))
         self._final.keep_up(data, sum(_is_full(stand) for stand in stands))
-        straight = [n for n in running if stands[n].straight]
+        straight = _some([n for n in running if stands[n].straight], rng)
         ends = np.array([stands[n].levels[-1] for n in straight])
         self._final.condition(self._with_pending(self._final, data, standing, straight, ends))
         avoid = known + [n for n, stand in enumerate(stands) if stand.broken or stand.state != "over"]
@@ -185,7 +187,9 @@ class FreezeThaw:
         found = [self._encoder.random(rng, RANDOM)]
         found += [self._encoder.near(copies, width, rng) for width in WIDTHS]
         points = np.concatenate(found)
-        new = points[_apart(points, self._points_of(standing, np.array(avoid))).min(axis=1) >= APART]
+        # Apart by the largest difference in any coordinate.
+        apart, _ = cKDTree(self._points_of(standing, np.array(avoid))).query(points, p=np.inf)
+        new = points[apart >= APART]
         return new if len(new) else points  # a small space may be used up
 
     def _gain(
@@ -232,6 +236,11 @@ class FreezeThaw:
         return np.array([self._points[n] for n in trial]).reshape(len(trial), len(self._encoder.names))
 
 
+def _some(running: list[int], rng: np.random.Generator) -> list[int]:
+    """Those in training that the model expects something of: of very many a sample, for its time."""
+    return running if len(running) <= TRIALS else [int(n) for n in rng.choice(running, TRIALS, replace=False)]
+
+
 def _prices(known: list[int], standing: Standing, rng: np.random.Generator) -> dict[int, float]:
     """What to take off the values of trials that have costs, at a random weight of cost against value: in the course of
     a search the weights lead along the whole front (ParEGO, Knowles, 2006). A third of them is nought."""
@@ -256,14 +265,6 @@ def _telling(stand: Stand) -> list[tuple[int, float]]:
     """(epoch, best value until then) at the last level, and halfway there: more would tell little more."""
     reached = list(stand.at_level.items())
     return [reached[-1]] if len(reached) < 3 else [reached[len(reached) // 2], reached[-1]]
-
-
-def _apart(a: Points, b: Points) -> np.ndarray:
-    """The largest difference in any coordinate, shape [len(a), len(b)]."""
-    apart = np.zeros((len(a), len(b)))
-    for i in range(a.shape[1]):
-        np.maximum(apart, np.abs(a[:, i, None] - b[None, :, i]), out=apart)
-    return apart
 
 
 def _distinct(points: Points, count: int) -> Points:
