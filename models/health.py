@@ -359,7 +359,7 @@ class Watch:
         self._told: set[str] = set()
         self._ratios: list[dict[str, float]] = []
         asked = self._rules.get("unchanged_tensor", Rule()).thresholds
-        self._kept = int(asked.get("num_steps", thresholds_of("unchanged_tensor")["num_steps"]))
+        self._kept = int({**thresholds_of("unchanged_tensor"), **asked}["num_steps"])
         self._clear()
 
     def _clear(self) -> None:
@@ -378,9 +378,8 @@ class Watch:
         self._step += 1
         if not self._due:
             return
-        if (
-            inputs.dim() == 4 and inputs.shape[1] == 3
-        ):  # what a frozen stage gives varies as its weights have it
+        # Images only: what a frozen stage gives varies as its weights have it.
+        if inputs.dim() == 4 and inputs.shape[1] == 3:
             mean, variance = _moments(inputs)
             self._judge(tensor_variance, variance)
             self._judge(check_input_images, mean)

@@ -275,8 +275,7 @@ def train(
     learns from the validation split, too, and its `val_*` metrics then prove nothing.
 
     Health rules watch, those in `rules` as is said there, and a profile is taken: each report brings what their rules
-    saw for the first time.
-    `trace` is a file for what torch.profiler sees of a few steps.
+    saw for the first time. `trace` is a file for what torch.profiler sees of a few steps.
 
     Where torch.distributed is set up, its processes train together, each a shard of every batch, and all call this
     with the same arguments; rank 0 alone calls `report`. The losses are then those of one process but for rounding,

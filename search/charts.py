@@ -173,6 +173,7 @@ class Chart:
         with np.errstate(invalid="ignore"):
             means = weights @ np.asarray(goodness) / weights.sum(-1)
         surface = np.ma.masked_where(apart.min(-1) > reach**2, means)
+        # Polygons with Matplotlib's path codes: 1 begins one, 79 closes it.
         drawn = contour_generator(across, up, surface, fill_type="OuterCode")
         for low in range(10):
             # The last one ends above 1, and the first begins below 0: no value lies outside.

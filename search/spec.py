@@ -304,14 +304,12 @@ def _health_problems(health: Mapping[str, Any]) -> Iterator[Problem]:
             path = f"health.{name}.{key}"
             if key not in defaults:
                 yield Problem(path, "no such threshold", ABSENT, _nearest(key, ["action", *defaults]))
-            elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                yield Problem(
-                    path, "must be a number, zero or more", value, f"the default is {defaults[key]}"
-                )
+                continue
+            hint = f"the default is {defaults[key]}"
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                yield Problem(path, "must be a number, zero or more", value, hint)
             elif isinstance(defaults[key], int) and not (isinstance(value, int) and value > 0):
-                yield Problem(
-                    path, "must be a whole number above zero", value, f"the default is {defaults[key]}"
-                )
+                yield Problem(path, "must be a whole number above zero", value, hint)
 
 
 def _asked(asked: Any) -> tuple[Any, dict[str, Any]]:
