@@ -21,7 +21,7 @@ COLUMNS = ("id", "split", "label", "suggested", "p_label", "p_suggested", "score
 def run_audit(
     manifest: Manifest, home: Path, out: Path, image_size: int, backbone: str
 ) -> tuple[list[Doubt], Effect]:
-    """Audit a manifest's labels; writes audit.csv (all, ranked), exclude.csv and doubtful.png into `out`."""
+    """Audit a manifest's labels; writes audit.csv (all, ranked), exclude.csv and doubtful.jpg into `out`."""
     banks = {name: open_pixel_bank(manifest, name, image_size, home) for name in ("train", "validation")}
     data = TrialData(manifest.classes, image_size, banks["train"], banks["validation"], bank_folder(home))
     doubts, effect = audit(data, backbone)
@@ -29,7 +29,7 @@ def run_audit(
     write_csv(out / "audit.csv", COLUMNS, (_row(doubt) for doubt in doubts))
     issues = [doubt for doubt in doubts if doubt.issue]
     write_csv(out / "exclude.csv", COLUMNS, (_row(doubt) for doubt in issues if doubt.split == "train"))
-    _draw(issues[:SHOWN], banks, out / "doubtful.png")
+    _draw(issues[:SHOWN], banks, out / "doubtful.jpg")
     return doubts, effect
 
 

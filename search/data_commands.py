@@ -285,5 +285,5 @@ def audit_labels(
         print(f"  {doubt.id} ({doubt.split}): label {doubt.label}, {says}")
     print("\n".join(effect_lines(effect)))
     print(
-        f"{out / 'doubtful.png'}, {out / 'audit.csv'}\n{out / 'exclude.csv'}: what data.exclude of a sweep takes"
+        f"{out / 'doubtful.jpg'}, {out / 'audit.csv'}\n{out / 'exclude.csv'}: what data.exclude of a sweep takes"
     )

@@ -71,8 +71,9 @@ def draw_mistakes(
     sure: NDArray[np.float64],
     path: Path,
 ) -> None:
-    """The mistakes the model was surest of: photo, id, true and predicted count, its confidence.
+    """The mistakes the model was surest of, as a JPEG: photo, id, true and predicted count, its confidence.
 
+    As a PNG, real photos took 20 times as long and 7 times the space, more than all other figures together.
     All arrays [N]; `picture` is asked only for the rows that are shown.
     """
     wrong = np.flatnonzero(actual != predicted)
@@ -91,7 +92,7 @@ def draw_mistakes(
         draw.text((x, y + line), said, "black", font)
         photo = Image.fromarray(np.asarray(picture(int(row)))).resize((side, side), reducing_gap=1.0)
         image.paste(photo, (x, y + 2 * line))
-    image.save(path, compress_level=1)
+    image.save(path, quality=85)
 
 
 def _shortened(text: str, font: Any, width: int) -> str:
@@ -163,7 +164,7 @@ def write_figures(
     picture: Picture,
     title: str,
 ) -> None:
-    """confusion_matrix.csv and .png, per_class.csv and mistakes.png of predicted counts and their confidence `sure`,
+    """confusion_matrix.csv and .png, per_class.csv and mistakes.jpg of predicted counts and their confidence `sure`,
     all arrays [N]."""
     matrix = confusion_matrix(predicted, actual, classes)
     write_csv(
@@ -175,4 +176,4 @@ def write_figures(
     rows = ([c, f"{r['accuracy']:.4f}", f"{r['rmse']:.4f}", int(r["support"])] for c, r in table.items())
     write_csv(folder / "per_class.csv", ["items", "accuracy", "rmse", "bins"], rows)
     draw_confusion(matrix, classes, title, folder / "confusion_matrix.png")
-    draw_mistakes(picture, ids, actual, predicted, sure, folder / "mistakes.png")
+    draw_mistakes(picture, ids, actual, predicted, sure, folder / "mistakes.jpg")

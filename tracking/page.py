@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
+from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment
 from numpy.typing import NDArray
-from PIL import Image
 
 if TYPE_CHECKING:
     from tracking.scorecard import Scorecard
@@ -84,17 +83,14 @@ def render(
     folder: Path,
 ) -> str:
     """The page of a scorecard whose pictures lie in `folder`; they are put into it."""
-    images = {
-        name: _inline(folder / f"{name}.png") for name in ("confusion_matrix", "reliability", "mistakes")
-    }
+    pictures = ("confusion_matrix.png", "reliability.png", "mistakes.jpg")
+    images = {Path(name).stem: _inline(folder / name) for name in pictures}
     values: dict[str, Any] = {"card": card, "matrix": matrix.tolist(), "kinds": kinds, "images": images}
     page = Environment(autoescape=True).from_string(_PAGE)
     return page.render(**values, facts=facts, notes=notes, names=NAMES, show=show)
 
 
 def _inline(picture: Path) -> str:
-    """A picture as a data URL; photos as JPEG, a tenth of their PNG."""
-    stream = io.BytesIO()
-    with Image.open(picture) as image:
-        image.convert("RGB").save(stream, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    """A picture as a data URL."""
+    kind, _ = guess_type(picture.name)
+    return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"

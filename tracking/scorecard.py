@@ -89,7 +89,7 @@ def write_scorecard(
     notes: Sequence[str] = (),
 ) -> None:
     """Write into `folder`: report.html (one page that needs nothing else), scores.json, predictions.parquet,
-    confusion_matrix.csv and .png, per_class.csv, reliability.png and mistakes.png.
+    confusion_matrix.csv and .png, per_class.csv, reliability.png and mistakes.jpg.
 
     `facts` head the page; `notes` are sentences below them.
     """

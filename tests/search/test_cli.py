@@ -207,10 +207,10 @@ def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server:
     own = json.loads(done.stdout)
     assert "the test split" in own["facts"]["photos"] and own["images"] < 80
     files = {file.name for file in Path(own["folder"]).iterdir()}
-    wanted = {"report.html", "scores.json", "predictions.parquet", "reliability.png", "mistakes.png"}
+    wanted = {"report.html", "scores.json", "predictions.parquet", "reliability.png", "mistakes.jpg"}
     assert wanted <= files and not any("tmp" in name for name in files)
     page = (Path(own["folder"]) / "report.html").read_text()
-    assert "http://" not in page and "https://" not in page and page.count("data:image/jpeg") == 3
+    assert "http://" not in page and "https://" not in page and page.count("data:image/") == 3
     assert (
         set(own["scores"]) == {"accuracy", "rmse", "mae", "within_one", "macro_f1"} == set(own["intervals"])
     )

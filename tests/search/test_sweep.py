@@ -144,7 +144,7 @@ def test_mlflow_holds_the_whole_story(swept: tuple[SweepResult, Path, str], serv
             "confusion_matrix.png",
             "confusion_matrix.csv",
             "per_class.csv",
-            "mistakes.png",
+            "mistakes.jpg",
             "predictions.csv",
         }
         assert files == {f"validation/{file}" for file in wanted}
