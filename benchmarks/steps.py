@@ -88,7 +88,7 @@ class Steps:
         while len(real) < steps:
             batches = _training_batches(self.learn, self.settings, generator)
             start = self.now()
-            for inputs, labels in batches:
+            for inputs, labels, _ in batches:
                 waited = self.now() - start
                 if len(labels) == self.settings.batch_size:
                     real.append([waited, *self.learn_from(inputs, labels)])

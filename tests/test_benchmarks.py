@@ -11,11 +11,28 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+def run_benchmark(figure: Callable[[str], None], name: str, *arguments: str | Path) -> str:
+    words = [sys.executable, BENCHMARKS / name, *arguments]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=240)
+    for line in done.stdout.splitlines():
+        figure(line)
+    return done.stdout
+
+
 @pytest.mark.integration
 def test_what_the_run_log_costs(tmp_path: Path, figure: Callable[[str], None]) -> None:
     out = tmp_path / "runlog.json"
-    words = [sys.executable, BENCHMARKS / "runlog.py", "--epochs", "400", "--json", out]
-    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=240)
+    run_benchmark(figure, "runlog.py", "--epochs", "400", "--json", out)
     assert "SQLite" in json.loads(out.read_text())
-    for line in (done.stdout + done.stderr).splitlines():
-        figure(line)
+
+
+@pytest.mark.integration
+def test_what_serving_costs(figure: Callable[[str], None]) -> None:
+    assert " 0 errors" in run_benchmark(figure, "serve.py", "--minutes", "0.5")
+
+
+@pytest.mark.integration
+def test_where_the_time_of_a_step_goes(bins: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
+    out = tmp_path / "steps.json"
+    run_benchmark(figure, "steps.py", "--data", bins, "--batch-size", "8", "--steps", "4", "--json", out)
+    assert set(json.loads(out.read_text())) == {"head", "last_stage", "all"}
