@@ -41,12 +41,6 @@ def _decode_base64(text: Any, size: int) -> np.ndarray:
     return decode(content, size)
 
 
-def _use_threads(number: int) -> None:
-    """Let PyTorch use so many threads for what this one computes."""
-    torch.get_num_threads()  # a thread's first look at the number sets it to what another one chose last
-    torch.set_num_threads(number)
-
-
 def _one_line(error: Exception) -> str:
     """What is wrong, without the input that MLflow sets before it, and without a stack trace."""
     said = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}"
@@ -95,25 +89,22 @@ class ServedCounter(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         config = Path(context.artifacts["config"])
+        self.predictor = Predictor.from_dict(json.loads(config.read_text())).eval()
+        weights = torch.load(context.artifacts["weights"], map_location="cpu", weights_only=True)
+        self.predictor.load_state_dict(weights)
+        self.predictor.to(memory_format=torch.channels_last)
         self.version = _registered_version(config)
         self.turn = threading.Lock()  # one request at a time computes, with every core
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # One thread alone ever lets several cores share an operation, whichever request asks. With a second one,
-        # OpenMP (libgomp) counts more threads than cores, puts them to sleep after every layer, and a photo takes
-        # half as long again.
-        self.shared = ThreadPoolExecutor(1, "counting-shared", _use_threads, (cores,))
-        self.pool = ThreadPoolExecutor(cores, "counting", _use_threads, (1,))
-        self.shared.submit(self._load, config, Path(context.artifacts["weights"])).result()
+        self.pool = ThreadPoolExecutor(cores, "counting", torch.set_num_threads, (1,))
+        started = threading.Barrier(cores)
+        list(self.pool.map(lambda _: started.wait(), range(cores)))
+        torch.set_num_threads(cores)  # what the last of them set counts for new threads, too
         # The first pass through a network allocates and tunes; no caller should wait for that.
-        for rows in (1, CHUNK * cores):
+        for rows in (1, CHUNK + 1):
             size = self.predictor.image_size
             self._probabilities(np.zeros((rows, size, size, 3), np.uint8))
         _guard_server()
-
-    def _load(self, config: Path, weights: Path) -> None:
-        self.predictor = Predictor.from_dict(json.loads(config.read_text())).eval()
-        self.predictor.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        self.predictor.to(memory_format=torch.channels_last)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -146,7 +137,7 @@ class ServedCounter(PythonModel):
         """float32 [N, K] for uint8 images [N, S, S, 3]."""
         chunks = torch.from_numpy(images).split(CHUNK)
         with self.turn:
-            parts = list((self.shared if len(chunks) == 1 else self.pool).map(self._chunk, chunks))
+            parts = [self._chunk(chunks[0])] if len(chunks) == 1 else list(self.pool.map(self._chunk, chunks))
         return np.concatenate(parts)
 
     def _chunk(self, images: torch.Tensor) -> np.ndarray:
