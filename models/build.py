@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,38 @@ from models.settings import Settings
 from models.weights import load_state, weights_file
 
 
-def build_counter(settings: Settings, classes: Sequence[int], image_size: int) -> Counter:
+class Postponed(nn.Module):
+    """A frozen backbone that is built when the first photo goes through it, where and as that photo lies.
+
+    A head whose features are stored never asks for it. Building it means importing timm and torchvision, which takes
+    a worker two seconds and 110 MB.
+    """
+
+    def __init__(self, build: Callable[[], nn.Sequential]) -> None:
+        super().__init__()
+        self._build = build
+        self._built: list[nn.Sequential] = []  # in a list, so that it is no part of the state
+        self._lock = threading.Lock()  # several threads compute a bank
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self._lock:
+            if not self._built:
+                with torch.random.fork_rng(devices=[]):
+                    backbone = self._build()
+                self._built = [backbone.to(images.device).to(memory_format=torch.channels_last).eval()]
+        features: Tensor = self._built[0](images)
+        return features
+
+
+def build_counter(
+    settings: Settings, classes: Sequence[int], image_size: int, postponed: bool = False
+) -> Counter:
     """A counter with the settings' pre-trained backbone and a fresh head.
 
     The head is drawn from the trial's seed; a frozen part without pre-trained weights is drawn from a seed of
     its own, so that all trials share it (and one feature bank). Within a process, the frozen stages of all
-    counters are the same modules: copying them took longer than training a head.
+    counters are the same modules: copying them took longer than training a head. With `postponed`, a backbone that is
+    frozen as a whole is one stage, and no part of the counter's state.
     """
     architecture = ARCHITECTURES[settings.backbone]
     file = weights_file(settings.backbone, settings.weights)
@@ -32,8 +59,10 @@ def build_counter(settings: Settings, classes: Sequence[int], image_size: int) -
     )
     stamp = file.stat().st_mtime_ns if file else 0
     drawn_from = settings.seed if settings.trainable == "all" and file is None else 0
+    build = partial(_backbone, settings.backbone, file, stamp, drawn_from)
     with torch.random.fork_rng(devices=[]):
-        counter = Counter(config, backbone=_backbone(settings.backbone, file, stamp, drawn_from))
+        whole = postponed and settings.trainable == "head"
+        counter = Counter(config, backbone=nn.Sequential(Postponed(build)) if whole else build())
         cut = counter.cut(settings.trainable)
         stages = enumerate(counter.backbone.named_children())
         counter.backbone = nn.Sequential(

@@ -257,11 +257,9 @@ class Counter(nn.Module):
     def cut(self, trainable: str) -> int:
         """How many stages stay frozen under `trainable`: head | last_stage | all."""
         names = [name for name, _ in self.backbone.named_children()]
-        return {
-            "head": len(names),
-            "last_stage": names.index(ARCHITECTURES[self.config.backbone].last),
-            "all": 0,
-        }[trainable]
+        if trainable == "last_stage":
+            return names.index(ARCHITECTURES[self.config.backbone].last)
+        return {"head": len(names), "all": 0}[trainable]
 
     def prefix(self, cut: int) -> nn.Sequential:
         """The first `cut` stages; shares its parameters with this module."""

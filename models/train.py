@@ -66,8 +66,9 @@ class TrialData:
 
 
 def open_counter(settings: Settings, data: TrialData, arithmetic: Arithmetic) -> Counter:
-    """A fresh counter for these photos, where and as the arithmetic computes."""
-    counter = build_counter(settings, data.classes, data.image_size).to(arithmetic.device)
+    """A fresh counter for these photos, where and as the arithmetic computes; a backbone that is frozen as a whole is
+    built when it is needed."""
+    counter = build_counter(settings, data.classes, data.image_size, postponed=True).to(arithmetic.device)
     return counter.to(memory_format=torch.channels_last)
 
 
@@ -105,7 +106,7 @@ def open_batches(
     if cut == 0 or not stored:
         return PixelBatches(bank.pixels, bank.labels, front, device, augment, views)
     weights = file_hash(weights_file(settings.backbone, settings.weights))
-    key = f"{bank.key}|{settings.backbone}|{weights}|{cut}|{arithmetic.name}"
+    key = f"{bank.key}|{settings.backbone}|{weights}|before {settings.trainable}|{arithmetic.name}"
     if augment not in ("none", "flip"):
         key += f"|{augment}-{AUGMENT_VERSION}"
     features = open_feature_bank(bank.pixels, encode, key, folder, views, progress, batch, threads)

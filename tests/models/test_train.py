@@ -1,7 +1,10 @@
 """The training loop: it learns, repeats exactly, and the feature bank changes nothing but the time."""
 
 import math
+import pickle
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from models.build import Checkpoint, build_counter, counter_from, load_checkpoin
 from models.network import HEADS
 from models.settings import Settings
 from models.state import TrainingState, load_training_state
-from models.train import Snapshot, TrialData, _epoch_rows, train
+from models.train import Snapshot, TrialData, _epoch_rows, build_banks, train
 
 SETTINGS = Settings(lr=0.01, batch_size=16, epochs=3, precision="fp32")
 Kept = list[tuple[dict[str, float], Checkpoint]]
@@ -283,3 +286,19 @@ def test_an_error_while_encoding_is_raised_and_leaves_nothing(tmp_path: Path) ->
         with pytest.raises(RuntimeError, match="no such kernel"):
             open_feature_bank(PIXELS, failing, "key", tmp_path, 2, batch=2, threads=threads)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_head_whose_features_are_stored_needs_no_backbone(trial_data: TrialData, tmp_path: Path) -> None:
+    build_banks(SETTINGS, trial_data)
+    given = tmp_path / "given"
+    given.write_bytes(pickle.dumps((SETTINGS, trial_data)))
+    code = """if True:
+        import pickle, sys
+        from pathlib import Path
+        from models.train import train
+        epochs = []
+        train(*pickle.loads(Path(sys.argv[1]).read_bytes()), lambda epoch, *_: epochs.append(epoch) or True)
+        print(epochs, {"timm", "torchvision"} & set(sys.modules))
+    """
+    done = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == f"{list(range(1, SETTINGS.epochs + 1))} set()", done.stderr
