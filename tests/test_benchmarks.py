@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from data.synthetic import write_synthetic
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -32,7 +34,8 @@ def test_what_serving_costs(figure: Callable[[str], None]) -> None:
 
 
 @pytest.mark.integration
-def test_where_the_time_of_a_step_goes(bins: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
-    out = tmp_path / "steps.json"
+def test_where_the_time_of_a_step_goes(tmp_path: Path, figure: Callable[[str], None]) -> None:
+    bins, out = tmp_path / "bins", tmp_path / "steps.json"
+    write_synthetic(bins, 80, 0, 64, [1, 2, 3, 4, 5])
     run_benchmark(figure, "steps.py", "--data", bins, "--batch-size", "8", "--steps", "4", "--json", out)
     assert set(json.loads(out.read_text())) == {"head", "last_stage", "all"}
