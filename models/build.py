@@ -35,9 +35,8 @@ class Postponed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with self._lock:
             if not self._built:
-                with torch.random.fork_rng(devices=[]):
-                    backbone = self._build()
-                self._built = [backbone.to(images.device).to(memory_format=torch.channels_last).eval()]
+                backbone = self._build().to(images.device)
+                self._built = [backbone.to(memory_format=torch.channels_last).eval()]
         features: Tensor = self._built[0](images)
         return features
 
@@ -84,8 +83,9 @@ def build_counter(
 @lru_cache(maxsize=1)
 def _backbone(name: str, file: Path | None, stamp: int, seed: int) -> nn.Sequential:
     """Kept for the next trial of this process: building one takes longer than training many a head."""
-    torch.manual_seed(seed)
-    return build_backbone(name, load_state(name, file) if file else None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_backbone(name, load_state(name, file) if file else None)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,8 @@ def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server:
     wanted = {"report.html", "scores.json", "predictions.parquet", "reliability.png", "mistakes.jpg"}
     assert wanted <= files and not any("tmp" in name for name in files)
     page = (Path(own["folder"]) / "report.html").read_text()
-    assert "http://" not in page and "https://" not in page and page.count("data:image/") == 3
+    assert "http://" not in page and "https://" not in page and page.count("data:image/png;") == 2
+    assert page.count("data:image/jpeg;") == 1
     assert (
         set(own["scores"]) == {"accuracy", "rmse", "mae", "within_one", "macro_f1"} == set(own["intervals"])
     )

@@ -2,17 +2,15 @@
 
 import os
 import statistics
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from flaky import flaky
 from mlflow import MlflowClient
-from real_sweeps import RAW, SLOW, command, environment, runs_of, trials_of
+from real_sweeps import SLOW, runs_of, spec_file, started, trials_of
 
 SECONDS = float(os.environ.get("BINSWEEP_OUTAGE", "20"))
 AROUND = max(15.0, SECONDS / 2)  # the sweep goes on for so long before the outage, and behind it
@@ -25,21 +23,13 @@ def test_an_outage_costs_no_trial_and_no_metric(
 ) -> None:
     for mode in ("pass", "down", "fail", "very slow"):
         name = f"outage-{mode.replace(' ', '-')}"
-        raw = {**RAW, "name": name, "data": {**RAW["data"], "source": str(bins)}, "model": SLOW}
         # One trial at once and in a process of its own: of two cores, one is left to the driver and MLflow's server.
-        raw["resources"] = {"trials_at_once": 1}
-        raw["budget"] = {"trials": 5000, "minutes": (AROUND + SECONDS + AROUND) / 60}
-        spec, home = tmp_path / f"{name}.yaml", tmp_path / name
-        spec.write_text(yaml.safe_dump(raw))
-        out = threading.Event()
+        alone = {"trials_at_once": 1}
+        budget = {"trials": 5000, "minutes": (AROUND + SECONDS + AROUND) / 60}
+        spec = spec_file(tmp_path, bins, name, 5000, model=SLOW, resources=alone, budget=budget)
+        home, out = tmp_path / name, threading.Event()
         with flaky(server, lambda mode=mode, out=out: mode if out.is_set() else "pass") as proxy:  # type: ignore[misc]
-            process = subprocess.Popen(
-                command(spec, "ray"), env=environment(home, proxy), stderr=subprocess.PIPE, text=True
-            )
-            assert process.stderr is not None
-            for line in process.stderr:
-                if line.startswith("trial 0 starts"):
-                    break
+            process = started(spec, "ray", home, proxy)
             began = time.time() + AROUND
             changes = [threading.Timer(AROUND, out.set), threading.Timer(AROUND + SECONDS, out.clear)]
             for change in changes:
