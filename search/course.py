@@ -55,6 +55,8 @@ class Course:
     value: float | None = None
     epoch: int = 0
     feasible: bool = True  # it broke no limit of the sweep
+    cpus: float = 0.0  # all of its workers'
+    gpus: float = 0.0
 
     @property
     def epochs_done(self) -> int:
@@ -77,7 +79,6 @@ class SweepCourse:
     ended_by: str
     trials: list[Course]
     slots: int
-    gpus_per_trial: float
     guess: float | None  # the validation accuracy of always guessing the commonest training count
     started: float
     until: float  # now while it runs, else its last sign of life
@@ -119,8 +120,10 @@ class SweepCourse:
     def cost(self) -> dict[str, float]:
         """CPU and GPU hours, and money where the spec names a price."""
         resources = self.spec.resources
-        hours = self.busy / 3600 * resources.workers_per_trial
-        cost = {"cpu_hours": hours * resources.cpus_per_trial, "gpu_hours": hours * self.gpus_per_trial}
+        cost = {
+            "cpu_hours": sum(trial.seconds * trial.cpus for trial in self.trials) / 3600,
+            "gpu_hours": sum(trial.seconds * trial.gpus for trial in self.trials) / 3600,
+        }
         if resources.cpu_hour_price is not None or resources.gpu_hour_price is not None:
             cost["money"] = cost["cpu_hours"] * (resources.cpu_hour_price or 0.0)
             cost["money"] += cost["gpu_hours"] * (resources.gpu_hour_price or 0.0)
@@ -175,7 +178,6 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
         state["ended_by"],
         ordered,
         int(parent.get("slots", lanes)),
-        float(parent.get("gpus_per_trial", 0)),
         guess,
         first if trials else last,
         until,
@@ -204,7 +206,9 @@ def _take(trials: dict[int, Course], number: int, record: Record, at: float, spe
         )
         if trial.state == "running" and trial.stretches:  # its process was killed before it could say so
             trial.stretches[-1].end = trial.times.get(trial.epochs_done, trial.stretches[-1].start)
-        trial.suggested, trial.state = record["tags"].get("suggested_because", ""), "running"
+        tags = record["tags"]
+        trial.suggested, trial.state = tags.get("suggested_because", ""), "running"
+        trial.cpus, trial.gpus = float(tags.get("cpus", 1)), float(tags.get("gpus", 0))
         trial.stretches.append(Stretch(at, at))
         return
     if (known := trials.get(number)) is None:

@@ -63,7 +63,7 @@ _members: list[Any] = []  # of this process's group; they stay from one trial to
 
 
 def run_in_group(task: TrialTask, site: Site, send: Send) -> None:
-    """What `search.trial.run_trial` does, by `task.workers` processes. Raises LostWorkerError when one is lost."""
+    """What `search.trial.run_trial` does, by all workers of the task. Raises LostWorkerError when one is lost."""
     stopped: list[SystemExit] = []
 
     def told(epoch: int, metrics: dict[str, float]) -> bool:
@@ -83,7 +83,7 @@ def _train_together(task: TrialTask, site: Site, send: Send, parts: int) -> None
     over, failures = threading.Event(), list[Exception]()
     try:
         if not _members:
-            _gather_members(task.workers)
+            _gather_members(task.share.workers)
         at_work = [member.train.remote(task, site, parts) for member in _members]
         watched = (task, at_work, over, failures)
         threading.Thread(target=_watch, args=watched, name="group-watch", daemon=True).start()

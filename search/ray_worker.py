@@ -26,7 +26,7 @@ def trainable(config: dict[str, Any], site: Site) -> None:
 
         alarm = _alarm(task, push)
         try:
-            if task.workers > 1:
+            if task.share.workers > 1:
                 from search.ray_group import run_in_group  # what one that trains alone need not load
 
                 run_in_group(task, site, send)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from search.controller import Controller, pareto_front
+from search.controller import Controller, Spent, pareto_front
 from search.decisions import DECISIONS, DecisionLog
 from search.spec import parse_spec
 from search.strategy import Decision, Outcome, Suggestion, Verdict
+from search.trial import ONE_CORE, Share
 
 SPEC: dict[str, Any] = {
     "name": "bins",
@@ -76,7 +77,7 @@ def started(
     raw = copy.deepcopy(SPEC)
     raw["budget"] |= budget
     strategy, heard = Scripted(suggestions, pauses or set()), Heard()
-    controller = Controller(parse_spec(raw), strategy, folder, threads=1)
+    controller = Controller(parse_spec(raw), strategy, folder, lambda settings: ONE_CORE)
     controller.listeners.append(heard)
     return controller, strategy, heard
 
@@ -166,7 +167,10 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     monkeypatch.setattr("search.controller.time.time", lambda: now)
     raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9, "gpu_hours": 1.0}}
     strategy = Scripted([*fresh(2), Suggestion(0, {"lr": 0.1}, "", 1)], {(0, 1)})
-    controller = Controller(parse_spec(raw), strategy, tmp_path, 1, gpus=0.5, gpu_seconds=600)
+    half = Share({"CPU": 1.0, "GPU": 0.5})
+    controller = Controller(
+        parse_spec(raw), strategy, tmp_path, lambda settings: half, Spent(gpu_seconds=600)
+    )
     controller.next_task()
     now += 1000
     assert not controller.report(0, 1, metrics(0.5)), "paused"
@@ -175,7 +179,7 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     controller.next_task()
     now += 1000
     assert controller.report(1, 1, metrics(0.5))
-    assert controller.gpu_seconds == 600 + 0.5 * (1000 + 2 * 1000)
+    assert controller.spent.gpu_seconds == 600 + 0.5 * (1000 + 2 * 1000)
     now += 2000
     assert not controller.report(0, 2, metrics(0.5))
     assert controller.ended_by == "budget.gpu_hours: 1 are spent"
@@ -185,7 +189,7 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
 def limited(tmp_path: Path, count: int, **objective: Any) -> tuple[Controller, Any]:
     strategy = Scripted(fresh(count), set())
     spec = parse_spec(copy.deepcopy(SPEC) | {"objective": objective})
-    return Controller(spec, strategy, tmp_path, 1), strategy  # type: ignore[arg-type]
+    return Controller(spec, strategy, tmp_path, lambda settings: ONE_CORE), strategy  # type: ignore[arg-type]
 
 
 def test_what_breaks_a_limit_is_stopped_at_its_first_epoch_and_is_no_candidate(tmp_path: Path) -> None:
