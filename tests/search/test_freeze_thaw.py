@@ -162,3 +162,29 @@ def test_a_configuration_whose_value_broke_is_not_tried_again() -> None:
         trials.add({"x": at}, Curve(9, {}), "over", broken=True)
     begun = [plan.params["x"] for plan in planned(trials)]
     assert min(abs(x - at) for x in begun for at in (0.7, 0.75, 0.8)) > APART - 1e-9
+
+
+def test_where_the_space_is_small_nothing_is_trained_straight_twice() -> None:
+    trials = Standing()
+    for arm, value in zip("abc" * 3, [0.9, 0.5, 0.1] * 3, strict=True):
+        trials.add({"arm": arm}, Curve(9, dict.fromkeys(range(1, 10), value)), "over")
+    plans = [FreezeThaw({"arm": Choice(tuple("abcd"))}, seed, 9, "epochs").plan(trials) for seed in range(5)]
+    assert all(plan.params == {"arm": "d"} for plan in plans)
+
+
+def test_trials_in_training_and_conditions_are_known_to_what_goes_straight() -> None:
+    """Eight workers begin at once: what they get differs, and names what is searched there and no more."""
+    encoder, rng = Encoder(SPACE), np.random.default_rng(3)
+    trials = Standing()
+    for point in encoder.random(rng, 12):
+        trials.add(encoder.params(point), Curve(9, dict(enumerate(np.sort(rng.random(9)), 1))), "over")
+    planner = FreezeThaw(SPACE, 0, 9, "epochs")
+    begun: list[dict[str, Any]] = []
+    for _ in range(8):
+        plan = planner.plan(trials)
+        assert plan.straight and plan.params is not None
+        assert encoder.params(encoder.point(plan.params)) == pytest.approx(plan.params)
+        assert ("inner" in plan.params) == (plan.params["arm"] in ("b", "c"))
+        begun.append(plan.params)
+        trials.add(plan.params, Curve(9, {}), straight=True)
+    assert len({tuple(params.items()) for params in begun}) == 8
