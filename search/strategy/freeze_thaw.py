@@ -29,7 +29,7 @@ from search.strategy.standing import Stand, Standing, promoted
 START = 4.0  # trainings' worth of epochs by halving, before the model decides
 STRAIGHT_FROM = 8.0  # trainings' worth of epochs, from which trials are trained straight to their end,
 FULL = 3  # once so many have been
-ASKED = 3  # times for a configuration that was not tried before
+ASKED = 3  # times for a configuration that is another one
 TRIALS = 128  # that a model looks at: it takes its time by their number cubed
 BROKEN = 20  # and so many of those whose value was not finite
 NEW = -1  # the number of a trial that is not begun
@@ -112,7 +112,7 @@ class FreezeThaw:
     def _straight(self, standing: Standing) -> Plan | None:
         """What Optuna's sampler proposes that has seen full trainings, and what is trained to its end now.
 
-        None where all that it proposes was tried before, as in a small space.
+        None where all that it proposes was tried before, as in a small space, or is nearly what is in training.
         """
         stands = standing.stands
         running = [n for n, stand in enumerate(stands) if stand.state == "running"]
@@ -130,8 +130,10 @@ class FreezeThaw:
         study.add_trials([self._told(standing, n) for n in _some(straight, rng)])
         for _ in range(ASKED):  # what it proposed before is in training to it, so that it looks elsewhere
             proposed = study.ask(self._distributions).params
-            params = self._encoder.params(self._encoder.point(proposed))
-            if all(stand.params != params for stand in stands):
+            point = self._encoder.point(proposed)
+            params = self._encoder.params(point)
+            near = np.abs(self._points_of(standing, np.array(straight, int)) - point).max(axis=1) < APART
+            if not near.any() and all(stand.params != params for stand in stands):
                 reason = f"most to be gained at its end, by a model of {len(known)} full trainings alone"
                 return Plan(reason, params=params, straight=True)
         return None

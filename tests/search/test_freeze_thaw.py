@@ -137,13 +137,9 @@ def test_pausing_costs_no_epoch_twice_in_the_count() -> None:
     assert (trials.epochs, trials.stands[1].best, trials.stands[1].at_level) == (6, 0.5, {1: 0.5, 3: 0.5})
 
 
-def planned(trials: Standing, seed: int = 0) -> list[Any]:
-    planner = FreezeThaw({"x": Range(0.0, 1.0)}, seed, 9, "epochs")
-    plans = []
-    for _ in range(30):
-        plans.append(planner.plan(trials))
-        trials.epochs += 1  # another draw of the horizon
-    return plans
+def planned(trials: Standing) -> list[Any]:
+    """By many seeds, and so at many horizons."""
+    return [FreezeThaw({"x": Range(0.0, 1.0)}, seed, 9, "epochs").plan(trials) for seed in range(30)]
 
 
 def test_the_model_begins_new_trials_apart_from_what_was_tried_and_goes_on_with_the_best() -> None:
@@ -162,6 +158,13 @@ def test_a_configuration_whose_value_broke_is_not_tried_again() -> None:
         trials.add({"x": at}, Curve(9, {}), "over", broken=True)
     begun = [plan.params["x"] for plan in planned(trials)]
     assert min(abs(x - at) for x in begun for at in (0.7, 0.75, 0.8)) > APART - 1e-9
+
+
+def test_what_broke_is_bad_for_what_goes_straight() -> None:
+    trials = standing(*[([index / 10] * 9, "over") for index in range(8)])  # the further right, the better
+    for at in (0.8, 0.9, 1.0):
+        trials.add({"x": at}, Curve(9, {}), "over", broken=True)
+    assert all(plan.straight and 0.5 < plan.params["x"] < 0.8 for plan in planned(trials))
 
 
 def test_where_the_space_is_small_nothing_is_trained_straight_twice() -> None:
