@@ -83,7 +83,8 @@ def trial_seed(seed: int, number: int) -> int:
 class Controller:
     """Hands out trials, judges their epochs, and tells the listeners; calls come from the main thread only.
 
-    `share_of` says what a trial gets, `spent` what earlier processes gave to the sweep. `trace` lets torch.profiler
+    `share_of` says what a trial gets, `fits` whether trials have room together (where all get the same, their runner
+    knows how many), `spent` what earlier processes gave to the sweep. `trace` lets torch.profiler
     look at each trial. `halted` says that the sweep was given up for a reason that a person can mend (`ended_by` names
     it): it can go on afterwards.
     """
@@ -94,22 +95,23 @@ class Controller:
         strategy: Strategy,
         folder: Path,
         share_of: Callable[[Settings], Share],
+        fits: Callable[[Sequence[Share]], bool] | None = None,
         spent: Spent | None = None,
         trace: bool = False,
     ) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.listeners: list[Listener] = []
-        self._spent = Spent() if spent is None else spent
-        self._ticked = time.time()
-        self.started = self._ticked - self._spent.seconds
+        self._counted = (Spent() if spent is None else spent, time.time())  # what was spent, until when
+        self.started = self._counted[1] - self._counted[0].seconds
         self.ended_by = ""
         self.halted = False
         self.epochs = 0  # trained so far, by all trials
         self.goal: Goal = spec.goal
-        self._spec, self._strategy, self._folder, self._share_of = spec, strategy, folder, share_of
+        self._spec, self._strategy, self._folder = spec, strategy, folder
+        self._share_of, self._fits = share_of, fits
         self._health = HealthBook(spec.health)
         self._trace = trace
-        self._waiting: deque[int] = deque()
+        self._waiting: deque[tuple[int, str]] = deque()  # trials that are next, and why they go on
         self._errors: list[str] = []
         self._best: float | None = None
         self._holder = -1  # the trial that has it
@@ -124,7 +126,7 @@ class Controller:
             trial.reason, trial.feasible = record.ended_because, record.feasible
             if record.state == "running":
                 trial.state = "waiting"
-                self._waiting.append(trial.number)
+                self._waiting.append((trial.number, "its training was cut short"))
             else:
                 trial.state = record.state
             _read_record(trial)
@@ -136,14 +138,18 @@ class Controller:
 
     @uninterrupted()
     def next_task(self) -> TrialTask | None:
-        """The next trial to run, or None when the budget or the space is used up (`ended_by` says which)."""
+        """The next trial to run, or None: the budget or the space is used up (`ended_by` says which), or the next one
+        waits for room."""
         self._tick()
         if over := self._over():
             self.ended_by = over
         elif reason := self._fault():
             self.ended_by, self.halted = reason, True
         elif self._waiting:
-            return self._go_on(self._waiting.popleft(), "its training was cut short")
+            number, reason = self._waiting[0]
+            if self._has_room(number):
+                self._waiting.popleft()
+                return self._go_on(number, reason)
         elif (suggestion := self._strategy.suggest(len(self.trials) < self._spec.budget.trials)) is not None:
             return self._start(suggestion)
         elif len(self.trials) >= self._spec.budget.trials:
@@ -170,7 +176,7 @@ class Controller:
     def _tick(self) -> None:
         """Count the time since the last call; to be called before any trial begins or leaves its worker."""
         now = time.time()
-        self._spent, self._ticked = self._spent_at(now), now
+        self._counted = (self._spent_at(now), now)
 
     @property
     def spent(self) -> Spent:
@@ -179,7 +185,8 @@ class Controller:
 
     def _spent_at(self, now: float) -> Spent:
         running = [trial.share for trial in list(self.trials.values()) if trial.state == "running"]
-        past, known = now - self._ticked, self._spent
+        known, until = self._counted
+        past = now - until
         return Spent(
             now - self.started,
             known.cpu_seconds + past * sum(share.cpus for share in running),
@@ -211,12 +218,25 @@ class Controller:
         self.trials[number] = TrialRecord(number, params, settings, folder, suggested, share, threads)
         return self.trials[number]
 
-    def _start(self, suggestion: Suggestion) -> TrialTask:
-        number = suggestion.number
+    def _start(self, suggestion: Suggestion) -> TrialTask | None:
+        number, reason = suggestion.number, suggestion.reason
         if number not in self.trials:
             self._add(number, suggestion.params, suggestion.reason)
-            return self._go_on(number)
-        return self._go_on(number, suggestion.reason)
+            reason = ""
+        if self._has_room(number):
+            return self._go_on(number, reason)
+        trial = self.trials[number]
+        trial.state, trial.resumed = "waiting", reason
+        self._waiting.append((number, reason))
+        self._tell(lambda listener: listener.trial_started(trial))
+        self._tell(lambda listener: listener.trial_halted(trial, "it waits for room"))
+        return None
+
+    def _has_room(self, number: int) -> bool:
+        """Whether a trial finds what it needs beside those that run. The next one waits until it does, and none begins
+        before it: small ones would take for ever what a large one waits for."""
+        others = [one for one in self.trials.values() if one.state == "running" and one.number != number]
+        return self._fits is None or self._fits([one.share for one in (*others, self.trials[number])])
 
     def _go_on(self, number: int, reason: str = "") -> TrialTask:
         trial = self.trials[number]
@@ -306,7 +326,7 @@ class Controller:
             self._end(trial, "failed", f"{reason}, {LOSSES} times {where} (out of memory?)")
             return
         trial.state = "waiting"
-        self._waiting.append(number)
+        self._waiting.append((number, "its training was cut short"))
         self._tell(lambda listener: listener.trial_halted(trial, reason))
 
     def error_of(self, number: int) -> str:

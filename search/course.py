@@ -31,6 +31,8 @@ class Stretch:
 
     start: float
     end: float
+    cpus: float = 0.0  # that all workers of the trial had
+    gpus: float = 0.0
     lane: int = 0
 
 
@@ -55,8 +57,6 @@ class Course:
     value: float | None = None
     epoch: int = 0
     feasible: bool = True  # it broke no limit of the sweep
-    cpus: float = 0.0  # all of its workers'
-    gpus: float = 0.0
 
     @property
     def epochs_done(self) -> int:
@@ -120,9 +120,10 @@ class SweepCourse:
     def cost(self) -> dict[str, float]:
         """CPU and GPU hours, and money where the spec names a price."""
         resources = self.spec.resources
+        stretches = [stretch for trial in self.trials for stretch in trial.stretches]
         cost = {
-            "cpu_hours": sum(trial.seconds * trial.cpus for trial in self.trials) / 3600,
-            "gpu_hours": sum(trial.seconds * trial.gpus for trial in self.trials) / 3600,
+            "cpu_hours": sum((one.end - one.start) * one.cpus for one in stretches) / 3600,
+            "gpu_hours": sum((one.end - one.start) * one.gpus for one in stretches) / 3600,
         }
         if resources.cpu_hour_price is not None or resources.gpu_hour_price is not None:
             cost["money"] = cost["cpu_hours"] * (resources.cpu_hour_price or 0.0)
@@ -208,8 +209,9 @@ def _take(trials: dict[int, Course], number: int, record: Record, at: float, spe
             trial.stretches[-1].end = trial.times.get(trial.epochs_done, trial.stretches[-1].start)
         tags = record["tags"]
         trial.suggested, trial.state = tags.get("suggested_because", ""), "running"
-        trial.cpus, trial.gpus = float(tags.get("cpus", 1)), float(tags.get("gpus", 0))
-        trial.stretches.append(Stretch(at, at))
+        # Logs from before trials had these tags: all got the same.
+        same = spec.resources.cpus_per_trial * spec.resources.workers_per_trial
+        trial.stretches.append(Stretch(at, at, float(tags.get("cpus", same)), float(tags.get("gpus", 0))))
         return
     if (known := trials.get(number)) is None:
         return  # the record of its start was damaged

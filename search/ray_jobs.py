@@ -104,11 +104,15 @@ def resume_sweep(name: str, address: str) -> str:
         attempts = _known(client, name)
         if not attempts:
             if (kept := _kept(client, name)) is not None:
-                return _send(client, name, name, *kept)
+                return _send(client, name, name, *kept, resume="--resume")
             raise _unknown(client, name, address, "the head's disk does not know it either")
         last = attempts[-1]
         if not last.status.is_terminal():
             raise UserError(f"{name} is {last.status.value.lower()}", f"stop it first: binsweep stop {name}")
+        if last.status == JobStatus.SUCCEEDED:
+            raise UserError(
+                f"{name} has ended: succeeded", "submit the file with a larger budget for another"
+            )
         sent = last.metadata or {}
         return _send(client, f"{name}.{len(attempts) + 1}", name, sent[SPEC], sent[THEN])
 
@@ -178,7 +182,9 @@ def _check_paths(raw: dict[str, Any]) -> None:
                 )
 
 
-def _send(client: JobSubmissionClient, attempt: str, name: str, spec: str, then: str) -> str:
+def _send(
+    client: JobSubmissionClient, attempt: str, name: str, spec: str, then: str, resume: str = ""
+) -> str:
     with tempfile.TemporaryDirectory(prefix="binsweep-submit-") as folder:
         for room in ROOMS:
             shutil.copytree(room, Path(folder) / room.name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -189,7 +195,7 @@ def _send(client: JobSubmissionClient, attempt: str, name: str, spec: str, then:
             # The home must outlive the job's own folder. exec: the signal to stop reaches Python itself.
             "entrypoint": f"{HOME}; mkdir -p {jobs} && cp sent.json {jobs}/{name}.tmp && "
             f"mv {jobs}/{name}.tmp {jobs}/{name}.json && "
-            f"exec python -m search.cli sweep sweep.yaml --address auto {then}".rstrip(),
+            f"exec python -m search.cli sweep sweep.yaml --address auto {then} {resume}".rstrip(),
             "submission_id": attempt,
             "runtime_env": {
                 "working_dir": folder,
@@ -220,16 +226,18 @@ def _kept(client: JobSubmissionClient, name: str) -> tuple[str, str] | None:
         return None
     look = _start(client, {"entrypoint": f'{HOME}; cat "$BINSWEEP_HOME"/jobs/{name}.json'})
     deadline = time.monotonic() + LOOK_SECONDS
-    while not (status := client.get_job_status(look)).is_terminal():
+    while not client.get_job_status(look).is_terminal():
         if time.monotonic() > deadline:
+            client.stop_job(look)
             raise TimeoutError(f"the head did not read a file within {LOOK_SECONDS:.0f} s")
         time.sleep(PAUSE)
     said = client.get_job_logs(look)
     client.delete_job(look)
-    if status != JobStatus.SUCCEEDED:
+    # Ray, too, may say something in a job's log; without the file there is no such line.
+    line = next((line for line in said.splitlines() if line.startswith('["')), None)
+    if line is None:
         return None
-    # Ray, too, may say something in a job's log.
-    spec, then = json.loads(next(line for line in said.splitlines() if line.startswith('["')))
+    spec, then = json.loads(line)
     return spec, then
 
 

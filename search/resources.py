@@ -99,3 +99,17 @@ def _fill(share: Share, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
         over -= taken
         left.append({kind: amount - taken * share.each.get(kind, 0) for kind, amount in node.items()})
     return trials, left
+
+
+def fits(shares: Sequence[Share], nodes: Sequence[Node]) -> bool:
+    """Whether trials with these shares find room together, the largest placed first, and on the node with the fewest
+    GPUs that has it."""
+    left = [dict(node) for node in sorted(nodes, key=lambda node: node.get("GPU", 0))]
+    for share in sorted(shares, key=lambda share: (share.gpus, share.cpus), reverse=True):
+        for _ in range(share.workers):
+            place = next((node for node in left if _room(share, node) > 0), None)
+            if place is None:
+                return False
+            for kind, amount in share.each.items():
+                place[kind] = place.get(kind, 0) - amount
+    return True

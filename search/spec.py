@@ -415,9 +415,13 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
             problems.append(
                 Problem(f"{path}.gpus_per_trial", rule, gpus, "1 for each, or 0 to train on CPUs")
             )
-        if workers > 1 and min(may("batch_size")) < 2 * workers:
+        only = (
+            large.when.get("batch_size") if (large := file.resources.large) and path != "resources" else None
+        )
+        smallest = min(only or may("batch_size"))
+        if workers > 1 and smallest < 2 * workers:
             rule = f"must be at least 2 for each of {workers} workers_per_trial, which share a batch"
-            problems.append(Problem("batch_size", rule, min(may("batch_size")), f"at least {2 * workers}"))
+            problems.append(Problem("batch_size", rule, smallest, f"at least {2 * workers}"))
     if file.resources.large is not None:
         problems += when_problems("resources.large", tuple(file.resources.large.when.items()), space)
     if "inception_v3" in may("backbone") and file.data.image_size < 75:
@@ -511,8 +515,11 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
         ("data", "exclude", ()),
         ("model", "weights", WORDS),
         ("space", "weights", WORDS),
+        ("resources.large.when", "weights", WORDS),
     ):
-        part = raw.get(section)
+        part: Any = raw
+        for step in section.split("."):
+            part = part.get(step) if isinstance(part, dict) else None
         if isinstance(part, dict) and key in part:
             value = part[key]
             part[key] = (

@@ -27,7 +27,7 @@ from search.earlier import Earlier
 from search.exclude import spec_manifest
 from search.local_runner import run_local
 from search.recorder import Recorder
-from search.resources import Node, check_resources, share_of, this_machine
+from search.resources import Node, check_resources, fits, share_of, this_machine
 from search.spec import SweepSpec
 from search.state import save_state, spent_on
 from search.strategy import open_strategy
@@ -69,6 +69,8 @@ def check_before_start(
     nodes = [this_machine()] if cluster is None else cluster
     check_resources(spec.resources, nodes, "this machine" if cluster is None else "the largest node")
     gpus = [share_of(kind, nodes).gpus for kind in spec.resources.kinds().values()]
+    if runner == "local":
+        gpus = [float(torch.cuda.is_available())]
     if spec.budget.gpu_hours is not None and not any(gpus):
         rule = "budget.gpu_hours: no trial gets a GPU here, so that it would never be spent"
         raise UserError(rule, "give budget.minutes instead")
@@ -178,7 +180,11 @@ def run_sweep(
             alone = Share({"CPU": float(torch.get_num_threads()), "GPU": float(torch.cuda.is_available())})
             return share_of(spec.resources.of(settings), nodes) if runner == "ray" else alone
 
-        controller = Controller(spec, strategy, folder, share, spent_on(folder), trace)
+        def fits_together(shares: Sequence[Share]) -> bool:
+            return fits(shares, nodes)
+
+        mixed = fits_together if runner == "ray" and spec.resources.large else None
+        controller = Controller(spec, strategy, folder, share, mixed, spent_on(folder), trace)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")
         recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -49,6 +50,12 @@ class Share:
     def gpus(self) -> float:
         """All of its workers' GPUs."""
         return self.each.get("GPU", 0.0) * self.workers
+
+
+def hide_gpus(share: Share) -> None:
+    """Take the node's GPUs out of the sight of this process if its trial has none: Ray leaves them there."""
+    if not share.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 ONE_CORE = Share({"CPU": 1.0})

@@ -32,6 +32,7 @@ FULL = 3  # once so many have been
 ASKED = 3  # times for a configuration that is another one
 TRIALS = 128  # that a model looks at: it takes its time by their number cubed
 BROKEN = 20  # and so many of those whose value was not finite
+TAIL = 3.0  # times as far below the median as the best is above it, is as bad as can be
 NEW = -1  # the number of a trial that is not begun
 RANDOM, NEAR = 200, 200  # new configurations weighed: drawn anywhere, and near the best trials
 ANCESTORS = 8
@@ -121,8 +122,14 @@ class FreezeThaw:
         known = self._known([n for n, stand in enumerate(stands) if _is_full(stand)], standing, rng)
         prices = _prices(known, standing, rng)
         values = {n: stands[n].best - prices.get(n, 0.0) for n in known}
-        broken = [n for n, stand in enumerate(stands) if stand.broken][-BROKEN:]
-        values |= dict.fromkeys(broken, min(values.values()))
+        top, middle = max(values.values()), float(np.median(list(values.values())))
+        # Whether bad is very bad says nothing of where the best is, and would hide its surroundings.
+        floor = max(min(values.values()), middle - TAIL * (top - middle))
+        values = {n: max(value, floor) for n, value in values.items()}
+        # What did not get to its end is bad, or it would be proposed again.
+        short = [n for n, stand in enumerate(stands) if stand.straight and stand.state == "over"]
+        short += [n for n, stand in enumerate(stands) if stand.broken]
+        values |= dict.fromkeys([n for n in short if not _is_full(stands[n])][-BROKEN:], floor)
         # Fewer start points than it has trials: it is a model from the first.
         sampler = optuna.samplers.GPSampler(seed=int(rng.integers(2**32)), n_startup_trials=FULL)
         study = optuna.create_study(direction="maximize", sampler=sampler)

@@ -3,11 +3,13 @@
 import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from models.settings import Settings
 from search.controller import Controller, Spent, pareto_front
 from search.decisions import DECISIONS, DecisionLog
 from search.spec import parse_spec
@@ -169,7 +171,7 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     strategy = Scripted([*fresh(2), Suggestion(0, {"lr": 0.1}, "", 1)], {(0, 1)})
     half = Share({"CPU": 1.0, "GPU": 0.5})
     controller = Controller(
-        parse_spec(raw), strategy, tmp_path, lambda settings: half, Spent(gpu_seconds=600)
+        parse_spec(raw), strategy, tmp_path, lambda settings: half, spent=Spent(gpu_seconds=600)
     )
     controller.next_task()
     now += 1000
@@ -184,6 +186,28 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     assert not controller.report(0, 2, metrics(0.5))
     assert controller.ended_by == "budget.gpu_hours: 1 are spent"
     assert controller.next_task() is None
+
+
+def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) -> None:
+    def share_of(settings: Settings) -> Share:
+        return Share({"CPU": 1.0, "GPU": float(settings.lr > 0.1)})
+
+    def fits(shares: Sequence[Share]) -> bool:
+        return sum(share.cpus for share in shares) <= 2 and sum(share.gpus for share in shares) <= 1
+
+    suggestions = [Suggestion(number, {"lr": lr}, "why") for number, lr in enumerate([0.2, 0.2, 0.1])]
+    strategy, heard = Scripted(suggestions, set()), Heard()
+    controller = Controller(parse_spec(SPEC), strategy, tmp_path, share_of, fits)
+    controller.listeners.append(heard)
+    assert controller.next_task() is not None
+    assert controller.next_task() is None and controller.trials[1].state == "waiting"
+    assert controller.next_task() is None and 2 not in controller.trials and controller.ended_by == ""
+    controller.report(0, 1, metrics(0.5))
+    controller.finish(0)
+    task = controller.next_task()
+    assert task is not None and task.number == 1 and task.share.gpus == 1
+    third = controller.next_task()
+    assert third is not None and third.number == 2 and controller.trials[1].resumed == ""
 
 
 def limited(tmp_path: Path, count: int, **objective: Any) -> tuple[Controller, Any]:

@@ -191,3 +191,24 @@ def test_trials_in_training_and_conditions_are_known_to_what_goes_straight() -> 
         begun.append(plan.params)
         trials.add(plan.params, Curve(9, {}), straight=True)
     assert len({tuple(params.items()) for params in begun}) == 8
+
+
+def test_what_went_straight_and_ended_early_is_not_proposed_again() -> None:
+    trials = standing(*[([0.5 - abs(index / 12 - 0.7)] * 9, "over") for index in range(12)])
+    tried: list[float] = []
+    for value in (None, 0.1, None, 0.1):  # an error before the first value, a stop after it
+        plan = FreezeThaw({"x": Range(0.0, 1.0)}, 0, 9, "epochs").plan(trials)
+        assert plan.straight and plan.params is not None
+        assert all(abs(plan.params["x"] - x) > 0.01 for x in tried), (plan.params, tried)
+        tried.append(plan.params["x"])
+        trials.add(plan.params, Curve(9, {} if value is None else {1: value}), "over", straight=True)
+
+
+def test_one_very_bad_value_hides_nothing() -> None:
+    """A loss that exploded: whoever takes its distance for a scale sees no difference among the others."""
+    values = {index / 12: -abs(index / 12 - 0.7) for index in range(12)} | {0.05: -50.0}
+    trials = Standing()
+    for x, value in values.items():
+        trials.add({"x": x}, Curve(9, dict.fromkeys(range(1, 10), value)), "over")
+    plans = [FreezeThaw({"x": Range(0.0, 1.0)}, seed, 9, "epochs").plan(trials) for seed in range(5)]
+    assert all(plan.straight and abs(plan.params["x"] - 0.7) < 0.1 for plan in plans if plan.params)

@@ -1,13 +1,15 @@
 """What a trial is given, and how many fit on the nodes there are."""
 
+import os
 from collections.abc import Mapping
 
 import pytest
 
 from data.errors import UserError
 from models.settings import Settings
-from search.resources import check_resources, share_of
+from search.resources import check_resources, fits, share_of
 from search.spec import LargePart, ResourcesPart
+from search.trial import Share, hide_gpus
 
 HEAD = {"memory": 2.0**31}
 NODE = {"CPU": 4.0, "GPU": 1.0, "memory": 8 * 2.0**30}
@@ -61,3 +63,21 @@ def test_large_trials_fill_what_the_others_leave() -> None:
     pair = LargePart(when={"backbone": ["resnet50"]}, workers_per_trial=3, cpus_per_trial=3)
     with pytest.raises(UserError, match=r"resources\.large\.workers_per_trial: 3 asked, there is room for 2"):
         check_resources(ResourcesPart(large=pair), [bare], "Ray")
+
+
+def test_trials_of_two_kinds_fit_together_where_each_has_its_place() -> None:
+    small, large = Share({"CPU": 1.0, "GPU": 0.0}), Share({"CPU": 2.0, "GPU": 1.0})
+    bare = {"CPU": 2.0}
+    assert fits([small] * 6, [NODE, bare]) and not fits([small] * 7, [NODE, bare])
+    assert fits([small] * 4 + [large], [NODE, bare]) and not fits([large] * 2, [NODE, bare])
+    assert not fits([small] * 5 + [large], [NODE, bare])
+    assert fits([Share({"CPU": 1.0, "GPU": 0.1})] * 10, [{"CPU": 10.0, "GPU": 1.0}])
+    assert fits([Share({"CPU": 2.0}, 3)], [NODE, bare]) and not fits([Share({"CPU": 3.0}, 2)], [NODE, bare])
+
+
+def test_who_has_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    hide_gpus(Share({"CPU": 1.0, "GPU": 0.5}))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    hide_gpus(Share({"CPU": 1.0, "GPU": 0.0}))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
