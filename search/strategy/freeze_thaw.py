@@ -121,15 +121,14 @@ class FreezeThaw:
         straight = [n for n in running if stands[n].straight]
         known = self._known([n for n, stand in enumerate(stands) if _is_full(stand)], standing, rng)
         prices = _prices(known, standing, rng)
-        values = {n: stands[n].best - prices.get(n, 0.0) for n in known}
-        top, middle = max(values.values()), float(np.median(list(values.values())))
         # Whether bad is very bad says nothing of where the best is, and would hide its surroundings.
-        floor = max(min(values.values()), middle - TAIL * (top - middle))
-        values = {n: max(value, floor) for n, value in values.items()}
+        seen = standing.best()[standing.best() > -math.inf]
+        least = np.median(seen) - TAIL * (seen.max() - np.median(seen))
+        values = {n: float(max(stands[n].best, least)) - prices.get(n, 0.0) for n in known}
         # What did not get to its end is bad, or it would be proposed again.
         short = [n for n, stand in enumerate(stands) if stand.straight and stand.state == "over"]
         short += [n for n, stand in enumerate(stands) if stand.broken]
-        values |= dict.fromkeys([n for n in short if not _is_full(stands[n])][-BROKEN:], floor)
+        values |= dict.fromkeys([n for n in short if not _is_full(stands[n])][-BROKEN:], min(values.values()))
         # Fewer start points than it has trials: it is a model from the first.
         sampler = optuna.samplers.GPSampler(seed=int(rng.integers(2**32)), n_startup_trials=FULL)
         study = optuna.create_study(direction="maximize", sampler=sampler)

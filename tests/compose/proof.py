@@ -299,6 +299,7 @@ def kill(stack: Stack, name: str) -> float:
     def process() -> str:
         return podman("inspect", name, "--format", "{{.State.Pid}}").strip()
 
+    until(f"{name} runs", lambda: process() != "0")  # a worker restarts by itself when its head was killed
     before = process()
     os.kill(int(before), signal.SIGKILL)
     waited = until(f"{name} starts again", lambda: process() not in ("0", before))
