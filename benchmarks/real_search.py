@@ -28,6 +28,7 @@ from search.local_runner import run_local  # noqa: E402
 from search.spec import SweepSpec, load_spec  # noqa: E402
 from search.strategy import open_strategy  # noqa: E402
 from search.sweep import check_before_start, prepare  # noqa: E402
+from search.trial import Share  # noqa: E402
 
 UNLIMITED = 10_000  # trials of the arm whose time is limited
 
@@ -78,7 +79,9 @@ def _run(spec: SweepSpec, data: TrialData) -> dict[str, Any]:
         strategy = open_strategy(
             folder / "study.db", "s", spec.space, spec.goal, max_epochs=spec.max_epochs, **search
         )
-        controller = Controller(spec, strategy, folder, torch.get_num_threads())
+        controller = Controller(
+            spec, strategy, folder, lambda settings: Share({"CPU": float(torch.get_num_threads())})
+        )
         began = time.monotonic()
         run_local(controller, data)
         seconds = time.monotonic() - began

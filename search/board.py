@@ -52,8 +52,8 @@ def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str
 class Board:
     """A listener of the controller that keeps the screen current while its context is open."""
 
-    def __init__(self, spec: SweepSpec, controller: Controller, slots: int) -> None:
-        self._spec, self._controller, self._slots = spec, controller, slots
+    def __init__(self, spec: SweepSpec, controller: Controller) -> None:
+        self._spec, self._controller = spec, controller
         self._console = Console(stderr=True)
         self._warned: Counter[str] = Counter()  # by rule: trials
         self._live: Live | None = None
@@ -116,9 +116,7 @@ class Board:
         parts.append(
             f"{clock(elapsed)} so far, {'time left not known yet' if left is None else f'about {clock(left)} left'}"
         )
-        resources = self._spec.resources
-        cpus = self._slots * resources.cpus_per_trial * resources.workers_per_trial
-        parts.append(f"cost {clock(elapsed * cpus)} of CPU")
+        parts.append(f"cost {clock(self._controller.spent.cpu_seconds)} of CPU")
         if self._warned:
             parts.append(
                 "warnings " + ", ".join(f"{rule} in {many}" for rule, many in self._warned.most_common(3))

@@ -326,7 +326,7 @@ def stop(name: str, address: str) -> None:
 @click.argument("name")
 @_ADDRESS
 def resume(name: str, address: str) -> None:
-    """Go on with the submitted sweep NAME after it was stopped, or failed."""
+    """Go on with the submitted sweep NAME after it was stopped, or failed, or lost its cluster's head."""
     from search.ray_jobs import resume_sweep
 
     print(f"{name} goes on as {resume_sweep(name, address)}")

@@ -20,7 +20,7 @@ from search.health import HealthBook
 from search.interrupts import uninterrupted
 from search.spec import SweepSpec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion
-from search.trial import ERROR, LAST, Goal, TrialTask, better
+from search.trial import ERROR, LAST, ONE_CORE, Goal, Share, TrialTask, better
 from search.whole import write_json
 
 # paused: the strategy may take it up again; waiting: its worker was lost, and the next free one goes on with it.
@@ -41,6 +41,7 @@ class TrialRecord:
     settings: Settings
     folder: Path
     suggested: str
+    share: Share = ONE_CORE
     threads: int = 1
     reason: str = ""
     state: State = "running"
@@ -53,6 +54,15 @@ class TrialRecord:
     losses: int = 0  # workers lost since the last epoch
     feasible: bool = True  # it broke no limit of the objective
     resumed: str = ""  # why it went on when it last did
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that a sweep took, and those of all CPUs and GPUs that its trials had."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
 
 
 class Listener(Protocol):
@@ -73,9 +83,10 @@ def trial_seed(seed: int, number: int) -> int:
 class Controller:
     """Hands out trials, judges their epochs, and tells the listeners; calls come from the main thread only.
 
-    `spent` is how many seconds earlier processes gave to the sweep, `gpu_seconds` how many of their GPUs; each trial
-    has `gpus`. `trace` lets torch.profiler look at each trial. `halted` says that the sweep was given up for a reason
-    that a person can mend (`ended_by` names it): it can go on afterwards.
+    `share_of` says what a trial gets, `fits` whether trials have room together (where all get the same, their runner
+    knows how many), `spent` what earlier processes gave to the sweep. `trace` lets torch.profiler
+    look at each trial. `halted` says that the sweep was given up for a reason that a person can mend (`ended_by` names
+    it): it can go on afterwards.
     """
 
     def __init__(
@@ -83,25 +94,24 @@ class Controller:
         spec: SweepSpec,
         strategy: Strategy,
         folder: Path,
-        threads: int,
-        spent: float = 0.0,
-        gpus: float = 0.0,
-        gpu_seconds: float = 0.0,
+        share_of: Callable[[Settings], Share],
+        fits: Callable[[Sequence[Share]], bool] | None = None,
+        spent: Spent | None = None,
         trace: bool = False,
     ) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.listeners: list[Listener] = []
-        self.started = time.time() - spent
+        self._counted = (Spent() if spent is None else spent, time.time())  # what was spent, until when
+        self.started = self._counted[1] - self._counted[0].seconds
         self.ended_by = ""
         self.halted = False
         self.epochs = 0  # trained so far, by all trials
         self.goal: Goal = spec.goal
-        self._spec, self._strategy, self._folder, self._threads = spec, strategy, folder, threads
-        self.gpu_seconds = gpu_seconds
-        self._gpus, self._ticked = gpus, time.time()
+        self._spec, self._strategy, self._folder = spec, strategy, folder
+        self._share_of, self._fits = share_of, fits
         self._health = HealthBook(spec.health)
         self._trace = trace
-        self._waiting: deque[int] = deque()
+        self._waiting: deque[tuple[int, str]] = deque()  # trials that are next, and why they go on
         self._errors: list[str] = []
         self._best: float | None = None
         self._holder = -1  # the trial that has it
@@ -116,7 +126,7 @@ class Controller:
             trial.reason, trial.feasible = record.ended_because, record.feasible
             if record.state == "running":
                 trial.state = "waiting"
-                self._waiting.append(trial.number)
+                self._waiting.append((trial.number, "its training was cut short"))
             else:
                 trial.state = record.state
             _read_record(trial)
@@ -128,14 +138,18 @@ class Controller:
 
     @uninterrupted()
     def next_task(self) -> TrialTask | None:
-        """The next trial to run, or None when the budget or the space is used up (`ended_by` says which)."""
+        """The next trial to run, or None: the budget or the space is used up (`ended_by` says which), or the next one
+        waits for room."""
         self._tick()
         if over := self._over():
             self.ended_by = over
         elif reason := self._fault():
             self.ended_by, self.halted = reason, True
         elif self._waiting:
-            return self._go_on(self._waiting.popleft(), "its training was cut short")
+            number, reason = self._waiting[0]
+            if self._has_room(number):
+                self._waiting.popleft()
+                return self._go_on(number, reason)
         elif (suggestion := self._strategy.suggest(len(self.trials) < self._spec.budget.trials)) is not None:
             return self._start(suggestion)
         elif len(self.trials) >= self._spec.budget.trials:
@@ -149,7 +163,7 @@ class Controller:
         budget = self._spec.budget
         if budget.minutes is not None and time.time() - self.started > 60 * budget.minutes:
             return f"budget.minutes: {budget.minutes:g} are over"
-        if budget.gpu_hours is not None and self.gpu_seconds > 3600 * budget.gpu_hours:
+        if budget.gpu_hours is not None and self.spent.gpu_seconds > 3600 * budget.gpu_hours:
             return f"budget.gpu_hours: {budget.gpu_hours:g} are spent"
         if budget.epochs is not None and self.epochs >= budget.epochs:
             return f"budget.epochs: all {budget.epochs} were trained"
@@ -160,10 +174,24 @@ class Controller:
         return ""
 
     def _tick(self) -> None:
-        """Count the GPU time since the last call; to be called before any trial begins or leaves its worker."""
-        now, running = time.time(), sum(trial.state == "running" for trial in self.trials.values())
-        self.gpu_seconds += self._gpus * running * (now - self._ticked)
-        self._ticked = now
+        """Count the time since the last call; to be called before any trial begins or leaves its worker."""
+        now = time.time()
+        self._counted = (self._spent_at(now), now)
+
+    @property
+    def spent(self) -> Spent:
+        """What the sweep has cost until now."""
+        return self._spent_at(time.time())
+
+    def _spent_at(self, now: float) -> Spent:
+        running = [trial.share for trial in list(self.trials.values()) if trial.state == "running"]
+        known, until = self._counted
+        past = now - until
+        return Spent(
+            now - self.started,
+            known.cpu_seconds + past * sum(share.cpus for share in running),
+            known.gpu_seconds + past * sum(share.gpus for share in running),
+        )
 
     def _note_best(self, trial: TrialRecord) -> None:
         if trial.feasible and trial.value is not None and better(trial.value, self._best, self.goal):
@@ -185,16 +213,30 @@ class Controller:
     def _add(self, number: int, params: dict[str, object], suggested: str) -> TrialRecord:
         settings = self._spec.trial_settings(params, trial_seed(self._spec.search.seed, number))
         folder = self._folder / f"trial-{number:04d}"
-        threads = threads_of(settings.trainable, self._threads)
-        self.trials[number] = TrialRecord(number, params, settings, folder, suggested, threads)
+        share = self._share_of(settings)
+        threads = threads_of(settings.trainable, int(share.each["CPU"]))
+        self.trials[number] = TrialRecord(number, params, settings, folder, suggested, share, threads)
         return self.trials[number]
 
-    def _start(self, suggestion: Suggestion) -> TrialTask:
-        number = suggestion.number
+    def _start(self, suggestion: Suggestion) -> TrialTask | None:
+        number, reason = suggestion.number, suggestion.reason
         if number not in self.trials:
             self._add(number, suggestion.params, suggestion.reason)
-            return self._go_on(number)
-        return self._go_on(number, suggestion.reason)
+            reason = ""
+        if self._has_room(number):
+            return self._go_on(number, reason)
+        trial = self.trials[number]
+        trial.state, trial.resumed = "waiting", reason
+        self._waiting.append((number, reason))
+        self._tell(lambda listener: listener.trial_started(trial))
+        self._tell(lambda listener: listener.trial_halted(trial, "it waits for room"))
+        return None
+
+    def _has_room(self, number: int) -> bool:
+        """Whether a trial finds what it needs beside those that run. The next one waits until it does, and none begins
+        before it: small ones would take for ever what a large one waits for."""
+        others = [one for one in self.trials.values() if one.state == "running" and one.number != number]
+        return self._fits is None or self._fits([one.share for one in (*others, self.trials[number])])
 
     def _go_on(self, number: int, reason: str = "") -> TrialTask:
         trial = self.trials[number]
@@ -211,7 +253,7 @@ class Controller:
             self._trace,
             self._spec.budget.trial_minutes,
             bool(self._spec.limits or self._spec.objective.against),
-            self._spec.resources.workers_per_trial,
+            trial.share,
             self._spec.health,
         )
 
@@ -284,7 +326,7 @@ class Controller:
             self._end(trial, "failed", f"{reason}, {LOSSES} times {where} (out of memory?)")
             return
         trial.state = "waiting"
-        self._waiting.append(number)
+        self._waiting.append((number, "its training was cut short"))
         self._tell(lambda listener: listener.trial_halted(trial, reason))
 
     def error_of(self, number: int) -> str:

@@ -31,6 +31,8 @@ class Stretch:
 
     start: float
     end: float
+    cpus: float = 0.0  # that all workers of the trial had
+    gpus: float = 0.0
     lane: int = 0
 
 
@@ -77,7 +79,6 @@ class SweepCourse:
     ended_by: str
     trials: list[Course]
     slots: int
-    gpus_per_trial: float
     guess: float | None  # the validation accuracy of always guessing the commonest training count
     started: float
     until: float  # now while it runs, else its last sign of life
@@ -119,8 +120,11 @@ class SweepCourse:
     def cost(self) -> dict[str, float]:
         """CPU and GPU hours, and money where the spec names a price."""
         resources = self.spec.resources
-        hours = self.busy / 3600 * resources.workers_per_trial
-        cost = {"cpu_hours": hours * resources.cpus_per_trial, "gpu_hours": hours * self.gpus_per_trial}
+        stretches = [stretch for trial in self.trials for stretch in trial.stretches]
+        cost = {
+            "cpu_hours": sum((one.end - one.start) * one.cpus for one in stretches) / 3600,
+            "gpu_hours": sum((one.end - one.start) * one.gpus for one in stretches) / 3600,
+        }
         if resources.cpu_hour_price is not None or resources.gpu_hour_price is not None:
             cost["money"] = cost["cpu_hours"] * (resources.cpu_hour_price or 0.0)
             cost["money"] += cost["gpu_hours"] * (resources.gpu_hour_price or 0.0)
@@ -175,7 +179,6 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
         state["ended_by"],
         ordered,
         int(parent.get("slots", lanes)),
-        float(parent.get("gpus_per_trial", 0)),
         guess,
         first if trials else last,
         until,
@@ -204,8 +207,11 @@ def _take(trials: dict[int, Course], number: int, record: Record, at: float, spe
         )
         if trial.state == "running" and trial.stretches:  # its process was killed before it could say so
             trial.stretches[-1].end = trial.times.get(trial.epochs_done, trial.stretches[-1].start)
-        trial.suggested, trial.state = record["tags"].get("suggested_because", ""), "running"
-        trial.stretches.append(Stretch(at, at))
+        tags = record["tags"]
+        trial.suggested, trial.state = tags.get("suggested_because", ""), "running"
+        # Logs from before trials had these tags: all got the same.
+        same = spec.resources.cpus_per_trial * spec.resources.workers_per_trial
+        trial.stretches.append(Stretch(at, at, float(tags.get("cpus", same)), float(tags.get("gpus", 0))))
         return
     if (known := trials.get(number)) is None:
         return  # the record of its start was damaged

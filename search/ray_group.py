@@ -22,7 +22,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from search.ray_site import Site
-from search.trial import LostWorkerError, Send, TrialTask, attempt, leave_error, run_attempts
+from search.trial import (
+    LostWorkerError,
+    Send,
+    Share,
+    TrialTask,
+    attempt,
+    hide_gpus,
+    leave_error,
+    run_attempts,
+)
 
 LOOPBACK = "127.0.0.1"
 UNWIND_SECONDS = 30.0  # so long may a process wait for one that is gone
@@ -30,6 +39,9 @@ UNWIND_SECONDS = 30.0  # so long may a process wait for one that is gone
 
 class Member:
     """One process of a group beside the first."""
+
+    def __init__(self, share: Share) -> None:
+        hide_gpus(share)
 
     def node(self) -> str:
         """The id of the node that it runs on."""
@@ -63,7 +75,7 @@ _members: list[Any] = []  # of this process's group; they stay from one trial to
 
 
 def run_in_group(task: TrialTask, site: Site, send: Send) -> None:
-    """What `search.trial.run_trial` does, by `task.workers` processes. Raises LostWorkerError when one is lost."""
+    """What `search.trial.run_trial` does, by all workers of the task. Raises LostWorkerError when one is lost."""
     stopped: list[SystemExit] = []
 
     def told(epoch: int, metrics: dict[str, float]) -> bool:
@@ -83,7 +95,7 @@ def _train_together(task: TrialTask, site: Site, send: Send, parts: int) -> None
     over, failures = threading.Event(), list[Exception]()
     try:
         if not _members:
-            _gather_members(task.workers)
+            _gather_members(task.share)
         at_work = [member.train.remote(task, site, parts) for member in _members]
         watched = (task, at_work, over, failures)
         threading.Thread(target=_watch, args=watched, name="group-watch", daemon=True).start()
@@ -100,15 +112,15 @@ def _train_together(task: TrialTask, site: Site, send: Send, parts: int) -> None
         over.set()
 
 
-def _gather_members(size: int) -> None:
+def _gather_members(share: Share) -> None:
     """Start the other processes, each in its bundle of the trial's placement group, and meet them."""
-    bundles = get_current_placement_group()
+    bundles, size = get_current_placement_group(), share.workers
     for index in range(1, size):
         place = PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=index)
         asked = bundles.bundle_specs[index]
         options = {"num_cpus": asked.get("CPU", 0), "num_gpus": asked.get("GPU", 0)}
         options |= {"memory": asked["memory"]} if "memory" in asked else {}
-        _members.append(ray.remote(Member).options(scheduling_strategy=place, **options).remote())
+        _members.append(ray.remote(Member).options(scheduling_strategy=place, **options).remote(share))
     nodes = {str(ray.get_runtime_context().get_node_id()), *ray.get([m.node.remote() for m in _members])}
     address = LOOPBACK if len(nodes) == 1 else ray.util.get_node_ip_address()
     # Bound here, as PyTorch would listen on every interface of the machine.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -38,6 +40,8 @@ PAUSE = 0.5
 NO_AGENT = "No available agent"  # what a head says that has just started,
 AGENT_SECONDS = 60.0  # and for how long it is asked again
 LINES = 12  # of the log, in a job's status
+LOOK_SECONDS = 90.0  # for a job that reads one small file
+HOME = 'export BINSWEEP_HOME="${BINSWEEP_HOME:-$HOME/.binsweep}"'
 
 
 # They tell of every package they send, on stderr.
@@ -91,13 +95,24 @@ def submit_sweep(file: Path, assignments: Sequence[str], address: str, promote: 
 
 
 def resume_sweep(name: str, address: str) -> str:
-    """Send a sweep that was stopped or failed again; it goes on where it was. Returns the attempt's name."""
+    """Send a sweep that was stopped or failed again; it goes on where it was. Returns the attempt's name.
+
+    Ray forgets its jobs with its head. The head's BINSWEEP_HOME has what was sent, and a new head on it goes on.
+    """
     with _told(address):
         client = _client(address)
-        attempts = _attempts(client, name, address)
+        attempts = _known(client, name)
+        if not attempts:
+            if (kept := _kept(client, name)) is not None:
+                return _send(client, name, name, *kept, resume="--resume")
+            raise _unknown(client, name, address, "the head's disk does not know it either")
         last = attempts[-1]
         if not last.status.is_terminal():
             raise UserError(f"{name} is {last.status.value.lower()}", f"stop it first: binsweep stop {name}")
+        if last.status == JobStatus.SUCCEEDED:
+            raise UserError(
+                f"{name} has ended: succeeded", "submit the file with a larger budget for another"
+            )
         sent = last.metadata or {}
         return _send(client, f"{name}.{len(attempts) + 1}", name, sent[SPEC], sent[THEN])
 
@@ -167,15 +182,20 @@ def _check_paths(raw: dict[str, Any]) -> None:
                 )
 
 
-def _send(client: JobSubmissionClient, attempt: str, name: str, spec: str, then: str) -> str:
+def _send(
+    client: JobSubmissionClient, attempt: str, name: str, spec: str, then: str, resume: str = ""
+) -> str:
     with tempfile.TemporaryDirectory(prefix="binsweep-submit-") as folder:
         for room in ROOMS:
             shutil.copytree(room, Path(folder) / room.name, ignore=shutil.ignore_patterns("__pycache__"))
         (Path(folder) / "sweep.yaml").write_text(spec)
+        (Path(folder) / "sent.json").write_text(json.dumps([spec, then]) + "\n")
+        jobs = '"$BINSWEEP_HOME/jobs"'
         job = {
             # The home must outlive the job's own folder. exec: the signal to stop reaches Python itself.
-            "entrypoint": 'export BINSWEEP_HOME="${BINSWEEP_HOME:-$HOME/.binsweep}"; '
-            f"exec python -m search.cli sweep sweep.yaml --address auto {then}".rstrip(),
+            "entrypoint": f"{HOME}; mkdir -p {jobs} && cp sent.json {jobs}/{name}.tmp && "
+            f"mv {jobs}/{name}.tmp {jobs}/{name}.json && "
+            f"exec python -m search.cli sweep sweep.yaml --address auto {then} {resume}".rstrip(),
             "submission_id": attempt,
             "runtime_env": {
                 "working_dir": folder,
@@ -183,32 +203,65 @@ def _send(client: JobSubmissionClient, attempt: str, name: str, spec: str, then:
             },
             "metadata": {SPEC: spec, NAME: name, THEN: then},
         }
-        deadline = time.monotonic() + AGENT_SECONDS
-        while True:
-            try:
-                return str(client.submit_job(**job))
-            except RuntimeError as error:
-                if NO_AGENT not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(PAUSE)
+        return _start(client, job)
+
+
+def _start(client: JobSubmissionClient, job: dict[str, Any]) -> str:
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE)
+
+
+def _kept(client: JobSubmissionClient, name: str) -> tuple[str, str] | None:
+    """What was sent under a name to a head that is no more: specification and options, from the home that it left.
+
+    None if that home, too, does not know it. A job reads the file, because only the head sees it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        return None
+    look = _start(client, {"entrypoint": f'{HOME}; cat "$BINSWEEP_HOME"/jobs/{name}.json'})
+    deadline = time.monotonic() + LOOK_SECONDS
+    while not client.get_job_status(look).is_terminal():
+        if time.monotonic() > deadline:
+            client.stop_job(look)
+            raise TimeoutError(f"the head did not read a file within {LOOK_SECONDS:.0f} s")
+        time.sleep(PAUSE)
+    said = client.get_job_logs(look)
+    client.delete_job(look)
+    # Ray, too, may say something in a job's log; without the file there is no such line.
+    line = next((line for line in said.splitlines() if line.startswith('["')), None)
+    if line is None:
+        return None
+    spec, then = json.loads(line)
+    return spec, then
 
 
 def _sorted(client: JobSubmissionClient) -> list[JobDetails]:
     return sorted(client.list_jobs(), key=lambda job: job.start_time or sys.maxsize)
 
 
+def _known(client: JobSubmissionClient, name: str) -> list[JobDetails]:
+    """The jobs of a sweep that Ray knows, the newest last."""
+    return [job for job in _sorted(client) if (job.metadata or {}).get(NAME) == name and job.submission_id]
+
+
 def _attempts(client: JobSubmissionClient, name: str, address: str) -> list[JobDetails]:
-    """The jobs of a sweep, the newest last."""
-    every = _sorted(client)
-    found = [job for job in every if (job.metadata or {}).get(NAME) == name and job.submission_id]
-    if not found:
-        names = sorted({(job.metadata or {}).get(NAME, "") for job in every} - {""})
-        raise UserError(
-            f"no sweep {name!r} at {address}",
-            f"sweeps there: {', '.join(names) or 'none'}; a head that was started anew has forgotten those before: "
-            "submit the same file, and it goes on",
-        )
-    return found
+    """The jobs of a sweep, the newest last; UserError where there is none."""
+    if found := _known(client, name):
+        return found
+    raise _unknown(
+        client, name, address, f"if the head was started anew, `binsweep resume {name}` looks on its disk"
+    )
+
+
+def _unknown(client: JobSubmissionClient, name: str, address: str, hint: str) -> UserError:
+    names = sorted({(job.metadata or {}).get(NAME, "") for job in _sorted(client)} - {""})
+    return UserError(f"no sweep {name!r} at {address}", f"sweeps there: {', '.join(names) or 'none'}; {hint}")
 
 
 def _job(client: JobSubmissionClient, name: str, job: JobDetails) -> Job:

@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -228,30 +228,31 @@ def run_ray(
     controller: Controller,
     data: TrialData,
     home: Path,
-    asked: Mapping[str, float],
-    workers: int,
+    cpus: int,
     slots: int,
     cluster: bool = False,
 ) -> None:
     """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone.
 
-    `home` is the sweep's folder, `asked` what Ray sets aside for each of the `workers` of a trial (CPU, GPU, memory
-    in bytes). On a `cluster` the banks are brought to each node, and what trials leave comes back, so that no disk
-    need be shared.
+    `home` is the sweep's folder. On a `cluster` the banks are brought to each node with at least `cpus`, and what
+    trials leave comes back, so that no disk need be shared.
 
     Ray keeps nothing that is needed afterwards: the study, the run log and the trials' folders are the truth.
     """
     site = open_site(data, home, shared=cluster)
-    if cluster and (others := bring_banks(site, asked["CPU"])):
+    if cluster and (others := bring_banks(site, cpus)):
         print(f"banks brought to {others} other node{'s' * (others > 1)}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="binsweep-ray-", ignore_cleanup_errors=True) as folder:
-        _tune(controller, site, tune.PlacementGroupFactory([dict(asked)] * workers), slots, folder)
+        _tune(controller, site, slots, folder)
 
 
-def _tune(
-    controller: Controller, site: Site, resources: tune.PlacementGroupFactory, slots: int, folder: str
-) -> None:
-    task = tune.with_resources(functools.partial(trainable, site=site), resources)
+def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    share = config["task"].share
+    return tune.PlacementGroupFactory([dict(share.each)] * share.workers)
+
+
+def _tune(controller: Controller, site: Site, slots: int, folder: str) -> None:
+    task = tune.with_resources(functools.partial(trainable, site=site), _resources)
     suggestions = _Suggestions(controller)
     tuner = tune.Tuner(
         task,

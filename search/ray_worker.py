@@ -9,13 +9,14 @@ from typing import Any
 from ray import tune
 
 from search.ray_site import Push, Site
-from search.trial import TrialTask, leave_error, run_trial
+from search.trial import TrialTask, hide_gpus, leave_error, run_trial
 
 GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
 
 
 def trainable(config: dict[str, Any], site: Site) -> None:
     """Ray Tune's function: train `config["task"]`, report every epoch."""
+    hide_gpus(config["task"].share)
     with site.at_hand(config["task"]) as (task, push):
 
         def send(epoch: int, metrics: dict[str, float]) -> bool:
@@ -26,7 +27,7 @@ def trainable(config: dict[str, Any], site: Site) -> None:
 
         alarm = _alarm(task, push)
         try:
-            if task.workers > 1:
+            if task.share.workers > 1:
                 from search.ray_group import run_in_group  # what one that trains alone need not load
 
                 run_in_group(task, site, send)

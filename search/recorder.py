@@ -59,11 +59,9 @@ class Recorder:
         folder: Path,
         controller: Controller,
         slots: int = 1,
-        gpus_per_trial: float = 0.0,
     ) -> None:
-        """`slots` trials run at once, each on `gpus_per_trial` GPUs: the report says what that costs."""
-        self._controller = controller
-        self._share = {"slots": str(slots), "gpus_per_trial": f"{gpus_per_trial:g}"}
+        """`slots` trials run at once."""
+        self._controller, self._slots = controller, slots
         self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
         self._sweep_id = sweep_id
         self._best: float | None = None
@@ -94,7 +92,8 @@ class Recorder:
 
     def _open_parent(self) -> None:
         spec = self._spec
-        tags = {**self._tags, **self._share, "seed": str(spec.search.seed), "binsweep.kind": "sweep"}
+        tags = {**self._tags, "slots": str(self._slots), "seed": str(spec.search.seed)}
+        tags["binsweep.kind"] = "sweep"
         params = {
             "sampler": spec.search.sampler,
             "stopping": spec.search.stopping,
@@ -159,7 +158,9 @@ class Recorder:
             "optuna.trial": str(trial.number),
             "arithmetic": f"{arithmetic}, channels_last, fused {trial.settings.optimizer}",
             "threads": str(trial.threads),
-            "workers": str(self._spec.resources.workers_per_trial),
+            "workers": str(trial.share.workers),
+            "cpus": f"{trial.share.cpus:g}",
+            "gpus": f"{trial.share.gpus:g}",
             "suggested_because": trial.suggested,
             **({"resumed_because": trial.resumed} if trial.resumed else {}),
             "binsweep.kind": "trial",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import psutil
@@ -10,6 +11,7 @@ import torch
 from data.errors import UserError
 from models.arithmetic import cores
 from search.spec import ResourcesPart
+from search.trial import Share
 
 GIB = 2**30
 Node = Mapping[str, float]  # what Ray calls CPU, GPU and memory (in bytes)
@@ -37,37 +39,77 @@ def gpus_of(resources: ResourcesPart, nodes: Sequence[Node]) -> float:
     return int(share)
 
 
-def per_worker(resources: ResourcesPart, nodes: Sequence[Node]) -> dict[str, float]:
-    """What Ray sets aside for each worker of a trial, by Ray's names."""
-    asked = {"CPU": float(resources.cpus_per_trial), "GPU": gpus_of(resources, nodes)}
+def share_of(resources: ResourcesPart, nodes: Sequence[Node]) -> Share:
+    """What a trial of one kind gets on these nodes."""
+    each = {"CPU": float(resources.cpus_per_trial), "GPU": gpus_of(resources, nodes)}
     if resources.memory_gib_per_trial is not None:
-        asked["memory"] = resources.memory_gib_per_trial * GIB
-    return asked
+        each["memory"] = resources.memory_gib_per_trial * GIB
+    return Share(each, resources.workers_per_trial)
 
 
 def check_resources(resources: ResourcesPart, nodes: Sequence[Node], who: str) -> int:
-    """How many trials may run at once: as many as have room for all of their workers, at most `trials_at_once`.
+    """How many trials may run at once: as many as have room for all of their workers, at most `trials_at_once`; of two
+    kinds, as many of the common one as there is room for, and large ones in what they leave.
 
-    Raises UserError when not even one fits: Ray itself would wait for ever for what it does not have.
+    Raises UserError when not even one of a kind fits: Ray itself would wait for ever for what it does not have.
     """
-    asked = per_worker(resources, nodes)
+    left, slots = nodes, 0
+    for path, kind in resources.kinds().items():
+        share = share_of(kind, nodes)
+        _require_room(path, share, nodes, who)
+        fit, left = _fill(share, left)
+        slots += fit
+    return min(slots, resources.trials_at_once or slots)
+
+
+def _require_room(path: str, share: Share, nodes: Sequence[Node], who: str) -> None:
     keys = {"CPU": "cpus_per_trial", "GPU": "gpus_per_trial", "memory": "memory_gib_per_trial"}
-    for kind, amount in asked.items():
+    for kind, amount in share.each.items():
         most = max(node.get(kind, 0) for node in nodes)
         if amount > most:
             unit = GIB if kind == "memory" else 1
             raise UserError(
-                f"resources.{keys[kind]}: {amount / unit:g} asked, {who} has {most / unit:.4g}",
+                f"{path}.{keys[kind]}: {amount / unit:g} asked, {who} has {most / unit:.4g}",
                 f"set it to at most {most / unit:.4g}",
             )
-    fit = sum(
-        min(int(node.get(kind, 0) / amount) for kind, amount in asked.items() if amount > 0) for node in nodes
-    )
+    fit = sum(_room(share, node) for node in nodes)
     if not fit:
-        together = ", ".join(f"{keys[kind]} {amount:g}" for kind, amount in asked.items() if amount > 0)
-        raise UserError(f"resources: {who} has no node with all of {together}", "ask for less of one of them")
-    workers = resources.workers_per_trial
-    if fit < workers:
-        rule = f"resources.workers_per_trial: {workers} asked, there is room for {fit}"
+        together = ", ".join(f"{keys[kind]} {amount:g}" for kind, amount in share.each.items() if amount > 0)
+        raise UserError(f"{path}: {who} has no node with all of {together}", "ask for less of one of them")
+    if fit < share.workers:
+        rule = f"{path}.workers_per_trial: {share.workers} asked, there is room for {fit}"
         raise UserError(rule, f"set it to at most {fit}, or ask for less for each")
-    return min(fit // workers, resources.trials_at_once or fit)
+
+
+def _room(share: Share, node: Node) -> int:
+    """How many workers fit on a node; what is asked in parts adds up exactly (0.1 of a GPU ten times)."""
+    return min(
+        math.floor(node.get(kind, 0) / amount + 1e-9) for kind, amount in share.each.items() if amount > 0
+    )
+
+
+def _fill(share: Share, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
+    """How many trials fit on the nodes, and what they leave of them."""
+    rooms = [_room(share, node) for node in nodes]
+    trials = sum(rooms) // share.workers
+    left: list[Node] = []
+    over = trials * share.workers
+    for node, room in zip(nodes, rooms, strict=True):
+        taken = min(room, over)
+        over -= taken
+        left.append({kind: amount - taken * share.each.get(kind, 0) for kind, amount in node.items()})
+    return trials, left
+
+
+def fits(shares: Sequence[Share], nodes: Sequence[Node]) -> bool:
+    """Whether trials with these shares find room together, the largest placed first, and on the node with the fewest
+    GPUs that has it."""
+    left = [dict(node) for node in sorted(nodes, key=lambda node: node.get("GPU", 0))]
+    for share in sorted(shares, key=lambda share: (share.gpus, share.cpus), reverse=True):
+        for _ in range(share.workers):
+            place = next((node for node in left if _room(share, node) > 0), None)
+            if place is None:
+                return False
+            for kind, amount in share.each.items():
+                place[kind] = place.get(kind, 0) - amount
+    return True

@@ -7,7 +7,7 @@ per mistake.
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -200,22 +200,32 @@ def _parse_when(path: str, raw: Mapping[str, Any]) -> tuple[When, list[Problem]]
     return (() if problems else tuple((str(n), tuple(values)) for n, values in when.items())), problems
 
 
-def _condition_problems(space: Mapping[str, Dimension]) -> list[Problem]:
+def when_problems(
+    path: str, when: Iterable[tuple[str, Sequence[Value]]], space: Mapping[str, Dimension]
+) -> list[Problem]:
+    """The mistakes in the condition of what stands at `path`: it may name choices of the space, and their values."""
     problems = []
     choices = {name: d for name, d in space.items() if isinstance(d, Choice)}
-    for name, dimension in space.items():
-        for parent, allowed in dimension.when:
-            path = f"space.{name}.when.{parent}"
-            if parent not in choices:
-                hint = f"choices here: {', '.join(n for n in choices if n != name) or 'none'}"
-                problems.append(Problem(path, "is no list of choices in the space", ABSENT, hint))
-                continue
-            values = choices[parent].values
-            problems += [
-                Problem(path, f"is no choice of {parent}", value, f"one of {', '.join(map(str, values))}")
-                for value in allowed
-                if value not in values
-            ]
+    for parent, allowed in when:
+        here = f"{path}.when.{parent}"
+        if parent not in choices:
+            others = [name for name in choices if path != f"space.{name}"]
+            hint = f"choices here: {', '.join(others) or 'none'}"
+            problems.append(Problem(here, "is no list of choices in the space", ABSENT, hint))
+            continue
+        values = choices[parent].values
+        problems += [
+            Problem(here, f"is no choice of {parent}", value, f"one of {', '.join(map(str, values))}")
+            for value in allowed
+            if value not in values
+        ]
+    return problems
+
+
+def _condition_problems(space: Mapping[str, Dimension]) -> list[Problem]:
+    problems = [
+        problem for name, d in space.items() for problem in when_problems(f"space.{name}", d.when, space)
+    ]
     if not problems:
         try:
             in_order(space)

@@ -17,7 +17,17 @@ from data.split import Split, SplitBy
 from models.health import RULES, Action, Rule, thresholds_of
 from models.network import ARCHITECTURES
 from models.settings import BOUNDS, CHOICES, TYPES, Settings
-from search.space import ABSENT, Choice, Dimension, Problem, Range, contains, is_active, parse_space
+from search.space import (
+    ABSENT,
+    Choice,
+    Dimension,
+    Problem,
+    Range,
+    contains,
+    is_active,
+    parse_space,
+    when_problems,
+)
 from tracking.gate import Gate
 
 # Selection uses validation only.
@@ -105,6 +115,16 @@ def _whole_above_one(gpus: float) -> float:
     return gpus
 
 
+class LargePart(_Part):
+    """What the trials of certain choices get; what is left out is as for the others."""
+
+    when: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+    cpus_per_trial: Annotated[int, Field(ge=1)] | None = None
+    workers_per_trial: Annotated[int, Field(ge=1)] | None = None
+    memory_gib_per_trial: Annotated[float, Field(gt=0)] | None = None
+    gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] | None = None
+
+
 class ResourcesPart(_Part):
     """What one trial gets; what each of its workers gets, where it has several."""
 
@@ -114,11 +134,31 @@ class ResourcesPart(_Part):
     memory_gib_per_trial: Annotated[float, Field(gt=0)] | None = None
     # The most trials of this sweep that run at once, for clusters that several sweeps share; None: what fits.
     trials_at_once: Annotated[int, Field(ge=1)] | None = None
-    # None: what there is, shared by as many trials as the CPUs allow.
+    # None: what there is, shared by as many trials as the CPUs allow; beside `large`, none.
     gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)] | None = None
     # What an hour of one costs, in any currency: the report then says what the sweep cost.
     cpu_hour_price: Annotated[float, Field(ge=0)] | None = None
     gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
+    large: LargePart | None = None
+
+    def kinds(self) -> dict[str, ResourcesPart]:
+        """By the section of the file that says it, what every kind of trial gets: most, and `large` ones."""
+        if self.large is None:
+            return {"resources": self}
+        others = self.model_copy(update={"gpus_per_trial": self.gpus_per_trial or 0.0})
+        return {
+            "resources": others,
+            "resources.large": others.model_copy(
+                update=self.large.model_dump(exclude={"when"}, exclude_none=True)
+            ),
+        }
+
+    def of(self, settings: Settings) -> ResourcesPart:
+        """What a trial with these settings gets."""
+        large = self.large is not None and all(
+            getattr(settings, name) in values for name, values in self.large.when.items()
+        )
+        return self.kinds()["resources.large" if large else "resources"]
 
 
 class GatePart(_Part):
@@ -227,6 +267,9 @@ def _known_keys(path: Sequence[Any]) -> list[str]:
     for step in path[:-1]:
         names = {(f.alias or name): f.annotation for name, f in part.model_fields.items()}
         part = names.get(step)
+        part = next(
+            (kind for kind in get_args(part) if kind is not type(None)), part
+        )  # of what may be left out
     return [field.alias or name for name, field in part.model_fields.items()]
 
 
@@ -365,13 +408,22 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
     def may(name: str) -> list[Any]:
         return values_of(space[name]) if name in space else [model.get(name, _example(name))]
 
-    workers, gpus = file.resources.workers_per_trial, file.resources.gpus_per_trial or 0.0
-    if workers > 1 and gpus != int(gpus):
-        rule = "must be whole beside workers_per_trial: each worker needs a GPU of its own"
-        problems.append(Problem("resources.gpus_per_trial", rule, gpus, "1 for each, or 0 to train on CPUs"))
-    if workers > 1 and min(may("batch_size")) < 2 * workers:
-        rule = f"must be at least 2 for each of {workers} workers_per_trial, which share a batch"
-        problems.append(Problem("batch_size", rule, min(may("batch_size")), f"at least {2 * workers}"))
+    for path, kind in file.resources.kinds().items():
+        workers, gpus = kind.workers_per_trial, kind.gpus_per_trial or 0.0
+        if workers > 1 and gpus != int(gpus):
+            rule = "must be whole beside workers_per_trial: each worker needs a GPU of its own"
+            problems.append(
+                Problem(f"{path}.gpus_per_trial", rule, gpus, "1 for each, or 0 to train on CPUs")
+            )
+        only = (
+            large.when.get("batch_size") if (large := file.resources.large) and path != "resources" else None
+        )
+        smallest = min(only or may("batch_size"))
+        if workers > 1 and smallest < 2 * workers:
+            rule = f"must be at least 2 for each of {workers} workers_per_trial, which share a batch"
+            problems.append(Problem("batch_size", rule, smallest, f"at least {2 * workers}"))
+    if file.resources.large is not None:
+        problems += when_problems("resources.large", tuple(file.resources.large.when.items()), space)
     if "inception_v3" in may("backbone") and file.data.image_size < 75:
         hint = "raise it, or leave inception_v3 out"
         problems.append(
@@ -463,8 +515,11 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
         ("data", "exclude", ()),
         ("model", "weights", WORDS),
         ("space", "weights", WORDS),
+        ("resources.large.when", "weights", WORDS),
     ):
-        part = raw.get(section)
+        part: Any = raw
+        for step in section.split("."):
+            part = part.get(step) if isinstance(part, dict) else None
         if isinstance(part, dict) and key in part:
             value = part[key]
             part[key] = (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import time
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import UserError
 from data.manifest import Manifest
-from search.controller import Controller
+from search.controller import Controller, Spent
 from search.recorder import SWEEP, trial_key
 from search.spec import SweepSpec
 from search.trial import BEST
@@ -44,8 +44,7 @@ def save_state(
         "id": folder.name,
         "status": status,
         "ended_by": controller.ended_by,
-        "seconds": time.time() - controller.started,
-        "gpu_seconds": controller.gpu_seconds,
+        **asdict(controller.spent),
         "spec": spec.raw,
         "run_id": runlog.run_id(SWEEP, timeout=0.0),
         "fingerprint": manifest.fingerprint,
@@ -60,18 +59,10 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def spent_seconds(folder: Path) -> float:
-    """How long earlier processes worked on the sweep, as far as it was written down."""
-    return _spent(folder, "seconds")
-
-
-def spent_gpu_seconds(folder: Path) -> float:
-    """The same of GPUs."""
-    return _spent(folder, "gpu_seconds")
-
-
-def _spent(folder: Path, what: str) -> float:
-    return float(load_state(folder).get(what, 0.0)) if (folder / STATE).exists() else 0.0
+def spent_on(folder: Path) -> Spent:
+    """What earlier processes gave to the sweep, as far as it was written down."""
+    state = load_state(folder) if (folder / STATE).exists() else {}
+    return Spent(**{part.name: state.get(part.name, 0.0) for part in fields(Spent)})
 
 
 def sweep_folders(home: Path) -> list[Path]:

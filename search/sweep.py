@@ -17,6 +17,7 @@ from data.errors import UserError
 from data.manifest import Manifest, skipped_text
 from data.pixels import open_pixel_bank
 from models.arithmetic import cores
+from models.settings import Settings
 from models.train import TrialData, build_banks
 from models.weights import check_weights
 from search.board import Board, Step
@@ -26,10 +27,11 @@ from search.earlier import Earlier
 from search.exclude import spec_manifest
 from search.local_runner import run_local
 from search.recorder import Recorder
-from search.resources import Node, check_resources, gpus_of, per_worker, this_machine
+from search.resources import Node, check_resources, fits, share_of, this_machine
 from search.spec import SweepSpec
-from search.state import save_state, spent_gpu_seconds, spent_seconds
+from search.state import save_state, spent_on
 from search.strategy import open_strategy
+from search.trial import Share
 from tracking.runlog import RunLog
 
 Runner = Literal["ray", "local"]
@@ -58,15 +60,18 @@ def check_before_start(
 
     `cluster` is what each node of the cluster has that the sweep will run on; without it, it is this machine.
     """
-    workers = spec.resources.workers_per_trial
-    if runner == "local" and workers > 1:
-        rule = f"resources.workers_per_trial: {workers} asked, --runner local trains in one process"
-        raise UserError(rule, "leave --runner out, or set it to 1")
+    for path, kind in spec.resources.kinds().items():
+        if runner == "local" and kind.workers_per_trial > 1:
+            rule = f"{path}.workers_per_trial: {kind.workers_per_trial} asked, --runner local trains in one process"
+            raise UserError(rule, "leave --runner out, or set it to 1")
     for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
         check_weights(backbone, weights)
     nodes = [this_machine()] if cluster is None else cluster
     check_resources(spec.resources, nodes, "this machine" if cluster is None else "the largest node")
-    if spec.budget.gpu_hours is not None and not gpus_of(spec.resources, nodes):
+    gpus = [share_of(kind, nodes).gpus for kind in spec.resources.kinds().values()]
+    if runner == "local":
+        gpus = [float(torch.cuda.is_available())]
+    if spec.budget.gpu_hours is not None and not any(gpus):
         rule = "budget.gpu_hours: no trial gets a GPU here, so that it would never be spent"
         raise UserError(rule, "give budget.minutes instead")
 
@@ -147,15 +152,12 @@ def run_sweep(
     UserError where another process has the sweep.
     """
     with ExitStack() as stack:
-        slots = 1
-        threads, gpus = torch.get_num_threads(), float(torch.cuda.device_count() > 0)
+        slots, nodes = 1, [this_machine()]
         if runner == "ray":
             from search.ray_runner import run_ray, start_ray  # Ray takes seconds to import
 
-            nodes = cluster or [stack.enter_context(start_ray(cores()))]
-            slots, threads = check_resources(spec.resources, nodes, "Ray"), spec.resources.cpus_per_trial
-            asked = per_worker(spec.resources, nodes)
-            gpus = asked["GPU"]
+            nodes = list(cluster or [stack.enter_context(start_ray(cores()))])
+            slots = check_resources(spec.resources, nodes, "Ray")
         folder = unfinished or new_folder(home, spec.name)
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         strategy = open_strategy(
@@ -173,19 +175,27 @@ def run_sweep(
             earlier.records if earlier else [],
             [*spec.search.points, *(earlier.points if earlier else [])],
         )
-        workers = spec.resources.workers_per_trial
-        spent = (spent_seconds(folder), gpus * workers, spent_gpu_seconds(folder))
-        controller = Controller(spec, strategy, folder, threads, *spent, trace)
+
+        def share(settings: Settings) -> Share:
+            alone = Share({"CPU": float(torch.get_num_threads()), "GPU": float(torch.cuda.is_available())})
+            return share_of(spec.resources.of(settings), nodes) if runner == "ray" else alone
+
+        def fits_together(shares: Sequence[Share]) -> bool:
+            return fits(shares, nodes)
+
+        mixed = fits_together if runner == "ray" and spec.resources.large else None
+        controller = Controller(spec, strategy, folder, share, mixed, spent_on(folder), trace)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")
-        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots, gpus)
+        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots)
         recorder.sweep_started()
         hurried = False
         controller.listeners += [recorder, DecisionLog(folder)]
         try:
-            with Board(spec, controller, slots):
+            with Board(spec, controller):
                 if runner == "ray":
-                    run_ray(controller, data, folder, asked, workers, slots, cluster is not None)
+                    least = min(kind.cpus_per_trial for kind in spec.resources.kinds().values())
+                    run_ray(controller, data, folder, least, slots, cluster is not None)
                 else:
                     run_local(controller, data)
             if controller.halted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -34,6 +35,33 @@ class LostWorkerError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Share:
+    """What each of the `workers` of a trial gets, by Ray's names: CPU, GPU, memory in bytes."""
+
+    each: Mapping[str, float]
+    workers: int = 1  # processes that train it together
+
+    @property
+    def cpus(self) -> float:
+        """All of its workers' CPUs."""
+        return self.each["CPU"] * self.workers
+
+    @property
+    def gpus(self) -> float:
+        """All of its workers' GPUs."""
+        return self.each.get("GPU", 0.0) * self.workers
+
+
+def hide_gpus(share: Share) -> None:
+    """Take the node's GPUs out of the sight of this process if its trial has none: Ray leaves them there."""
+    if not share.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+ONE_CORE = Share({"CPU": 1.0})
+
+
+@dataclass(frozen=True)
 class TrialTask:
     """All that a worker needs for one trial; small and picklable. A trial that began before goes on."""
 
@@ -42,12 +70,12 @@ class TrialTask:
     folder: Path  # where the trial's files go
     metric: str
     goal: Goal
-    threads: int
+    threads: int  # that each of its workers computes with
     known: int = 0  # epochs that were reported before
     trace: bool = False  # whether torch.profiler looks at a few steps
     minutes: float | None = None  # the longest that a trial may take at a stretch
     costs: bool = False  # whether to measure what one photo costs
-    workers: int = 1  # processes that train it together, each with `threads`
+    share: Share = ONE_CORE
     rules: Mapping[str, Rule] = field(default_factory=dict)  # of health, those that are not as by default
 
 

@@ -42,6 +42,10 @@ class Encoder:
         off = self._off(point[None])[0]
         return {name: self._value(i, point[i]) for i, name in enumerate(self.names) if not off[i]}
 
+    def filled(self, point: np.ndarray) -> dict[str, Any]:
+        """Every parameter at a point, also those not searched beside the others: a range's middle, a first choice."""
+        return {name: self._value(i, max(point[i], 0.0)) for i, name in enumerate(self.names)}
+
     def value(self, point: np.ndarray, name: str) -> Any:
         """One parameter at a point where it is searched."""
         i = self.names.index(name)

@@ -6,30 +6,33 @@ go on with trials that are nearly there, long ones begin new trials; without tha
 value alone would begin new ones nearly always, because they are the most uncertain. The random horizon is that
 of Rakotoarison et al., 2024 (ifBO, who use the probability of improvement and another model of curves).
 
-What looks bad early and ends well is lost on such a search. So later on, half of the epochs go to trials that are
-trained straight to their end, chosen by a second model that knows full trainings alone.
+What looks bad early and ends well is lost on such a search. So after a few trainings' worth of epochs, new trials are
+trained straight to their end, chosen by Optuna's Gaussian process, which knows full trainings alone.
 """
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.spatial import cKDTree
 from scipy.special import ndtr
 from threadpoolctl import ThreadpoolController
 
-from search.space import Dimension
+from search.space import Dimension, to_distribution
 from search.strategy.curve_model import CurveModel, Data
 from search.strategy.encode import Encoder, Points
 from search.strategy.planner import Plan
 from search.strategy.standing import Stand, Standing, promoted
 
 START = 4.0  # trainings' worth of epochs by halving, before the model decides
-STRAIGHT_FROM = 8.0  # trainings' worth of epochs, from which trials are also trained straight to their end,
-STRAIGHT_SHARE = 0.5  # so that they take this share of the epochs since then,
-FULL = 3  # and once so many have been
-TRIALS = 128  # that the model looks at: it takes its time by their number cubed
+STRAIGHT_FROM = 8.0  # trainings' worth of epochs, from which trials are trained straight to their end,
+FULL = 3  # once so many have been
+ASKED = 3  # times for a configuration that is another one
+TRIALS = 128  # that a model looks at: it takes its time by their number cubed
 BROKEN = 20  # and so many of those whose value was not finite
+TAIL = 3.0  # times as far below the median as the best is above it, is as bad as can be
 NEW = -1  # the number of a trial that is not begun
 RANDOM, NEAR = 200, 200  # new configurations weighed: drawn anywhere, and near the best trials
 ANCESTORS = 8
@@ -45,21 +48,20 @@ class FreezeThaw:
         self._epochs_name = epochs_name
         self._seed, self._max_epochs = seed % 2**32, max_epochs
         self._model = CurveModel(self._encoder.groups())
-        self._final = CurveModel(self._encoder.groups())  # of full trainings alone
         self._points: list[np.ndarray] = []  # by trial
+        self._distributions = {name: to_distribution(dimension) for name, dimension in space.items()}
         self._blas = ThreadpoolController()
 
     @property
     def learned(self) -> list[float]:
         """What must be kept to plan alike after a restart."""
-        models = (self._model, self._final)
-        return [float(x) for model in models for x in (model.learned_from, *model.theta)]
+        return [float(x) for x in (self._model.learned_from, *self._model.theta)]
 
     @learned.setter
     def learned(self, learned: list[float]) -> None:
-        half = len(learned) // 2
-        for model, of_it in ((self._model, learned[:half]), (self._final, learned[half:])):
-            model.learned_from, model.theta = int(of_it[0]), np.array(of_it[1:])
+        # An earlier version kept a second model behind this one.
+        self._model.learned_from = int(learned[0])
+        self._model.theta = np.array(learned[1 : 1 + len(self._model.theta)])
 
     def plan(self, standing: Standing) -> Plan:
         """What a free worker should do next."""
@@ -71,7 +73,8 @@ class FreezeThaw:
         if standing.epochs >= START * self._max_epochs and any(
             stand.at_level and not stand.broken for stand in standing.stands
         ):
-            return self._straight(standing) if self._straight_is_due(standing) else self._by_model(standing)
+            straight = self._straight(standing) if self._straight_is_due(standing) else None
+            return straight or self._by_model(standing)
         found = promoted(standing)
         if found is not None:
             return Plan(found[1], number=found[0])
@@ -90,12 +93,12 @@ class FreezeThaw:
         self._model.keep_up(data, sum(len(stand.at_level) for stand in standing.stands))
         pending = _some(running, rng)
         next_levels = np.array([standing.stands[n].next_level() for n in pending])
-        self._model.condition(self._with_pending(self._model, data, standing, pending, next_levels))
+        self._model.condition(self._with_pending(data, standing, pending, next_levels))
         horizon = math.exp(rng.random() * math.log(self._max_epochs))
         paused = [n for n in known if standing.stands[n].state == "paused"]
         avoid = known + [n for n, stand in enumerate(standing.stands) if stand.broken] + running
-        fresh = self._fresh(self._model, standing, known, avoid, rng)
-        gain = self._gain(self._model, standing, paused, fresh, horizon, top)
+        fresh = self._fresh(standing, known, avoid, rng)
+        gain = self._gain(standing, paused, fresh, horizon, top)
         chosen = int(gain.argmax())
         of = f"of {len(paused)} paused trials and {len(fresh)} new configurations"
         reason = f"most to be gained within {max(1, round(horizon))} epochs, {of}"
@@ -104,27 +107,49 @@ class FreezeThaw:
         return Plan(reason, params=self._encoder.params(fresh[chosen - len(paused)]))
 
     def _straight_is_due(self, standing: Standing) -> bool:
-        stands = standing.stands
-        share = STRAIGHT_SHARE * (standing.epochs - STRAIGHT_FROM * self._max_epochs)
-        taken = sum(stand.levels[-1] for stand in stands if stand.straight)
-        return taken <= share and sum(_is_full(stand) for stand in stands) >= FULL
+        enough = standing.epochs >= STRAIGHT_FROM * self._max_epochs
+        return enough and sum(_is_full(stand) for stand in standing.stands) >= FULL
 
-    def _straight(self, standing: Standing) -> Plan:
+    def _straight(self, standing: Standing) -> Plan | None:
+        """What Optuna's sampler proposes that has seen full trainings, and what is trained to its end now.
+
+        None where all that it proposes was tried before, as in a small space, or is nearly what is in training.
+        """
         stands = standing.stands
         running = [n for n, stand in enumerate(stands) if stand.state == "running"]
         rng = self._rng(standing, running)
+        straight = [n for n in running if stands[n].straight]
         known = self._known([n for n, stand in enumerate(stands) if _is_full(stand)], standing, rng)
-        rows = [(n, stands[n].levels[-1], stands[n].best) for n in known]
-        data, top = self._observations(standing, rows, _prices(known, standing, rng))
-        self._final.keep_up(data, sum(_is_full(stand) for stand in stands))
-        straight = _some([n for n in running if stands[n].straight], rng)
-        ends = np.array([stands[n].levels[-1] for n in straight])
-        self._final.condition(self._with_pending(self._final, data, standing, straight, ends))
-        avoid = known + [n for n, stand in enumerate(stands) if stand.broken or stand.state != "over"]
-        fresh = self._fresh(self._final, standing, known, avoid, rng)
-        gain = self._gain(self._final, standing, [], fresh, self._max_epochs, top)
-        reason = f"most to be gained at its end, by a model of {len(known)} full trainings alone"
-        return Plan(reason, params=self._encoder.params(fresh[int(gain.argmax())]), straight=True)
+        prices = _prices(known, standing, rng)
+        # Whether bad is very bad says nothing of where the best is, and would hide its surroundings.
+        seen = standing.best()[standing.best() > -math.inf]
+        least = np.median(seen) - TAIL * (seen.max() - np.median(seen))
+        values = {n: float(max(stands[n].best, least)) - prices.get(n, 0.0) for n in known}
+        # What did not get to its end is bad, or it would be proposed again.
+        short = [n for n, stand in enumerate(stands) if stand.straight and stand.state == "over"]
+        short += [n for n, stand in enumerate(stands) if stand.broken]
+        values |= dict.fromkeys([n for n in short if not _is_full(stands[n])][-BROKEN:], min(values.values()))
+        # Fewer start points than it has trials: it is a model from the first.
+        sampler = optuna.samplers.GPSampler(seed=int(rng.integers(2**32)), n_startup_trials=FULL)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.add_trials([self._told(standing, n, value) for n, value in values.items()])
+        study.add_trials([self._told(standing, n) for n in _some(straight, rng)])
+        for _ in range(ASKED):  # what it proposed before is in training to it, so that it looks elsewhere
+            proposed = study.ask(self._distributions).params
+            point = self._encoder.point(proposed)
+            params = self._encoder.params(point)
+            near = np.abs(self._points_of(standing, np.array(straight, int)) - point).max(axis=1) < APART
+            if not near.any() and all(stand.params != params for stand in stands):
+                reason = f"most to be gained at its end, by a model of {len(known)} full trainings alone"
+                return Plan(reason, params=params, straight=True)
+        return None
+
+    def _told(self, standing: Standing, number: int, value: float | None = None) -> FrozenTrial:
+        """A trial as Optuna is told of it, with a neutral value of what is not searched there; without a value it is
+        still running."""
+        state = TrialState.RUNNING if value is None else TrialState.COMPLETE
+        params = self._encoder.filled(self._points_of(standing, np.array([number]))[0])
+        return create_trial(state=state, params=params, distributions=self._distributions, value=value)
 
     def _rng(self, standing: Standing, running: list[int]) -> np.random.Generator:
         return np.random.default_rng([self._seed, len(standing.stands), standing.epochs, len(running)])
@@ -157,19 +182,17 @@ class FreezeThaw:
         data = Data(x, np.concatenate([progress, np.ones(len(broken))]), trial, (values - mean) / deviation)
         return data, float(-mean / deviation)
 
-    def _with_pending(
-        self, model: CurveModel, data: Data, standing: Standing, running: list[int], epochs: np.ndarray
-    ) -> Data:
+    def _with_pending(self, data: Data, standing: Standing, running: list[int], epochs: np.ndarray) -> Data:
         """With what trials in training will probably show at those epochs, so that parallel workers do not all do
         the same (the kriging believer of Ginsbourger et al., 2010)."""
         if not running:
             return data
-        model.condition(data)
+        self._model.condition(data)
         trial = np.array(running)
         lengths = np.array([standing.stands[n].levels[-1] for n in running])
         progress = self._progress(epochs, lengths)
         x = self._features(standing, trial)
-        mean, _ = model.predict(x, progress, trial)
+        mean, _ = self._model.predict(x, progress, trial)
         return Data(
             np.concatenate([data.x, x]),
             np.concatenate([data.progress, progress]),
@@ -179,7 +202,6 @@ class FreezeThaw:
 
     def _fresh(
         self,
-        model: CurveModel,
         standing: Standing,
         known: list[int],
         avoid: list[int],
@@ -187,7 +209,7 @@ class FreezeThaw:
     ) -> Points:
         """New configurations to weigh, at random and near the best known trials, none nearly one to avoid."""
         trial = np.array(known)
-        promise, _ = model.predict(self._features(standing, trial), np.ones(len(known)), trial)
+        promise, _ = self._model.predict(self._features(standing, trial), np.ones(len(known)), trial)
         tried = self._points_of(standing, trial)
         ancestors = _distinct(tried[np.argsort(-promise, kind="stable")], ANCESTORS)
         copies = np.repeat(ancestors, NEAR // (len(WIDTHS) * len(ancestors)), axis=0)
@@ -201,7 +223,6 @@ class FreezeThaw:
 
     def _gain(
         self,
-        model: CurveModel,
         standing: Standing,
         paused: list[int],
         fresh: Points,
@@ -216,7 +237,7 @@ class FreezeThaw:
         known = self._features(standing, np.array(paused, int))
         x = np.concatenate([known, self._encoder.expand(fresh)])
         trial = np.array(paused + [NEW] * len(fresh))
-        mean, deviation = model.predict(x, progress, trial)
+        mean, deviation = self._model.predict(x, progress, trial)
         z = (mean - top) / deviation
         density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
         # Where improvement is all but impossible, its logarithm keeps the order that its value loses.

@@ -35,7 +35,7 @@ class Recorded:
         state = {"id": folder.name, "status": status, "ended_by": "budget.trials: all were started"}
         (folder / "sweep.json").write_text(json.dumps({**state, "spec": spec.raw}))
         (folder / "spec.yaml").write_text("")
-        self.add("sweep", "start", tags={"slots": "2", "gpus_per_trial": "0"}, params={})
+        self.add("sweep", "start", tags={"slots": "2"}, params={})
         splits = {"train": {"1": 30, "2": 70}, "validation": {"1": 15, "2": 5}}
         self.add("sweep", "dataset", profile={"splits": splits})
 
@@ -44,7 +44,12 @@ class Recorded:
 
     def start(self, number: int, **params: Any) -> None:
         text = {name: str(value) for name, value in params.items()}
-        self.add(f"trial-{number:04d}", "start", tags={"suggested_because": "a guess"}, params=text)
+        self.add(
+            f"trial-{number:04d}",
+            "start",
+            tags={"suggested_because": "a guess", "cpus": "2", "gpus": "0"},
+            params=text,
+        )
 
     def epoch(self, number: int, epoch: int, accuracy: float, loss: float = 1.0) -> None:
         values = {"train_loss": loss, "val_loss": loss, "val_accuracy": accuracy, "val_rmse": 1.2}

@@ -3,15 +3,18 @@
 import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from search.controller import Controller, pareto_front
+from models.settings import Settings
+from search.controller import Controller, Spent, pareto_front
 from search.decisions import DECISIONS, DecisionLog
 from search.spec import parse_spec
 from search.strategy import Decision, Outcome, Suggestion, Verdict
+from search.trial import ONE_CORE, Share
 
 SPEC: dict[str, Any] = {
     "name": "bins",
@@ -76,7 +79,7 @@ def started(
     raw = copy.deepcopy(SPEC)
     raw["budget"] |= budget
     strategy, heard = Scripted(suggestions, pauses or set()), Heard()
-    controller = Controller(parse_spec(raw), strategy, folder, threads=1)
+    controller = Controller(parse_spec(raw), strategy, folder, lambda settings: ONE_CORE)
     controller.listeners.append(heard)
     return controller, strategy, heard
 
@@ -166,7 +169,10 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     monkeypatch.setattr("search.controller.time.time", lambda: now)
     raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9, "gpu_hours": 1.0}}
     strategy = Scripted([*fresh(2), Suggestion(0, {"lr": 0.1}, "", 1)], {(0, 1)})
-    controller = Controller(parse_spec(raw), strategy, tmp_path, 1, gpus=0.5, gpu_seconds=600)
+    half = Share({"CPU": 1.0, "GPU": 0.5})
+    controller = Controller(
+        parse_spec(raw), strategy, tmp_path, lambda settings: half, spent=Spent(gpu_seconds=600)
+    )
     controller.next_task()
     now += 1000
     assert not controller.report(0, 1, metrics(0.5)), "paused"
@@ -175,17 +181,39 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     controller.next_task()
     now += 1000
     assert controller.report(1, 1, metrics(0.5))
-    assert controller.gpu_seconds == 600 + 0.5 * (1000 + 2 * 1000)
+    assert controller.spent.gpu_seconds == 600 + 0.5 * (1000 + 2 * 1000)
     now += 2000
     assert not controller.report(0, 2, metrics(0.5))
     assert controller.ended_by == "budget.gpu_hours: 1 are spent"
     assert controller.next_task() is None
 
 
+def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) -> None:
+    def share_of(settings: Settings) -> Share:
+        return Share({"CPU": 1.0, "GPU": float(settings.lr > 0.1)})
+
+    def fits(shares: Sequence[Share]) -> bool:
+        return sum(share.cpus for share in shares) <= 2 and sum(share.gpus for share in shares) <= 1
+
+    suggestions = [Suggestion(number, {"lr": lr}, "why") for number, lr in enumerate([0.2, 0.2, 0.1])]
+    strategy, heard = Scripted(suggestions, set()), Heard()
+    controller = Controller(parse_spec(SPEC), strategy, tmp_path, share_of, fits)
+    controller.listeners.append(heard)
+    assert controller.next_task() is not None
+    assert controller.next_task() is None and controller.trials[1].state == "waiting"
+    assert controller.next_task() is None and 2 not in controller.trials and controller.ended_by == ""
+    controller.report(0, 1, metrics(0.5))
+    controller.finish(0)
+    task = controller.next_task()
+    assert task is not None and task.number == 1 and task.share.gpus == 1
+    third = controller.next_task()
+    assert third is not None and third.number == 2 and controller.trials[1].resumed == ""
+
+
 def limited(tmp_path: Path, count: int, **objective: Any) -> tuple[Controller, Any]:
     strategy = Scripted(fresh(count), set())
     spec = parse_spec(copy.deepcopy(SPEC) | {"objective": objective})
-    return Controller(spec, strategy, tmp_path, 1), strategy  # type: ignore[arg-type]
+    return Controller(spec, strategy, tmp_path, lambda settings: ONE_CORE), strategy  # type: ignore[arg-type]
 
 
 def test_what_breaks_a_limit_is_stopped_at_its_first_epoch_and_is_no_candidate(tmp_path: Path) -> None:

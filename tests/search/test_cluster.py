@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import FrozenTrial
-from real_sweeps import SLOW, assert_whole, command, curves, run, spec_file, trials_of, wait_for_epochs
+from real_sweeps import (
+    RAW,
+    SLOW,
+    assert_whole,
+    command,
+    curves,
+    run,
+    runs_of,
+    spec_file,
+    trials_of,
+    wait_for_epochs,
+)
 from two_nodes import TOKEN, kill, two_nodes
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -52,6 +63,35 @@ def test_a_lost_node_costs_no_trial(
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert curves(server, name) == curves(server, "one-node")
     figure(f"a node lost with {len(begun)} of 20 trials begun: all complete, all curves as on one node")
+
+
+def test_large_trials_go_to_the_gpu(bins: Path, server: str, tmp_path: Path) -> None:
+    """The second node claims a GPU (no device is needed for that): large trials run there, others anywhere."""
+    space = {**RAW["space"], "batch_size": [2, 4]}
+    large = {"when": {"batch_size": [4]}, "gpus_per_trial": 1}
+    model = {key: value for key, value in SLOW.items() if key != "batch_size"}
+    spec = spec_file(
+        tmp_path, bins, "mixed-nodes", trials=10, model=model, space=space, resources={"large": large}
+    )
+    with two_nodes(tmp_path, server, node_gpus=1) as cluster:
+        words = command(spec, "ray", "--address", cluster.address)
+        process = subprocess.Popen(words, env=cluster.env, stderr=subprocess.PIPE, text=True)
+        seen: set[int] = set()
+        try:
+            while process.poll() is None:  # a trial has a folder on the node as long as it runs there
+                seen |= {
+                    int(folder.name.split("-")[1]) for folder in cluster.node_home.glob("trials/trial-*")
+                }
+                time.sleep(0.02)
+            said = process.communicate()[1]
+        finally:
+            process.kill()
+        assert process.returncode == 0, said
+        assert_whole(server, cluster.hidden / "home", "mixed-nodes", trials=10)
+    trials = runs_of(server, "mixed-nodes")[1]
+    wide = {number for number, run in trials.items() if run.data.params["batch_size"] == "4"}
+    assert wide == {number for number, run in trials.items() if run.data.tags["gpus"] == "1"}
+    assert wide and wide <= seen and len(wide) < 10, (wide, seen)
 
 
 def test_a_sweep_is_sent_looked_at_stopped_and_resumed(bins: Path, server: str, tmp_path: Path) -> None:
@@ -97,13 +137,27 @@ def test_a_sweep_is_sent_looked_at_stopped_and_resumed(bins: Path, server: str, 
         again = binsweep("stop", job)
         assert again.returncode == 2 and "has ended" in again.stderr
         resumed = binsweep("resume", job)
-        assert resumed.returncode == 0, resumed.stderr
+        assert resumed.returncode == 0 and f"{job}.2" in resumed.stdout, resumed.stderr
+        wait_for_epochs(home, name, 40)
+        for process in (*cluster.nodes, cluster.head):
+            kill(process)
+        cluster.nodes.clear()
+        cluster.start_head()  # it knows no job, and finds on the disk what was sent
+        cluster.add_node(1)
+        forgotten = binsweep("status", job)
+        assert forgotten.returncode == 2 and f"`binsweep resume {job}` looks" in forgotten.stderr
+        for other in ("sent-000000", "../../etc"):
+            unknown = binsweep("resume", other)
+            assert unknown.returncode == 2 and "does not know it either" in unknown.stderr, unknown.stderr
+        assert json.loads(binsweep("status", "--json").stdout) == []
+        found = binsweep("resume", job)
+        assert found.returncode == 0 and f"{job} goes on as {job}" in found.stdout, found.stderr
         said = binsweep("logs", "-f", job)
         assert said.returncode == 0 and "going on with sent-1" in said.stdout, said.stdout + said.stderr
         deadline = time.monotonic() + 30
         while (state := json.loads(binsweep("status", job, "--json").stdout)[0])["state"] == "running":
             assert time.monotonic() < deadline
-        assert state["state"] == "succeeded" and state["attempt"] == f"{job}.2"
+        assert state["state"] == "succeeded" and state["attempt"] == job
         assert_whole(server, home, name, trials=16)
         everything = "".join(path.read_text(errors="ignore") for path in home.rglob("*") if path.is_file())
         assert TOKEN not in everything + said.stdout + json.dumps(state)

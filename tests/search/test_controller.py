@@ -17,7 +17,7 @@ from search.health import keep_findings, write_table
 from search.interrupts import interrupt
 from search.spec import parse_spec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
-from search.trial import BEST, ERROR, LAST, TrialTask, run_trial
+from search.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_trial
 
 RAW: dict[str, Any] = {
     "name": "small",
@@ -35,7 +35,7 @@ def opened(folder: Path, health: Mapping[str, str] | None = None, **budget: Any)
     spec = parse_spec({**RAW, "budget": {**RAW["budget"], **budget}, "health": dict(health or {})})
     search = {"sampler": "random", "stopping": "none", "seed": 0, "max_epochs": 4}
     strategy = open_strategy(folder / "study.db", "s", spec.space, spec.goal, **search)  # type: ignore[arg-type]
-    controller = Controller(spec, strategy, folder, 1)
+    controller = Controller(spec, strategy, folder, lambda settings: ONE_CORE)
     controller.restore(strategy.trials())
     return controller
 
@@ -201,7 +201,7 @@ class Pausing(NamedTuple):
 def test_a_paused_trial_keeps_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
     told: list[tuple[Any, ...]] = []
     strategy: Strategy = Pausing(told)
-    controller = Controller(parse_spec(RAW), strategy, tmp_path, 1)
+    controller = Controller(parse_spec(RAW), strategy, tmp_path, lambda settings: ONE_CORE)
     task = started(controller)
     task.folder.mkdir()
     (task.folder / LAST).write_bytes(b"state")
@@ -221,7 +221,7 @@ def record(number: int, state: Any) -> Record:
 
 def test_what_is_still_paused_at_the_end_is_stopped(tmp_path: Path) -> None:
     told: list[tuple[Any, ...]] = []
-    controller = Controller(parse_spec(RAW), Pausing(told), tmp_path, 1)
+    controller = Controller(parse_spec(RAW), Pausing(told), tmp_path, lambda settings: ONE_CORE)
     controller.restore([record(0, "paused"), record(1, "completed")])
     controller.ended_by = "budget.trials: all"
     controller.close()

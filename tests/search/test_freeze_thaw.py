@@ -137,13 +137,9 @@ def test_pausing_costs_no_epoch_twice_in_the_count() -> None:
     assert (trials.epochs, trials.stands[1].best, trials.stands[1].at_level) == (6, 0.5, {1: 0.5, 3: 0.5})
 
 
-def planned(trials: Standing, seed: int = 0) -> list[Any]:
-    planner = FreezeThaw({"x": Range(0.0, 1.0)}, seed, 9, "epochs")
-    plans = []
-    for _ in range(30):
-        plans.append(planner.plan(trials))
-        trials.epochs += 1  # another draw of the horizon
-    return plans
+def planned(trials: Standing) -> list[Any]:
+    """By many seeds, and so at many horizons."""
+    return [FreezeThaw({"x": Range(0.0, 1.0)}, seed, 9, "epochs").plan(trials) for seed in range(30)]
 
 
 def test_the_model_begins_new_trials_apart_from_what_was_tried_and_goes_on_with_the_best() -> None:
@@ -162,3 +158,57 @@ def test_a_configuration_whose_value_broke_is_not_tried_again() -> None:
         trials.add({"x": at}, Curve(9, {}), "over", broken=True)
     begun = [plan.params["x"] for plan in planned(trials)]
     assert min(abs(x - at) for x in begun for at in (0.7, 0.75, 0.8)) > APART - 1e-9
+
+
+def test_what_broke_is_bad_for_what_goes_straight() -> None:
+    trials = standing(*[([index / 10] * 9, "over") for index in range(8)])  # the further right, the better
+    for at in (0.8, 0.9, 1.0):
+        trials.add({"x": at}, Curve(9, {}), "over", broken=True)
+    assert all(plan.straight and 0.5 < plan.params["x"] < 0.8 for plan in planned(trials))
+
+
+def test_where_the_space_is_small_nothing_is_trained_straight_twice() -> None:
+    trials = Standing()
+    for arm, value in zip("abc" * 3, [0.9, 0.5, 0.1] * 3, strict=True):
+        trials.add({"arm": arm}, Curve(9, dict.fromkeys(range(1, 10), value)), "over")
+    plans = [FreezeThaw({"arm": Choice(tuple("abcd"))}, seed, 9, "epochs").plan(trials) for seed in range(5)]
+    assert all(plan.params == {"arm": "d"} for plan in plans)
+
+
+def test_trials_in_training_and_conditions_are_known_to_what_goes_straight() -> None:
+    """Eight workers begin at once: what they get differs, and names what is searched there and no more."""
+    encoder, rng = Encoder(SPACE), np.random.default_rng(3)
+    trials = Standing()
+    for point in encoder.random(rng, 12):
+        trials.add(encoder.params(point), Curve(9, dict(enumerate(np.sort(rng.random(9)), 1))), "over")
+    planner = FreezeThaw(SPACE, 0, 9, "epochs")
+    begun: list[dict[str, Any]] = []
+    for _ in range(8):
+        plan = planner.plan(trials)
+        assert plan.straight and plan.params is not None
+        assert encoder.params(encoder.point(plan.params)) == pytest.approx(plan.params)
+        assert ("inner" in plan.params) == (plan.params["arm"] in ("b", "c"))
+        begun.append(plan.params)
+        trials.add(plan.params, Curve(9, {}), straight=True)
+    assert len({tuple(params.items()) for params in begun}) == 8
+
+
+def test_what_went_straight_and_ended_early_is_not_proposed_again() -> None:
+    trials = standing(*[([0.5 - abs(index / 12 - 0.7)] * 9, "over") for index in range(12)])
+    tried: list[float] = []
+    for value in (None, 0.1, None, 0.1):  # an error before the first value, a stop after it
+        plan = FreezeThaw({"x": Range(0.0, 1.0)}, 0, 9, "epochs").plan(trials)
+        assert plan.straight and plan.params is not None
+        assert all(abs(plan.params["x"] - x) > 0.01 for x in tried), (plan.params, tried)
+        tried.append(plan.params["x"])
+        trials.add(plan.params, Curve(9, {} if value is None else {1: value}), "over", straight=True)
+
+
+def test_one_very_bad_value_hides_nothing() -> None:
+    """A loss that exploded: whoever takes its distance for a scale sees no difference among the others."""
+    values = {index / 12: -abs(index / 12 - 0.7) for index in range(12)} | {0.05: -50.0}
+    trials = Standing()
+    for x, value in values.items():
+        trials.add({"x": x}, Curve(9, dict.fromkeys(range(1, 10), value)), "over")
+    plans = [FreezeThaw({"x": Range(0.0, 1.0)}, seed, 9, "epochs").plan(trials) for seed in range(5)]
+    assert all(plan.straight and abs(plan.params["x"] - 0.7) < 0.1 for plan in plans if plan.params)

@@ -1,10 +1,15 @@
 """What a trial is given, and how many fit on the nodes there are."""
 
+import os
+from collections.abc import Mapping
+
 import pytest
 
 from data.errors import UserError
-from search.resources import check_resources, per_worker
-from search.spec import ResourcesPart
+from models.settings import Settings
+from search.resources import check_resources, fits, share_of
+from search.spec import LargePart, ResourcesPart
+from search.trial import Share, hide_gpus
 
 HEAD = {"memory": 2.0**31}
 NODE = {"CPU": 4.0, "GPU": 1.0, "memory": 8 * 2.0**30}
@@ -13,7 +18,7 @@ NODE = {"CPU": 4.0, "GPU": 1.0, "memory": 8 * 2.0**30}
 def test_a_head_without_cores_takes_no_trials_and_is_no_obstacle() -> None:
     resources = ResourcesPart(cpus_per_trial=1)
     assert check_resources(resources, [HEAD, NODE], "the cluster") == 4
-    assert per_worker(resources, [HEAD, NODE]) == {"CPU": 1.0, "GPU": 0.25}
+    assert share_of(resources, [HEAD, NODE]).each == {"CPU": 1.0, "GPU": 0.25}
 
 
 def test_trials_fit_node_by_node_and_no_more_than_the_sweep_allows_itself() -> None:
@@ -29,3 +34,50 @@ def test_what_no_node_can_give_is_the_users_mistake() -> None:
     apart = [{"CPU": 8.0, "memory": 2.0**30}, {"CPU": 1.0, "memory": 2.0**33}]
     with pytest.raises(UserError, match="no node with all of"):
         check_resources(ResourcesPart(cpus_per_trial=4, memory_gib_per_trial=4), apart, "the cluster")
+
+
+def test_large_trials_get_their_own_and_others_no_gpu() -> None:
+    large = LargePart(
+        when={"backbone": ["resnet50"], "trainable": ["all"]}, gpus_per_trial=1, cpus_per_trial=2
+    )
+    resources = ResourcesPart(memory_gib_per_trial=2, large=large)
+
+    def got(**settings: str) -> Mapping[str, float]:
+        return share_of(resources.of(Settings(**settings)), [HEAD, NODE]).each
+
+    small = {"CPU": 1.0, "GPU": 0.0, "memory": 2.0**31}
+    assert got(backbone="resnet50", trainable="all") == {"CPU": 2.0, "GPU": 1.0, "memory": 2.0**31}
+    assert got(backbone="resnet50", trainable="head") == small == got(backbone="resnet18", trainable="all")
+    assert share_of(ResourcesPart(), [NODE]).each["GPU"] == 0.25  # without `large`, GPUs are for all
+
+
+def test_large_trials_fill_what_the_others_leave() -> None:
+    large = LargePart(when={"backbone": ["resnet50"]}, gpus_per_trial=1, cpus_per_trial=2)
+    resources = ResourcesPart(cpus_per_trial=3, large=large)
+    bare = {"CPU": 6.0}
+    assert check_resources(resources, [NODE, bare], "the cluster") == 3  # one leaves a core of the GPU's node
+    assert check_resources(resources, [{"CPU": 5.0, "GPU": 1.0}], "the cluster") == 2
+    assert check_resources(ResourcesPart(trials_at_once=1, large=large), [NODE], "the cluster") == 1
+    with pytest.raises(UserError, match=r"resources\.large\.gpus_per_trial: 1 asked, Ray has 0"):
+        check_resources(resources, [bare], "Ray")
+    pair = LargePart(when={"backbone": ["resnet50"]}, workers_per_trial=3, cpus_per_trial=3)
+    with pytest.raises(UserError, match=r"resources\.large\.workers_per_trial: 3 asked, there is room for 2"):
+        check_resources(ResourcesPart(large=pair), [bare], "Ray")
+
+
+def test_trials_of_two_kinds_fit_together_where_each_has_its_place() -> None:
+    small, large = Share({"CPU": 1.0, "GPU": 0.0}), Share({"CPU": 2.0, "GPU": 1.0})
+    bare = {"CPU": 2.0}
+    assert fits([small] * 6, [NODE, bare]) and not fits([small] * 7, [NODE, bare])
+    assert fits([small] * 4 + [large], [NODE, bare]) and not fits([large] * 2, [NODE, bare])
+    assert not fits([small] * 5 + [large], [NODE, bare])
+    assert fits([Share({"CPU": 1.0, "GPU": 0.1})] * 10, [{"CPU": 10.0, "GPU": 1.0}])
+    assert fits([Share({"CPU": 2.0}, 3)], [NODE, bare]) and not fits([Share({"CPU": 3.0}, 2)], [NODE, bare])
+
+
+def test_who_has_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    hide_gpus(Share({"CPU": 1.0, "GPU": 0.5}))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    hide_gpus(Share({"CPU": 1.0, "GPU": 0.0}))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

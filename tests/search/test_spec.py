@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
+from models.settings import Settings
 from search.spec import load_spec, parse_spec
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
@@ -139,12 +140,41 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("resources.workers_per_trial", 0, "greater than or equal to 1"),
         ("resources", {"workers_per_trial": 2, "gpus_per_trial": 0.5}, "a GPU of its own"),
         ("resources.workers_per_trial", 1000, "at least 2 for each of 1000 workers_per_trial"),
+        ("resources.large", {"gpus_per_trial": 1}, "resources.large.when: required key is missing"),
+        ("resources.large", {"when": {}}, "resources.large.when"),
+        ("resources.large", {"when": {"batch_size": []}}, "resources.large.when.batch_size"),
+        ("resources.large", {"when": {"backbone": ["resnet50"]}}, "when.backbone: is no list of choices"),
+        ("resources.large", {"when": {"batch_size": [48]}}, "is no choice of batch_size, but got 48"),
+        (
+            "resources.large",
+            {"when": {"batch_size": [64]}, "gpu_per_trial": 1},
+            "did you mean 'gpus_per_trial'",
+        ),
+        (
+            "resources.large",
+            {"when": {"batch_size": [64]}, "workers_per_trial": 2, "gpus_per_trial": 0.5},
+            "resources.large.gpus_per_trial: must be whole",
+        ),
         ("register.model", "a/b", "register.model"),
         ("name", "a b", "name"),
     ],
 )
 def test_each_mistake_is_named(path: str, value: Any, said: str) -> None:
     assert said in message(broken(path, value))
+
+
+def test_what_large_trials_ask_is_held_against_what_they_can_be(tmp_path: Path) -> None:
+    raw = broken("resources.large", {"when": {"batch_size": [64]}, "workers_per_trial": 20})
+    assert parse_spec(raw).resources.of(Settings(batch_size=64)).workers_per_trial == 20
+    assert parse_spec(raw).resources.of(Settings(batch_size=32)).workers_per_trial == 1
+    raw["resources"]["large"]["when"] = {"weights": ["own.pth"]}  # of this file's folder, as in the space
+    raw["space"]["weights"] = ["imagenet", "own.pth"]
+    raw["resources"]["large"]["workers_per_trial"] = 2
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    spec = load_spec(file)
+    assert spec.resources.large is not None
+    assert spec.resources.large.when == {"weights": [spec.values("weights")[1]]} != {"weights": ["own.pth"]}
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

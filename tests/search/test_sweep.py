@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from data.errors import UserError
 from data.manifest import load_manifest
 from data.synthetic import write_synthetic
+from models.arithmetic import cores
 from models.build import counter_from, load_checkpoint
 from models.network import Counter
 from models.predictor import Predictor
@@ -353,6 +354,21 @@ def test_a_failing_trial_is_told_and_costs_nothing_else(
     assert sorted(run.info.status for run in trials) == ["FAILED", "FINISHED"]
     study = optuna.load_study(study_name=result.id, storage=f"sqlite:///{result.folder}/study.db")
     assert sorted(trial.state.name for trial in study.trials) == ["COMPLETE", "FAIL"]
+
+
+def test_large_trials_get_more_than_the_others(bins: Path, server: str, tmp_path: Path) -> None:
+    """Two kinds of workers share two cores, where a large one has room only without a small one."""
+    large = {"when": {"batch_size": [16]}, "cpus_per_trial": min(2, cores())}
+    spec = spec_of(
+        bins, name="mixed", resources={"large": large}, search={"sampler": "random"}, budget={"trials": 10}
+    )
+    result = sweep(spec, tmp_path, "ray", server)
+    assert not result.failed and len(result.leaderboard) == 10
+    _, trials = children(server, "mixed")
+    given = {(run.data.params["batch_size"], run.data.tags["cpus"], run.data.tags["gpus"]) for run in trials}
+    assert given == {("8", "1", "0"), ("16", f"{large['cpus_per_trial']:g}", "0")}
+    course = read_course(result.folder)
+    assert course.cost["cpu_hours"] == sum(t.seconds * t.cpus for t in course.trials) / 3600
 
 
 def test_a_budget_of_minutes_stops_running_trials(bins: Path, server: str, tmp_path: Path) -> None:

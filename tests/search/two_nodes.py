@@ -38,19 +38,35 @@ class Cluster:
     env: dict[str, str]
     hidden: Path  # a folder that the second node does not see
     log: Path
-    head: subprocess.Popen[bytes]
+    head_cpus: int
+    head: subprocess.Popen[bytes] = field(init=False)
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     address = f"{HEAD}:{PORT}"
     url = f"http://127.0.0.1:{DASHBOARD}"
 
-    def add_node(self, cpus: int) -> None:
-        """Start the second node; for it the hidden folder and Ray's files are empty ones of its own."""
+    def start_head(self) -> None:
+        """Start a head that knows of nothing before."""
+        command = [*RAY, "start", "--head", "--node-ip-address", HEAD, "--port", str(PORT)]
+        command += ["--num-cpus", str(self.head_cpus), "--disable-usage-stats"]
+        command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(DASHBOARD)]
+        command += ["--object-store-memory", "200000000", "--block"]
+        self.head = _start(command, self.env, self.log)
+        self.wait(1)
+
+    @property
+    def node_home(self) -> Path:
+        """BINSWEEP_HOME of the newest second node."""
+        return self.log.parent / f"node-{len(self.nodes) - 1}"
+
+    def add_node(self, cpus: int, gpus: int = 0) -> None:
+        """Start the second node; for it the hidden folder and Ray's files are empty ones of its own. GPUs are what it
+        claims: no device need be there."""
         home = "$BINSWEEP_HOME"
         script = (
             f"mount -t tmpfs none {self.hidden} && mount -t tmpfs none /tmp/ray && mkdir -p {home} && "
             f"exec {' '.join(RAY)} start --address {self.address} --node-ip-address {NODE} --num-cpus {cpus} "
-            "--object-store-memory 200000000 --disable-usage-stats --block"
+            f"--num-gpus {gpus} --object-store-memory 200000000 --disable-usage-stats --block"
         )
         env = {**self.env, "BINSWEEP_HOME": str(self.log.parent / f"node-{len(self.nodes)}")}
         command = ["ip", "netns", "exec", "binsweep-node", "unshare", "-m", "sh", "-c", script]
@@ -74,7 +90,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def two_nodes(folder: Path, server: str, head_cpus: int = 1, node_cpus: int = 1) -> Iterator[Cluster]:
+def two_nodes(
+    folder: Path, server: str, head_cpus: int = 1, node_cpus: int = 1, node_gpus: int = 0
+) -> Iterator[Cluster]:
     """The cluster, whose jobs log to `server`; `folder`/hidden is what only the head and its driver see."""
     require_namespaces()
     hidden = folder / "hidden"
@@ -84,21 +102,10 @@ def two_nodes(folder: Path, server: str, head_cpus: int = 1, node_cpus: int = 1)
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # a job's `python` is this one
     env |= {"BINSWEEP_HOME": str(hidden / "home"), "MLFLOW_TRACKING_URI": server}
     with _networks():
-        command = [*RAY, "start", "--head", "--node-ip-address", HEAD, "--port", str(PORT)]
-        command += ["--num-cpus", str(head_cpus)]
-        command += [
-            "--dashboard-host",
-            "127.0.0.1",
-            "--dashboard-port",
-            str(DASHBOARD),
-            "--disable-usage-stats",
-        ]
-        command += ["--object-store-memory", "200000000", "--block"]
-        log = folder / "cluster.log"
-        cluster = Cluster(env, hidden, log, _start(command, env, log))
+        cluster = Cluster(env, hidden, folder / "cluster.log", head_cpus)
         try:
-            cluster.wait(1)
-            cluster.add_node(node_cpus)
+            cluster.start_head()
+            cluster.add_node(node_cpus, node_gpus)
             yield cluster
         finally:
             for process in (*cluster.nodes, cluster.head):
