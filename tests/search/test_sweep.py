@@ -358,17 +358,25 @@ def test_a_failing_trial_is_told_and_costs_nothing_else(
 
 def test_large_trials_get_more_than_the_others(bins: Path, server: str, tmp_path: Path) -> None:
     """Two kinds of workers share two cores, where a large one has room only without a small one."""
-    large = {"when": {"batch_size": [16]}, "cpus_per_trial": min(2, cores())}
+    large: dict[str, Any] = {"when": {"batch_size": [16]}, "cpus_per_trial": min(2, cores())}
     spec = spec_of(
-        bins, name="mixed", resources={"large": large}, search={"sampler": "random"}, budget={"trials": 10}
+        bins,
+        name="mixed",
+        model={"backbone": "efficientnet_lite0", "epochs": 3},
+        space={"lr": [0.01, 0.003], "batch_size": [8, 16]},
+        resources={"large": large},
+        search={"sampler": "grid", "stopping": "none"},
+        budget={"trials": 4},
     )
     result = sweep(spec, tmp_path, "ray", server)
-    assert not result.failed and len(result.leaderboard) == 10
+    assert not result.failed and len(result.leaderboard) == 4
     _, trials = children(server, "mixed")
     given = {(run.data.params["batch_size"], run.data.tags["cpus"], run.data.tags["gpus"]) for run in trials}
     assert given == {("8", "1", "0"), ("16", f"{large['cpus_per_trial']:g}", "0")}
     course = read_course(result.folder)
-    assert course.cost["cpu_hours"] == sum(t.seconds * t.cpus for t in course.trials) / 3600
+    stretches = [one for trial in course.trials for one in trial.stretches]
+    assert {one.cpus for one in stretches} == {1.0, float(large["cpus_per_trial"])}
+    assert course.cost["cpu_hours"] == sum((one.end - one.start) * one.cpus for one in stretches) / 3600
 
 
 def test_a_budget_of_minutes_stops_running_trials(bins: Path, server: str, tmp_path: Path) -> None:
