@@ -23,10 +23,12 @@ from search.strategy import Decision, Outcome, Record, Strategy, Suggestion
 from search.trial import ERROR, LAST, ONE_CORE, Goal, Share, TrialTask, better
 from search.whole import write_json
 
-# paused: the strategy may take it up again; waiting: its worker was lost, and the next free one goes on with it.
+# paused: the strategy may take it up again; waiting: it is next, when a
+# worker is free in place of the one that it lost, or room for it where trials get different shares.
 State = Literal["running", "paused", "waiting", "completed", "stopped", "failed"]
 ENDED = ("completed", "stopped", "failed")
 RECORD = "record.json"
+CUT_SHORT = "its training was cut short"
 LOSSES = 3  # so often may a worker be lost at one epoch before the trial is to blame
 ERRORS = 3  # so many failures of one kind in a row are the code's or the data's fault
 MIN_FREE = 200 * 2**20  # bytes on the disk below which no trial begins
@@ -126,7 +128,7 @@ class Controller:
             trial.reason, trial.feasible = record.ended_because, record.feasible
             if record.state == "running":
                 trial.state = "waiting"
-                self._waiting.append((trial.number, "its training was cut short"))
+                self._waiting.append((trial.number, CUT_SHORT))
             else:
                 trial.state = record.state
             _read_record(trial)
@@ -235,8 +237,10 @@ class Controller:
     def _has_room(self, number: int) -> bool:
         """Whether a trial finds what it needs beside those that run. The next one waits until it does, and none begins
         before it: small ones would take for ever what a large one waits for."""
+        if self._fits is None:
+            return True
         others = [one for one in self.trials.values() if one.state == "running" and one.number != number]
-        return self._fits is None or self._fits([one.share for one in (*others, self.trials[number])])
+        return self._fits([one.share for one in (*others, self.trials[number])])
 
     def _go_on(self, number: int, reason: str = "") -> TrialTask:
         trial = self.trials[number]
@@ -326,7 +330,7 @@ class Controller:
             self._end(trial, "failed", f"{reason}, {LOSSES} times {where} (out of memory?)")
             return
         trial.state = "waiting"
-        self._waiting.append((number, "its training was cut short"))
+        self._waiting.append((number, CUT_SHORT))
         self._tell(lambda listener: listener.trial_halted(trial, reason))
 
     def error_of(self, number: int) -> str:

@@ -90,11 +90,6 @@ class SweepCourse:
         sound = [t for t in self.trials if t.value is not None and t.state != "failed" and t.feasible]
         return sorted(sound, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
-    @property
-    def busy(self) -> float:
-        """Seconds of all workers together."""
-        return sum(trial.seconds for trial in self.trials)
-
     @functools.cached_property
     def shifts(self) -> list[tuple[float, float]]:
         """When at least one trial had a worker, as (start, end), ascending and apart."""

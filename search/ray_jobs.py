@@ -128,11 +128,8 @@ def stop_sweep(name: str, address: str) -> Job:
             )
         assert last.submission_id is not None
         client.stop_job(last.submission_id)
-        deadline = time.monotonic() + STOP_SECONDS + 10
-        while not client.get_job_status(last.submission_id).is_terminal():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{name} did not stop within {STOP_SECONDS + 10} s")
-            time.sleep(PAUSE)
+        if not _ends(client, last.submission_id, STOP_SECONDS + 10):
+            raise TimeoutError(f"{name} did not stop within {STOP_SECONDS + 10} s")
         return _job(client, name, _attempts(client, name, address)[-1])
 
 
@@ -217,6 +214,16 @@ def _start(client: JobSubmissionClient, job: dict[str, Any]) -> str:
             time.sleep(PAUSE)
 
 
+def _ends(client: JobSubmissionClient, attempt: str, seconds: float) -> bool:
+    """Whether a job ends within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not client.get_job_status(attempt).is_terminal():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(PAUSE)
+    return True
+
+
 def _kept(client: JobSubmissionClient, name: str) -> tuple[str, str] | None:
     """What was sent under a name to a head that is no more: specification and options, from the home that it left.
 
@@ -225,12 +232,9 @@ def _kept(client: JobSubmissionClient, name: str) -> tuple[str, str] | None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         return None
     look = _start(client, {"entrypoint": f'{HOME}; cat "$BINSWEEP_HOME"/jobs/{name}.json'})
-    deadline = time.monotonic() + LOOK_SECONDS
-    while not client.get_job_status(look).is_terminal():
-        if time.monotonic() > deadline:
-            client.stop_job(look)
-            raise TimeoutError(f"the head did not read a file within {LOOK_SECONDS:.0f} s")
-        time.sleep(PAUSE)
+    if not _ends(client, look, LOOK_SECONDS):
+        client.stop_job(look)
+        raise TimeoutError(f"the head did not read a file within {LOOK_SECONDS:.0f} s")
     said = client.get_job_logs(look)
     client.delete_job(look)
     # Ray, too, may say something in a job's log; without the file there is no such line.

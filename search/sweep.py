@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from collections.abc import Sequence
@@ -152,7 +153,7 @@ def run_sweep(
     UserError where another process has the sweep.
     """
     with ExitStack() as stack:
-        slots, nodes = 1, [this_machine()]
+        slots, nodes = 1, list[Node]()
         if runner == "ray":
             from search.ray_runner import run_ray, start_ray  # Ray takes seconds to import
 
@@ -176,15 +177,13 @@ def run_sweep(
             [*spec.search.points, *(earlier.points if earlier else [])],
         )
 
+        alone = Share({"CPU": float(torch.get_num_threads()), "GPU": float(torch.cuda.is_available())})
+
         def share(settings: Settings) -> Share:
-            alone = Share({"CPU": float(torch.get_num_threads()), "GPU": float(torch.cuda.is_available())})
-            return share_of(spec.resources.of(settings), nodes) if runner == "ray" else alone
+            return share_of(spec.resources.of(settings), nodes) if nodes else alone
 
-        def fits_together(shares: Sequence[Share]) -> bool:
-            return fits(shares, nodes)
-
-        mixed = fits_together if runner == "ray" and spec.resources.large else None
-        controller = Controller(spec, strategy, folder, share, mixed, spent_on(folder), trace)
+        together = functools.partial(fits, nodes=nodes) if nodes and spec.resources.large else None
+        controller = Controller(spec, strategy, folder, share, together, spent_on(folder), trace)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")
         recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots)

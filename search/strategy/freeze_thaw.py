@@ -122,8 +122,10 @@ class FreezeThaw:
         known = self._known([n for n, stand in enumerate(stands) if _is_full(stand)], standing, rng)
         prices = _prices(known, standing, rng)
         # Whether bad is very bad says nothing of where the best is, and would hide its surroundings.
-        seen = standing.best()[standing.best() > -math.inf]
-        least = np.median(seen) - TAIL * (seen.max() - np.median(seen))
+        best = standing.best()
+        seen = best[best > -math.inf]
+        middle = np.median(seen)
+        least = middle - TAIL * (seen.max() - middle)
         values = {n: float(max(stands[n].best, least)) - prices.get(n, 0.0) for n in known}
         # What did not get to its end is bad, or it would be proposed again.
         short = [n for n, stand in enumerate(stands) if stand.straight and stand.state == "over"]
@@ -134,11 +136,12 @@ class FreezeThaw:
         study = optuna.create_study(direction="maximize", sampler=sampler)
         study.add_trials([self._told(standing, n, value) for n, value in values.items()])
         study.add_trials([self._told(standing, n) for n in _some(straight, rng)])
+        in_training = self._points_of(standing, np.array(straight, int))
         for _ in range(ASKED):  # what it proposed before is in training to it, so that it looks elsewhere
             proposed = study.ask(self._distributions).params
             point = self._encoder.point(proposed)
             params = self._encoder.params(point)
-            near = np.abs(self._points_of(standing, np.array(straight, int)) - point).max(axis=1) < APART
+            near = np.abs(in_training - point).max(axis=1) < APART
             if not near.any() and all(stand.params != params for stand in stands):
                 reason = f"most to be gained at its end, by a model of {len(known)} full trainings alone"
                 return Plan(reason, params=params, straight=True)
