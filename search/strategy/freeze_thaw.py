@@ -6,15 +6,18 @@ go on with trials that are nearly there, long ones begin new trials; without tha
 value alone would begin new ones nearly always, because they are the most uncertain. The random horizon is that
 of Rakotoarison et al., 2024 (ifBO, who use the probability of improvement and another model of curves).
 
-What looks bad early and ends well is lost on such a search. So after a few trainings' worth of epochs, new trials are
-trained straight to their end, chosen by Optuna's Gaussian process, which knows full trainings alone.
+What looks bad early and ends well is lost on such a search. So after a few trainings' worth of epochs, new trials go
+straight for their end, chosen by Optuna's Gaussian process, which knows final values alone; only those wait that are
+below the median at a third of their training.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.spatial import cKDTree
 from scipy.special import ndtr
@@ -27,9 +30,10 @@ from search.strategy.planner import Plan
 from search.strategy.standing import Stand, Standing, promoted
 
 START = 4.0  # trainings' worth of epochs by halving, before the model decides
-STRAIGHT_FROM = 8.0  # trainings' worth of epochs, from which trials are trained straight to their end,
-FULL = 3  # once so many have been
+STRAIGHT_FROM = 5.0  # trainings' worth of epochs, from which trials go straight for their end,
+FULL = 3  # once so many have got there
 ASKED = 3  # times for a configuration that is another one
+STEPS = 16  # of a range; Optuna's sampler tries more than these one by one, which took most of its time
 TRIALS = 128  # that a model looks at: it takes its time by their number cubed
 BROKEN = 20  # and so many of those whose value was not finite
 TAIL = 3.0  # times as far below the median as the best is above it, is as bad as can be
@@ -49,7 +53,7 @@ class FreezeThaw:
         self._seed, self._max_epochs = seed % 2**32, max_epochs
         self._model = CurveModel(self._encoder.groups())
         self._points: list[np.ndarray] = []  # by trial
-        self._distributions = {name: to_distribution(dimension) for name, dimension in space.items()}
+        self._distributions = {name: _smooth(to_distribution(dimension)) for name, dimension in space.items()}
         self._blas = ThreadpoolController()
 
     @property
@@ -111,7 +115,7 @@ class FreezeThaw:
         return enough and sum(_is_full(stand) for stand in standing.stands) >= FULL
 
     def _straight(self, standing: Standing) -> Plan | None:
-        """What Optuna's sampler proposes that has seen full trainings, and what is trained to its end now.
+        """What Optuna's sampler proposes that knows how trials ended, and which are on their way.
 
         None where all that it proposes was tried before, as in a small space, or is nearly what is in training.
         """
@@ -119,31 +123,40 @@ class FreezeThaw:
         running = [n for n, stand in enumerate(stands) if stand.state == "running"]
         rng = self._rng(standing, running)
         straight = [n for n in running if stands[n].straight]
-        known = self._known([n for n, stand in enumerate(stands) if _is_full(stand)], standing, rng)
+        full = [n for n, stand in enumerate(stands) if _is_full(stand)]
+        broken = [n for n, stand in enumerate(stands) if stand.broken]
+        left = [n for n, stand in enumerate(stands) if stand.straight and stand.state != "running"]
+        left = sorted({*left} - {*full, *broken})
+        behind = [n for n in left if stands[n].before_end() is not None]
+        known = self._known(full + behind, standing, rng)
         prices = _prices(known, standing, rng)
         # Whether bad is very bad says nothing of where the best is, and would hide its surroundings.
         best = standing.best()
         seen = best[best > -math.inf]
         middle = np.median(seen)
         least = middle - TAIL * (seen.max() - middle)
-        values = {n: float(max(stands[n].best, least)) - prices.get(n, 0.0) for n in known}
-        # What did not get to its end is bad, or it would be proposed again.
-        short = [n for n, stand in enumerate(stands) if stand.straight and stand.state == "over"]
-        short += [n for n, stand in enumerate(stands) if stand.broken]
-        values |= dict.fromkeys([n for n in short if not _is_full(stands[n])][-BROKEN:], min(values.values()))
+        # What fell behind would probably have gained on the rest of its way what others did.
+        thirds = [(stands[n].best, stands[n].before_end()) for n in full]
+        gained = [end - third for end, third in thirds if third is not None]
+        gain = np.median(gained) if gained else 0.0
+        ends = {n: stands[n].best + (0.0 if _is_full(stands[n]) else gain) for n in known}
+        values = {n: float(max(end, least)) - prices.get(n, 0.0) for n, end in ends.items()}
+        # What showed too little, or broke, is bad, or it would be proposed again.
+        bad = [n for n in left if stands[n].before_end() is None] + broken
+        values |= dict.fromkeys(bad[-BROKEN:], min(values.values()))
         # Fewer start points than it has trials: it is a model from the first.
         sampler = optuna.samplers.GPSampler(seed=int(rng.integers(2**32)), n_startup_trials=FULL)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         study.add_trials([self._told(standing, n, value) for n, value in values.items()])
         study.add_trials([self._told(standing, n) for n in _some(straight, rng)])
-        in_training = self._points_of(standing, np.array(straight, int))
+        in_training = self._points_of(standing, np.array(running, int))
         for _ in range(ASKED):  # what it proposed before is in training to it, so that it looks elsewhere
             proposed = study.ask(self._distributions).params
             point = self._encoder.point(proposed)
             params = self._encoder.params(point)
             near = np.abs(in_training - point).max(axis=1) < APART
             if not near.any() and all(stand.params != params for stand in stands):
-                reason = f"most to be gained at its end, by a model of {len(known)} full trainings alone"
+                reason = f"most to be gained at its end, by a model of the ends of {len(known)} trials"
                 return Plan(reason, params=params, straight=True)
         return None
 
@@ -265,6 +278,15 @@ class FreezeThaw:
         new = standing.stands[len(self._points) :]
         self._points += [self._encoder.point(stand.params) for stand in new]
         return np.array([self._points[n] for n in trial]).reshape(len(trial), len(self._encoder.names))
+
+
+def _smooth(distribution: Any) -> BaseDistribution:
+    """A range of many steps without them."""
+    if isinstance(distribution, CategoricalDistribution) or distribution.step is None:
+        return distribution
+    low, high = distribution.low, distribution.high
+    many = (high - low) / distribution.step >= STEPS
+    return FloatDistribution(low, high, log=distribution.log) if many else distribution
 
 
 def _some(running: list[int], rng: np.random.Generator) -> list[int]:

@@ -12,7 +12,7 @@ from search.strategy.ledger import INFEASIBLE, Ledger
 from search.strategy.planner import Plan, Planner
 from search.strategy.samplers import Sampler
 from search.strategy.seam import Decision, Goal, Outcome, Record, Suggestion, Verdict
-from search.strategy.standing import Standing, promoted
+from search.strategy.standing import Standing, behind, promoted
 from search.strategy.standing import State as Stands
 from search.strategy.stopping import Curve, StoppingRule
 
@@ -21,7 +21,7 @@ ENDED = "ended_because"
 BEST_EPOCH = "best_epoch"
 PAUSED = "paused_at"  # the epoch whose checkpoint a paused trial goes on from; None once it goes on
 BROKEN = "broken"  # its value was not finite
-STRAIGHT = "straight"  # it is trained to its end without a pause
+STRAIGHT = "straight"  # it is trained to its end, unless it falls behind
 COST = "cost"  # what its counter costs where it is used
 PRIOR = "prior"  # the earlier sweep that it was a trial of
 FIRST = "first"  # of the study: configurations to try before any other
@@ -174,7 +174,10 @@ class OptunaStrategy:
             live.stop = Verdict(Decision.STOP, reason)
             return live.stop
         if self._standing.stands[number].straight:
-            return Verdict(Decision.CONTINUE, "it is trained straight to its end")
+            reason = behind(self._standing, number) if weighed else None
+            if reason is not None:
+                return self._pause(number, epoch, reason)
+            return Verdict(Decision.CONTINUE, "it goes straight for its end")
         if weighed and self._policy.pauses:
             return self._weigh(number, epoch)
         return Verdict(Decision.CONTINUE, "among those that go on")
@@ -236,9 +239,13 @@ class OptunaStrategy:
             stand.state = "running"
             self._planned = None
             return Verdict(Decision.CONTINUE, plan.reason)
+        return self._pause(number, epoch, "another trial comes first")
+
+    def _pause(self, number: int, epoch: int, reason: str) -> Verdict:
+        self._standing.stands[number].state = "paused"
         self._ledger.note(number, PAUSED, epoch)
         self._live.pop(number)
-        return Verdict(Decision.PAUSE, "another trial comes first")
+        return Verdict(Decision.PAUSE, reason)
 
     def _go_on(self, number: int, reason: str) -> Suggestion:
         stand = self._standing.stands[number]

@@ -10,7 +10,7 @@ from search.strategy.standing import Standing, promoted
 class Plan:
     """Go on with trial `number`, or begin one with `params`, or, with neither, with what the sampler says.
 
-    A new one that is `straight` is trained to its end without a pause.
+    A new one that is `straight` is trained to its end, unless it falls behind the others on its way.
     """
 
     reason: str = ""

@@ -35,12 +35,16 @@ class Stand:
     best: float = -math.inf
     at_level: dict[int, float] = field(default_factory=dict)
     broken: bool = False  # its value was not finite, or it broke a limit: the configuration is bad
-    straight: bool = False  # it is trained to its end without a pause
+    straight: bool = False  # it is trained to its end, unless it falls behind
     cost: float | None = None  # where value against cost is searched
 
     def rank_value(self, level: int) -> float:
         """Best value until the level of that index; -inf when it has not got there."""
         return self.at_level.get(self.levels[min(level, len(self.levels) - 1)], -math.inf)
+
+    def before_end(self) -> float | None:
+        """Best value until the last level before its end, a third of its training; None before that."""
+        return self.at_level.get(self.levels[-2]) if len(self.levels) > 1 else None
 
     def next_level(self) -> int:
         """The next epoch at which it is weighed; its end when that is reached."""
@@ -111,6 +115,19 @@ def promoted(standing: Standing) -> tuple[int, str] | None:
                 where = f"the level of epoch {stand.epochs}"
                 return -minus, f"rank {place} of {len(there)} at {where}: the best {places} go on"
     return None
+
+
+def behind(standing: Standing, number: int) -> str | None:
+    """Why a trial at a third of its training is not trained on: most that got there had done better by then, the
+    median rule of Golovin et al., 2017 (Vizier). None elsewhere, and on the front of value against cost."""
+    stand = standing.stands[number]
+    if _level_of(stand) != len(stand.levels) - 2 or number in standing.front():
+        return None
+    there = [other.before_end() for other in standing.stands if not other.broken]
+    values = [value for value in there if value is not None]
+    if stand.best >= np.median(values):
+        return None
+    return f"below the median of {len(values)} trials at a third of their training"
 
 
 def _level_of(stand: Stand) -> int:

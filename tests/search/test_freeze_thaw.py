@@ -12,8 +12,8 @@ from scipy.optimize import check_grad
 from search.space import Choice, Dimension, Range, to_distribution
 from search.strategy.curve_model import CurveModel, Data
 from search.strategy.encode import Encoder
-from search.strategy.freeze_thaw import APART, START, FreezeThaw
-from search.strategy.standing import ETA, Standing, levels, promoted
+from search.strategy.freeze_thaw import APART, FULL, START, FreezeThaw
+from search.strategy.standing import ETA, Standing, behind, levels, promoted
 from search.strategy.stopping import Curve
 
 SPACE: dict[str, Dimension] = {
@@ -144,9 +144,11 @@ def planned(trials: Standing) -> list[Any]:
 
 def test_the_model_begins_new_trials_apart_from_what_was_tried_and_goes_on_with_the_best() -> None:
     curves = [([0.1 * level + 0.05 * index for level in range(3)], "paused") for index in range(10)]
-    plans = planned(standing(*curves, *[([1.0] * 9, "over")] * int(START)))
+    trials = standing(*curves, *[([1.0] * 9, "over")] * (FULL - 1))
+    assert trials.epochs > START * 9
+    plans = planned(trials)
     begun = [plan.params["x"] for plan in plans if plan.params]
-    tried = [index / 10 for index in range(14)]
+    tried = [index / 10 for index in range(12)]
     assert begun and min(abs(x - at) for x in begun for at in tried) > APART - 1e-9
     assert all(plan.number is None or plan.number < 10 for plan in plans), "only paused trials go on"
 
@@ -202,6 +204,70 @@ def test_what_went_straight_and_ended_early_is_not_proposed_again() -> None:
         assert all(abs(plan.params["x"] - x) > 0.01 for x in tried), (plan.params, tried)
         tried.append(plan.params["x"])
         trials.add(plan.params, Curve(9, {} if value is None else {1: value}), "over", straight=True)
+
+
+def test_what_fell_behind_counts_for_what_it_would_have_gained() -> None:
+    """All gain 0.5 on the last two thirds: what had the most at the third would have ended best, or what had little."""
+
+    def where(third: float) -> list[float]:
+        trials = Standing()
+        for x in np.linspace(0, 0.7, 8):
+            trials.add({"x": x}, Curve(9, {3: x / 2, 9: x / 2 + 0.5}), "over")
+        for x in (0.9, 0.95, 1.0):
+            trials.add({"x": x}, Curve(9, {3: third}), "paused", straight=True)
+        return [plan.params["x"] for plan in planned(trials) if plan.params and plan.straight]
+
+    assert np.median(where(0.45)) > 0.8
+    assert np.median(where(0.0)) < 0.8
+
+
+def test_below_the_median_at_a_third_is_behind() -> None:
+    trials = standing(
+        *[([0.0, 0.0, 0.1 * index], "paused") for index in range(5)], ([0.0, 0.0, 0.05], "over")
+    )
+    assert [behind(trials, number) is not None for number in range(6)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert "below the median of 6 trials" in str(behind(trials, 0))
+    for stand in trials.stands[2:5]:
+        stand.broken = True
+    assert behind(trials, 1) is None, "what broke is no measure"
+    trials.saw(0, 4, 0.0)
+    assert behind(trials, 0) is not None, "the third was passed by"
+    trials.add({"x": 0.5}, Curve(9, {1: 0.0}))
+    assert behind(trials, 6) is None, "too early to tell"
+    trials.saw(0, 9, 0.0)
+    assert behind(trials, 0) is None, "it is at its end"
+    short = Standing()
+    for value in (0.2, 0.1):
+        short.add({"x": 0.5}, Curve(1, {1: value}))
+    assert behind(short, 1) is None, "one epoch has no third"
+
+
+def test_what_is_cheap_is_not_behind() -> None:
+    trials = standing(*[([0.0, 0.0, 0.1 * index], "paused") for index in range(5)])
+    for stand, cost in zip(trials.stands, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True):
+        stand.cost = cost
+    assert all(behind(trials, number) is None for number in range(5)), "all are on the front"
+    trials.stands[1].cost = 6.0
+    assert behind(trials, 1) is not None
+
+
+def test_wide_whole_numbers_stay_whole_numbers() -> None:
+    space: dict[str, Dimension] = {"units": Range(8, 512, log=True)}
+    trials = Standing()
+    for units in (8, 16, 32, 64, 128, 256, 512):
+        trials.add(
+            {"units": units}, Curve(9, dict.fromkeys(range(1, 10), -abs(math.log(units / 100)))), "over"
+        )
+    plans = [FreezeThaw(space, seed, 9, "epochs").plan(trials) for seed in range(5)]
+    assert all(plan.straight and plan.params and type(plan.params["units"]) is int for plan in plans)
+    assert all(60 < plan.params["units"] < 160 for plan in plans if plan.params)
 
 
 def test_one_very_bad_value_hides_nothing() -> None:
