@@ -173,12 +173,13 @@ class OptunaStrategy:
         if reason is not None:
             live.stop = Verdict(Decision.STOP, reason)
             return live.stop
+        weighed = weighed and self._policy.pauses
         if self._standing.stands[number].straight:
             reason = behind(self._standing, number) if weighed else None
             if reason is not None:
                 return self._pause(number, epoch, reason)
             return Verdict(Decision.CONTINUE, "it goes straight for its end")
-        if weighed and self._policy.pauses:
+        if weighed:
             return self._weigh(number, epoch)
         return Verdict(Decision.CONTINUE, "among those that go on")
 

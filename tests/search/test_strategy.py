@@ -379,7 +379,8 @@ def test_several_workers_get_different_configurations(tmp_path: Path) -> None:
         suggestion = strategy.suggest()
         assert suggestion is not None
         for epoch in range(1, EPOCHS + 1):
-            strategy.observe(suggestion.number, epoch, -abs(suggestion.params["x"] - 0.7))
+            verdict = strategy.observe(suggestion.number, epoch, -abs(suggestion.params["x"] - 0.7))
+            assert verdict.decision is Decision.CONTINUE, "nothing stops or pauses"
         strategy.finish(suggestion.number, Outcome("completed"))
     together = [strategy.suggest() for _ in range(8)]
     points = sorted(suggestion.params["x"] for suggestion in together if suggestion)
