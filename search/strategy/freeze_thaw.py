@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.spatial import cKDTree
 from scipy.special import ndtr
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import threadpool_limits
 
 from search.space import Dimension, to_distribution
 from search.strategy.curve_model import CurveModel, Data
@@ -54,7 +54,6 @@ class FreezeThaw:
         self._model = CurveModel(self._encoder.groups())
         self._points: list[np.ndarray] = []  # by trial
         self._distributions = {name: _smooth(to_distribution(dimension)) for name, dimension in space.items()}
-        self._blas = ThreadpoolController()
 
     @property
     def learned(self) -> list[float]:
@@ -69,8 +68,8 @@ class FreezeThaw:
 
     def plan(self, standing: Standing) -> Plan:
         """What a free worker should do next."""
-        # Trials have all cores: threads that wait for one at each step of the algebra made a plan 2 to 5 times slower.
-        with self._blas.limit(limits=1, user_api="blas"):
+        # Trials have all cores: threads that wait for one at each step of the algebra made a plan 2 to 7 times slower.
+        with threadpool_limits(limits=1):
             return self._plan(standing)
 
     def _plan(self, standing: Standing) -> Plan:
