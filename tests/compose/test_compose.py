@@ -109,7 +109,7 @@ def test_the_guard_refuses(value: str, reason: str, tmp_path: Path) -> None:
 def test_the_stack_keeps_what_it_promises() -> None:
     if os.environ.get("BINSWEEP_COMPOSE") != "1":
         pytest.skip(
-            "takes 11 minutes for the images the first time and 12 for the rest: set BINSWEEP_COMPOSE=1"
+            "takes 11 minutes for the images the first time and 5 to 12 for the rest: set BINSWEEP_COMPOSE=1"
         )
     tools = ("podman", "runc", "debootstrap", "npm", "/usr/libexec/podman/catatonit")
     missing = [tool for tool in tools if shutil.which(tool) is None]
