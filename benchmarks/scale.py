@@ -7,7 +7,8 @@ The driver is one queue: what it does for an epoch or a suggestion (the strategy
 log's call with its file) takes the time that was measured while doing it for real, and so does Ray Tune's own work for
 a report, which is measured first, with trials that do nothing but report; the worker waits for it. Measured once every
 worker has reported. What MLflow would have to take is printed beside, against what it was measured to take
-(benchmarks/runlog.py).
+(benchmarks/runlog.py). Before that: how many checkpoints a second the actor on the driver's node takes in for workers
+on other nodes, written and synced to disk, without the network between them.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from tracking.runlog import RunLog  # noqa: E402
 
 METRICS = 20  # of an epoch's report
 REPORTS = 500  # of each of the trials that do nothing else
+CHECKPOINTS = ((0.1, 400), (3.0, 200), (50.0, 20))  # megabytes, and how many of them are sent
+TRIALS = 40  # whose checkpoints these are
 NOWHERE = "http://127.0.0.1:9"  # nothing listens: the run log's own cost, while MLflow is away
 
 
@@ -51,6 +54,8 @@ def main() -> None:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     ray = ray_seconds()
     print(f"Ray Tune's own work for a report: {1000 * ray:.1f} ms", flush=True)
+    for megabytes, rate in keeper_rates():
+        print(f"checkpoints of {megabytes:g} MB taken in: {rate:.1f} a second", flush=True)
     print(
         "| sampler | workers | s an epoch | driver, ms | driver busy | workers wait | metrics/s | of MLflow |"
     )
@@ -81,6 +86,28 @@ def ray_seconds() -> float:
         config = runner.tune.TuneConfig(num_samples=4)
         runner.tune.Tuner(report_only, tune_config=config, run_config=run).fit()
         return (time.process_time() - began) / (4 * REPORTS)
+
+
+def keeper_rates() -> list[tuple[float, float]]:
+    """For each size of a checkpoint in megabytes, how many a second the keeper takes in from several senders."""
+    import search.ray_runner as runner
+    import search.ray_site as site
+
+    found = []
+    with runner.start_ray(2), tempfile.TemporaryDirectory() as folder:
+        actor = site.ray.remote(site.Keeper).options(num_cpus=0, max_concurrency=site.CALLS)
+        keeper = actor.remote(Path(folder), Path(folder))
+        for megabytes, count in CHECKPOINTS:
+            content = random.Random(0).randbytes(int(1e6 * megabytes))
+            site.ray.get(keeper.keep.remote("first", {"last.pt": content}))  # the actor has started
+            began, waiting = time.perf_counter(), []
+            for number in range(count):
+                if len(waiting) == site.CALLS:
+                    _, waiting = site.ray.wait(waiting)
+                waiting.append(keeper.keep.remote(f"trial-{number % TRIALS}", {"last.pt": content}))
+            site.ray.get(waiting)
+            found.append((megabytes, count / (time.perf_counter() - began)))
+    return found
 
 
 def simulate(
