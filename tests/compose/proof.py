@@ -74,7 +74,9 @@ class Stack:
     def compose(self, *words: str) -> None:
         command = [sys.executable, "-m", "podman_compose", "-p", PROJECT, "--in-pod", "false"]
         command += ["--env-file", str(self.env_file), *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        # A variable of the environment would come before that of the file: tests before this one set some.
+        env = {name: value for name, value in os.environ.items() if name not in self.env}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
             raise AssertionError(f"podman-compose {' '.join(words)}:\n{(done.stdout + done.stderr)[-3000:]}")
 
