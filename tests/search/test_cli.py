@@ -283,8 +283,9 @@ def test_an_interrupted_sweep_ends_with_130_and_leaves_nothing_running(
     assert process.returncode == 130, errors
     assert "Traceback" not in errors and "the same command goes on" in errors
     assert "received at time" not in errors  # Ray's own answer to signals
-    _, alive = psutil.wait_procs(own, timeout=20)
-    assert alive == []
+    _, there = psutil.wait_procs(own, timeout=20)
+    # In a container without an init process nobody collects what has ended.
+    assert [one for one in there if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
     if "did not reach" in errors:  # a slow server may still lack some, as long as the sweep says so
         assert binsweep("sync", home=home, MLFLOW_TRACKING_URI=server).returncode == 0
 
