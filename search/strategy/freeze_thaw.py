@@ -68,16 +68,14 @@ class FreezeThaw:
 
     def plan(self, standing: Standing) -> Plan:
         """What a free worker should do next."""
-        # Trials have all cores: threads that wait for one at each step of the algebra made a plan 2 to 7 times slower.
-        with threadpool_limits(limits=1):
-            return self._plan(standing)
-
-    def _plan(self, standing: Standing) -> Plan:
         if standing.epochs >= START * self._max_epochs and any(
             stand.at_level and not stand.broken for stand in standing.stands
         ):
-            straight = self._straight(standing) if self._straight_is_due(standing) else None
-            return straight or self._by_model(standing)
+            # Trials have all cores: threads that wait for one at each step of the algebra made a plan 2 to 7 times
+            # slower.
+            with threadpool_limits(limits=1):
+                straight = self._straight(standing) if self._straight_is_due(standing) else None
+                return straight or self._by_model(standing)
         found = promoted(standing)
         if found is not None:
             return Plan(found[1], number=found[0])
@@ -124,8 +122,8 @@ class FreezeThaw:
         straight = [n for n in running if stands[n].straight]
         full = [n for n, stand in enumerate(stands) if _is_full(stand)]
         broken = [n for n, stand in enumerate(stands) if stand.broken]
-        left = [n for n, stand in enumerate(stands) if stand.straight and stand.state != "running"]
-        left = sorted({*left} - {*full, *broken})
+        left = [n for n, s in enumerate(stands) if s.straight and s.state != "running" and not s.broken]
+        left = [n for n in left if not _is_full(stands[n])]
         behind = [n for n in left if stands[n].before_end() is not None]
         known = self._known(full + behind, standing, rng)
         prices = _prices(known, standing, rng)
