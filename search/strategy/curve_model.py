@@ -16,6 +16,8 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
+from search.strategy.kernel import by_log_scale, matern
+
 # Beyond the two length scales per dimension: variance and length of the trend, variance of the final value,
 # variance and length of the early term, variance of a trial's own offset, and of the noise. Values have unit
 # variance and coordinates unit range. Prior medians and their spreads on the log scale:
@@ -123,10 +125,7 @@ class CurveModel:
         variance = math.exp(theta[2 * n + 2])
         for first, factor in ((0, w * variance), (n, w * k.early)):
             scale = np.exp(theta[first : first + n])[self._groups]
-            slope, scaled = factor * _matern_slope(data.x, scale), data.x / scale
-            per_feature = (slope.sum(axis=1)[:, None] * scaled**2).sum(axis=0)
-            per_feature -= (scaled * (slope @ scaled)).sum(axis=0)
-            np.add.at(gradient, first + self._groups, -4 * per_feature)
+            np.add.at(gradient, first + self._groups, by_log_scale(factor, data.x, scale))
         trend, early = w * k.trend, w * k.early * k.early_x
         length, early_length = np.exp(2 * theta[[2 * n + 1, 2 * n + 4]])
         gradient[2 * n :] = [
@@ -143,8 +142,8 @@ class CurveModel:
     def _kernels(self, theta: np.ndarray, a: Data, b: Data) -> _Kernels:
         n = self._n
         trend, length, final, early, early_length, offset, _ = np.exp(theta[2 * n :])
-        final_x = _matern(a.x, b.x, np.exp(theta[:n])[self._groups])
-        early_x = _matern(a.x, b.x, np.exp(theta[n : 2 * n])[self._groups])
+        final_x = matern(a.x, b.x, np.exp(theta[:n])[self._groups])
+        early_x = matern(a.x, b.x, np.exp(theta[n : 2 * n])[self._groups])
         # There are few different progresses: what depends on them alone is computed once for each pair.
         one, rows = np.unique(a.progress, return_inverse=True)
         two, columns = np.unique(b.progress, return_inverse=True)
@@ -166,26 +165,3 @@ class CurveModel:
         covariance[np.diag_indices(len(covariance))] += noise + _JITTER
         factor: np.ndarray = cholesky(covariance, lower=True, check_finite=False)
         return factor
-
-
-def _matern(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Matern 5/2 between rows, shape [len(a), len(b)]."""
-    r = _distance(a, b, scale)
-    value: np.ndarray = (1 + r + r * r / 3) * np.exp(-r)
-    return value
-
-
-def _matern_slope(a: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The derivative of Matern 5/2 between rows by their squared scaled distance."""
-    r = _distance(a, a, scale)
-    slope: np.ndarray = (-5 / 6) * (1 + r) * np.exp(-r)
-    return slope
-
-
-def _distance(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The scaled distance between rows, times the root of 5."""
-    a, b = a / scale, b / scale
-    squared = (-10 * a) @ b.T
-    squared += (5 * (a * a).sum(axis=1))[:, None]
-    squared += 5 * (b * b).sum(axis=1)
-    return np.asarray(np.sqrt(np.maximum(squared, 1e-12)))

@@ -14,6 +14,7 @@ from scipy.stats import qmc
 from search.space import Choice, Dimension, Range, active, in_order, to_distribution
 
 Points = np.ndarray  # shape [n, dimensions]
+FEW = 16  # places of a range that are tried one by one
 
 
 class Encoder:
@@ -25,6 +26,8 @@ class Encoder:
         self.dimensions = list(self._space.values())
         self._distributions: list[BaseDistribution] = [to_distribution(d) for d in self.dimensions]
         self._options = [len(d.values) if isinstance(d, Choice) else 0 for d in self.dimensions]
+        self._places = [self._places_of(i) for i in range(len(self.names))]
+        self._wide = np.array([not len(places) for places in self._places])
         self.features = sum(max(1, options) for options in self._options)
         self._conditions = [
             (i, self.names.index(parent), [self._code(parent, value) for value in allowed])
@@ -42,10 +45,6 @@ class Encoder:
         off = self._off(point[None])[0]
         return {name: self._value(i, point[i]) for i, name in enumerate(self.names) if not off[i]}
 
-    def filled(self, point: np.ndarray) -> dict[str, Any]:
-        """Every parameter at a point, also those not searched beside the others: a range's middle, a first choice."""
-        return {name: self._value(i, max(point[i], 0.0)) for i, name in enumerate(self.names)}
-
     def value(self, point: np.ndarray, name: str) -> Any:
         """One parameter at a point where it is searched."""
         i = self.names.index(name)
@@ -58,6 +57,44 @@ class Encoder:
             sequence.fast_forward(number)
         point: np.ndarray = self.from_unit(sequence.random(1))[0]
         return point
+
+    def rounded(self, points: Points) -> Points:
+        """Each point as its configuration has it: a range of whole numbers or of steps has so many places only."""
+        columns = points.copy()
+        for i, (dimension, distribution) in enumerate(zip(self.dimensions, self._distributions, strict=True)):
+            step = getattr(distribution, "step", None)
+            if isinstance(dimension, Range) and step is not None and distribution.high > distribution.low:
+                low, high = _ends(dimension, distribution)
+                value = low + points[:, i] * (high - low)
+                value = np.exp(value) if dimension.log else value
+                steps = np.round((value - distribution.low) / step)
+                value = distribution.low + step * np.clip(steps, 0, _steps(distribution))
+                columns[:, i] = ((np.log(value) if dimension.log else value) - low) / (high - low)
+        # What is not searched there keeps its one place.
+        return np.where(self._off(points), points, columns)
+
+    def free(self, points: Points) -> tuple[np.ndarray, np.ndarray]:
+        """Of the ranges of many places: whether each is searched at each point [n, ranges], and which feature it is
+        [ranges]."""
+        return ~self._off(points)[:, self._wide], np.flatnonzero(self._wide[self.groups()])
+
+    def moved(self, points: Points, places: np.ndarray) -> Points:
+        """The points with their ranges of many places at other ones [n, ranges]."""
+        found = points.copy()
+        found[:, self._wide] = places
+        return found
+
+    def others(self, points: Points) -> Points:
+        """Each point with one choice, or one range of few places, at each of its places."""
+        found = [points]
+        for i, places in enumerate(self._places):
+            for place in places:
+                found.append(points.copy())
+                found[-1][:, i] = place
+        moved = np.concatenate(found)
+        # A choice that was not searched there before has its first option.
+        moved = np.where((np.array(self._options) > 0) & ~self._off(moved), np.maximum(moved, 0.0), moved)
+        return self._settle(moved)
 
     def random(self, rng: np.random.Generator, count: int) -> Points:
         return self.from_unit(rng.random((count, len(self.names))))
@@ -90,6 +127,17 @@ class Encoder:
     def from_unit(self, unit: Points) -> Points:
         """Points from numbers between 0 and 1; a choice's options get equal parts of that."""
         return self._settle(self._anywhere(unit))
+
+    def _places_of(self, i: int) -> np.ndarray:
+        """The coordinates that a choice or a range of few places can have; none for another range."""
+        if self._options[i]:
+            return np.arange(self._options[i])
+        distribution = self._distributions[i]
+        step = getattr(distribution, "step", None)
+        if step is None or _steps(distribution) >= FEW:
+            return np.empty(0)
+        values = distribution.low + step * np.arange(_steps(distribution) + 1)
+        return np.array([self._coordinate(i, value) for value in values])
 
     def _anywhere(self, unit: Points) -> Points:
         options = np.array(self._options)
@@ -132,9 +180,15 @@ class Encoder:
         first, last = distribution.low, distribution.high
         step = distribution.step
         if step is not None:  # every range of whole numbers has one
-            steps = min(round((value - first) / step), round((last - first) / step))
+            steps = min(round((value - first) / step), _steps(distribution))
             value = first + max(0, steps) * step
         return int(value) if dimension.is_int else float(min(last, max(first, value)))
+
+
+def _steps(distribution: Any) -> int:
+    """How many there are between the ends of a stepped range."""
+    steps: int = round((distribution.high - distribution.low) / distribution.step)
+    return steps
 
 
 def _ends(dimension: Range, distribution: Any) -> tuple[float, float]:

@@ -7,33 +7,28 @@ value alone would begin new ones nearly always, because they are the most uncert
 of Rakotoarison et al., 2024 (ifBO, who use the probability of improvement and another model of curves).
 
 What looks bad early and ends well is lost on such a search. So after a few trainings' worth of epochs, new trials go
-straight for their end, chosen by Optuna's Gaussian process, which knows final values alone; only those wait that are
-below the median at a third of their training.
+straight for their end, chosen by a model of final values alone; only those wait that are below the median at a third of
+their training.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.spatial import cKDTree
-from scipy.special import ndtr
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
-from search.space import Dimension, to_distribution
+from search.space import Dimension
 from search.strategy.curve_model import CurveModel, Data
 from search.strategy.encode import Encoder, Points
+from search.strategy.end_model import EndModel
+from search.strategy.kernel import log_improvement
 from search.strategy.planner import Plan
 from search.strategy.standing import Stand, Standing, promoted
 
 START = 4.0  # trainings' worth of epochs by halving, before the model decides
 STRAIGHT_FROM = 5.0  # trainings' worth of epochs, from which trials go straight for their end,
 FULL = 3  # once so many have got there
-ASKED = 3  # times for a configuration that is another one
-STEPS = 16  # of a range; Optuna's sampler tries more than these one by one, which took most of its time
 TRIALS = 128  # that a model looks at: it takes its time by their number cubed
 BROKEN = 20  # and so many of those whose value was not finite
 TAIL = 3.0  # times as far below the median as the best is above it, is as bad as can be
@@ -52,19 +47,22 @@ class FreezeThaw:
         self._epochs_name = epochs_name
         self._seed, self._max_epochs = seed % 2**32, max_epochs
         self._model = CurveModel(self._encoder.groups())
+        self._ends = EndModel(self._encoder)
         self._points: list[np.ndarray] = []  # by trial
-        self._distributions = {name: _smooth(to_distribution(dimension)) for name, dimension in space.items()}
+        self._threads = ThreadpoolController()  # looking for the libraries takes 3 ms
 
     @property
     def learned(self) -> list[float]:
         """What must be kept to plan alike after a restart."""
-        return [float(x) for x in (self._model.learned_from, *self._model.theta)]
+        models = (self._model, self._ends)
+        return [float(x) for model in models for x in (model.learned_from, *model.theta)]
 
     @learned.setter
     def learned(self, learned: list[float]) -> None:
-        # An earlier version kept a second model behind this one.
-        self._model.learned_from = int(learned[0])
-        self._model.theta = np.array(learned[1 : 1 + len(self._model.theta)])
+        for model in (self._model, self._ends):
+            own, learned = learned[: 1 + len(model.theta)], learned[1 + len(model.theta) :]
+            if own:  # an earlier version kept the first model's only
+                model.learned_from, model.theta = int(own[0]), np.array(own[1:])
 
     def plan(self, standing: Standing) -> Plan:
         """What a free worker should do next."""
@@ -73,7 +71,7 @@ class FreezeThaw:
         ):
             # Trials have all cores: threads that wait for one at each step of the algebra made a plan 2 to 7 times
             # slower.
-            with threadpool_limits(limits=1):
+            with self._threads.limit(limits=1):
                 straight = self._straight(standing) if self._straight_is_due(standing) else None
                 return straight or self._by_model(standing)
         found = promoted(standing)
@@ -112,9 +110,9 @@ class FreezeThaw:
         return enough and sum(_is_full(stand) for stand in standing.stands) >= FULL
 
     def _straight(self, standing: Standing) -> Plan | None:
-        """What Optuna's sampler proposes that knows how trials ended, and which are on their way.
+        """The new configuration that would probably gain most at its end.
 
-        None where all that it proposes was tried before, as in a small space, or is nearly what is in training.
+        None where all that was weighed was tried before, as in a small space, or nearly is in training or broke.
         """
         stands = standing.stands
         running = [n for n, stand in enumerate(stands) if stand.state == "running"]
@@ -141,28 +139,17 @@ class FreezeThaw:
         # What showed too little, or broke, is bad, or it would be proposed again.
         bad = [n for n in left if stands[n].before_end() is None] + broken
         values |= dict.fromkeys(bad[-BROKEN:], min(values.values()))
-        # Fewer start points than it has trials: it is a model from the first.
-        sampler = optuna.samplers.GPSampler(seed=int(rng.integers(2**32)), n_startup_trials=FULL)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        study.add_trials([self._told(standing, n, value) for n, value in values.items()])
-        study.add_trials([self._told(standing, n) for n in _some(straight, rng)])
-        in_training = self._points_of(standing, np.array(running, int))
-        for _ in range(ASKED):  # what it proposed before is in training to it, so that it looks elsewhere
-            proposed = study.ask(self._distributions).params
-            point = self._encoder.point(proposed)
+        tried, told = self._points_of(standing, np.array(list(values))), np.array(list(values.values()))
+        self._ends.keep_up(tried, told, len(full + behind))
+        pending = self._points_of(standing, np.array(_some(straight, rng), int))
+        avoid = self._points_of(standing, np.array(running + bad, int))
+        for point in self._ends.best(tried, told, pending, rng):
             params = self._encoder.params(point)
-            near = np.abs(in_training - point).max(axis=1) < APART
+            near = np.abs(avoid - point).max(axis=1) < APART
             if not near.any() and all(stand.params != params for stand in stands):
                 reason = f"most to be gained at its end, by a model of the ends of {len(known)} trials"
                 return Plan(reason, params=params, straight=True)
         return None
-
-    def _told(self, standing: Standing, number: int, value: float | None = None) -> FrozenTrial:
-        """A trial as Optuna is told of it, with a neutral value of what is not searched there; without a value it is
-        still running."""
-        state = TrialState.RUNNING if value is None else TrialState.COMPLETE
-        params = self._encoder.filled(self._points_of(standing, np.array([number]))[0])
-        return create_trial(state=state, params=params, distributions=self._distributions, value=value)
 
     def _rng(self, standing: Standing, running: list[int]) -> np.random.Generator:
         return np.random.default_rng([self._seed, len(standing.stands), standing.epochs, len(running)])
@@ -242,7 +229,7 @@ class FreezeThaw:
         horizon: float,
         top: float,
     ) -> np.ndarray:
-        """Expected improvement over the best value, of each candidate `horizon` epochs from now."""
+        """Expected improvement over the best value, of each candidate `horizon` epochs from now; its logarithm."""
         stands = [standing.stands[n] for n in paused]
         epochs = np.array([stand.epochs + horizon for stand in stands] + [horizon] * len(fresh))
         lengths = np.concatenate([[stand.levels[-1] for stand in stands], self._lengths(fresh)])
@@ -251,11 +238,7 @@ class FreezeThaw:
         x = np.concatenate([known, self._encoder.expand(fresh)])
         trial = np.array(paused + [NEW] * len(fresh))
         mean, deviation = self._model.predict(x, progress, trial)
-        z = (mean - top) / deviation
-        density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-        # Where improvement is all but impossible, its logarithm keeps the order that its value loses.
-        gain = np.log(np.maximum(deviation * (z * ndtr(z) + density), 1e-300))
-        return np.asarray(np.where(z > -5, gain, -z * z / 2 - 5))
+        return log_improvement(mean, deviation, top)
 
     def _progress(self, epochs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """From 0, one epoch of the longest training, to 1, the training's own end; logarithmic."""
@@ -275,15 +258,6 @@ class FreezeThaw:
         new = standing.stands[len(self._points) :]
         self._points += [self._encoder.point(stand.params) for stand in new]
         return np.array([self._points[n] for n in trial]).reshape(len(trial), len(self._encoder.names))
-
-
-def _smooth(distribution: Any) -> BaseDistribution:
-    """A range of many steps without them."""
-    if isinstance(distribution, CategoricalDistribution) or distribution.step is None:
-        return distribution
-    low, high = distribution.low, distribution.high
-    many = (high - low) / distribution.step >= STEPS
-    return FloatDistribution(low, high, log=distribution.log) if many else distribution
 
 
 def _some(running: list[int], rng: np.random.Generator) -> list[int]:

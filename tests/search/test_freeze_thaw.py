@@ -12,7 +12,9 @@ from scipy.optimize import check_grad
 from search.space import Choice, Dimension, Range, to_distribution
 from search.strategy.curve_model import CurveModel, Data
 from search.strategy.encode import Encoder
+from search.strategy.end_model import EndModel
 from search.strategy.freeze_thaw import APART, FULL, START, FreezeThaw
+from search.strategy.kernel import log_improvement
 from search.strategy.standing import ETA, Standing, behind, levels, promoted
 from search.strategy.stopping import Curve
 
@@ -43,6 +45,26 @@ def test_every_point_is_a_configuration_of_the_space_and_back(seed: int) -> None
     near = encoder.near(np.tile(point, (20, 1)), 0.3, np.random.default_rng(seed))
     for moved in near:  # what is not searched there has one place only
         assert encoder.point(encoder.params(moved))[6:] == pytest.approx(moved[6:])
+    for there, moved in zip(encoder.rounded(near), near, strict=True):
+        expected = encoder.point(encoder.params(moved))
+        expected[5] = moved[5]  # of a range of one value, every place is that value
+        assert there == pytest.approx(expected)
+
+
+def test_every_choice_and_every_place_of_a_short_range_is_among_the_others() -> None:
+    encoder = Encoder(SPACE)
+    start = {"lr": 0.01, "units": 8, "depth": 3, "drop": 0.3, "arm": "a", "fixed": 3}
+    found = [encoder.params(point) for point in encoder.others(encoder.point(start)[None])]
+    expected = [start]
+    expected += [start | {"depth": depth} for depth in (1, 3, 5, 7, 9)]
+    expected += [start | {"drop": drop} for drop in (0.0, 0.3, 0.6, 0.9)]
+    expected += [start, start]  # of arm and of what has one place only
+    expected += [start | {"arm": arm, "inner": True, "innermost": 0.5} for arm in "bc"]
+    by_text = sorted(map(repr, found), key=len)
+    assert len(by_text) == len(expected) + 2  # what is not searched there has two options that change nothing
+    for params in expected:
+        assert any(other == pytest.approx(params) for other in found), params
+    assert all(any(other == pytest.approx(params) for params in expected) for other in found)
 
 
 def test_ends_of_a_range_are_within_reach_and_choices_are_equally_far_apart() -> None:
@@ -98,6 +120,69 @@ def test_the_model_tells_final_values_from_early_ones() -> None:
     assert np.corrcoef(at_end, asked[:, 0])[0, 1] > 0.9
     assert np.corrcoef(at_start, asked[:, 1])[0, 1] > 0.9
     assert (unsure > 0).all()
+
+
+def ends(rng: np.random.Generator, count: int) -> tuple[Encoder, np.ndarray, np.ndarray]:
+    """An encoder, points, and values that are best at x = 0.7 with `arm` a; `idle` changes nothing."""
+    space = {"x": Range(0.0, 1.0), "idle": Range(0.0, 1.0), "arm": Choice(("a", "b"))}
+    encoder = Encoder(space)
+    points = encoder.random(rng, count)
+    return (
+        encoder,
+        points,
+        100 - (points[:, 0] - 0.7) ** 2 - 0.2 * points[:, 2] + 0.001 * rng.normal(size=count),
+    )
+
+
+def test_the_gradient_of_the_model_of_ends_is_right() -> None:
+    rng = np.random.default_rng(0)
+    encoder, points, values = ends(rng, 20)
+    model, x, y = EndModel(encoder), encoder.expand(points), (values - values.mean()) / values.std()
+    theta = 0.4 * rng.normal(size=len(model.theta))
+    error = check_grad(lambda t: model.loss(t, x, y)[0], lambda t: model.loss(t, x, y)[1], theta)
+    assert error < 1e-5 * np.linalg.norm(model.loss(theta, x, y)[1])
+
+
+def test_the_model_of_ends_believes_what_optunas_does() -> None:
+    """The same posterior of hyperparameters as `GPSampler`'s regressor."""
+    gp = pytest.importorskip("optuna._gp.gp")
+    prior = pytest.importorskip("optuna._gp.prior")
+    encoder, points, values = ends(np.random.default_rng(1), 30)
+    y = (values - values.mean()) / values.std()
+    model = EndModel(encoder)
+    model.keep_up(points, values, 30)
+    theirs = gp.fit_kernel_params(
+        points, y, np.array([False, False, True]), prior.default_log_prior, 1e-6, False
+    )
+    expected = [*-0.5 * np.log(theirs.inverse_squared_lengthscales.numpy())]
+    assert model.theta[:-1] == pytest.approx([*expected, math.log(theirs.kernel_scale)], abs=0.1)
+    assert math.exp(model.theta[-1]) == pytest.approx(float(theirs.noise_var), abs=1e-4)
+    assert model.theta[1] > model.theta[0] + 1, "what changes nothing has a long scale"
+
+
+def test_most_is_to_be_gained_at_the_best_and_elsewhere_while_that_is_in_training() -> None:
+    rng = np.random.default_rng(2)
+    encoder, points, values = ends(rng, 30)
+    model = EndModel(encoder)
+    model.keep_up(points, values, 30)
+    first = model.best(points, values, points[:0], rng)[0]
+    assert abs(first[0] - 0.7) < 0.05 and first[2] == 0
+    near = first + 0.02 * rng.normal(size=(6, 3)) * [1, 1, 0]
+    second = model.best(points, values, near, rng)[0]
+    assert np.abs(near - second).max(axis=1).min() > 0.03
+
+
+def test_the_logarithm_of_an_improvement_keeps_the_order_where_it_is_nought() -> None:
+    z = np.array([3.0, 0.5, -0.999, -1.001, -8.0, -40.0, -999.0, -1001.0, -1e5])
+    found = log_improvement(2 * z, np.full(len(z), 2.0), 0.0)
+    assert (np.diff(found) < 0).all()
+    drawn = np.random.default_rng(0).normal(size=400_000)[:, None]
+    direct = np.log(2 * np.maximum(drawn + z[:4], 0).mean(axis=0))
+    assert found[:4] == pytest.approx(direct, abs=0.02)
+    # Mills' ratio: the improvement is phi(z) / z^2 far out.
+    assert found[5] == pytest.approx(
+        math.log(2) - 800 - 0.5 * math.log(2 * math.pi) - 2 * math.log(40), abs=0.01
+    )
 
 
 @pytest.mark.parametrize(
