@@ -24,9 +24,10 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from data.decode import ImageError, decode
 from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor, decode_counts
 
-# Photos that one thread computes at a time. More than that go to several threads, each with its own: threads that
-# share a batch wait for one another at every layer (docs/performance.md).
-CHUNK = 8
+# Photos that one thread computes at a time: with 8 they are a third fewer a second (docs/promotion.md). More go to
+# several threads, each with its own: threads that share a batch wait for one another at every layer
+# (docs/performance.md).
+CHUNK = 4
 
 
 def _decode_base64(text: Any, size: int) -> np.ndarray:
