@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
-from search.strategy.kernel import by_log_scale, matern
+from search.strategy.kernel import by_log_scale, decompose, matern
 
 # Beyond the two length scales per dimension: variance and length of the trend, variance of the final value,
 # variance and length of the early term, variance of a trial's own offset, and of the noise. Values have unit
@@ -88,7 +88,7 @@ class CurveModel:
         """Take in the observations, with `theta` as it is."""
         self._data = data
         covariance = self._kernels(self.theta, data, data).total()
-        self._factor = self._decompose(covariance, math.exp(self.theta[-1]))
+        self._factor = decompose(covariance, math.exp(self.theta[-1]) + _JITTER)
         self._weights = cho_solve((self._factor, True), data.y, check_finite=False)
 
     def predict(
@@ -107,7 +107,7 @@ class CurveModel:
         k = self._kernels(theta, data, data)
         noise = math.exp(theta[-1])
         try:
-            factor = self._decompose(k.total(), noise)
+            factor = decompose(k.total(), noise + _JITTER)
         except LinAlgError:
             return 1e10, np.zeros_like(theta)
         inverse = cho_solve((factor, True), np.eye(len(data.y)), check_finite=False)
@@ -159,9 +159,3 @@ class CurveModel:
             trial=offset * ((a.trial[:, None] == b.trial[None]) & (a.trial >= 0)[:, None]),
             apart=apart[rows][:, columns],
         )
-
-    @staticmethod
-    def _decompose(covariance: np.ndarray, noise: float) -> np.ndarray:
-        covariance[np.diag_indices(len(covariance))] += noise + _JITTER
-        factor: np.ndarray = cholesky(covariance, lower=True, check_finite=False)
-        return factor

@@ -8,13 +8,14 @@ when there is more to learn from, gradients are exact, and many points are asked
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cho_solve, solve_triangular
 from scipy.optimize import Bounds, minimize
 from scipy.special import log_ndtr
 
 from search.strategy.encode import Encoder, Points
 from search.strategy.kernel import (
     by_log_scale,
+    decompose,
     distance,
     log_improvement,
     log_unit_improvement,
@@ -72,7 +73,7 @@ class EndModel:
         scale, variance, noise = self._unpacked(theta)
         shape = matern(x, x, scale)
         try:
-            factor = _decompose(variance * shape, noise)
+            factor = decompose(variance * shape, noise + JITTER)
         except LinAlgError:
             return 1e10, np.zeros_like(theta)
         inverse = cho_solve((factor, True), np.eye(len(y)), check_finite=False)
@@ -124,14 +125,14 @@ class EndModel:
         cross = variance * matern(known.x, x, scale)
         # By the factor, which keeps this positive where points are close; the inverse may not.
         part = solve_triangular(known.factor, cross, lower=True, check_finite=False)
-        spread = _decompose(variance * matern(x, x, scale) - part.T @ part, LEAST_NOISE * variance)
+        spread = decompose(variance * matern(x, x, scale) - part.T @ part, LEAST_NOISE * variance + JITTER)
         ends = cross.T @ known.weights + spread @ rng.standard_normal((len(pending), FANTASIES))
         both = np.concatenate([np.repeat(y[:, None], FANTASIES, axis=1), ends])
         return self._known(np.concatenate([known.x, x]), both)
 
     def _known(self, x: np.ndarray, y: np.ndarray) -> _Known:
         scale, variance, noise = self._unpacked(self.theta)
-        factor = _decompose(variance * matern(x, x, scale), noise)
+        factor = decompose(variance * matern(x, x, scale), noise + JITTER)
         inverse = cho_solve((factor, True), np.eye(len(x)), check_finite=False)
         return _Known(x, factor, inverse, inverse @ y, y.max(axis=0))
 
@@ -195,9 +196,3 @@ def _leaders(points: Points, gains: np.ndarray) -> Points:
 
 def _standardised(values: np.ndarray) -> np.ndarray:
     return np.asarray((values - values.mean()) / max(values.std(), 1e-10))
-
-
-def _decompose(covariance: np.ndarray, noise: float) -> np.ndarray:
-    covariance[np.diag_indices(len(covariance))] += noise + JITTER
-    factor: np.ndarray = cholesky(covariance, lower=True, check_finite=False)
-    return factor

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from scipy.linalg import cholesky
 from scipy.special import erfcx, ndtr
 
 
@@ -53,3 +54,13 @@ def distance(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> np.ndarray:
     squared += (5 * (a * a).sum(axis=1))[:, None]
     squared += 5 * (b * b).sum(axis=1)
     return np.asarray(np.sqrt(np.maximum(squared, 1e-12)))
+
+
+def decompose(covariance: np.ndarray, noise: float) -> np.ndarray:
+    """The lower Cholesky factor of a covariance matrix, to whose diagonal `noise` is added in place.
+
+    Raises LinAlgError where that is not positive definite.
+    """
+    covariance[np.diag_indices(len(covariance))] += noise
+    factor: np.ndarray = cholesky(covariance, lower=True, check_finite=False)
+    return factor
