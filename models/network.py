@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Stages = list[tuple[str, nn.Module]]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -220,6 +222,24 @@ def build_backbone(name: str, state: Mapping[str, Tensor] | None = None) -> nn.S
             raise RuntimeError(f"missing {missing[:3]}, of another shape {wrong[:3]}")
         net.load_state_dict({key: state[key] for key in own if key not in optional}, strict=False)
     return nn.Sequential(OrderedDict(architecture.stages(net)))
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Put each batch norm of `module`, which is in eval mode, into the convolution before it.
+
+    An eval batch norm is a linear map of each channel, so the convolution's own weights and bias can hold it: the
+    same function with fewer passes over memory (Jacob et al. 2018, "Quantization and Training of Neural Networks
+    for Efficient Integer-Arithmetic-Only Inference", 3.2). In every architecture here a norm that follows a
+    convolution among its module's children is also called right after it.
+    """
+    children = list(module.named_children())
+    for (name, conv), (after, norm) in pairwise(children):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            # timm's norms call the activation, too.
+            setattr(module, after, getattr(norm, "act", nn.Identity()))
+    for child in module.children():
+        fold_norms(child)
 
 
 class Counter(nn.Module):

@@ -22,6 +22,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from data.decode import ImageError, decode
+from models.network import fold_norms
 from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor, decode_counts
 
 # Photos that one thread computes at a time: with 8 they are a third fewer a second (docs/promotion.md). More go to
@@ -93,6 +94,7 @@ class ServedCounter(PythonModel):
         self.predictor = Predictor.from_dict(json.loads(config.read_text())).eval()
         weights = torch.load(context.artifacts["weights"], map_location="cpu", weights_only=True)
         self.predictor.load_state_dict(weights)
+        fold_norms(self.predictor)
         self.predictor.to(memory_format=torch.channels_last)
         self.version = _registered_version(config)
         self.turn = threading.Lock()  # one request at a time computes, with every core

@@ -11,6 +11,7 @@ from models.network import (
     Counter,
     CounterConfig,
     build_backbone,
+    fold_norms,
     interval_log_probabilities,
 )
 
@@ -40,6 +41,21 @@ def test_cutting_a_backbone_anywhere_changes_nothing(backbone: str, images: torc
             cut = counter.cut(trainable)
             parts = counter.suffix(cut)(counter.prefix(cut)(counter.normalise(images)))
             torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ARCHITECTURES)
+def test_batch_norms_are_part_of_their_convolutions(backbone: str, images: torch.Tensor) -> None:
+    counter = counter_of(backbone).double()  # rounding of single precision grows with so odd norms
+    with torch.inference_mode():
+        for norm in counter.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):  # fresh ones hardly change a value
+                for value in norm.state_dict().values():
+                    if value.is_floating_point():
+                        value.uniform_(0.5, 2)
+        before = counter(images)
+        fold_norms(counter)
+        torch.testing.assert_close(counter(images), before)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in counter.modules())
 
 
 @pytest.mark.parametrize("backbone", ARCHITECTURES)
