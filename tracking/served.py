@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import ctypes
 import json
-import os
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,23 @@ from data.decode import ImageError, decode
 from models.network import fold_norms
 from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor, decode_counts
 
-# Photos that one thread computes at a time: with 8 they are a third fewer a second (docs/promotion.md). More go to
-# several threads, each with its own: threads that share a batch wait for one another at every layer
-# (docs/performance.md).
-CHUNK = 4
+# Photos that the network computes at a time, for each core. Twice as many are no faster (docs/promotion.md), and other
+# requests wait for longer.
+PHOTOS_A_CORE = 2
 
 
-def _decode_base64(text: Any, size: int) -> np.ndarray:
+def _decode_base64(text: Any, size: int) -> np.ndarray | str:
+    """uint8 RGB [size, size, 3], or what is wrong."""
     if not isinstance(text, str):
-        raise ImageError(f"expected base64 text, got {type(text).__name__}")
+        return f"expected base64 text, got {type(text).__name__}"
     if len(text) > (MAX_PHOTO_BYTES + 2) // 3 * 4:
-        raise ImageError(f"more than the {MAX_PHOTO_BYTES:,} bytes that are allowed")
+        return f"more than the {MAX_PHOTO_BYTES:,} bytes that are allowed"
     try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(f"not base64: {error}") from error
-    return decode(content, size)
+        return decode(base64.b64decode(text, validate=True), size)
+    except ImageError as error:
+        return str(error)
+    except ValueError as error:
+        return f"not base64: {error}"
 
 
 def _one_line(error: Exception) -> str:
@@ -60,15 +60,21 @@ def _refuse_in_one_line(answer: Callable[..., Any]) -> Callable[..., Any]:
     return answer_or_refuse
 
 
-def _guard_server() -> None:
-    """Make MLflow's scoring server, where this process is one, refuse bad requests with 400 and one line.
+def _settle_server() -> None:
+    """Where this process is MLflow's scoring server, make it refuse well and keep its memory.
 
-    Its own answers carry the whole input or a stack trace, and some (no content type, deep nesting, a CSV of
-    nothing) are an error 500.
+    Its own answers to bad requests carry the whole input or a stack trace, and some (no content type, deep
+    nesting, a CSV of nothing) are an error 500; here they are 400 and one line. And glibc gives what a layer has
+    used back at once and takes it again page by page, which costs a fifth of a batch's time (docs/promotion.md).
     """
     server = sys.modules.get("mlflow.pyfunc.scoring_server")
-    if server is not None:
-        server.invocations = _refuse_in_one_line(server.invocations)  # type: ignore[attr-defined]
+    if server is None:
+        return
+    server.invocations = _refuse_in_one_line(server.invocations)  # type: ignore[attr-defined]
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, other C libraries have not
+    if mallopt is not None:
+        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: what may stay unused at the heap's end, bytes
+        mallopt(-4, 0)  # M_MMAP_MAX: no memory outside the heap
 
 
 def _registered_version(model: Path) -> str | None:
@@ -90,24 +96,26 @@ class ServedCounter(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        config = Path(context.artifacts["config"])
+        _settle_server()
+        # One thread, which opens the network, too, computes with all cores. Beside a second one that has ever used
+        # more than one core OpenMP (libgomp) counts more threads than cores, and lets them sleep after every layer.
+        self.counting = ThreadPoolExecutor(1, "counting")
+        config, weights = Path(context.artifacts["config"]), context.artifacts["weights"]
+        cores = self.counting.submit(self._load, config, weights).result()
+        self.chunk = PHOTOS_A_CORE * cores
+        self.readers = ThreadPoolExecutor(cores, "reading")
+        # The first pass through a network allocates and tunes; no caller should wait for that.
+        for rows in (1, self.chunk):
+            self._probabilities(np.zeros((rows, *2 * (self.predictor.image_size,), 3), np.uint8))
+
+    def _load(self, config: Path, weights: str) -> int:
+        """The network from its files; how many threads will compute it."""
+        self.version = _registered_version(config)
         self.predictor = Predictor.from_dict(json.loads(config.read_text())).eval()
-        weights = torch.load(context.artifacts["weights"], map_location="cpu", weights_only=True)
-        self.predictor.load_state_dict(weights)
+        self.predictor.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         fold_norms(self.predictor)
         self.predictor.to(memory_format=torch.channels_last)
-        self.version = _registered_version(config)
-        self.turn = threading.Lock()  # one request at a time computes, with every core
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.pool = ThreadPoolExecutor(cores, "counting", torch.set_num_threads, (1,))
-        started = threading.Barrier(cores)
-        list(self.pool.map(lambda _: started.wait(), range(cores)))
-        torch.set_num_threads(cores)  # what the last of them set counts for new threads, too
-        # The first pass through a network allocates and tunes; no caller should wait for that.
-        for rows in (1, CHUNK + 1):
-            size = self.predictor.image_size
-            self._probabilities(np.zeros((rows, size, size, 3), np.uint8))
-        _guard_server()
+        return torch.get_num_threads()
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -118,13 +126,10 @@ class ServedCounter(PythonModel):
             raise MlflowException.invalid_parameter_value(
                 f"{len(model_input)} rows; at most {MAX_ROWS} a request"
             )
-        images, errors = [], []
-        for text in model_input["image"]:
-            try:
-                images.append(_decode_base64(text, self.predictor.image_size))
-                errors.append("")
-            except ImageError as error:
-                errors.append(str(error))
+        decode_one = partial(_decode_base64, size=self.predictor.image_size)
+        read = list(self.readers.map(decode_one, model_input["image"]))
+        images = [one for one in read if not isinstance(one, str)]
+        errors = [one if isinstance(one, str) else "" for one in read]
         if not images:
             raise MlflowException.invalid_parameter_value(f"no readable image: {errors[0]}")
         answers = iter(self._answers(np.stack(images)))
@@ -137,11 +142,9 @@ class ServedCounter(PythonModel):
         return pd.DataFrame(rows, dtype=object)
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        """float32 [N, K] for uint8 images [N, S, S, 3]."""
-        chunks = torch.from_numpy(images).split(CHUNK)
-        with self.turn:
-            parts = [self._chunk(chunks[0])] if len(chunks) == 1 else list(self.pool.map(self._chunk, chunks))
-        return np.concatenate(parts)
+        """float32 [N, K] for uint8 images [N, S, S, 3]. Requests take turns after each chunk."""
+        chunks = torch.from_numpy(images).split(self.chunk)
+        return np.concatenate([self.counting.submit(self._chunk, chunk).result() for chunk in chunks])
 
     def _chunk(self, images: torch.Tensor) -> np.ndarray:
         with torch.inference_mode():
