@@ -6,8 +6,9 @@ import base64
 import ctypes
 import json
 import sys
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ class ServedCounter(PythonModel):
         # One thread, which opens the network, too, computes with all cores. Beside a second one that has ever used
         # more than one core OpenMP (libgomp) counts more threads than cores, and lets them sleep after every layer.
         self.counting = ThreadPoolExecutor(1, "counting")
+        self.waiting: deque[tuple[torch.Tensor, Future[np.ndarray]]] = deque()
         config, weights = Path(context.artifacts["config"]), context.artifacts["weights"]
         cores = self.counting.submit(self._load, config, weights).result()
         self.chunk = PHOTOS_A_CORE * cores
@@ -143,13 +145,33 @@ class ServedCounter(PythonModel):
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, K] for uint8 images [N, S, S, 3]. Requests take turns after each chunk."""
-        chunks = torch.from_numpy(images).split(self.chunk)
-        return np.concatenate([self.counting.submit(self._chunk, chunk).result() for chunk in chunks])
+        parts = []
+        for chunk in torch.from_numpy(images).split(self.chunk):
+            answer: Future[np.ndarray] = Future()
+            self.waiting.append((chunk, answer))
+            self.counting.submit(self._compute)
+            parts.append(answer.result())
+        return np.concatenate(parts)
 
-    def _chunk(self, images: torch.Tensor) -> np.ndarray:
-        with torch.inference_mode():
-            result: np.ndarray = self.predictor(images).numpy()
-        return result
+    def _compute(self) -> None:
+        """Answer the chunk that waits longest, and with it the next ones as far as they make one chunk together."""
+        chunks: list[torch.Tensor] = []
+        answers: list[Future[np.ndarray]] = []
+        while self.waiting and sum(len(one) for one in (*chunks, self.waiting[0][0])) <= self.chunk:
+            chunk, answer = self.waiting.popleft()
+            chunks.append(chunk)
+            answers.append(answer)
+        if not chunks:  # they went with an earlier one
+            return
+        try:
+            with torch.inference_mode():
+                parts = self.predictor(torch.cat(chunks)).split([len(one) for one in chunks])
+        except Exception as error:
+            for answer in answers:
+                answer.set_exception(error)
+        else:
+            for answer, part in zip(answers, parts, strict=True):
+                answer.set_result(part.numpy())
 
     def _answers(self, images: np.ndarray) -> list[dict[str, Any]]:
         classes = self.predictor.classes

@@ -7,6 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -106,6 +110,67 @@ def test_bad_rows_are_told_apart_and_an_all_bad_request_is_refused(server: str) 
         model.predict(rows.iloc[1:].reset_index(drop=True))
     with pytest.raises(mlflow.exceptions.MlflowException, match="rows; at most"):
         model.predict(image_rows([b"x"] * 300))
+
+
+def test_requests_at_once_are_computed_together_and_each_gets_its_own_answer(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, uri, _ = registered(server, "at-once")
+    mlflow.set_tracking_uri(server)
+    model = mlflow.pyfunc.load_model(uri)
+    served = model.unwrap_python_model()
+    monkeypatch.setattr(served, "chunk", 4)
+    images = [photo(seed, size=64) for seed in range(8)]
+    with torch.inference_mode():
+        pixels = np.stack([np.array(Image.open(io.BytesIO(image))) for image in images])
+        wanted = counter(torch.from_numpy(pixels)).exp().numpy()
+    passes: list[int] = []
+    broken = threading.Event()
+    forward: Callable[[torch.Tensor], torch.Tensor] = served.predictor.forward
+
+    def noted(pixels: torch.Tensor) -> torch.Tensor:
+        passes.append(len(pixels))
+        if broken.is_set():
+            broken.clear()
+            raise MemoryError("as if")
+        return forward(pixels)
+
+    def probabilities(places: list[int]) -> list[list[float]]:
+        answers = model.predict(image_rows([images[place] for place in places]))
+        return [list(one.values()) for one in answers["probabilities"]]
+
+    def ask_at_once(*requests: list[int]) -> list[Future[list[list[float]]]]:
+        """They wait in this order until all are there."""
+        passes.clear()
+        go = threading.Event()
+        served.counting.submit(go.wait, 60)
+        answers = []
+        for number, places in enumerate(requests, 1):
+            answers.append(clients.submit(probabilities, places))
+            latest = time.monotonic() + 60
+            while len(served.waiting) < number and time.monotonic() < latest:
+                time.sleep(0.01)
+        go.set()
+        return answers
+
+    monkeypatch.setattr(served.predictor, "forward", noted)
+    with ThreadPoolExecutor(4) as clients:
+        requests: list[list[int]] = [[0], [1, 2], [3, 4, 5], [6]]
+        for places, answer in zip(requests, ask_at_once(*requests), strict=True):
+            np.testing.assert_allclose(answer.result(60), wanted[places], atol=1e-5)
+        assert passes == [3, 4]
+        # A request of many photos lets others go before its next chunk.
+        many, one = ask_at_once(list(range(8)), [7])
+        np.testing.assert_allclose(many.result(60), wanted, atol=1e-5)
+        np.testing.assert_allclose(one.result(60), wanted[[7]], atol=1e-5)
+        assert passes == [4, 1, 4]
+        # A pass that fails is told to those whose photos were in it, and to nobody else.
+        broken.set()
+        *failed, fine = ask_at_once([0], [1, 2], [3, 4, 5])
+        for answer in failed:
+            with pytest.raises(MemoryError, match="as if"):
+                answer.result(60)
+        np.testing.assert_allclose(fine.result(60), wanted[[3, 4, 5]], atol=1e-5)
 
 
 def test_the_version_has_signature_example_and_no_pickle(server: str, tmp_path: Path) -> None:
