@@ -4,16 +4,20 @@
 
 Serves a counter (ImageNet backbone, untrained head) with `mlflow models serve` and asks it over HTTP, one photo of
 224 px at a time and 32 at a time; the baseline decodes and counts the same photos in this process with as many
-threads. Both take turns, so that what else the machine does meets both. Then one client asks without a pause for so
-many minutes, while the memory of the server's processes is noted every second.
+threads, once by the network as it was evaluated in training and once by the same with its batch norms folded, as it is
+served. All take turns, so that what else the machine does meets all. Then 8 clients ask at once, and one asks beside
+another's batches of 256. At the end one client asks without a pause for so many minutes, while the memory of the
+server's processes is noted every second.
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +30,14 @@ from data.decode import decode
 from data.synthetic import write_synthetic
 from models.arithmetic import cores
 from models.build import build_counter
-from models.predictor import Predictor
+from models.network import fold_norms
+from models.predictor import MAX_ROWS, Predictor
 from models.settings import Settings
 from tracking.registry import saved_model
 from tracking.serving import predict, serve_model
 
 SIZE, ROUNDS, EACH, BATCH = 224, 10, 10, 32
+CROWD_SECONDS = 5
 MIB = 2**20
 
 
@@ -69,6 +75,32 @@ def sustained(url: str, pid: int, photos: list[bytes], minutes: float) -> None:
     )
 
 
+def crowds(url: str, photos: list[bytes]) -> None:
+    """Many clients with one photo each time, and one beside a client with batches of the most rows."""
+
+    def singles(until: float) -> list[float]:
+        times: list[float] = []
+        while time.monotonic() < until:
+            times.append(timed(lambda: predict(url, photos[:1], 60)))
+        return times
+
+    def large(until: float) -> None:
+        while time.monotonic() < until:
+            predict(url, (photos * MAX_ROWS)[:MAX_ROWS], 60)
+
+    with ThreadPoolExecutor(8) as clients:
+        until = time.monotonic() + CROWD_SECONDS
+        times = [one for some in clients.map(singles, [until] * 8) for one in some]
+        print(f"8 clients: {len(times) / CROWD_SECONDS:.1f} photos/s, p99 {np.percentile(times, 99):.0f} ms")
+        until = time.monotonic() + CROWD_SECONDS
+        batches = clients.submit(large, until)
+        times = singles(until)
+        batches.result()
+    print(
+        f"beside batches of {MAX_ROWS}: p50 {np.median(times):.0f} ms, p99 {np.percentile(times, 99):.0f} ms"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -90,29 +122,35 @@ def main() -> None:
         # A tracking address that nobody asks: the model is a folder.
         with saved_model(predictor) as model, serve_model(str(model), f"sqlite:///{home}/none.db") as served:
             measure(served.url, predictor, photos)
+            crowds(served.url, photos)
             sustained(served.url, served.server.pid, photos, args.minutes)
 
 
 def measure(url: str, predictor: Predictor, photos: list[bytes]) -> None:
     predictor.to(memory_format=torch.channels_last)
+    folded = copy.deepcopy(predictor)
+    fold_norms(folded)
 
-    def here(photo: bytes) -> np.ndarray:
+    def here(photo: bytes, network: Predictor) -> np.ndarray:
         with torch.inference_mode():
-            table: np.ndarray = predictor(torch.from_numpy(decode(photo, SIZE)[None])).numpy()
+            table: np.ndarray = network(torch.from_numpy(decode(photo, SIZE)[None])).numpy()
         return table
 
-    inside, outside, batches = [], [], []
+    inside, inside_folded, outside, batches = [], [], [], []
     said = [list(row["probabilities"].values()) for row in predict(url, photos, 60)]
-    furthest = float(np.abs(np.concatenate([here(photo) for photo in photos]) - said).max())
+    furthest = float(np.abs(np.concatenate([here(photo, predictor) for photo in photos]) - said).max())
     for number in range(ROUNDS):
         some = [photos[(number * EACH + place) % len(photos)] for place in range(EACH)]
-        inside += [timed(lambda: here(photo)) for photo in some]  # noqa: B023
+        inside += [timed(lambda: here(photo, predictor)) for photo in some]  # noqa: B023
+        inside_folded += [timed(lambda: here(photo, folded)) for photo in some]  # noqa: B023
         outside += [timed(lambda: predict(url, [photo], 60)) for photo in some]  # noqa: B023
         batches.append(timed(lambda: predict(url, (photos * BATCH)[:BATCH], 60)))
     p50, base = statistics.median(outside), statistics.median(inside)
     batch = statistics.median(batches)
     print(f"{len(photos)} photos, {cores()} threads; probabilities differ by at most {furthest:.1e}")
     print(f"one photo: in process p50 {base:.1f} ms, HTTP p50 {p50:.1f} ms, ratio {p50 / base:.2f}")
+    fair = statistics.median(inside_folded)
+    print(f"against the folded network in process: p50 {fair:.1f} ms, ratio {p50 / fair:.2f}")
     print(f"HTTP p90 {np.percentile(outside, 90):.1f} ms, p99 {np.percentile(outside, 99):.1f} ms")
     rates = 1000 / p50, 1000 * BATCH / batch
     print(
