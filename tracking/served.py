@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import gc
 import json
 import sys
 from collections import deque
@@ -25,9 +26,9 @@ from data.decode import ImageError, decode
 from models.network import fold_norms
 from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor, decode_counts
 
-# Photos that the network computes at a time, for each core. Twice as many are no faster (docs/promotion.md), and other
-# requests wait for longer.
-PHOTOS_A_CORE = 2
+# Photos that the network computes at a time: twice as many a core are no faster (docs/promotion.md), and other requests
+# wait for longer. Each number up to the most is compiled beforehand, so the most is few.
+PHOTOS_A_CORE, MOST_PHOTOS = 2, 8
 
 
 def _decode_base64(text: Any, size: int) -> np.ndarray | str:
@@ -62,16 +63,20 @@ def _refuse_in_one_line(answer: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _settle_server() -> None:
-    """Where this process is MLflow's scoring server, make it refuse well and keep its memory.
+    """Where this process is MLflow's scoring server, make it refuse well, without pauses, and keep its memory.
 
     Its own answers to bad requests carry the whole input or a stack trace, and some (no content type, deep
-    nesting, a CSV of nothing) are an error 500; here they are 400 and one line. And glibc gives what a layer has
-    used back at once and takes it again page by page, which costs a fifth of a batch's time (docs/promotion.md).
+    nesting, a CSV of nothing) are an error 500; here they are 400 and one line. Python looks through half a million
+    objects of libraries for garbage now and then, which stops every answer for 0.3 s: they are said to stay. And
+    glibc gives what a layer has used back at once and takes it again page by page, which costs a fifth of a batch's
+    time (docs/promotion.md).
     """
     server = sys.modules.get("mlflow.pyfunc.scoring_server")
     if server is None:
         return
     server.invocations = _refuse_in_one_line(server.invocations)  # type: ignore[attr-defined]
+    gc.collect()
+    gc.freeze()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, other C libraries have not
     if mallopt is not None:
         mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: what may stay unused at the heap's end, bytes
@@ -97,17 +102,17 @@ class ServedCounter(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        _settle_server()
         # One thread, which opens the network, too, computes with all cores. Beside a second one that has ever used
         # more than one core OpenMP (libgomp) counts more threads than cores, and lets them sleep after every layer.
         self.counting = ThreadPoolExecutor(1, "counting")
         self.waiting: deque[tuple[torch.Tensor, Future[np.ndarray]]] = deque()
         config, weights = Path(context.artifacts["config"]), context.artifacts["weights"]
         cores = self.counting.submit(self._load, config, weights).result()
-        self.chunk = PHOTOS_A_CORE * cores
+        self.chunk = min(PHOTOS_A_CORE * cores, MOST_PHOTOS)
         self.readers = ThreadPoolExecutor(cores, "reading")
-        # The first pass through a network allocates and tunes; no caller should wait for that.
-        for rows in (1, self.chunk):
+        _settle_server()
+        # The first pass of so many photos allocates and compiles; no caller should wait for that.
+        for rows in range(1, self.chunk + 1):
             self._probabilities(np.zeros((rows, *2 * (self.predictor.image_size,), 3), np.uint8))
 
     def _load(self, config: Path, weights: str) -> int:
