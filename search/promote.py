@@ -14,7 +14,7 @@ from models.weights import weights_licence
 from search.clock import clock, short, shown
 from search.exclude import spec_manifest
 from search.finalists import Finalist, Training, find_answer, train_finalists
-from search.recorder import trial_key
+from search.recorder import SWEEP, trial_key
 from search.spec import SweepSpec, parse_spec
 from search.state import STATE, find_folder, load_state
 from search.sweep import open_data
@@ -76,7 +76,7 @@ def _candidate(
             finalists = [Finalist(best["number"], best["value"], [training])]
         answer = find_answer(folder, spec, data, finalists[0], runlog)
         runlog.flush(SEND_SECONDS)
-        run_id = runlog.sent_run_id(answer.key)
+        run_id, page = runlog.sent_run_id(answer.key), runlog.sent_page(SWEEP)
     finally:
         runlog.close(0.0)
     if run_id is None:
@@ -86,7 +86,7 @@ def _candidate(
         )
     settings = load_checkpoint(finalists[0].trainings[0].checkpoint).settings
     origin = {
-        "sweep": f"{folder.name} (MLflow run {state['run_id']})",
+        "sweep": f"[{folder.name}]({page})" if page else folder.name,
         "searched": f"{spec.goal} {spec.metric} over {', '.join(spec.space)}",
         "cost": f"{len(state['leaderboard'])} trials with a result in {clock(state['seconds'])}",
         "settings": ", ".join(f"{name} {short(value)}" for name, value in asdict(settings).items()),

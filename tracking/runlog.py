@@ -138,6 +138,10 @@ class RunLog:
         """MLflow's id of a run that an earlier process may have started and sent; asks the server."""
         return self._sender.runs.get(key) or self._sender.lookup(key)
 
+    def sent_page(self, key: str) -> str | None:
+        """`page` of a run that an earlier process may have started and sent; asks the server."""
+        return self._sender.sent_page(key)
+
     def flush(self, timeout: float) -> int:
         """Sync the spool and wait up to `timeout` seconds for MLflow; returns the records still unsent."""
         self._spool.sync()

@@ -121,7 +121,12 @@ class Sender:
         """Where the MLflow UI shows a run, as a link within that UI; None before the run is there."""
         if key not in self.runs or self._experiment_id is None:
             return None
-        return f"#/experiments/{self._experiment_id}/runs/{self.runs[key]}"
+        return _page(self._experiment_id, self.runs[key])
+
+    def sent_page(self, key: str) -> str | None:
+        """`page` of a run that an earlier process may have sent. Changes nothing: for any thread."""
+        experiment, run_id = self._client.get_experiment_by_name(self._experiment), self.lookup(key)
+        return None if experiment is None or run_id is None else _page(experiment.experiment_id, run_id)
 
     def _run(self, key: str) -> str:
         """The id of a run, made from its name alone if the record of its start was lost."""
@@ -235,6 +240,10 @@ class Sender:
         elif key not in self._running:
             self._client.update_run(run_id, status)
             self._running.add(key)
+
+
+def _page(experiment_id: str, run_id: str) -> str:
+    return f"#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def user_name() -> str:

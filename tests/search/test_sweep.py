@@ -269,6 +269,9 @@ def test_promotion_serving_and_prediction(
     champion = MlflowClient(server).get_model_version_by_alias(model, "champion")
     assert champion.version == first.version and champion.tags["decision"] == "promoted"
     assert "test accuracy" in champion.tags["decision.reason"]
+    parent, _ = children(server, "promoted")
+    link = f"- sweep: [{result.id}](#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id})"
+    assert link in champion.description
 
     # Each finalist was trained again, in a child run of the sweep, and a second promotion takes them as they are.
     kinds = [run.data.tags["binsweep.kind"] for run in all_children(server, "promoted")]
