@@ -167,13 +167,14 @@ def _known(folder: Path) -> Server | None:
 
 
 def _share(folder: Path) -> Server | None:
-    """The running server of this home, or None; one that hangs is ended first."""
+    """The running server of this home, or None; one that hangs, or what a killed one left, is ended first."""
     server = _known(folder)
-    if server is None or server.process() is None:
+    if server is None:
         return None
     if wait_until_answers(server, "/health", timeout=15.0):
         return server
-    end(server)
+    if server.process() is not None or not port_is_free(server.port):
+        end(server)
     return None
 
 

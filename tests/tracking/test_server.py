@@ -97,6 +97,22 @@ def test_a_server_that_dies_is_started_again_at_its_address(
     assert second.process() is None
 
 
+def test_what_a_server_left_that_was_killed_with_its_user_is_ended_by_the_next(tmp_path: Path) -> None:
+    user = stay(tmp_path)
+    try:
+        uri = address(user)
+        server = psutil.Process(known(tmp_path).pid)
+        workers = server.children(recursive=True)
+    finally:
+        user.kill()
+        user.wait(30)
+    server.kill()
+    assert workers and all(worker.is_running() for worker in workers)
+    with tracking_server(tmp_path) as again:
+        assert again == uri and answers(again)
+        assert not [worker for worker in workers if worker.is_running() and worker.status() != "zombie"]
+
+
 def test_a_stale_record_with_a_recycled_process_id_is_not_trusted(tmp_path: Path) -> None:
     me = psutil.Process()
     stale = Server(me.pid, me.create_time() - 100, free_port())
