@@ -101,12 +101,17 @@ def test_what_a_server_left_that_was_killed_with_its_user_is_ended_by_the_next(t
     user = stay(tmp_path)
     try:
         uri = address(user)
-        server = psutil.Process(known(tmp_path).pid)
-        workers = server.children(recursive=True)
+        server = known(tmp_path)
+        process = psutil.Process(server.pid)
+        workers = process.children(recursive=True)
     finally:
         user.kill()
         user.wait(30)
-    server.kill()
+    process.kill()
+    deadline = time.monotonic() + 30
+    while server.process() is not None:  # until it is gone, its worker answers for it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert workers and all(worker.is_running() for worker in workers)
     with tracking_server(tmp_path) as again:
         assert again == uri and answers(again)
