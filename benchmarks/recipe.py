@@ -21,7 +21,6 @@ import io
 import json
 import math
 import multiprocessing
-import os
 import sys
 import time
 from collections import defaultdict
