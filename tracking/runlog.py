@@ -123,7 +123,9 @@ class RunLog:
     def delivered(self, key: str) -> bool:
         """Whether the run was ended, and MLflow has all of it and refused nothing of it."""
         number = self._ended.get(legal_key(key))
-        return number is not None and number <= self._spool.sent and legal_key(key) not in self._sender.refused
+        return (
+            number is not None and number <= self._spool.sent and legal_key(key) not in self._sender.refused
+        )
 
     def run_id(self, key: str, timeout: float) -> str | None:
         """MLflow's id of a run that was started here; None if the server gave none in `timeout` seconds."""

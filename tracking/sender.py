@@ -72,7 +72,9 @@ def hopeless(error: Exception) -> bool:
         return error.error_code in _HOPELESS or (
             isinstance(error, RestException) and error.error_code == "BAD_REQUEST"
         )
-    if isinstance(error, OSError):  # a failed request is one, also one whose answer was no JSON (a ValueError, too)
+    if isinstance(
+        error, OSError
+    ):  # a failed request is one, also one whose answer was no JSON (a ValueError, too)
         return _answer_of(error) in (400, _TOO_LARGE)
     return isinstance(error, _OURS)
 

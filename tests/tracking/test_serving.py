@@ -202,3 +202,26 @@ def test_names_that_a_filter_cannot_quote(echo: str, name: str) -> None:
         open_model(f"models:/{name}/2", echo)
     with pytest.raises(UserError, match="its aliases: none"):
         open_model(f"models:/{name}@champion", echo)
+
+
+@pytest.mark.integration  # four servers of a model
+@pytest.mark.parametrize("options", [[], ["--follow"]])
+@pytest.mark.parametrize("gap", [0.0, 0.3])
+def test_a_served_model_that_is_asked_to_end_twice_leaves_nothing_behind(
+    echo: str, tmp_path: Path, options: list[str], gap: float
+) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "search.cli", "serve", "echo", "--port", str(port), *options]
+    environment = {**os.environ, "BINSWEEP_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": echo}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as serving:
+        assert serving.stdout is not None and "serving" in serving.stdout.readline()
+        family = psutil.Process(serving.pid).children(recursive=True)
+        assert family
+        serving.send_signal(signal.SIGTERM)
+        time.sleep(gap)
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(60) == 130
+    _, left = psutil.wait_procs(family, timeout=20)
+    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+    with pytest.raises(UserError, match="cannot be asked"):
+        predict(f"http://127.0.0.1:{port}", [b"abc"], timeout=5)
