@@ -90,10 +90,8 @@ def require_port(port: int, host: str = LOOPBACK) -> None:
                 raise UserError(
                     f"port: {port} on {host} needs more rights", "choose one above 1023 with --port"
                 )
-        who = listener(port)
-        by = f" by process {who.pid} ({' '.join(who.cmdline())[:200]})" if who is not None else ""
         raise UserError(
-            f"port: {port} on {host} is taken{by}",
+            f"port: {port} on {host} is taken{_by(listener(port))}",
             "end what listens there, or choose another port with --port",
         )
 
@@ -106,6 +104,13 @@ def listener(port: int) -> psutil.Process | None:
             if at_it and connection.pid:
                 return psutil.Process(connection.pid)
     return None
+
+
+def _by(process: psutil.Process | None) -> str:
+    with contextlib.suppress(psutil.Error):  # it may have ended since
+        if process is not None:
+            return f" by process {process.pid} ({' '.join(process.cmdline())[:200]})"
+    return ""
 
 
 def _places(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:

@@ -57,8 +57,8 @@ _LOCAL = ("", "file", "sqlite", "postgresql", "mysql", "mssql")
 _REMEDY = "start that server or correct MLFLOW_TRACKING_URI; unset it to use the embedded server"
 _COPY = re.compile(r"mlflow\.before-(\d+)\.db")
 _HOSTS = ("localhost", "localhost:*", LOOPBACK, f"{LOOPBACK}:*")
-# What MLflow's server says in its log when the database is of another MLflow.
-_SCHEMA = re.compile(r"out-of-date database schema \(found version (\w+), but expected (\w+)\)")
+# How each of MLflow's migrations names its schema, and the one before it.
+_REVISION = re.compile(r"^(down_)?revision\b.*?= *[\"'](\w+)[\"']", re.MULTILINE)
 _log = logging.getLogger(__name__)
 
 
@@ -398,6 +398,7 @@ def _database(folder: Path) -> str:
 
 
 def _launch(folder: Path, port: int, options: Sequence[str] = (), health: str = "/health") -> Server:
+    _require_our_schema(folder / DATABASE)
     log = folder / "server.log"
     start = log.stat().st_size if log.exists() else 0
     arguments = ["server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
@@ -415,8 +416,6 @@ def _launch(folder: Path, port: int, options: Sequence[str] = (), health: str = 
     if not healthy:
         how = fate(server, START_SECONDS)
         end(server)
-        if other := _SCHEMA.search(tail(log, start, lines=1000)):
-            raise _of_another_mlflow(folder, *other.groups())
         raise UserError(
             f"the embedded MLflow server {how}; its log {log} ends:\n{tail(log, start)}",
             "mend what the log says, or set MLFLOW_TRACKING_URI to a running server",
@@ -424,19 +423,42 @@ def _launch(folder: Path, port: int, options: Sequence[str] = (), health: str = 
     return server
 
 
-def _of_another_mlflow(folder: Path, found: str, expected: str) -> UserError:
-    spec = importlib.util.find_spec("mlflow.store.db_migrations")
-    places = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
-    if any(file.name.startswith(found) for place in places for file in place.glob("versions/*.py")):
-        home = f"BINSWEEP_HOME={shlex.quote(str(folder.parent))}"
-        return UserError(
-            f"{folder / DATABASE} was written by an older MLflow (schema {found}, this one has {expected})",
+def _require_our_schema(database: Path) -> None:
+    """Raise UserError if another MLflow wrote `database`: ours would refuse it, or change it without a copy."""
+    if not database.exists():
+        return
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        try:
+            ((found,),) = opened.execute("select version_num from alembic_version").fetchall()
+            used = bool(opened.execute("select 1 from runs limit 1").fetchall())
+        except (sqlite3.Error, ValueError):
+            return  # empty, or not MLflow's at all: its server says so
+    known, newest = _schemas()
+    if found == newest or not newest:
+        return
+    if found not in known:
+        raise UserError(
+            f"{database} was written by a newer MLflow (schema {found}, this one has {newest})",
+            "install the Binsweep that wrote it, or use another BINSWEEP_HOME",
+        )
+    if used:
+        home = f"BINSWEEP_HOME={shlex.quote(str(database.parent.parent))}"
+        raise UserError(
+            f"{database} was written by an older MLflow (schema {found}, this one has {newest})",
             f"`{home} binsweep migrate` keeps a copy and brings it up to date; all runs and models stay",
         )
-    return UserError(
-        f"{folder / DATABASE} was written by a newer MLflow (schema {found}, this one has {expected})",
-        "install the Binsweep that wrote it, or use another BINSWEEP_HOME",
-    )
+    _migrate(database).unlink()  # a first start was interrupted: nothing is in it
+
+
+def _schemas() -> tuple[set[str], str]:
+    """The schemas that this MLflow knows, and the newest of them ("" where that cannot be told)."""
+    spec = importlib.util.find_spec("mlflow")
+    assert spec is not None and spec.origin is not None
+    files = (Path(spec.origin).parent / "store" / "db_migrations" / "versions").glob("*.py")
+    names = [name for file in files for name in _REVISION.findall(file.read_text(encoding="utf-8"))]
+    known = {name for before, name in names if not before}
+    newest = known - {name for before, name in names if before}
+    return known, newest.pop() if len(newest) == 1 else ""
 
 
 def _leave(folder: Path, users: int) -> None:

@@ -307,15 +307,20 @@ sys.exit(run_ui(Path(sys.argv[1]), int(sys.argv[2]), functools.partial(print, fl
 
 
 @pytest.mark.parametrize(
-    ("words", "gap"),
+    ("words", "first", "gap"),
     [
-        (["-m", "search.cli", "ui", "--port", "{port}"], 0.3),
-        (["-c", ASKED_TWICE, "{home}", "{port}"], 0.0),
-        pytest.param(["-m", "search.cli", "ui", "--port", "{port}"], 0.0, marks=pytest.mark.integration),
+        (["-m", "search.cli", "ui", "--port", "{port}"], signal.SIGHUP, 0.3),  # a terminal that is closed
+        (["-c", ASKED_TWICE, "{home}", "{port}"], signal.SIGTERM, 0.0),
+        pytest.param(
+            ["-m", "search.cli", "ui", "--port", "{port}"],
+            signal.SIGTERM,
+            0.0,
+            marks=pytest.mark.integration,
+        ),
     ],
 )
 def test_a_ui_that_is_asked_to_end_twice_leaves_nothing_behind(
-    server: str, server_home: Path, words: list[str], gap: float
+    server: str, server_home: Path, words: list[str], first: int, gap: float
 ) -> None:
     port = free_port()
     command = [sys.executable, *(word.format(home=server_home, port=port) for word in words)]
@@ -324,7 +329,7 @@ def test_a_ui_that_is_asked_to_end_twice_leaves_nothing_behind(
         assert ui.stdout is not None and str(port) in ui.stdout.readline()
         family = psutil.Process(ui.pid).children(recursive=True)
         assert len(family) > 1
-        ui.send_signal(signal.SIGTERM)
+        ui.send_signal(first)
         time.sleep(gap)
         ui.send_signal(signal.SIGTERM)
         assert ui.wait(30) == 130
@@ -384,24 +389,28 @@ def test_a_database_of_an_older_mlflow_is_migrated_on_demand_and_kept(tmp_path: 
     home = tmp_path / "home with #1 odd name"
     file = home / "mlflow" / "mlflow.db"
     old_database(file, "acf3f17fdcc7")  # of MLflow 2.9
+    run = "'r1', 'first', 'active', 'FINISHED', 'LOCAL', 7, 1, 2"
+    names = "run_uuid, name, lifecycle_stage, status, source_type, experiment_id, start_time, end_time"
     with contextlib.closing(sqlite3.connect(file)) as database, database:
         database.execute(
-            "insert into experiments (experiment_id, name, lifecycle_stage) values (7, 'mine', 'active')"
+            "insert into experiments (experiment_id, name, lifecycle_stage) values (7, 'a', 'active')"
         )
+        database.execute(f"insert into runs ({names}) values ({run})")
     before = file.read_bytes()
     with (
         pytest.raises(UserError, match=r"older MLflow \(schema acf3f17fdcc7") as mistake,
         tracking_server(home),
     ):
         pass
-    assert "binsweep migrate" in mistake.value.hint
+    assert "binsweep migrate" in mistake.value.hint and file.read_bytes() == before
     copy = migrate_database(home)
     with contextlib.closing(sqlite3.connect(copy)) as database:
         assert database.execute("select version_num from alembic_version").fetchone() == ("acf3f17fdcc7",)
-        assert database.execute("select name from experiments").fetchall() == [("mine",)]
-    assert file.read_bytes() != before
+        assert database.execute("select run_uuid from runs").fetchall() == [("r1",)]
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        assert database.execute("select run_uuid from runs").fetchall() == [("r1",)]
     with tracking_server(home) as uri:
-        assert [found.name for found in MlflowClient(uri).search_experiments()] == ["mine"]
+        assert answers(uri)
         with pytest.raises(UserError, match="is in use"):
             migrate_database(home)
 
