@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -583,6 +584,12 @@ def _leave_at_once(number: int, frame: object) -> None:
     os._exit(130)
 
 
+def _hear_no_more() -> None:
+    """Everything has ended: what Python still does for itself need not be cut short, nor change the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _reader_is_gone() -> bool:
     """Whether nobody reads what this process prints, as behind `| head -1`."""
     try:
@@ -603,6 +610,7 @@ def _print_no_more() -> None:
 def main() -> None:
     """The entry point: every mistake of the user is one message and exit code 2."""
     code: int | str | None
+    atexit.register(_hear_no_more)  # the first that is registered is the last that is called
     try:
         code = _main()
     except SystemExit as end:
