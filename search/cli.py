@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
 import logging
 import os
+import select
 import shlex
 import signal
 import sys
@@ -22,7 +24,7 @@ from rich.console import Console
 from data.errors import UserError
 from search.data_commands import data_group
 from search.interrupts import interrupt
-from tracking.address import take_credentials_out_of_the_address
+from tracking.address import tidy_the_address
 
 DEFAULT_PORT, DEFAULT_UI_PORT = 5001, 5000
 SYNC_SECONDS = 120.0
@@ -111,7 +113,7 @@ def sweep(
     from search.earlier import know_earlier
     from search.state import find_folder, find_unfinished
     from search.sweep import check_before_start, prepare, run_sweep
-    from tracking.server import require_reachable, tracking_server
+    from tracking.server import named_server, require_reachable, tracking_server
 
     home = home_folder()
     known = find_folder(home, warm_start) if warm_start else None
@@ -120,7 +122,7 @@ def sweep(
     if dry_run:
         print(json.dumps(loaded.raw, indent=1))
         return
-    if remote := os.environ.get("MLFLOW_TRACKING_URI"):
+    if remote := named_server():
         require_reachable(remote)  # before minutes are spent on the data
     manifest, data = prepare(loaded, home)
     unfinished = None if anew else find_unfinished(home, loaded, manifest.fingerprint, asked=resume)
@@ -435,10 +437,18 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
             f"serve {model} --follow{' --check' if check else ''}: only the champion of a registered name is followed",
             "give the name alone, or leave out --follow",
         )
-    from tracking.server import tracking_server
+    from tracking.server import named_server, tracking_server
     from tracking.serving import serve_foreground
 
     home = home_folder()
+    if follow:
+        from tracking.following import follow_champion
+
+        # A named server may still be starting, or be away for a while: following waits for it.
+        named = named_server()
+        with contextlib.nullcontext(named) if named else tracking_server(home) as uri:
+            told = functools.partial(print, flush=True)
+            sys.exit(follow_champion(model, host, port or DEFAULT_PORT, uri, told))
     with tracking_server(home) as uri:
         if check:
             from search.check import check_serving
@@ -452,11 +462,6 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
                 spread = ", ".join(f"p{p} {ms:.1f} ms" for p, ms in checked.milliseconds.items())
                 print(f"  one photo over HTTP: {spread}")
             sys.exit(0 if checked.rule.passed else 1)
-        if follow:
-            from tracking.following import follow_champion
-
-            told = functools.partial(print, flush=True)
-            sys.exit(follow_champion(model, host, port or DEFAULT_PORT, uri, told))
         code = serve_foreground(
             model_uri(model),
             port or DEFAULT_PORT,
@@ -501,19 +506,44 @@ def predict(places: Sequence[str], url: str | None, model: str, as_json: bool) -
 
 @cli.command()
 @click.option("--port", default=DEFAULT_UI_PORT, show_default=True, type=click.IntRange(1, 65535))
-def ui(port: int) -> None:
+@click.option(
+    "--allowed-hosts",
+    default="",
+    envvar="MLFLOW_SERVER_ALLOWED_HOSTS",
+    metavar="HOST,...",
+    help="Names by which a browser may come to it, as through a tunnel; * is any.",
+)
+@click.option(
+    "--static-prefix",
+    default="",
+    envvar="MLFLOW_STATIC_PREFIX",
+    metavar="/PATH",
+    help="The path under which a proxy shows it.",
+)
+def ui(port: int, allowed_hosts: str, static_prefix: str) -> None:
     """Open the MLflow UI of this home; with MLFLOW_TRACKING_URI set, say where it is."""
-    from tracking.server import run_ui
+    from tracking.server import named_server, run_ui
 
-    remote = os.environ.get("MLFLOW_TRACKING_URI")
-    if remote:
+    if remote := named_server():
         print(f"MLflow UI at {remote} (MLFLOW_TRACKING_URI)")
         return
-    sys.exit(
-        run_ui(
-            home_folder(), port, ready=lambda url: print(f"MLflow UI at {url} (Ctrl-C ends it)", flush=True)
-        )
+    code = run_ui(
+        home_folder(),
+        port,
+        lambda url: print(f"MLflow UI at {url} (Ctrl-C ends it)", flush=True),
+        [host.strip() for host in allowed_hosts.split(",") if host.strip()],
+        static_prefix,
     )
+    sys.exit(code)
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the MLflow database of this home, written by an older version, up to date; a copy of it is kept."""
+    from tracking.server import migrate_database
+
+    copy = migrate_database(home_folder())
+    print(f"the MLflow database is up to date; as it was before, it lies in {copy}")
 
 
 cli.add_command(data_group)
@@ -537,7 +567,7 @@ def doctor(as_json: bool) -> None:
 
 def _leave(number: int, frame: object) -> None:
     """Asked to end, as by Ctrl-C, docker stop or a scheduler: tidily, with nothing half-written."""
-    for again in (signal.SIGINT, signal.SIGTERM):
+    for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(again, _leave_at_once)
     interrupt()
 
@@ -546,40 +576,81 @@ def _leave_at_once(number: int, frame: object) -> None:
     """Asked a second time: whatever ran can go on from what is on the disk."""
     import psutil
 
+    if processes := sys.modules.get("tracking.processes"):  # else it has started no server
+        processes.kill_started()
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     os._exit(130)
 
 
+def _hear_no_more() -> None:
+    """Everything has ended: what Python still does for itself need not be cut short, nor change the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what this process prints, as behind `| head -1`."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # closed, or in memory
+        return False
+
+
+def _print_no_more() -> None:
+    """Let Python's own last flush succeed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def main() -> None:
     """The entry point: every mistake of the user is one message and exit code 2."""
-    debug = "--debug" in sys.argv
-    take_credentials_out_of_the_address()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+    code: int | str | None
+    atexit.register(_hear_no_more)  # the first that is registered is the last that is called
     try:
-        code = cli.main(standalone_mode=False)
+        code = _main()
+    except SystemExit as end:
+        code = end.code
+    with contextlib.suppress(BrokenPipeError):
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    if _reader_is_gone():
+        _print_no_more()
+        code = 128 + signal.SIGPIPE  # as any program that a closed pipe ends
+    sys.exit(code)
+
+
+def _main() -> int:
+    debug = "--debug" in sys.argv
+    tidy_the_address()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+            signal.signal(number, _leave)
+    try:
+        return int(cli.main(standalone_mode=False) or 0)
     except UserError as error:
         if debug:
             traceback.print_exc()
         print(f"binsweep: {error}", file=sys.stderr)
-        code = 2
+        return 2
     except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
         print("binsweep: interrupted", file=sys.stderr)
         if "sweep" in sys.argv[1:3]:
             print(f"  the same command goes on: {shlex.join(['binsweep', *sys.argv[1:]])}", file=sys.stderr)
-        code = 130
+        return 130
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except Exception as error:
         if debug:
             traceback.print_exc()
         print(f"binsweep: failed: {type(error).__name__}: {error}", file=sys.stderr)
         print("  hint: `binsweep --debug COMMAND ...` shows where", file=sys.stderr)
-        code = 1
-    sys.exit(code)
+        return 1
 
 
 if __name__ == "__main__":

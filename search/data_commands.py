@@ -228,7 +228,8 @@ def _read_ids(file: Path | None) -> tuple[str, ...] | None:
     if file is None:
         return None
     try:
-        ids = tuple(sorted({line.strip() for line in file.read_text().splitlines()} - {""}))
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Excel begins a file with a mark
+        ids = tuple(sorted({line.strip() for line in lines} - {""}))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--ids {file}: cannot be read ({error})", "a text file with one id a line"

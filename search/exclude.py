@@ -30,8 +30,10 @@ def spec_manifest(spec: SweepSpec, home: Path, progress: Progress | None = None)
 
 def _read_ids(file: Path) -> set[str]:
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+        # As Excel saves it, too: with a byte-order mark, and where commas divide decimals, with semicolons.
+        lines = file.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+        header = lines[0] if lines else ""
+        rows = list(csv.DictReader(lines, delimiter=";" if ";" in header and "," not in header else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"data.exclude: cannot read {file} ({error})", "a CSV file with a column `id`"

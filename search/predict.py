@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 
 from data.decode import ImageError, decode, read
 from data.errors import UserError
-from data.layout import IMAGE_SUFFIXES
+from data.layout import IMAGE_SUFFIXES, named
 from search.board import Step
 from tracking.server import tracking_server
 from tracking.serving import ROWS, open_model
@@ -21,7 +24,8 @@ from tracking.serving import predict as ask
 
 ANSWER_SECONDS = 60.0
 READERS = 8
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")  # how a photo on stdin begins, and a list of names does not
+# How a photo on stdin begins, and a list of names does not.
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 
 
 @dataclass(frozen=True)
@@ -32,43 +36,68 @@ class Photo:
     read: Callable[[], bytes]
 
 
-def find_photos(places: Sequence[str], stdin: BinaryIO) -> list[Photo]:
+def find_photos(places: Sequence[str], stdin: BinaryIO | None) -> list[Photo]:
     """The photos at files, folders (with all below them), globs, s3:// addresses of an image or a prefix, and `-`
-    (a photo, or a place a line). Raises UserError for a place where there is none."""
+    (a photo on `stdin`, or a place a line). Raises UserError for a place where there is none.
+
+    Of folders, globs and prefixes hidden files are left out, such as the ._NAME that macOS adds to each photo.
+    """
     photos: list[Photo] = []
     for place in places:
         found = _from_stdin(stdin) if place == "-" else _at(place)
         if not found:
-            raise UserError(f"no such file, or no photo in it: {place}", "name photos (JPEG, PNG or WebP)")
+            raise UserError(f"no such file, or no photo in it: {place!r}", "name photos (JPEG, PNG or WebP)")
         photos += found
     return photos
 
 
-def _from_stdin(stdin: BinaryIO) -> list[Photo]:
+def _from_stdin(stdin: BinaryIO | None) -> list[Photo]:
+    if stdin is None:
+        raise UserError("-: stdin is closed", "give a photo or names there, or name photos in its place")
     content = stdin.read()
-    if content.startswith(MAGIC):
+    if content.startswith(MAGIC) or content[4:8] == b"ftyp":
         return [Photo("-", lambda: content)]
-    lines = content.decode(errors="replace").splitlines()
-    return [
-        photo for line in lines if line.strip() for photo in _at(line.strip()) or [_local(Path(line.strip()))]
-    ]
+    # As `find -print0` and as Windows write lists, too.
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", "replace").encode()
+    content = content.removeprefix(codecs.BOM_UTF8)
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    names = [os.fsdecode(line.strip()) for line in lines]
+    wanted = [name for name in names if name and not PurePath(name).name.startswith("._")]
+    return [photo for name in wanted for photo in _at(name) or [_local(Path(name))]]
 
 
 def _at(place: str) -> list[Photo]:
     if place.startswith("s3://"):
         return _in_bucket(place)
     path = Path(place)
+    if not place:
+        return []
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(file for file in path.rglob("*") if _is_photo(file, path))
         return [_local(file) for file in files]
     if path.exists():
         return [_local(path)]
     found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-    return [_local(file) for file in sorted(found) if file.is_file()]
+    return [_local(file) for file in sorted(found) if file.is_file() and not _is_hidden(file, path)]
+
+
+def _is_photo(file: PurePath, place: PurePath) -> bool:
+    """Whether a sweep on a class's folder, too, would take it for a photo, and it is not hidden below `place`."""
+    return named(f"0/{file.name}") is not None and not _is_hidden(file, place)
+
+
+def _is_hidden(file: PurePath, place: PurePath) -> bool:
+    """Whether a part of its path begins with a dot, and none of `place` asks for that."""
+    asked = [part for part in place.parts if part.startswith(".")]
+    return any(
+        part.startswith(".") and not any(fnmatchcase(part, one) for one in asked) for part in file.parts
+    )
 
 
 def _local(path: Path) -> Photo:
-    return Photo(str(path), partial(read, path))
+    # A name that is no text is written with its bytes escaped.
+    return Photo(os.fsencode(path).decode(errors="backslashreplace"), partial(read, path))
 
 
 def _in_bucket(uri: str) -> list[Photo]:
@@ -85,7 +114,7 @@ def _in_bucket(uri: str) -> list[Photo]:
         bucket, names = open_bucket(parse_place(folder)), [name]
     else:
         bucket = open_bucket(parse_place(uri))
-        names = [one.name for one in bucket.list() if one.name.lower().endswith(IMAGE_SUFFIXES)]
+        names = [one.name for one in bucket.list() if _is_photo(PurePosixPath(one.name), PurePosixPath())]
 
     def content(bucket: Bucket, name: str) -> bytes:
         try:
@@ -98,13 +127,13 @@ def _in_bucket(uri: str) -> list[Photo]:
 
 
 def predict_images(
-    places: Sequence[str], url: str | None, model_uri: str, home: Path, stdin: BinaryIO = sys.stdin.buffer
+    places: Sequence[str], url: str | None, model_uri: str, home: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each photo with its answer: count, expected_count, confidence, probabilities, model_version, error.
 
     Asks the server at `url`, or the model `model_uri` loaded here, a batch at a time, and yields as it goes.
     """
-    photos = find_photos(places, stdin)
+    photos = find_photos(places, None if sys.stdin is None else sys.stdin.buffer)
     with ExitStack() as stack:
         step = stack.enter_context(Step("counting")) if len(photos) > ROWS else None
         pool = stack.enter_context(ThreadPoolExecutor(READERS))

@@ -22,7 +22,7 @@ class RunPlan:
     """All that a stretch of the spool says about one run.
 
     `start` is its last start record, if any; `status` the last word on whether it runs or how it ended, with
-    the time in milliseconds since 1970.
+    the time in milliseconds since 1970; an artifact has its path, its folder and the number of its record.
     """
 
     key: str
@@ -31,7 +31,7 @@ class RunPlan:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     datasets: list[DatasetInput] = field(default_factory=list)
-    artifacts: list[tuple[str, str]] = field(default_factory=list)
+    artifacts: list[tuple[str, str, int]] = field(default_factory=list)
     status: tuple[str, int] | None = None
 
     def batches(self) -> Iterator[list[Entity]]:
@@ -61,7 +61,7 @@ def plan_runs(records: Iterable[Record]) -> list[RunPlan]:
             case "dataset":
                 plan.datasets.append(_dataset_input(record))
             case "artifact":
-                plan.artifacts.append((record["path"], record["folder"]))
+                plan.artifacts.append((record["path"], record["folder"], record["n"]))
             case "end":
                 plan.status = (record["status"], record["at"])
     return list(plans.values())

@@ -47,7 +47,7 @@ class RunLog:
     @property
     def refused(self) -> list[str]:
         """What MLflow refused for good, one readable line each."""
-        return list(self._sender.refused)
+        return [line for lines in list(self._sender.refused.values()) for line in lines]
 
     def start_run(
         self,
@@ -121,9 +121,11 @@ class RunLog:
         return legal_key(key) in self._ended
 
     def delivered(self, key: str) -> bool:
-        """Whether the run was ended, and MLflow has all of it and refused nothing of this log."""
+        """Whether the run was ended, and MLflow has all of it and refused nothing of it."""
         number = self._ended.get(legal_key(key))
-        return number is not None and number <= self._spool.sent and not self.refused
+        return (
+            number is not None and number <= self._spool.sent and legal_key(key) not in self._sender.refused
+        )
 
     def run_id(self, key: str, timeout: float) -> str | None:
         """MLflow's id of a run that was started here; None if the server gave none in `timeout` seconds."""

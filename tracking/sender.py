@@ -7,14 +7,18 @@
   time and value, and its log_batch drops points that are already there (tried on SQLite, read in its source).
 - Parameters are write-once with an equal value; tags and artifacts overwrite themselves; a data set is known
   by name and digest.
+- Artifacts may go to a store of their own (S3, GCS, Azure), which can be away while MLflow is there. They are
+  sent apart from the rest, so that they hold nothing up, and only what no store will ever take is given up.
 """
 
 import getpass
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import requests
 from mlflow.entities import DatasetInput, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
@@ -29,12 +33,36 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _log = logging.getLogger(__name__)
 
 
+# A store's words for what it will never take. Whatever else it says (no access, no such bucket, expired keys, no
+# connection, a missing library) passes, or somebody mends it.
+_TOO_LARGE = 413
+_NEVER_STORED = {"EntityTooLarge", "KeyTooLongError"}
+# A mistake in what we ask for, and so the same every time.
+_OURS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError)
+
+
 class _NoRunError(Exception):
     """A run could be neither found nor made. Without it nothing could be sent, so this is never given up."""
 
 
+class _NoFileError(Exception):
+    """The file that should be sent is not there any more."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A request that may be repeated until it succeeds.
+
+    `record` is the number of the record that asks for an artifact, and None for all else: an artifact that cannot
+    be stored now may wait while others are sent.
+    """
+
+    send: Callable[[], None]
+    record: int | None = None
+
+
 def hopeless(error: Exception) -> bool:
-    """Whether sending the same again is useless: the server understood and refused, or our part is missing.
+    """Whether sending the same values again is useless: the server understood and refused, or the mistake is ours.
 
     Everything else (no connection, time-outs, 5xx, a proxy's error page, 401, 429) may pass.
     """
@@ -44,16 +72,55 @@ def hopeless(error: Exception) -> bool:
         return error.error_code in _HOPELESS or (
             isinstance(error, RestException) and error.error_code == "BAD_REQUEST"
         )
-    if isinstance(error, OSError):  # a failed request is one too
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        return isinstance(error, FileNotFoundError | NotADirectoryError) or status in (400, 413)
-    return True
+    if isinstance(
+        error, OSError
+    ):  # a failed request is one, also one whose answer was no JSON (a ValueError, too)
+        return _answer_of(error) in (400, _TOO_LARGE)
+    return isinstance(error, _OURS)
+
+
+def never_stored(error: BaseException | None) -> bool:
+    """Whether storing the same artifact again is useless; asked of the error and of those behind it.
+
+    Only what is named here is: the file is gone, MLflow refuses its name, or it is too large for the store.
+    """
+    if error is None or isinstance(error, _NoRunError):
+        return False
+    if isinstance(error, _NoFileError) or _answer_of(error) == _TOO_LARGE:
+        return True
+    if isinstance(error, MlflowException) and error.error_code in _HOPELESS:
+        return True
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict) and answer.get("Error", {}).get("Code") in _NEVER_STORED:  # botocore's
+        return True
+    if _refused_by_mlflow(answer):
+        return True
+    return never_stored(error.__cause__ or error.__context__)
+
+
+def _answer_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error: of requests and Azure (`response`, `status_code`), or Google (`code`)."""
+    answer = getattr(error, "response", None)
+    places = ((answer, "status_code"), (error, "status_code"), (error, "code"))
+    found = (getattr(place, name, None) for place, name in places)
+    return next((int(status) for status in found if isinstance(status, int)), None)
+
+
+def _refused_by_mlflow(answer: object) -> bool:
+    """Whether an HTTP answer is MLflow's refusal, and not that of a store or proxy (S3 says 400 to expired keys)."""
+    if not isinstance(answer, requests.Response):
+        return False
+    try:
+        said = answer.json()
+    except requests.JSONDecodeError:
+        return False
+    return isinstance(said, dict) and said.get("error_code") in _HOPELESS
 
 
 class Sender:
     """Sends plans to one experiment. `identity` is the spool's; `fresh` says that no run of it can exist yet.
 
-    `refused` collects what the server would not take, as readable lines. Not for several threads.
+    `refused` collects what the server would not take, by run, as readable lines. Not for several threads.
     """
 
     def __init__(self, tracking_uri: str, experiment: str, identity: str, fresh: bool) -> None:
@@ -65,12 +132,12 @@ class Sender:
         self._doubtful: set[str] = set()  # creations whose answer was lost
         self._running: set[str] = set()
         self.runs: dict[str, str] = {}
-        self.refused: list[str] = []
+        self.refused: dict[str, list[str]] = {}
 
-    def steps(self, plan: RunPlan) -> Iterator[Callable[[], None]]:
-        """The requests of a plan, each of which may be repeated until it succeeds.
+    def steps(self, plan: RunPlan) -> Iterator[Step]:
+        """The requests of a plan, in order; those for its artifacts may be taken out of it.
 
-        A step raises what the client raises when the server cannot be had; what the server refuses for good
+        A step raises what the client raises when the server or a store cannot be had; what is refused for good
         is noted in `refused`, and the step counts as done.
         """
         todo: list[tuple[str, Callable[[], object]]] = [("the run", partial(self._ensure, plan))]
@@ -78,26 +145,31 @@ class Sender:
             todo.append(("values", partial(self._log_batch, plan.key, batch)))
         for dataset in plan.datasets:
             todo.append((f"data set {dataset.dataset.name}", partial(self._log_dataset, plan.key, dataset)))
-        for path, folder in plan.artifacts:
-            todo.append((f"artifact {path}", partial(self._log_artifact, plan.key, Path(path), folder)))
-        if plan.status is not None:
-            todo.append(("the status", partial(self._set_status, plan.key, *plan.status)))
         for what, step in todo:
-            yield partial(self._attempt, plan.key, what, step)
+            yield Step(partial(self._attempt, plan.key, what, step, hopeless))
+        for path, folder, record in plan.artifacts:
+            step = partial(self._log_artifact, plan.key, Path(path), folder)
+            yield Step(partial(self._attempt, plan.key, f"artifact {path}", step, never_stored), record)
+        if plan.status is not None:
+            step = partial(self._set_status, plan.key, *plan.status)
+            yield Step(partial(self._attempt, plan.key, "the status", step, hopeless))
 
-    def _attempt(self, key: str, what: str, step: Callable[[], object]) -> None:
+    def _attempt(
+        self, key: str, what: str, step: Callable[[], object], for_good: Callable[[Exception], bool]
+    ) -> None:
         try:
             step()
         except Exception as error:
-            if not hopeless(error):
+            if not for_good(error):
                 raise
             self._refuse(key, what, error)
 
     def _refuse(self, key: str, what: str, error: Exception) -> None:
         line = f"{key}: {what} refused: {error}"
-        if line not in self.refused:  # a repeated step meets the same refusals
+        lines = self.refused.setdefault(key, [])
+        if line not in lines:  # a repeated step meets the same refusals
             _log.warning("MLflow does not take this, for good: %s", line)
-            self.refused.append(line)
+            lines.append(line)
 
     def _experiment_by_name(self) -> str:
         if self._experiment_id is None:
@@ -226,6 +298,8 @@ class Sender:
         self._client.log_inputs(self._run(key), [dataset])
 
     def _log_artifact(self, key: str, path: Path, folder: str) -> None:
+        if not path.exists():  # looked at here: a store's client may miss a file of its own
+            raise _NoFileError(f"there is no {path} any more")
         if path.is_dir():
             self._client.log_artifacts(self._run(key), str(path), folder or None)
         else:

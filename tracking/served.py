@@ -6,6 +6,8 @@ import base64
 import ctypes
 import gc
 import json
+import logging
+import re
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -20,6 +23,7 @@ import torch
 import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from data.decode import ImageError, decode
@@ -31,18 +35,42 @@ from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor, decode_counts
 PHOTOS_A_CORE, MOST_PHOTOS = 2, 8
 
 
+_DATA_ADDRESS = re.compile(r"\s*data:[^,]*;\s*base64\s*,", re.IGNORECASE)
+_BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v"))
+_URL_SAFE = str.maketrans("-_", "+/")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+# The note on whatever fails in the model after a request was read.
+_OURS = "not the request's fault"
+
+
+def _from_base64(text: str) -> bytes:
+    """The bytes behind base64 as clients write it: in lines, as a data: address, with - and _, without padding."""
+    address = _DATA_ADDRESS.match(text)
+    if address is not None:
+        text = unquote(text[address.end() :])
+    text = text.translate(_BLANKS).translate(_URL_SAFE).rstrip("=")
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
 def _decode_base64(text: Any, size: int) -> np.ndarray | str:
     """uint8 RGB [size, size, 3], or what is wrong."""
     if not isinstance(text, str):
         return f"expected base64 text, got {type(text).__name__}"
-    if len(text) > (MAX_PHOTO_BYTES + 2) // 3 * 4:
-        return f"more than the {MAX_PHOTO_BYTES:,} bytes that are allowed"
+    too_large = f"more than the {MAX_PHOTO_BYTES:,} bytes that are allowed"
+    if len(text) > 2 * MAX_PHOTO_BYTES:  # a third more is usual, and some for line breaks
+        return too_large
     try:
-        return decode(base64.b64decode(text, validate=True), size)
-    except ImageError as error:
-        return str(error)
+        content = _from_base64(text)
     except ValueError as error:
         return f"not base64: {error}"
+    if len(content) > MAX_PHOTO_BYTES:
+        return too_large
+    try:
+        return decode(content, size)
+    except ImageError as error:
+        return str(error)
 
 
 def _one_line(error: Exception) -> str:
@@ -53,10 +81,17 @@ def _one_line(error: Exception) -> str:
 
 
 def _refuse_in_one_line(answer: Callable[..., Any]) -> Callable[..., Any]:
-    def answer_or_refuse(*arguments: Any) -> Any:
+    def answer_or_refuse(data: Any, *arguments: Any) -> Any:
+        if isinstance(data, bytes):  # Excel and PowerShell begin a file with it
+            data = data.removeprefix(_BYTE_ORDER_MARK)
         try:
-            return answer(*arguments)
+            return answer(data, *arguments)
         except Exception as error:
+            cause = error.__context__ or error  # what fails in the model MLflow calls a bad request
+            if _OURS in getattr(cause, "__notes__", ()) or isinstance(error, MemoryError | OSError):
+                logging.getLogger(__name__).error("", exc_info=cause)
+                said = f"the server failed, not the request: {type(cause).__name__}: {cause}"
+                raise MlflowException(said.splitlines()[0][:500], INTERNAL_ERROR) from None
             raise MlflowException.invalid_parameter_value(_one_line(error)) from None
 
     return answer_or_refuse
@@ -66,7 +101,8 @@ def _settle_server() -> None:
     """Where this process is MLflow's scoring server, make it refuse well, without pauses, and keep its memory.
 
     Its own answers to bad requests carry the whole input or a stack trace, and some (no content type, deep
-    nesting, a CSV of nothing) are an error 500; here they are 400 and one line. Python looks through half a million
+    nesting, a CSV of nothing) are an error 500; here they are 400 and one line. What fails in the model it calls a
+    bad request; here it is an error 500, of which the log has the stack trace. Python looks through half a million
     objects of libraries for garbage now and then, which stops every answer for 0.3 s: they are said to stay. And
     glibc gives what a layer has used back at once and takes it again page by page, which costs a fifth of a batch's
     time (docs/promotion.md).
@@ -133,6 +169,15 @@ class ServedCounter(PythonModel):
             raise MlflowException.invalid_parameter_value(
                 f"{len(model_input)} rows; at most {MAX_ROWS} a request"
             )
+        try:
+            return self._predict(model_input)
+        except MlflowException:
+            raise
+        except Exception as error:
+            error.add_note(_OURS)
+            raise
+
+    def _predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         decode_one = partial(_decode_base64, size=self.predictor.image_size)
         read = list(self.readers.map(decode_one, model_input["image"]))
         images = [one for one in read if not isinstance(one, str)]

@@ -7,18 +7,27 @@ the next to come shares the server it left behind, and ends it when leaving last
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 import requests
 
 from data.errors import UserError
+from tracking.address import VARIABLE, tidy
 from tracking.locks import locked, open_lock, try_lock
 from tracking.processes import (
     LOOPBACK,
@@ -28,6 +37,7 @@ from tracking.processes import (
     fate,
     free_port,
     interrupted_by_sigterm,
+    listener,
     port_is_free,
     require_port,
     spawn,
@@ -39,8 +49,16 @@ from tracking.processes import (
 START_SECONDS = 60.0  # a cold SQLite database takes up to half of it to migrate
 # One server may have to be found hung, ended and started anew while we wait for our turn.
 TURN_SECONDS = 2 * START_SECONDS + 30.0
-REACH_SECONDS = 5.0
+MIGRATE_SECONDS = 1800.0
 WATCH_SECONDS = 2.0
+DATABASE = "mlflow.db"
+# Stores that MLflow would use without a server; no other process may see them while a sweep writes to them.
+_LOCAL = ("", "file", "sqlite", "postgresql", "mysql", "mssql")
+_REMEDY = "start that server or correct MLFLOW_TRACKING_URI; unset it to use the embedded server"
+_COPY = re.compile(r"mlflow\.before-(\d+)\.db")
+_HOSTS = ("localhost", "localhost:*", LOOPBACK, f"{LOOPBACK}:*")
+# How each of MLflow's migrations names its schema, and the one before it.
+_REVISION = re.compile(r"^(down_)?revision\b.*?= *[\"'](\w+)[\"']", re.MULTILINE)
 _log = logging.getLogger(__name__)
 
 
@@ -53,10 +71,10 @@ def tracking_server(home: Path) -> Iterator[str]:
     if it dies, and its last user to leave this block ends it. Raises UserError if the named server cannot be
     reached, or if ours does not start within 60 s.
     """
-    named = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    named = named_server()
     if named:
         require_reachable(named)
-        yield named.rstrip("/")
+        yield named
         return
     folder = _folder(home)
     users = open_lock(folder / "users.lock")
@@ -98,44 +116,229 @@ def _watched(folder: Path, server: Server) -> Iterator[None]:
         thread.join(START_SECONDS)
 
 
-def run_ui(home: Path, port: int, ready: Callable[[str], None]) -> int:
+def run_ui(
+    home: Path,
+    port: int,
+    ready: Callable[[str], None],
+    allowed_hosts: Sequence[str] = (),
+    static_prefix: str = "",
+) -> int:
     """Serve the MLflow UI of `home` on 127.0.0.1:`port` until Ctrl-C or SIGTERM: 130, or 1 if it ends itself.
 
     `ready` is called once with the address when it answers. It is a server of its own beside the shared one,
-    on the same database, so that neither ends the other. Raises UserError if the port is taken.
+    on the same database, so that neither ends the other. A browser may come to it by the names of `allowed_hosts`,
+    too (a tunnel, a notebook's proxy; * is any), and finds it under `static_prefix`. Raises UserError if the port
+    is taken.
     """
-    require_port(port)
     folder = _folder(home)
+    prefix = f"/{static_prefix.strip('/')}" if static_prefix.strip("/") else ""
+    if there := _ours_at(folder, port):
+        raise UserError(
+            f"port: the MLflow of {home} is at {there} already", "open that, or start another one with --port"
+        )
+    require_port(port)
+    options = [*_allowing(allowed_hosts), *(["--static-prefix", prefix] if prefix else [])]
     with interrupted_by_sigterm():
-        with _turn(folder):
-            server = _launch(folder, port)
+        server: Server | None = None
         try:
-            ready(server.url)
+            with _turn(folder):
+                server = _launch(folder, port, options, f"{prefix}/health")
+            ready(server.url + prefix)
             return wait_in_foreground(server)
         except KeyboardInterrupt:
             return 130
         finally:
-            end(server)
+            if server is not None:
+                end(server)
 
 
-def require_reachable(uri: str, timeout: float = REACH_SECONDS) -> None:
-    """Raise UserError, naming `uri`, unless an MLflow server answers there within `timeout` seconds."""
-    remedy = "start that server or correct MLFLOW_TRACKING_URI; unset it to use the embedded server"
-    if not uri.startswith(("http://", "https://")):
-        raise UserError(f"MLFLOW_TRACKING_URI: must be the http(s) address of a server, got {uri!r}", remedy)
+def _allowing(hosts: Sequence[str]) -> list[str]:
+    """The server's options that let a browser in which names one of `hosts`; without any, MLflow's own rule."""
+    names = [urlsplit(host if "://" in host else f"//{host}").netloc for host in hosts]
+    if not any(names):
+        return []
+    known = [name for name in names if name]
+    known += [f"{name}:*" for name in known if ":" not in name and name != "*"]
+    # A page may call the server only from where it was loaded.
+    origins = (
+        ["*"] if "*" in known else [f"{scheme}://{name}" for name in known for scheme in ("https", "http")]
+    )
+    return [
+        "--allowed-hosts", ",".join([*_HOSTS, *known]), "--cors-allowed-origins", ",".join(origins)
+    ]  # fmt: skip
+
+
+def _ours_at(folder: Path, port: int) -> str | None:
+    """Where the MLflow of this home is, if it is what listens on `port`."""
+    who = listener(port)
+    with contextlib.suppress(psutil.Error):
+        for process in [who, *who.parents()] if who else []:
+            words = process.cmdline()
+            if _database(folder) in words:
+                prefix = words[words.index("--static-prefix") + 1] if "--static-prefix" in words else ""
+                return f"http://{LOOPBACK}:{port}{prefix}"
+    return None
+
+
+def named_server() -> str | None:
+    """The address that MLFLOW_TRACKING_URI names, None if it is not set or empty.
+
+    Raises UserError for what is no server's address: a file or a database.
+    """
+    uri = tidy(os.environ.get(VARIABLE, ""))
+    if not uri:
+        return None
+    scheme = uri.partition(":")[0].lower() if ":" in uri else ""
+    if scheme.partition("+")[0] in _LOCAL:
+        raise UserError(f"{VARIABLE}: must be the http(s) address of a server, got {uri!r}", _REMEDY)
+    if scheme in ("http", "https"):
+        try:
+            parts = urlsplit(uri)
+            usable = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise UserError(f"{VARIABLE}: {uri!r} names no host and port", "write http://HOST:PORT")
+    return uri
+
+
+def require_reachable(uri: str) -> None:
+    """Raise UserError, naming `uri`, unless an MLflow server answers there.
+
+    It is asked by MLflow's own client, with all that the user has set for it (accounts, tokens, certificates,
+    time-outs, plug-ins), for something that needs no rights and that nothing but MLflow can answer.
+    """
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
+    from mlflow.tracking import MlflowClient
+
+    name = "binsweep: does MLflow answer?"
+    with _set(RETRIES.name, "0"):  # once: whoever waits in front of the screen can try again
+        try:
+            found = MlflowClient(uri).get_experiment_by_name(name)
+        except Exception as error:  # also of a plug-in, a missing library, a store of its own
+            raise _unreachable(uri, error) from error
+    if found is not None and found.name != name:
+        raise UserError(f"{uri} answers, but it is no MLflow server", _REMEDY)
+
+
+@contextmanager
+def _set(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
-        reply = requests.get(uri.rstrip("/") + "/health", timeout=timeout)
-    except requests.RequestException as error:
-        reason = "no answer in time" if isinstance(error, requests.Timeout) else type(error).__name__
-        raise UserError(f"MLflow server {uri} cannot be reached: {reason}", remedy) from error
-    if reply.status_code in (401, 403):
-        raise UserError(
-            f"MLflow server {uri} refuses us: it answered {reply.status_code}",
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _unreachable(uri: str, error: Exception) -> UserError:
+    """What is wrong with the server at `uri`, from what MLflow's client says of it."""
+    said, cause = " ".join(str(error).split()), error.__cause__ or error.__context__
+    answered = re.search(r"failed with error code (\d+)|too many (\d+) error responses", said)
+    status = int(answered[1] or answered[2]) if answered else None
+    body = said.rpartition("Response body: ")[2][:150]
+    code = getattr(error, "error_code", "")
+    if isinstance(cause, requests.exceptions.SSLError):
+        return UserError(
+            f"MLflow server {uri} cannot be trusted: {_deepest(cause)}",
+            "name your authority's certificate in MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE "
+            "(MLFLOW_TRACKING_INSECURE_TLS=true checks nothing)",
+        )
+    if isinstance(cause, requests.Timeout):
+        return UserError(
+            f"MLflow server {uri} cannot be reached: no answer in time",
+            f"{_REMEDY}; MLFLOW_HTTP_REQUEST_TIMEOUT gives it more seconds",
+        )
+    if status is None and isinstance(cause, requests.RequestException):
+        return UserError(f"MLflow server {uri} cannot be reached: {_deepest(cause)}", _REMEDY)
+    if status in (401, 403) or code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
+        return UserError(
+            f"MLflow server {uri} refuses us: it answered {status or 401}: {body}",
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
             "or allow this host name at the server (--allowed-hosts)",
         )
-    if reply.status_code != 200:
-        raise UserError(f"{uri} is not a healthy MLflow server: /health answered {reply.status_code}", remedy)
+    if "not in a valid JSON format" in said or status in (404, 405):
+        return UserError(
+            f"{uri} answers, but it is no MLflow server (a login page, or a wrong path?): {body}",
+            f"{_REMEDY}; a proxy that asks for a login wants MLFLOW_TRACKING_USERNAME or MLFLOW_TRACKING_TOKEN",
+        )
+    if status is not None:
+        more = f": {body}" if "Response body" in said else ""
+        return UserError(f"{uri} is not a healthy MLflow server: it answered {status}{more}", _REMEDY)
+    return UserError(f"MLflow at {uri} cannot be used: {said[:300] or type(error).__name__}", _REMEDY)
+
+
+def _deepest(error: BaseException) -> str:
+    """The kind of the first error behind `error`, and its words."""
+    while (behind := error.__cause__ or error.__context__) is not None:
+        error = behind
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def migrate_database(home: Path) -> Path:
+    """Bring the MLflow database of `home` up to the schema of this MLflow; returns the copy of it as it was.
+
+    The work is done on another copy, which takes the place of the database once it is whole. Raises UserError if
+    there is none, if it is in use, or if it cannot be migrated; then nothing has changed.
+    """
+    folder = home.absolute() / "mlflow"
+    database = folder / DATABASE
+    if not database.exists():
+        raise UserError(
+            f"there is no MLflow database in {home}", "set BINSWEEP_HOME to the home that you mean"
+        )
+    users = open_lock(folder / "users.lock")
+    try:
+        with _turn(folder):
+            if not try_lock(users):
+                raise UserError(
+                    f"the MLflow database of {home} is in use",
+                    "wait until its sweeps have ended, or end them",
+                )
+            if server := _known(folder):
+                end(server)  # a killed sweep's
+            return _migrate(database)
+    finally:
+        os.close(users)
+
+
+def _migrate(database: Path) -> Path:
+    known = [int(number[1]) for file in database.parent.iterdir() if (number := _COPY.fullmatch(file.name))]
+    copy = database.with_name(f"{database.stem}.before-{max(known, default=0) + 1}.db")
+    work = database.with_name(f"{database.name}.new")
+    try:
+        for place in (copy, work):
+            place.unlink(missing_ok=True)
+            with (
+                contextlib.closing(sqlite3.connect(database)) as old,
+                contextlib.closing(sqlite3.connect(place)) as new,
+            ):
+                old.backup(new)
+        done = subprocess.run(
+            [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{work}"],
+            cwd=database.parent,
+            env=clean_environment({}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=MIGRATE_SECONDS,
+        )
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise UserError(f"{database} cannot be migrated: {reason}", "nothing was changed")
+        work.replace(database)
+    except (sqlite3.Error, OSError, subprocess.TimeoutExpired) as error:
+        copy.unlink(missing_ok=True)
+        raise UserError(f"{database} cannot be migrated: {error}", "nothing was changed") from error
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise
+    finally:
+        work.unlink(missing_ok=True)
+    return copy
 
 
 def _folder(home: Path) -> Path:
@@ -190,18 +393,23 @@ def _start(folder: Path) -> Server:
     return server
 
 
-def _launch(folder: Path, port: int) -> Server:
+def _database(folder: Path) -> str:
+    return f"sqlite:///{folder / DATABASE}"
+
+
+def _launch(folder: Path, port: int, options: Sequence[str] = (), health: str = "/health") -> Server:
+    _require_our_schema(folder / DATABASE)
     log = folder / "server.log"
     start = log.stat().st_size if log.exists() else 0
     arguments = ["server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
-    arguments += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    arguments += ["--backend-store-uri", _database(folder)]
     arguments += ["--artifacts-destination", (folder / "artifacts").as_uri()]
-    arguments += ["--uvicorn-opts", "--log-level warning"]
+    arguments += ["--uvicorn-opts", "--log-level warning", *options]
     # Job execution serves MLflow's own evaluation of language models; it would only add processes.
     environment = clean_environment({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
     server = spawn(arguments, port, folder, log, environment)
     try:
-        healthy = wait_until_answers(server, "/health", START_SECONDS)
+        healthy = wait_until_answers(server, health, START_SECONDS)
     except BaseException:
         end(server)
         raise
@@ -213,6 +421,44 @@ def _launch(folder: Path, port: int) -> Server:
             "mend what the log says, or set MLFLOW_TRACKING_URI to a running server",
         )
     return server
+
+
+def _require_our_schema(database: Path) -> None:
+    """Raise UserError if another MLflow wrote `database`: ours would refuse it, or change it without a copy."""
+    if not database.exists():
+        return
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        try:
+            ((found,),) = opened.execute("select version_num from alembic_version").fetchall()
+            used = bool(opened.execute("select 1 from runs limit 1").fetchall())
+        except (sqlite3.Error, ValueError):
+            return  # empty, or not MLflow's at all: its server says so
+    known, newest = _schemas()
+    if found == newest or not newest:
+        return
+    if found not in known:
+        raise UserError(
+            f"{database} was written by a newer MLflow (schema {found}, this one has {newest})",
+            "install the Binsweep that wrote it, or use another BINSWEEP_HOME",
+        )
+    if used:
+        home = f"BINSWEEP_HOME={shlex.quote(str(database.parent.parent))}"
+        raise UserError(
+            f"{database} was written by an older MLflow (schema {found}, this one has {newest})",
+            f"`{home} binsweep migrate` keeps a copy and brings it up to date; all runs and models stay",
+        )
+    _migrate(database).unlink()  # a first start was interrupted: nothing is in it
+
+
+def _schemas() -> tuple[set[str], str]:
+    """The schemas that this MLflow knows, and the newest of them ("" where that cannot be told)."""
+    spec = importlib.util.find_spec("mlflow")
+    assert spec is not None and spec.origin is not None
+    files = (Path(spec.origin).parent / "store" / "db_migrations" / "versions").glob("*.py")
+    names = [name for file in files for name in _REVISION.findall(file.read_text(encoding="utf-8"))]
+    known = {name for before, name in names if not before}
+    newest = known - {name for before, name in names if before}
+    return known, newest.pop() if len(newest) == 1 else ""
 
 
 def _leave(folder: Path, users: int) -> None:

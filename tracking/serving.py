@@ -53,21 +53,21 @@ def serve_model(
     """Serve `model_uri` on `host` (a free port unless `port` says otherwise) for the block.
 
     Runs `mlflow models serve -m MODEL_URI --env-manager local --host HOST -p PORT`, nothing else, and ends
-    all of its processes afterwards. `host` is 127.0.0.1 or one that covers it (0.0.0.0, for a container).
+    all of its processes afterwards. `host` is any address of this machine (0.0.0.0: all of them).
     Raises UserError if the model does not exist, the port is taken, or the model does not answer /ping within
     120 s.
     """
     if port is None:
-        port = free_port()
+        port = free_port(host)
     else:
-        require_port(port)
+        require_port(port, host)
     require_model(model_uri, tracking_uri)
     with tempfile.TemporaryDirectory(prefix="binsweep-serve-") as temporary:
         folder = Path(temporary)
         log = folder / "serve.log"
         command = ["models", "serve", "-m", model_uri, "--env-manager", "local"]
         command += ["--host", host, "-p", str(port)]
-        server = spawn(command, port, folder, log, _environment(folder, tracking_uri))
+        server = spawn(command, port, folder, log, _environment(folder, tracking_uri), host)
         try:
             if not wait_until_answers(server, "/ping", START_SECONDS):
                 raise UserError(
@@ -98,13 +98,16 @@ def serve_foreground(
 def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str, Any]]:
     """Ask the model at `url` about `images` (the bytes of JPEG, PNG or WebP files); one answer each, in order.
 
+    `url` may leave out http://, and may end with a slash or with the /invocations that is asked.
     Raises UserError if there is no answer within `timeout` seconds, or an error.
     """
     if not images:
         return []
+    url = url.strip() if "://" in url else f"http://{url.strip()}"
+    url = url.rstrip("/").removesuffix("/invocations").rstrip("/")
     body = {"dataframe_split": {"columns": ["image"], "data": [[text] for text in _base64(images)]}}
     try:
-        reply = requests.post(f"{url.rstrip('/')}/invocations", json=body, timeout=timeout)
+        reply = requests.post(f"{url}/invocations", json=body, timeout=timeout)
     except requests.RequestException as error:
         reason = (
             f"no answer in {timeout:g} s" if isinstance(error, requests.Timeout) else type(error).__name__
@@ -113,6 +116,11 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
             f"the model server {url} cannot be asked: {reason}",
             "start one with `binsweep serve`, or correct the URL",
         ) from error
+    if reply.status_code >= 500:
+        raise UserError(
+            f"the model server {url} failed: it answered {reply.status_code}: {_reason(reply)}",
+            "what it has printed says more; ask again once that is mended",
+        )
     if not reply.ok:
         raise UserError(
             f"the model server {url} answered {reply.status_code}: {_reason(reply)}",
@@ -173,12 +181,15 @@ def require_model(model_uri: str, tracking_uri: str) -> None:
         known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
         raise UserError(f"model {name!r} has no alias {alias!r}", f"its aliases: {known or 'none'}")
     if version is not None and version != "latest":
-        numbers = sorted(int(found.version) for found in client.search_model_versions(f"name='{name}'"))
-        if version not in map(str, numbers):
+        try:
+            client.get_model_version(name, version)
+        except MlflowException as error:
+            # Compared here: a filter of MLflow's knows no way to write every name that a model may have.
+            versions = [int(found.version) for found in client.search_model_versions() if found.name == name]
             raise UserError(
                 f"model {name!r} has no version {version!r}",
-                f"its versions: {', '.join(map(str, numbers)) or 'none'}",
-            )
+                f"its versions: {', '.join(map(str, sorted(versions))) or 'none'}",
+            ) from error
 
 
 def _environment(folder: Path, tracking_uri: str) -> Mapping[str, str]:

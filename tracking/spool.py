@@ -4,7 +4,8 @@ A record is MARK, the payload's length and a CRC-32 over length and payload (bot
 the payload: one JSON document in ASCII (NaN and Infinity as Python writes them). No byte of MARK is ASCII, so
 behind a damaged place the next record is found by looking for MARK: damage costs the records it touches and
 no others. Every record carries its number `n`, counted from 1: a number that comes twice is taken once, and
-what has been sent is remembered as the last number, which stays true when parts of the file are lost.
+what has been sent is remembered as the last number and those before it that are late, which stays true when
+parts of the file are lost.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import struct
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +111,18 @@ class Spool:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._lock = threading.Lock()
         self._size = os.fstat(self._fd).st_size
-        self._sent = self._load_sent()
+        self._sent, known_late = self._load_sent()
+        self._late: set[int] = set()  # numbers up to _sent that have not arrived
         self._last = self._sent
-        self._taken: set[int] = set()  # numbers above _sent that were read for sending
+        self._taken: set[int] = set()  # numbers that were read for sending and have not arrived
         self.damaged = 0
         waiting: set[int] = set()
         self._position: int | None = None  # where the reader goes on
         for record, start in self._scan():
             self._last = max(self._last, record["n"])
-            if record["n"] > self._sent:
+            if record["n"] in known_late:
+                self._late.add(record["n"])
+            if record["n"] > self._sent or record["n"] in known_late:
                 waiting.add(record["n"])
                 self._position = start if self._position is None else self._position
             visit(record)
@@ -149,7 +153,8 @@ class Spool:
     @property
     def sent(self) -> int:
         """The number up to which all records have arrived."""
-        return self._sent
+        with self._lock:
+            return min(self._late) - 1 if self._late else self._sent
 
     def sync(self) -> None:
         """Wait until the disk has all that was appended: from here on it survives a power cut."""
@@ -170,7 +175,7 @@ class Spool:
         batch: list[Record] = []
         for record, behind in decode(self._fd, start, end):
             start = behind
-            if record is not None and record["n"] > self._sent and record["n"] not in self._taken:
+            if record is not None and self._waits(record["n"]):
                 self._taken.add(record["n"])
                 batch.append(record)
                 if len(batch) == limit:
@@ -178,16 +183,21 @@ class Spool:
         self._position = start
         return sorted(batch, key=lambda record: int(record["n"]))
 
-    def acknowledge(self, batch: list[Record]) -> None:
-        """Remember durably that `batch` has arrived; a crash in between only sends it once more."""
+    def acknowledge(self, numbers: Collection[int], late: Collection[int] = ()) -> None:
+        """Remember durably that the records of these numbers have arrived, but for those that are `late`.
+
+        A crash in between only sends them once more.
+        """
         with self._lock:
             if self._fd < 0:
                 return
-            self.unsent -= len(batch)
-            self._sent = max([self._sent, *(record["n"] for record in batch)])
-            self._taken = {n for n in self._taken if n > self._sent}
+            arrived = set(numbers).difference(late)
+            self.unsent -= len(arrived)
+            self._sent = max(self._sent, *numbers)
+            self._late = self._late.union(late) - arrived
+            self._taken = {n for n in self._taken if n > self._sent or n in self._late}
             written = self.path.with_suffix(".sent.new")
-            written.write_bytes(encode({"n": self._sent}))
+            written.write_bytes(encode({"n": self._sent, "late": sorted(self._late)}))
             written.replace(self.path.with_suffix(".sent"))
 
     def close(self) -> None:
@@ -207,7 +217,11 @@ class Spool:
                 yield record, start
             start = behind
 
-    def _load_sent(self) -> int:
+    def _waits(self, number: int) -> bool:
+        return (number > self._sent or number in self._late) and number not in self._taken
+
+    def _load_sent(self) -> tuple[int, frozenset[int]]:
+        """The last number that was sent, and those before it that have not arrived."""
         with contextlib.suppress(OSError):
             fd = os.open(self.path.with_suffix(".sent"), os.O_RDONLY)
             try:
@@ -215,8 +229,9 @@ class Spool:
             finally:
                 os.close(fd)
             if record is not None:
-                return int(record["n"])
-        return 0  # unknown or damaged: everything is sent again, which changes nothing on the server
+                return int(record["n"]), frozenset(record.get("late", ()))
+        # Unknown or damaged: everything is sent again, which changes nothing on the server.
+        return 0, frozenset()
 
 
 def find_spool(directory: Path) -> Path | None:

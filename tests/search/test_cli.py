@@ -126,6 +126,26 @@ def test_a_port_that_is_taken(tmp_path: Path, server: str) -> None:
         mistaken(done, port)
 
 
+def test_following_waits_for_an_mlflow_that_is_not_there_yet(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with subprocess.Popen(
+        [sys.executable, "-m", "search.cli", "serve", "counter", "--follow", "--port", port],
+        env={**os.environ, "BINSWEEP_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            said = process.stdout.readline()
+            assert said.startswith("not serving: MLflow at http://127.0.0.1:9 cannot be asked: ")
+        finally:
+            process.terminate()
+        assert process.wait(60) == 130
+    mistaken(here("serve", "x", "--follow", home=tmp_path, MLFLOW_TRACKING_URI="./mlruns"), "./mlruns")
+
+
 def test_a_model_that_is_not_registered(tmp_path: Path, server: str) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
     for command in (
@@ -133,6 +153,35 @@ def test_a_model_that_is_not_registered(tmp_path: Path, server: str) -> None:
         ["predict", str(tmp_path / "photo.jpg"), "--model", "no-such-model"],
     ):
         mistaken(here(*command, home=tmp_path, MLFLOW_TRACKING_URI=server), "no-such-model", "hint:")
+
+
+def test_only_the_dash_reads_stdin(tmp_path: Path) -> None:
+    """Started without one, as by some schedulers and service managers."""
+    for place, said in ((str(tmp_path / "none.jpg"), "no such file"), ("-", "stdin is closed")):
+        closed = 'exec "$@" <&-'
+        done = subprocess.run(
+            ["bash", "-c", closed, "bash", sys.executable, "-m", "search.cli", "predict", place],
+            env={**os.environ, "BINSWEEP_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        mistaken(done, said)
+
+
+@pytest.mark.parametrize("words", [["sweep", str(QUICK), "--dry-run"], ["--help"], ["status", "--help"]])
+def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path, words: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "search.cli", *words],
+        env={**os.environ, "BINSWEEP_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as `| head -1` does
+        assert process.stderr.read() == ""
+        assert process.wait(120) == 128 + signal.SIGPIPE
 
 
 def test_other_mistakes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from data.errors import UserError
 from data.manifest import Manifest, load_manifest
 from data.split import Split
+from search.data_commands import _read_ids
 from search.exclude import spec_manifest
 from search.spec import SweepSpec, parse_spec
 
@@ -28,6 +29,16 @@ def test_photos_are_left_out_of_train_and_of_train_alone(
     assert less.fingerprint != manifest.fingerprint and less.whole == manifest.fingerprint
     assert less.split("test") == manifest.split("test")
     assert [one.reason for one in less.skipped] == [f"excluded by {file}"]
+
+
+@pytest.mark.parametrize("text", ["id,label\r\n{gone},1\r\n", "id;label\r\n{gone};1\r\n"])
+def test_a_file_that_excel_saved(bins: Path, manifest: Manifest, tmp_path: Path, text: str) -> None:
+    gone, file = manifest.split("train")[0].id, tmp_path / "exclude.csv"
+    file.write_bytes(text.format(gone=gone).encode("utf-8-sig"))
+    less = spec_manifest(spec_of(bins, file), tmp_path)
+    assert {item.id for item in manifest.items} - {item.id for item in less.items} == {gone}
+    file.write_text(f"{gone}\r\n", encoding="utf-8-sig")
+    assert _read_ids(file) == (gone,)
 
 
 @pytest.mark.parametrize(

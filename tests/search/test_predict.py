@@ -1,6 +1,7 @@
 """Where photos are found: files, folders, globs, stdin and buckets."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,39 @@ def test_stdin_is_a_photo_or_names(photos: Path) -> None:
         found[-1].read()
 
 
+def test_hidden_files_are_left_out_as_sweeps_leave_them_out(photos: Path, tmp_path: Path) -> None:
+    for name in ("._a.jpg", "deep/._b.png", ".trash/d.jpg", "__MACOSX/deep/._b.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(b"\0\5\26\7")
+    whole = ["a.jpg", "b.png", "c.webp"]
+    assert names([str(photos)]) == whole
+    assert sorted(names([f"{photos}/**/*.*g", f"{photos}/deep/er/*"])) == whole
+    assert names([f"{photos}/.trash"]) == names([f"{photos}/.tr*/*.jpg"]) == ["d.jpg"]
+    assert names([str(photos / "._a.jpg")]) == ["._a.jpg"]  # whoever names it means it
+    found = "\n".join(
+        str(file) for file in sorted(photos.rglob("*")) if file.is_file() and "a.jpg" in file.name
+    )
+    assert names(["-"], found.encode()) == ["a.jpg"]
+
+
+def test_lists_of_names_as_programs_write_them(photos: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.jpg")
+    (photos / odd).write_bytes((photos / "a.jpg").read_bytes())
+    a, b = str(photos / "a.jpg"), str(photos / "deep" / "b.png")
+    for text in (f"{a}\r\n{b}\r\n", f"{a}\0{b}\0", f"\ufeff{a}\n{b}"):
+        assert names(["-"], text.encode()) == ["a.jpg", "b.png"]
+    assert names(["-"], f"{a}\r\n{b}\r\n".encode("utf-16")) == ["a.jpg", "b.png"]
+    (one,) = find_photos(["-"], io.BytesIO(os.fsencode(photos / odd)))
+    assert one.read() and one.name.endswith(r"caf\xe9.jpg")
+    with pytest.raises(UserError, match="stdin is closed"):
+        find_photos(["-"], None)
+    assert len(find_photos([a], None)) == 1
+
+
 def test_a_place_without_a_photo(photos: Path) -> None:
     empty = photos / "empty"
     empty.mkdir()
-    for place in (str(empty), f"{photos}/*.gif", str(photos / "none.jpg")):
+    for place in ("", str(empty), f"{photos}/*.gif", str(photos / "none.jpg")):
         with pytest.raises(UserError, match="no such file"):
             find_photos([place], io.BytesIO())
     with pytest.raises(UserError, match="no such file"):
@@ -54,6 +84,7 @@ def test_a_place_without_a_photo(photos: Path) -> None:
 
 
 def test_a_bucket(s3: Any, photos: Path) -> None:
+    (photos / "deep" / "._b.png").write_bytes(b"\0\5\26\7")
     bucket = s3.bucket(photos)
     content = (photos / "deep" / "b.png").read_bytes()
     found = find_photos([f"s3://{bucket}/deep", f"s3://{bucket}/deep/b.png"], io.BytesIO())

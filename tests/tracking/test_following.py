@@ -1,9 +1,13 @@
 """`binsweep serve --follow` as a process beside a real MLflow server."""
 
+import contextlib
 import os
+import queue
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +15,13 @@ from pathlib import Path
 import mlflow
 import pytest
 import requests
+from flaky import flaky
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from data.errors import UserError
 from search.cli import cli
+from tracking import following
 from tracking.processes import free_port
 
 PATIENCE = 90.0
@@ -83,6 +90,70 @@ def test_whoever_is_champion_is_served(
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     assert ping(url) is None
+
+
+def test_what_keeps_a_version_from_being_served_is_told_and_tried_again(
+    server: str, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow away from the start and later, and a port that somebody takes while nobody serves."""
+    monkeypatch.setattr(following, "WATCH_SECONDS", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with contextlib.suppress(MlflowException):
+        client.delete_registered_model_alias("followed", "champion")
+    fate, said, port = ["down"], queue.SimpleQueue[str](), free_port()
+    url, over = f"http://127.0.0.1:{port}", threading.Event()
+
+    def tell(text: str) -> None:
+        if over.is_set():
+            raise KeyboardInterrupt
+        said.put(text)
+
+    with flaky(server, lambda: fate[0]) as proxy:
+        follower = threading.Thread(
+            target=following.follow_champion, args=("followed", "127.0.0.1", port, proxy, tell)
+        )
+        follower.start()
+        assert said.get(timeout=PATIENCE).startswith(f"not serving: MLflow at {proxy} cannot be asked: ")
+        deadline = time.monotonic() + PATIENCE
+        while (reply := ping(url)) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert reply.status_code == 503 and proxy in reply.json()["error"]
+        fate[0] = "pass"
+        assert said.get(timeout=PATIENCE) == "not serving: there is no champion of followed yet"
+        with take(port):
+            client.set_registered_model_alias("followed", "champion", "1")
+            assert f"port: {port} on 127.0.0.1 is taken" in said.get(timeout=PATIENCE)
+            time.sleep(1.0)
+            assert follower.is_alive()
+        assert said.get(timeout=PATIENCE) == f"serving followed version 1 at {url}"
+        fate[0] = "down"
+        time.sleep(1.0)
+        assert ping(url) is not None and ping(url).status_code == 200  # type: ignore[union-attr]
+        fate[0] = "pass"
+        client.delete_registered_model_alias("followed", "champion")
+        assert said.get(timeout=PATIENCE) == "not serving: there is no champion of followed yet"
+        assert follower.is_alive()
+        over.set()
+        fate[0] = "down"
+        follower.join(PATIENCE)
+    assert not follower.is_alive()
+
+
+def take(port: int) -> socket.socket:
+    """A socket that listens on a port which is free now and then only."""
+    taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        else:
+            taken.listen()
+            return taken
 
 
 @pytest.mark.parametrize(

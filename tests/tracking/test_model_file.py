@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -37,6 +39,38 @@ import mlflow, pandas
 model = mlflow.pyfunc.load_model(sys.argv[1])
 answer = model.predict(pandas.DataFrame({"image": json.loads(sys.argv[2])}))
 print("ANSWER" + answer.to_json(orient="records"))
+"""
+
+
+# Serves a model as MLflow's scoring server does, and asks it while its network and its decoder fail.
+FAILING = """
+import json, sys
+import mlflow.pyfunc
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import scoring_server as server
+model = mlflow.pyfunc.load_model(sys.argv[1])
+served = model.unwrap_python_model()
+schema = model.metadata.get_input_schema()
+def ask(body, kind="application/json"):
+    try:
+        answer = server.invocations(body.encode(), kind, model, schema)
+        print(json.dumps([answer.status, json.loads(answer.response)["predictions"][0]["count"]]))
+    except MlflowException as error:
+        print(json.dumps([error.get_http_status_code(), error.message, error.serialize_as_json()]))
+good = json.dumps({"instances": [{"image": sys.argv[2]}]})
+ask(good)
+ask("\\ufeff" + good)
+ask("\\ufeffimage\\r\\n" + sys.argv[2] + "\\r\\n", "text/csv")
+def fail(*anything):
+    raise failure
+forward = served.predictor.forward
+for failure in (MemoryError("no memory\\nat all"), RuntimeError("out of threads"), OSError(24, "Too many open files")):
+    served.predictor.forward = fail
+    ask(good)
+served.predictor.forward = forward
+ask(good)
+for bad in ("no JSON", "{}", json.dumps({"instances": [{"picture": "x"}]}), json.dumps({"inputs": 5})):
+    ask(bad)
 """
 
 
@@ -110,6 +144,57 @@ def test_bad_rows_are_told_apart_and_an_all_bad_request_is_refused(server: str) 
         model.predict(rows.iloc[1:].reset_index(drop=True))
     with pytest.raises(mlflow.exceptions.MlflowException, match="rows; at most"):
         model.predict(image_rows([b"x"] * 300))
+
+
+def test_base64_is_read_as_clients_write_it(server: str) -> None:
+    _, uri, _ = registered(server, "forms")
+    mlflow.set_tracking_uri(server)
+    model = mlflow.pyfunc.load_model(uri)
+    content = next(one for one in map(photo, range(20)) if len(one) % 3)
+    plain = base64.b64encode(content).decode()
+    lines = base64.encodebytes(content).decode()
+    assert plain.endswith("=") and len(lines.splitlines()) > 10
+    forms = {
+        "plain": plain,
+        "in lines": lines,
+        "lines of mail": lines.replace("\n", "\r\n"),
+        "indented": "\t" + lines.replace("\n", "\n  "),
+        "data address": f"data:image/png;base64,{plain}",
+        "another data address": f" DATA:image/png;name=a.png; base64,{lines}",
+        "escaped data address": f"data:;base64,{urllib.parse.quote(plain, safe='')}",
+        "URL-safe": base64.urlsafe_b64encode(content).decode(),
+        "without padding": plain.rstrip("="),
+        "URL-safe without padding": base64.urlsafe_b64encode(content).decode().rstrip("="),
+    }
+    answers = model.predict(pd.DataFrame({"image": list(forms.values())}))
+    assert dict(zip(forms, answers["error"], strict=True)) == dict.fromkeys(forms, "")
+    assert len({json.dumps(row) for row in answers["probabilities"]}) == 1
+    refused = ["data:image/png,notbase64", plain[:-4] + "!", plain[:-3], "aGVsbG8=aGVsbG8="]
+    answers = model.predict(pd.DataFrame({"image": [plain, *refused]}))
+    assert all(answers["error"][1:])
+
+
+def test_a_server_that_fails_says_so_and_a_bad_request_is_one(server: str) -> None:
+    _, uri, _ = registered(server, "failing")
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, uri, base64.b64encode(photo(1)).decode()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "MLFLOW_TRACKING_URI": server},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    good, marked, marked_csv, memory, runtime, files, again, *bad = map(json.loads, done.stdout.splitlines())
+    assert good[0] == 200 and good == marked == marked_csv == again
+    for (status, message, told), said in (
+        (memory, "MemoryError: no memory"),
+        (runtime, "RuntimeError: out of threads"),
+        (files, "Too many open files"),
+    ):
+        assert status == 500 and said in message and "\n" not in message and "stack_trace" not in told
+    assert "Traceback" in done.stderr  # the log has what the answer does not say
+    for status, message, told in bad:
+        assert status == 400 and message and "stack_trace" not in told
 
 
 def test_requests_at_once_are_computed_together_and_each_gets_its_own_answer(

@@ -7,15 +7,21 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError, NoCredentialsError
 from flaky import flaky
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
 from small_sweep import NAMES, assert_complete, runs_of, write_sweep
 
 from tracking import feeder
 from tracking.processes import Server, end
 from tracking.runlog import RunLog
+from tracking.sender import never_stored
 from tracking.server import tracking_server
 
 
@@ -134,3 +140,87 @@ def test_a_slow_server_is_waited_for_while_it_takes_records(server: str, tmp_pat
         fate[0] = "pass"
         assert log.close(60) == 0
         assert_complete(MlflowClient(server), "patience", trials=4, epochs=3)
+
+
+@pytest.mark.usefixtures("no_client_retries")
+def test_a_store_that_is_away_holds_nothing_up_and_gets_its_artifacts_later(
+    server: str, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Artifacts that go straight to S3, as with `mlflow server --no-serve-artifacts`."""
+    client, fate, bucket = MlflowClient(server), ["down"], s3.bucket()
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    client.create_experiment("store away", artifact_location=f"s3://{bucket}/runs")
+    weights = tmp_path / "best.pt"
+    weights.write_bytes(bytes(1000))
+    with flaky(s3.url, lambda: fate[0]) as store:
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", store)
+        log = RunLog(tmp_path / "spool", server, "store away")
+        for key in ("trial-0", "trial-1"):
+            log.start_run(key, key)
+            log.artifact(key, weights, "weights")
+            log.metrics(key, 0, {"loss": 1.0})
+            log.end_run(key, "FINISHED")
+        log.params("trial-1", {"p": "1"})
+        log.params("trial-1", {"p": "2"})  # refused: written once
+        assert log.flush(3.0) == 2
+        s3.faults(deny=1)
+        fate[0] = "pass"
+        assert log.flush(1.0) == 2 and not log.delivered("trial-0")
+        runs = runs_of(client, "store away")
+        assert all(run.info.status == "FINISHED" and run.data.metrics["loss"] == 1 for run in runs.values())
+        fate[0] = "fail"
+        s3.faults()
+        assert log.close(1.0) == 2
+        log = RunLog(tmp_path / "spool", server, "store away")  # what is late is known to the next process
+        assert log.flush(1.0) == 2
+        fate[0] = "pass"
+        assert log.flush(30) == 0
+        assert log.delivered("trial-0") and log.delivered("trial-1")
+        for run in runs.values():
+            assert [file.path for file in client.list_artifacts(run.info.run_id, "weights")] == [
+                "weights/best.pt"
+            ]
+        weights.unlink()
+        log.artifact("trial-0", weights, "weights")  # what is not there any more is given up
+        log.end_run("trial-0", "FINISHED")
+        log.end_run("trial-1", "FINISHED")
+        assert log.close(30) == 0
+        assert not log.delivered("trial-0") and log.delivered("trial-1")
+
+
+class StoreError(Exception):
+    """As Google's and Azure's libraries have them."""
+
+    def __init__(self, **said: object) -> None:
+        self.__dict__ |= said
+
+
+def _raised(behind: Exception) -> Exception:
+    try:
+        raise S3UploadFailedError("Failed to upload") from behind
+    except S3UploadFailedError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "never"),
+    [
+        (ClientError({"Error": {"Code": "EntityTooLarge"}}, "PutObject"), True),
+        (_raised(ClientError({"Error": {"Code": "EntityTooLarge"}}, "PutObject")), True),
+        (StoreError(code=413), True),
+        (StoreError(status_code=413), True),
+        (MlflowException("a name", INVALID_PARAMETER_VALUE), True),
+        (ClientError({"Error": {"Code": "ExpiredToken"}}, "PutObject"), False),
+        (_raised(ClientError({"Error": {"Code": "NoSuchBucket"}}, "PutObject")), False),
+        (NoCredentialsError(), False),
+        (StoreError(code=400), False),
+        (StoreError(status_code=403), False),
+        (StoreError(), False),
+        (ModuleNotFoundError("No module named 'google'"), False),
+        (MlflowException("the upload failed"), False),
+        (FileNotFoundError("/var/run/secrets/token"), False),
+        (ValueError("of a library"), False),
+    ],
+)
+def test_only_what_no_store_will_ever_take_is_given_up(error: Exception, never: bool) -> None:
+    assert never_stored(error) is never

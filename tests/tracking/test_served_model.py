@@ -1,5 +1,6 @@
 """A served counter over HTTP: every form of a request, its limits, and what no request may do to it."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -61,6 +62,15 @@ def test_every_form_is_answered_alike(address: str) -> None:
         address, data=f"image\n{cells[0]}\n", headers={"Content-Type": "text/csv"}, timeout=SECONDS
     )
     assert csv.json()["predictions"][0] == row
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(address: str) -> None:
+    good = ask(address, wrapped("instances", [encoded(photo())])).json()
+    marked = codecs.BOM_UTF8 + json.dumps(wrapped("instances", [encoded(photo())])).encode()
+    assert ask(address, marked).json() == good
+    csv = codecs.BOM_UTF8 + f"image\r\n{encoded(photo())}\r\n".encode()
+    reply = requests.post(address, data=csv, headers={"Content-Type": "text/csv"}, timeout=SECONDS)
+    assert reply.json() == good
 
 
 def test_a_bad_row_costs_no_other_its_answer_and_all_bad_is_refused(address: str) -> None:

@@ -1,6 +1,8 @@
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -9,10 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from front import front
+from mlflow.tracking import MlflowClient
 
 from data.errors import UserError
+from tracking.address import tidy
 from tracking.processes import Server, end, free_port
-from tracking.server import run_ui, tracking_server
+from tracking.server import migrate_database, named_server, run_ui, tracking_server
 
 STAY = """
 import sys, time
@@ -175,3 +180,256 @@ def test_the_ui_refuses_a_port_it_cannot_have(port: int | None, server: str, tmp
     wanted = int(server.rsplit(":", 1)[1]) if port is None else port
     with pytest.raises(UserError, match=f"port: .*{wanted}"):
         run_ui(tmp_path, wanted, print)
+
+
+@pytest.mark.parametrize(
+    ("copied", "meant"),
+    [
+        (" http://127.0.0.1:5000/ ", "http://127.0.0.1:5000"),
+        ("HTTP://Host.example:5000", "http://Host.example:5000"),
+        ("http://host:5000/#/experiments/0", "http://host:5000"),
+        ("https://host/mlflow/#/models", "https://host/mlflow"),
+        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("localhost:5000/", "http://localhost:5000"),
+        ("[::1]:5000", "http://[::1]:5000"),
+        ("databricks://profile", "databricks://profile"),
+        ("", ""),
+    ],
+)
+def test_an_address_as_people_copy_it(copied: str, meant: str) -> None:
+    assert tidy(copied) == meant
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "./mlruns",
+        "file:///tmp/x",
+        "postgresql+psycopg://h/db",
+        "http://",
+        "http://host:notaport",
+        "http:///x",
+    ],
+)
+def test_what_is_no_servers_address(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
+        named_server()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("basic", {"MLFLOW_TRACKING_USERNAME": "user", "MLFLOW_TRACKING_PASSWORD": "p@ss/word"}),
+        ("token", {"MLFLOW_TRACKING_TOKEN": "a-token"}),
+        ("tls", {"MLFLOW_TRACKING_SERVER_CERT_PATH": "{ca}"}),
+        ("tls", {"REQUESTS_CA_BUNDLE": "{ca}"}),
+        ("tls", {"MLFLOW_TRACKING_INSECURE_TLS": "true"}),
+        ("no health", {}),
+        ("path", {}),
+        ("slow", {}),
+    ],
+)
+def test_a_server_behind_a_proxy_is_asked_with_the_users_settings(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, str]
+) -> None:
+    with front(server, kind, tmp_path) as (uri, ca):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}/mlflow" if kind == "path" else uri)
+        if settings:
+            with pytest.raises(UserError) as mistake, tracking_server(tmp_path):
+                pass
+            assert uri in mistake.value.message
+            assert all(name in mistake.value.hint for name in settings)
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value.format(ca=ca))
+        with tracking_server(tmp_path) as found:
+            assert MlflowClient(found).get_experiment_by_name("Default") is not None
+
+
+@pytest.mark.parametrize("kind", ["login", "page", "json", "other json", "absent", "error"])
+def test_a_page_that_is_no_mlflow_is_told_from_one(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with front(server, kind, tmp_path) as (uri, _):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        said = (
+            "is not a healthy MLflow server: it answered 503" if kind == "error" else "it is no MLflow server"
+        )
+        with pytest.raises(UserError, match=f"{uri} .*{said}"), tracking_server(tmp_path):
+            pass
+
+
+def test_the_ui_under_other_host_names_and_a_path(server: str, server_home: Path) -> None:
+    port = free_port()
+    seen: dict[str, list[int]] = {}
+
+    def ask(uri: str) -> None:
+        assert uri == f"http://127.0.0.1:{port}/user/me/ui"
+        for host in (f"127.0.0.1:{port}", "my.codespace.dev", "my.codespace.dev:8443", "elsewhere.dev"):
+            headers = {"Host": host, "Origin": f"https://{host}"}
+            search = f"{uri}/ajax-api/2.0/mlflow/experiments/search"
+            page = requests.get(f"{uri}/", headers=headers, timeout=20).status_code
+            seen[host] = [
+                page,
+                requests.post(search, json={"max_results": 1}, headers=headers, timeout=20).status_code,
+            ]
+        os.kill(os.getpid(), signal.SIGINT)
+
+    allowed = ["https://my.codespace.dev/"]
+    assert run_ui(server_home, port, ask, allowed, "user/me/ui/") == 130
+    assert seen == {
+        f"127.0.0.1:{port}": [200, 200],
+        "my.codespace.dev": [200, 200],
+        "my.codespace.dev:8443": [200, 200],
+        "elsewhere.dev": [403, 403],
+    }
+
+
+def test_a_second_ui_says_where_the_first_is(server: str, server_home: Path, tmp_path: Path) -> None:
+    port = free_port()
+
+    def second(uri: str) -> None:
+        with pytest.raises(UserError, match=f"{uri} already"):
+            run_ui(server_home, port, print)
+        with pytest.raises(UserError, match=rf"port: {port} on 127.0.0.1 is taken by process \d+ \(.*mlflow"):
+            run_ui(tmp_path, port, print)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_ui(server_home, port, second) == 130
+
+
+ASKED_TWICE = """
+import functools, sys
+from pathlib import Path
+from tracking.server import run_ui
+sys.exit(run_ui(Path(sys.argv[1]), int(sys.argv[2]), functools.partial(print, flush=True)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "gap"),
+    [
+        (["-m", "search.cli", "ui", "--port", "{port}"], signal.SIGHUP, 0.3),  # a terminal that is closed
+        (["-c", ASKED_TWICE, "{home}", "{port}"], signal.SIGTERM, 0.0),
+        pytest.param(
+            ["-m", "search.cli", "ui", "--port", "{port}"],
+            signal.SIGTERM,
+            0.0,
+            marks=pytest.mark.integration,
+        ),
+    ],
+)
+def test_a_ui_that_is_asked_to_end_twice_leaves_nothing_behind(
+    server: str, server_home: Path, words: list[str], first: int, gap: float
+) -> None:
+    port = free_port()
+    command = [sys.executable, *(word.format(home=server_home, port=port) for word in words)]
+    environment = {**os.environ, "BINSWEEP_HOME": str(server_home)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as ui:
+        assert ui.stdout is not None and str(port) in ui.stdout.readline()
+        family = psutil.Process(ui.pid).children(recursive=True)
+        assert len(family) > 1
+        ui.send_signal(first)
+        time.sleep(gap)
+        ui.send_signal(signal.SIGTERM)
+        assert ui.wait(30) == 130
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_server_is_started_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """It comes in the middle of Popen, where the new process is known to nobody yet."""
+    script = (
+        "import os, signal, subprocess, sys; from pathlib import Path; from tracking import processes\n"
+        "start = subprocess.Popen\n"
+        "def interrupted(*words, **options):\n"
+        "    child = start(*words, **options); print(child.pid, flush=True)\n"
+        "    signal.raise_signal(int(sys.argv[2])); return child\n"
+        "subprocess.Popen = interrupted\n"
+        "folder = Path(sys.argv[1])\n"
+        "with processes.interrupted_by_sigterm():\n"
+        "    try: processes.spawn(['server', '--help'], 1, folder, folder / 'log', os.environ)\n"
+        "    except KeyboardInterrupt: sys.exit(130)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(int(number))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 130, done.stderr
+    assert not psutil.pid_exists(int(done.stdout))
+
+
+def old_database(file: Path, revision: str) -> None:
+    """What an MLflow of that schema would have left, made by MLflow's own migrations."""
+    script = (
+        "import sys, sqlalchemy; from alembic import command\n"
+        "from mlflow.store.db.utils import _get_alembic_config\n"
+        "from mlflow.store.tracking.dbmodels.initial_models import Base\n"
+        "engine = sqlalchemy.create_engine(sys.argv[1]); Base.metadata.create_all(engine)\n"
+        "settings = _get_alembic_config(sys.argv[1])\n"
+        "with engine.begin() as connection:\n"
+        "    settings.attributes['connection'] = connection\n"
+        "    command.upgrade(settings, sys.argv[2])\n"
+    )
+    file.parent.mkdir(parents=True)
+    subprocess.run(
+        [sys.executable, "-c", script, f"sqlite:///{file}", revision],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def test_a_database_of_an_older_mlflow_is_migrated_on_demand_and_kept(tmp_path: Path) -> None:
+    home = tmp_path / "home with #1 odd name"
+    file = home / "mlflow" / "mlflow.db"
+    old_database(file, "acf3f17fdcc7")  # of MLflow 2.9
+    run = "'r1', 'first', 'active', 'FINISHED', 'LOCAL', 7, 1, 2"
+    names = "run_uuid, name, lifecycle_stage, status, source_type, experiment_id, start_time, end_time"
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute(
+            "insert into experiments (experiment_id, name, lifecycle_stage) values (7, 'a', 'active')"
+        )
+        database.execute(f"insert into runs ({names}) values ({run})")
+    before = file.read_bytes()
+    with (
+        pytest.raises(UserError, match=r"older MLflow \(schema acf3f17fdcc7") as mistake,
+        tracking_server(home),
+    ):
+        pass
+    assert "binsweep migrate" in mistake.value.hint and file.read_bytes() == before
+    copy = migrate_database(home)
+    with contextlib.closing(sqlite3.connect(copy)) as database:
+        assert database.execute("select version_num from alembic_version").fetchone() == ("acf3f17fdcc7",)
+        assert database.execute("select run_uuid from runs").fetchall() == [("r1",)]
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        assert database.execute("select run_uuid from runs").fetchall() == [("r1",)]
+    with tracking_server(home) as uri:
+        assert answers(uri)
+        with pytest.raises(UserError, match="is in use"):
+            migrate_database(home)
+
+
+def test_a_database_of_a_newer_mlflow_or_none_stays_as_it_is(
+    server_home: Path, server: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "mlflow" / "mlflow.db"
+    with pytest.raises(UserError, match="there is no MLflow database"):
+        migrate_database(tmp_path)
+    file.parent.mkdir()
+    known = sqlite3.connect(server_home / "mlflow" / "mlflow.db")
+    with contextlib.closing(known), contextlib.closing(sqlite3.connect(file)) as newer, newer:
+        known.backup(newer)
+        newer.execute("update alembic_version set version_num = 'ffffffffffff'")
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=r"newer MLflow \(schema ffffffffffff"), tracking_server(tmp_path):
+        pass
+    with pytest.raises(UserError, match=r"cannot be migrated.*ffffffffffff"):
+        migrate_database(tmp_path)
+    assert file.read_bytes() == before
+    assert [one.name for one in file.parent.glob("*.db*")] == ["mlflow.db"]

@@ -10,10 +10,11 @@ import mlflow
 import psutil
 import pytest
 import requests
+from flaky import flaky
 from mlflow.tracking import MlflowClient
 
 from data.errors import UserError
-from tracking.processes import free_port
+from tracking.processes import Server, free_port, require_port
 from tracking.serving import ServedModel, open_model, predict, serve_model
 
 ALIAS = "models:/echo@champion"
@@ -150,3 +151,77 @@ def test_a_model_that_does_not_come_up_shows_its_log(server: str, tmp_path: Path
         serve_model(str(tmp_path), server),
     ):
         pass
+
+
+def test_a_server_on_another_address_is_asked_there(echo: str) -> None:
+    for host, url in (("127.0.0.2", "http://127.0.0.2"), ("0.0.0.0", "http://127.0.0.1")):
+        with serve_model(ALIAS, echo, host=host) as model:
+            assert model.url == f"{url}:{model.server.port}"
+            assert predict(model.url, [b"abc"], timeout=30)[0]["count"] == 3
+            with pytest.raises(
+                UserError, match=rf"port: {model.server.port} on {host} is taken by process \d+ \("
+            ):
+                require_port(model.server.port, host)
+    began = time.monotonic()
+    for nowhere in ("192.0.2.1", "no such host"):
+        with pytest.raises(UserError, match=f"host: {nowhere} is not an address of this machine"):
+            require_port(free_port(), nowhere)
+    assert time.monotonic() - began < 30
+    assert Server(1, 0.0, 5, "::").url == Server(1, 0.0, 5, "::1").url == "http://[::1]:5"
+
+
+def test_an_address_as_people_write_it(served: ServedModel) -> None:
+    host = served.url.removeprefix("http://")
+    for url in (
+        host,
+        f" {host}/",
+        f"{served.url}/invocations",
+        f"{served.url}/invocations/",
+        f"{host}/invocations",
+    ):
+        assert predict(url, [b"abc"], timeout=30)[0]["count"] == 3
+
+
+def test_a_server_that_fails_is_not_told_as_a_bad_photo(served: ServedModel) -> None:
+    with (
+        flaky(served.url, lambda: "fail") as proxy,
+        pytest.raises(UserError, match="failed: it answered 500: the server is not well") as mistake,
+    ):
+        predict(proxy, [b"abc"], timeout=30)
+    assert "photo" not in mistake.value.hint
+
+
+@pytest.mark.parametrize("name", ["bill's counter", 'a "good" one', """both ' and " """])
+def test_names_that_a_filter_cannot_quote(echo: str, name: str) -> None:
+    client = MlflowClient(echo)
+    source = client.get_model_version("echo", "1").source
+    mlflow.set_tracking_uri(echo)
+    mlflow.register_model(source, name)
+    assert open_model(f"models:/{name}/1", echo)([b"abc"])[0]["count"] == 3
+    with pytest.raises(UserError, match="its versions: 1"):
+        open_model(f"models:/{name}/2", echo)
+    with pytest.raises(UserError, match="its aliases: none"):
+        open_model(f"models:/{name}@champion", echo)
+
+
+@pytest.mark.integration  # four servers of a model
+@pytest.mark.parametrize("options", [[], ["--follow"]])
+@pytest.mark.parametrize("gap", [0.0, 0.3])
+def test_a_served_model_that_is_asked_to_end_twice_leaves_nothing_behind(
+    echo: str, tmp_path: Path, options: list[str], gap: float
+) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "search.cli", "serve", "echo", "--port", str(port), *options]
+    environment = {**os.environ, "BINSWEEP_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": echo}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as serving:
+        assert serving.stdout is not None and "serving" in serving.stdout.readline()
+        family = psutil.Process(serving.pid).children(recursive=True)
+        assert family
+        serving.send_signal(signal.SIGTERM)
+        time.sleep(gap)
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(60) == 130
+    _, left = psutil.wait_procs(family, timeout=20)
+    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+    with pytest.raises(UserError, match="cannot be asked"):
+        predict(f"http://127.0.0.1:{port}", [b"abc"], timeout=5)

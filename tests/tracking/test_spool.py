@@ -142,7 +142,7 @@ def test_what_was_sent_is_not_sent_again_even_if_the_file_was_cut(tmp_path: Path
     for n in range(10):
         spool.append(metrics(n))
     first = spool.take(6)
-    spool.acknowledge(first)
+    spool.acknowledge([record["n"] for record in first])
     assert spool.unsent == 4
     assert [record["step"] for record in spool.take(100)] == [6, 7, 8, 9]
     spool.close()  # the last four were read, but never acknowledged
