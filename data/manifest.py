@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from data.crew import Progress
-from data.decode import ImageError, decode, read
+from data.decode import decode, read
 from data.errors import UserError
+from data.layout import printable, seat_of
 from data.readonce import Finding, FindingCache, read_all
 from data.sources import Candidate, Skipped, scan
 from data.split import SPLITS, Split, SplitName, assign
@@ -106,7 +107,8 @@ def load_manifest(
         if isinstance(sha256, str):
             readable.append((candidate, sha256))
         else:
-            skipped.append(Skipped(candidate.id, f"{candidate.path.relative_to(root)}: {reason}"))
+            where = printable(str(candidate.path.relative_to(root)))
+            skipped.append(Skipped(candidate.id, f"{where}: {reason}"))
     splits = _splits(split, [candidate for candidate, _ in readable], root, home)
     items = [
         Item(candidate.id, candidate.path, candidate.label, name, sha256)
@@ -148,6 +150,11 @@ def _local(
             f"data.source: nothing reads {scheme}://, received {source}",
             "a folder, s3://BUCKET/PREFIX, or synthetic://?images=600",
         )
+    if printable(source) != source:
+        raise UserError(
+            f"data.source is not printable UTF-8 text: {printable(source)}",
+            "another name for the folder, or a link to it: reports and MLflow take text only",
+        )
     return Path(source).expanduser(), []
 
 
@@ -172,16 +179,13 @@ def _splits(split: Split, candidates: Sequence[Candidate], root: Path, home: Pat
         heads = group_heads(candidates, root, home)
     else:
         heads = list(candidates)
-    return [head.split or assign(split, head.id, head.label) for head in heads]
+    return [head.split or assign(split, seat_of(head.id, head.path.name), head.label) for head in heads]
 
 
 def _content(path: Path) -> Finding:
-    """The sha256 of a file that decodes to a whole picture, or why it does not."""
-    try:
-        data = read(path)
-        decode(data)
-    except ImageError as error:
-        return None, str(error)
+    """The sha256 of a file that decodes to a whole picture."""
+    data = read(path)
+    decode(data)
     return hashlib.sha256(data).hexdigest(), ""
 
 

@@ -161,8 +161,8 @@ def test_small_pictures_grow() -> None:
     ("data", "says"),
     [
         (b"", "0 bytes"),
-        (b"this is a text file\n", "not a JPEG, PNG or WebP image"),
-        (b"GIF89a" + bytes(20), "not a JPEG, PNG or WebP image"),
+        (b"this is a text file\n", "not a JPEG, PNG, WebP, TIFF, AVIF or HEIC image"),
+        (b"GIF89a" + bytes(20), "not a JPEG, PNG, WebP, TIFF, AVIF or HEIC image"),
         (b"\xff\xd8\xff", "broken JPEG image"),
         (b"\x89PNG\r\n\x1a\n", "broken PNG image"),
         (b"RIFF\x00\x00\x00\x00WEBP", "broken WebP image"),

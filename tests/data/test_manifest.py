@@ -253,8 +253,9 @@ def test_bad_files_of_folders_are_listed(bins: ModuleType, tmp_path: Path, home:
     (root / "1" / "list.csv").write_text("a")
     (root / "2" / "00030.jpg").write_bytes(b"text")
     manifest = load(root, home)
-    assert len(manifest.items) == 44
-    expected = {"readme.txt", "many", "01", "1/00014.png", "1/list.csv", "2/00030"}
+    assert len(manifest.items) == 46
+    assert {"01/a": 1, "1/00014.png": 1}.items() <= {one.id: one.label for one in manifest.items}.items()
+    expected = {"readme.txt", "many/", "1/list.csv", "2/00030"}
     assert reasons(manifest).keys() == expected
 
 
