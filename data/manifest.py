@@ -65,6 +65,26 @@ class Manifest:
         counts = Counter(item.label for item in self.split(name))
         return {label: counts[label] for label in self.classes}
 
+    def gaps(self) -> list[str]:
+        """For each class without a photo in some split: what follows from that, and what to do."""
+        found = []
+        follows = {
+            "train": "no model can learn it",
+            "validation": "trials are chosen without it",
+            "test": "whatever is promoted is not judged on it",
+        }
+        counts = {name: self.class_counts(name) for name in SPLITS}
+        for label in self.classes:
+            absent = [name for name in SPLITS if not counts[name][label]]
+            if absent:
+                has = ", ".join(f"{counts[name][label]} in {name}" for name in SPLITS if name not in absent)
+                why = ", and ".join(follows[name] for name in absent)
+                found.append(
+                    f"class {label} has no photo in {' and '.join(absent)} ({has}): {why}; add photos of it, "
+                    "divide by another data.split, or leave it out of data.classes"
+                )
+        return found
+
     def summary(self) -> dict[str, Any]:
         """The manifest in a few numbers, ready for JSON."""
         return {
@@ -118,7 +138,7 @@ def load_manifest(
     skipped.sort(key=lambda one: (one.id, one.reason))
     kept = wanted or tuple(sorted({item.label for item in items}))
     _check_labels(source, kept, items, candidates, skipped)
-    _check_splits(source, items)
+    _check_splits(source, split, items, skipped)
     return Manifest(source, kept, tuple(items), tuple(skipped), _fingerprint(kept, items))
 
 
@@ -218,14 +238,29 @@ def _check_labels(
         )
 
 
-def _check_splits(source: str, items: Sequence[Item]) -> None:
+def _check_splits(source: str, split: Split, items: Sequence[Item], skipped: Sequence[Skipped]) -> None:
     counts = Counter(item.split for item in items)
     for name in SPLITS:
+        if not counts[name] and split.by == "folder":
+            note = f"; skipped: {skipped_text(skipped)}" if skipped else ""
+            raise UserError(
+                f"data.split.by is folder, and no image of {source} lies in a folder for {name} "
+                f"({', '.join(f'{counts[one]} in {one}' for one in SPLITS)}){note}",
+                f"a folder {name}/ (val/, valid/, training/, testing/ ... are understood, too) with a folder for "
+                "each count",
+            )
         if not counts[name]:
             raise UserError(
                 f"data.split: no image of {source} falls into {name} ({len(items)} images in all)",
                 f"more images, or a larger data.split.{name}",
             )
+    learned = {item.label for item in items if item.split == "train"}
+    if len(learned) < 2:
+        raise UserError(
+            f"data.split: all images of {source} that fall into train are of class {learned.pop()} "
+            f"({len(items)} images in all)",
+            "more images, a larger data.split.train, or another data.split.seed",
+        )
 
 
 def _fingerprint(classes: Sequence[int], items: Sequence[Item]) -> str:

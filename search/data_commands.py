@@ -214,6 +214,8 @@ def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     with Meter() as meter:
         manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))
         found = examine(manifest, home_folder(), partial(meter, "looking"))
+    for gap in manifest.gaps():
+        print(f"warning: {gap}", file=sys.stderr)
     try:
         page, facts = write_report(found, out)
     except OSError as error:

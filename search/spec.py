@@ -414,6 +414,14 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
             problems.append(Problem("batch_size", rule, smallest, f"at least {2 * workers}"))
     if file.resources.large is not None:
         problems += when_problems("resources.large", tuple(file.resources.large.when.items()), space)
+    # From there on a network's last stage has more than one position, and batch norm something to compare.
+    least = 107 if "inception_v3" in may("backbone") else 33
+    if min(may("batch_size")) < 2 and file.data.image_size < least and set(may("trainable")) != {"head"}:
+        rule = f"must be at least 2 where more than the head is trained at data.image_size {file.data.image_size}"
+        hint = (
+            f"batch norm has nothing to compare within one so small photo: 2, or data.image_size from {least}"
+        )
+        problems.append(Problem("batch_size", rule, min(may("batch_size")), hint))
     if "inception_v3" in may("backbone") and file.data.image_size < 75:
         hint = "raise it, or leave inception_v3 out"
         problems.append(

@@ -357,3 +357,13 @@ def test_files_that_are_no_sweeps(tmp_path: Path) -> None:
 )
 def test_values_of_set_that_mean_something_else(tmp_path: Path, assignment: str, said: str) -> None:
     assert said in mistakes(tmp_path, yaml.safe_dump(GOOD), assignment)
+
+
+def test_a_batch_of_one_that_batch_norm_cannot_compare() -> None:
+    raw = broken("space.batch_size", [1, 16])
+    raw["data"]["image_size"] = 32
+    assert parse_spec(raw).values("batch_size") == [1, 16]  # the head has no batch norm
+    raw["model"]["trainable"] = "last_stage"
+    assert "batch_size: must be at least 2 where more than the head is trained" in message(raw)
+    raw["data"]["image_size"] = 64
+    assert parse_spec(raw).values("batch_size") == [1, 16]
