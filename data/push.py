@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.bucket import Bucket
-from data.decode import dimensions, read
+from data.decode import ImageError, dimensions, read
 from data.documents import parse_document
 from data.errors import UserError
 from data.fetch import in_order
-from data.layout import seat_of, split_of
+from data.layout import printable, seat_of, split_of
 from data.listing import Report
 from data.manifest import Item, Manifest
 from data.sources import BESIDE
@@ -65,7 +65,10 @@ def push(
             write_table(table, _rows(manifest, bucket, arrangement))
             bucket.put(table.name, table)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}", "an unchanged source") from error
+        name = printable(str(error.filename))
+        raise UserError(f"cannot read {name}: {error.strerror}", "an unchanged source") from error
+    except ImageError as error:
+        raise UserError(f"cannot read an image any more: {error}", "an unchanged source") from error
     return Pushed(len(manifest.items), len(files), sent)
 
 

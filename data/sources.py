@@ -65,7 +65,7 @@ def scan(root: Path, cache: FindingCache) -> tuple[list[Candidate], list[Skipped
         if layout == "splits":
             return _scan_splits(root)
         folders = [f"{printable(path.name)}/" for path in _entries(root) if path.is_dir()]
-        inside = [path for path in _entries(root) if path.is_dir() and _layout(path)]
+        inside = [path for path in _entries(root) if _holds_data(path)]
     except OSError as error:
         place = printable(str(error.filename or root))
         raise UserError(
@@ -79,6 +79,13 @@ def scan(root: Path, cache: FindingCache) -> tuple[list[Candidate], list[Skipped
     if len(inside) == 1:
         hint = f"perhaps {inside[0]}, which does"
     raise UserError(f"data.source has none of the layouts: {root}{there}", hint)
+
+
+def _holds_data(path: Path) -> bool:
+    try:
+        return path.is_dir() and _layout(path) is not None
+    except OSError:  # a folder of somebody else's
+        return False
 
 
 def _layout(root: Path) -> Layout | None:
@@ -115,7 +122,7 @@ def _flat(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
         if not is_photo(path.name):
             skipped.append(Skipped(place, NO_PHOTO))
         elif id in images:
-            skipped.append(Skipped(place, f"has the same id as {images[id].name}"))
+            skipped.append(Skipped(place, f"has the same id as {printable(images[id].name)}"))
         else:
             images[id] = path
     return images, skipped

@@ -230,7 +230,8 @@ def _read_ids(file: Path | None) -> tuple[str, ...] | None:
     if file is None:
         return None
     try:
-        ids = tuple(sorted({line.strip() for line in file.read_text().splitlines()} - {""}))
+        text = file.read_text(encoding="utf-8-sig")  # Excel and Notepad write a byte-order mark
+        ids = tuple(sorted({line.strip() for line in text.splitlines()} - {""}))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--ids {file}: cannot be read ({error})", "a text file with one id a line"
