@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 
 from data.decode import ImageError, decode, read
 from data.errors import UserError
-from data.layout import IMAGE_SUFFIXES
+from data.layout import IMAGE_SUFFIXES, printable
 from search.board import Step
 from tracking.server import tracking_server
 from tracking.serving import ROWS, open_model
@@ -48,7 +49,7 @@ def _from_stdin(stdin: BinaryIO) -> list[Photo]:
     content = stdin.read()
     if content.startswith(MAGIC):
         return [Photo("-", lambda: content)]
-    lines = content.decode(errors="replace").splitlines()
+    lines = os.fsdecode(content).splitlines()  # names that are not UTF-8, too
     return [
         photo for line in lines if line.strip() for photo in _at(line.strip()) or [_local(Path(line.strip()))]
     ]
@@ -68,7 +69,7 @@ def _at(place: str) -> list[Photo]:
 
 
 def _local(path: Path) -> Photo:
-    return Photo(str(path), partial(read, path))
+    return Photo(printable(str(path)), partial(read, path))
 
 
 def _in_bucket(uri: str) -> list[Photo]:

@@ -1,6 +1,7 @@
 """Where photos are found: files, folders, globs, stdin and buckets."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ def test_stdin_is_a_photo_or_names(photos: Path) -> None:
     assert [Path(photo.name).name for photo in found] == ["a.jpg", "b.png", "c.webp", "gone.jpg"]
     with pytest.raises(ImageError, match="no such file"):
         found[-1].read()
+
+
+def test_names_that_are_not_utf8(photos: Path) -> None:
+    latin = photos / os.fsdecode(b"caf\xe9.jpg")
+    latin.write_bytes((photos / "a.jpg").read_bytes())
+    for place, stdin in ((str(latin), b""), ("-", os.fsencode(latin))):
+        (photo,) = find_photos([place], io.BytesIO(stdin))
+        assert photo.name == f"{photos}/caf\\xe9.jpg" and photo.read()
 
 
 def test_a_place_without_a_photo(photos: Path) -> None:
