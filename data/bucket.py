@@ -6,6 +6,7 @@ public one of bins has a million small objects.
 """
 
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -28,6 +29,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     CredentialRetrievalError,
     HTTPClientError,
     NoCredentialsError,
@@ -39,6 +41,9 @@ from botocore.exceptions import (
 )
 
 from data.errors import UserError
+
+# It logs a traceback before it raises the reason, which is told without.
+logging.getLogger("botocore.credentials").setLevel(logging.CRITICAL)
 
 SCHEME = "s3://"
 WORKERS = 32
@@ -449,7 +454,7 @@ def explained(place: Place, client: Any, error: BaseException) -> UserError:
             f"{place.uri}: {at} cannot prove who it is ({error})",
             "AWS_CA_BUNDLE with the certificates of the server's, or of the proxy's, authority",
         )
-    if isinstance(error, BotoCoreError) and not isinstance(error, HTTPClientError):
+    if isinstance(error, BotoCoreError) and not isinstance(error, HTTPClientError | ConnectionError):
         return UserError(f"{place.uri}: {error}", "check ~/.aws/config and the AWS_... variables")
     return UserError(
         f"{place.uri}: {at} cannot be reached ({error})",

@@ -227,7 +227,7 @@ def test_settings_of_aws_that_cannot_be(
 
 
 def test_credentials_that_cannot_be_had(
-    s3: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    s3: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They matter only where the bucket is not public."""
     private = s3.bucket()
@@ -245,3 +245,9 @@ def test_credentials_that_cannot_be_had(
         monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
         monkeypatch.setenv("AWS_PROFILE", "p")
         assert "credential" in refusal(private, endpoint)
+        config.write_text(
+            "[profile p]\nsso_start_url=https://x.awsapps.com/start\nsso_region=eu-west-1\n"
+            "sso_account_id=1\nsso_role_name=r\n"
+        )
+        assert "`aws sso login`" in refusal(private, endpoint)
+        assert not caplog.records
