@@ -28,7 +28,16 @@ LIMIT = "BINSWEEP_BANKS_GIB"
 GIB = 2**30
 _DEFAULT_GIB = 50.0
 _IN_MEMORY = "binsweep-banks-"
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError)
+# Other errors of the system (too many open files, no memory, a file server that is away) are no damage.
+_DAMAGE = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+)
 _held: dict[Path, int] = {}
 _folders: dict[Path, Path] = {}
 
@@ -38,8 +47,8 @@ Bank = TypeVar("Bank")
 def open_bank(path: Path, name: str, load: Callable[[Path], Bank], build: Callable[[Path], None]) -> Bank:
     """The bank in the folder `path`, loaded, or built there first; only one process builds.
 
-    `load` raises OSError, ValueError, KeyError, TypeError or EOFError for a bank that is damaged or of another
-    version: it is built again, with one line in the log. `build` fills an empty folder, which is renamed once
+    `load` raises ValueError, KeyError, TypeError, EOFError or FileNotFoundError for a bank that is damaged or of
+    another version: it is built again, with one line in the log. `build` fills an empty folder, which is renamed once
     it is on the disk. `name` is what people call the bank. Raises UserError when it cannot be written.
     """
     try:
@@ -52,6 +61,11 @@ def open_bank(path: Path, name: str, load: Callable[[Path], Bank], build: Callab
                     return load(path)
                 except _DAMAGE as error:
                     reason = str(error) or type(error).__name__
+                except OSError as error:
+                    raise UserError(
+                        f"cannot read the {name} {path}: {error.strerror or error}",
+                        "run it again when the machine can read files again: the bank stays as it is",
+                    ) from error
             if reason:
                 log.warning("the bank %s is built again: %s", path, reason)
             _build(path, build)

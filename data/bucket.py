@@ -6,6 +6,7 @@ public one of bins has a million small objects.
 """
 
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import boto3
@@ -25,9 +26,24 @@ from botocore import UNSIGNED
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSLError,
+    SSOError,
+    TokenRetrievalError,
+)
 
 from data.errors import UserError
+
+# It logs a traceback before it raises the reason, which is told without.
+logging.getLogger("botocore.credentials").setLevel(logging.CRITICAL)
 
 SCHEME = "s3://"
 WORKERS = 32
@@ -40,6 +56,38 @@ _DENIED = {
     "SignatureDoesNotMatch",
 }
 _ABSENT = {"NoSuchBucket", "404", "NotFound"}
+# What a server says of a whole run rather than of one object, and the remedy.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "RequestExpired"}
+_VIRTUAL = {"SecondLevelDomainForbidden", "PathStyleDomainForbidden", "PathStyleRequestNotAllowed"}
+_REMEDIES = {
+    **dict.fromkeys(
+        _EXPIRED,
+        ("the credentials have expired", "sign in again: `aws sso login`, or a new AWS_SESSION_TOKEN"),
+    ),
+    **dict.fromkeys(
+        _VIRTUAL,
+        (
+            "the server wants the bucket as a part of its host name (virtual-hosted addresses)",
+            "an endpoint with a host name of its own instead of a number or localhost",
+        ),
+    ),
+    "RequestTimeTooSkewed": (
+        "this machine's clock is wrong",
+        "set the clock, then run the same command again",
+    ),
+    "InvalidAccessKeyId": ("the server does not know the access key", "AWS_ACCESS_KEY_ID, or AWS_PROFILE"),
+    "SignatureDoesNotMatch": ("the secret does not belong to the access key", "AWS_SECRET_ACCESS_KEY"),
+    "407": ("the proxy wants a name and a password", "HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT"),
+}
+_NO_CREDENTIALS = (
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
+PAYER = "BINSWEEP_REQUEST_PAYER"
+_PAYER_HEADER = {"x-amz-request-payer": "requester"}
 # The first retry comes at once, the following ones after 0.5, 1, 2, ... seconds.
 _RETRIES = urllib3.Retry(
     total=8,
@@ -55,6 +103,7 @@ _RETRIES = urllib3.Retry(
 _UPLOAD = TransferConfig(multipart_threshold=64 * 2**20, use_threads=False)
 _SLOW_DOWN = (429, 503)
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +133,10 @@ class Content:
 
     data: bytes
     etag: str
+
+
+class _Refused(UserError):
+    """Credentials that do not open a bucket, which may be public all the same."""
 
 
 class ObjectError(Exception):
@@ -136,14 +189,18 @@ class Bucket:
         self.gate = Gate(workers)
         self._client, self._credentials = client, credentials
         self.endpoint: str = client.meta.endpoint_url
-        self._base = f"{self.endpoint}/{place.bucket}/"
+        parts = urlsplit(self.endpoint)
+        virtual = client.meta.config.s3["addressing_style"] == "virtual"
+        self._base = (
+            f"{parts.scheme}://{place.bucket}.{parts.netloc}/"
+            if virtual
+            else f"{self.endpoint}/{place.bucket}/"
+        )
         limits = urllib3.Timeout(connect=min(5.0, timeout), read=timeout)
         settings: dict[str, Any] = {"maxsize": workers, "retries": _RETRIES, "timeout": limits}
         if bundle := os.environ.get("AWS_CA_BUNDLE"):
             settings["ca_certs"] = bundle
-        parts = urlsplit(self._base)
-        proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
-        self._http = urllib3.ProxyManager(proxy, **settings) if proxy else urllib3.PoolManager(**settings)
+        self._http = _pool(self._base, settings)
 
     def list(self, under: str = "") -> Iterator[Listed]:
         """The objects whose names begin with `under`, in ascending order, a page at a time."""
@@ -175,7 +232,12 @@ class Bucket:
             if answer.status >= 500 or answer.status in (408, 429):
                 raise self._unreachable(key, f"status {answer.status}")
             if answer.status != 200:
-                raise ObjectError(f"{key}: the bucket answers {answer.status} {answer.reason or ''}".rstrip())
+                said = _CODE.search(answer.data)
+                code = said[1].decode() if said else str(answer.status)
+                if code in _REMEDIES:
+                    raise _of_all(self.place, self.endpoint, code)
+                why = f" ({code})" if said else ""
+                raise ObjectError(f"{key}: the bucket answers {answer.status} {answer.reason or ''}{why}")
             etag = answer.headers.get("ETag", "").strip('"')
             if _agrees(etag, answer):
                 return Content(answer.data, etag)
@@ -185,15 +247,21 @@ class Bucket:
         """Upload a file, in parts where it is large; an object appears whole or not at all."""
         try:
             self._client.upload_file(str(file), self.place.bucket, self.place.prefix + name, Config=_UPLOAD)
-        except (ClientError, BotoCoreError, S3UploadFailedError) as error:
+        except S3UploadFailedError as error:  # its text hides what the server said
+            cause = error.__context__ if isinstance(error.__context__, ClientError) else error
+            raise explained(self.place, self._client, cause) from error
+        except (ClientError, BotoCoreError) as error:
             raise explained(self.place, self._client, error) from error
 
     def _signed(self, url: str) -> dict[str, str]:
         if self._credentials is None:
             return {}
-        request = AWSRequest("GET", url)
+        request = AWSRequest("GET", url, headers=_PAYER_HEADER if _pays() else {})
         region = self._client.meta.region_name
-        S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", region).add_auth(request)
+        try:
+            S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", region).add_auth(request)
+        except BotoCoreError as error:
+            raise explained(self.place, self._client, error) from error
         return dict(request.headers)
 
     def _unreachable(self, key: str, error: object) -> UserError:
@@ -213,33 +281,82 @@ def open_bucket(
     """A bucket that answers. Credentials are boto3's; without any, or where they are refused, none are sent.
 
     `endpoint` is a server's address, else AWS_ENDPOINT_URL, else Amazon's; `timeout` counts seconds without
-    a byte. Raises UserError for a bucket that does not exist, denies access or cannot be reached, and, unless
-    it may be `empty`, for a prefix without objects.
+    a byte. Where readers pay for a bucket, BINSWEEP_REQUEST_PAYER=requester says that they will. Raises UserError
+    for a bucket that does not exist, denies access or cannot be reached, for settings of AWS that cannot be, and,
+    unless it may be `empty`, for a prefix without objects.
     """
     if endpoint is not None and not re.match(r"https?://[^/]+", endpoint):
         raise UserError(f"--endpoint {endpoint}: not an address", "for example http://127.0.0.1:9000")
-    credentials = boto3.session.Session().get_credentials()
-    client = _client(endpoint, credentials, workers, timeout)
     try:
-        first = _first(client, place)
-    except UserError:
-        if credentials is None or empty:
-            raise
-        credentials = None
-        client = _client(endpoint, None, workers, timeout)
-        first = _first(client, place)
-    if not first.get("KeyCount") and not empty:
+        return _opened(place, endpoint, workers, timeout, empty)
+    except ProfileNotFound as error:
+        raise UserError(
+            f"AWS_PROFILE: {error}",
+            "a profile of ~/.aws/config, or unset AWS_PROFILE: a public bucket needs none",
+        ) from error
+    except (BotoCoreError, ValueError) as error:
+        address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        hint = "check ~/.aws/config, ~/.aws/credentials and the AWS_... variables"
+        if endpoint is None and address and not re.match(r"https?://[^/]+", address):
+            hint = f"AWS_ENDPOINT_URL=http://{address}, or https://"
+        raise UserError(f"{place.uri}: the settings of AWS cannot be used: {error}", hint) from error
+
+
+def _opened(place: Place, endpoint: str | None, workers: int, timeout: float, empty: bool) -> Bucket:
+    session = boto3.session.Session()
+    style = (session._session.get_scoped_config().get("s3") or {}).get("addressing_style")
+    credentials: Any = None
+    refusal: UserError | None = None
+    try:
+        credentials = session.get_credentials()
+    except (*_NO_CREDENTIALS, OSError) as error:  # OSError: a credential_process that cannot be started
+        refusal = _without_credentials(place, error)
+
+    def client(region: str | None = None) -> Any:
+        return _client(endpoint, credentials, workers, timeout, style, region)
+
+    def first() -> dict[str, Any]:
+        nonlocal style
+        try:
+            return _first(client(), place)
+        except UserError as error:
+            code = _code_of(error.__cause__)
+            if code not in _VIRTUAL or style == "virtual":
+                raise
+            style = "virtual"
+            return _first(client(), place)
+
+    try:
+        page = first()
+    except _Refused as error:
+        if credentials is None or empty or _pays():
+            raise refusal or error from error
+        credentials, refusal = None, error
+        try:
+            page = first()
+        except UserError:  # no public one: what was wrong with the credentials is the reason
+            raise refusal from error
+    if not page.get("KeyCount") and not empty:
         raise UserError(f"{place.uri} holds nothing", "a prefix that exists, as `aws s3 ls` shows it")
-    region = _region(client, place)
-    if region and region != client.meta.region_name:
-        client = _client(endpoint, credentials, workers, timeout, region)
-    return Bucket(place, client, credentials, workers, timeout)
+    opened = client()
+    region = _region(opened, place)
+    if region and region != opened.meta.region_name:
+        opened = client(region)
+    return Bucket(place, opened, credentials, workers, timeout)
 
 
 def _client(
-    endpoint: str | None, credentials: Any, workers: int, timeout: float, region: str | None = None
+    endpoint: str | None,
+    credentials: Any,
+    workers: int,
+    timeout: float,
+    style: str | None,
+    region: str | None,
 ) -> Any:
-    """Path-style addresses, because every server that speaks S3 understands them."""
+    """Path-style addresses, which most servers that speak S3 understand, unless another `style` is wanted.
+
+    Checksums beside the ETag are left out where they need not be: older servers refuse them.
+    """
     core = botocore.session.get_session()
     # Dates are not needed, and reading them is half of the work of listing a million objects.
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
@@ -250,10 +367,45 @@ def _client(
         connect_timeout=min(5.0, timeout),
         read_timeout=timeout,
         max_pool_connections=workers,
-        s3={"addressing_style": "path"},
+        s3={"addressing_style": "virtual" if style == "virtual" else "path"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
     )
     where = region or session.region_name or "us-east-1"
-    return session.client("s3", endpoint_url=endpoint, region_name=where, config=config)
+    client = session.client("s3", endpoint_url=endpoint, region_name=where, config=config)
+    if _pays():
+        client.meta.events.register("before-call.s3", _say_who_pays)
+    return client
+
+
+def _pays() -> bool:
+    text = os.environ.get(PAYER, "")
+    if text not in ("", "requester"):
+        raise UserError(f"{PAYER}: must be requester, not {text!r}", f"unset it, or {PAYER}=requester")
+    return text == "requester"
+
+
+def _say_who_pays(params: dict[str, Any], **_: object) -> None:
+    params["headers"] |= _PAYER_HEADER
+
+
+def _pool(base: str, settings: dict[str, Any]) -> urllib3.PoolManager:
+    """Connections to a server, through the proxy that the environment names for it."""
+    parts = urlsplit(base)
+    proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+    if not proxy:
+        return urllib3.PoolManager(**settings)
+    where = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    address = where.netloc.rpartition("@")[2]
+    headers = None
+    if where.username is not None:
+        both = f"{unquote(where.username)}:{unquote(where.password or '')}"
+        headers = urllib3.make_headers(proxy_basic_auth=both)
+    if where.scheme not in ("http", "https"):
+        raise UserError(
+            f"the proxy {where.scheme}://{address} cannot be used", f"http:// or https:// before {address}"
+        )
+    return urllib3.ProxyManager(f"{where.scheme}://{address}", proxy_headers=headers, **settings)
 
 
 def _first(client: Any, place: Place) -> dict[str, Any]:
@@ -279,22 +431,52 @@ def _own_host(client: Any) -> str:
     return f"s3.{client.meta.region_name}.amazonaws.com"
 
 
-def explained(place: Place, client: Any, error: Exception) -> UserError:
+def explained(place: Place, client: Any, error: BaseException) -> UserError:
     """What a failure of boto3 means for the person who asked."""
     at = client.meta.endpoint_url
     if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
+        code = _code_of(error)
         if code in _ABSENT:
             return UserError(f"there is no bucket {place.bucket} at {at}", "check the name and the endpoint")
+        if code in _REMEDIES:
+            return _of_all(place, at, code)
         if code in _DENIED:
-            return UserError(
+            return _Refused(
                 f"access to {place.uri} is denied ({code}) at {at}",
-                "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, of somebody who may",
+                "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, of somebody who may; "
+                f"where the readers of the bucket pay, {PAYER}=requester, too",
             )
         return UserError(f"{place.uri}: {at} answers {code}: {error}", "check the address")
+    if isinstance(error, _NO_CREDENTIALS):
+        return _without_credentials(place, error)
+    if isinstance(error, SSLError):
+        return UserError(
+            f"{place.uri}: {at} cannot prove who it is ({error})",
+            "AWS_CA_BUNDLE with the certificates of the server's, or of the proxy's, authority",
+        )
+    if isinstance(error, BotoCoreError) and not isinstance(error, HTTPClientError | ConnectionError):
+        return UserError(f"{place.uri}: {error}", "check ~/.aws/config and the AWS_... variables")
     return UserError(
         f"{place.uri}: {at} cannot be reached ({error})",
         "check --endpoint or AWS_ENDPOINT_URL, and the network; then run the same command again",
+    )
+
+
+def _code_of(error: object) -> str:
+    """What the server said, in a word; empty for another error."""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def _of_all(place: Place, at: str, code: str) -> UserError:
+    why, remedy = _REMEDIES[code]
+    kind = _Refused if code in _EXPIRED | _DENIED else UserError
+    return kind(f"access to {place.uri} is denied ({code}) at {at}: {why}", remedy)
+
+
+def _without_credentials(place: Place, error: Exception) -> UserError:
+    return _Refused(
+        f"access to {place.uri}: the credentials cannot be had: {error}",
+        "`aws sso login`, or other settings in ~/.aws and AWS_...; a public bucket needs none: unset AWS_PROFILE",
     )
 
 

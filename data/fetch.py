@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.bucket import Bucket, Content, ObjectError
-from data.decode import MAX_BYTES, ImageError, dimensions
+from data.decode import MAX_BYTES, ImageError, ReadFailed, dimensions
 from data.documents import Document, parse_document
+from data.errors import UserError
 from data.layout import Layout
 from data.ledger import Ledger
 from data.listing import FEW, STATE, Report, Wanted, layout_of, list_bucket, remove_gone
@@ -182,6 +183,8 @@ class _Run:
         problem = ""
         try:
             width, height = dimensions(content.data)
+        except ReadFailed as error:
+            raise UserError(f"{name}: {error}", "run the same command again: it goes on from here") from error
         except ImageError as error:
             problem = str(error)
         found = (

@@ -36,7 +36,7 @@ def _hashes(candidates: Sequence[Candidate], root: Path, home: Path) -> list[str
 
 def _same_goods(candidates: Sequence[Candidate], root: Path, home: Path) -> np.ndarray:
     """Pairs [P, 2] of candidates whose metadata name the same products."""
-    documents = [root / "metadata" / f"{candidate.id}.json" for candidate in candidates]
+    documents = [root / "metadata" / f"{candidate.path.stem}.json" for candidate in candidates]
     if not (root / "metadata").is_dir():
         return np.empty((0, 2), np.int64)
     first: dict[str, int] = {}
@@ -48,7 +48,4 @@ def _same_goods(candidates: Sequence[Candidate], root: Path, home: Path) -> np.n
 
 
 def _goods(document: Path) -> Finding:
-    try:
-        return "\n".join(sorted(parse_document(document.read_bytes()).codes)), ""
-    except OSError as error:
-        return None, f"cannot be read: {error.strerror}"
+    return "\n".join(sorted(parse_document(document.read_bytes()).codes)), ""

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data.decode import VERSION as DECODER_VERSION
+
 _FORMAT = "1"
 _TABLES = """
 create table if not exists facts (name text primary key, value text);
@@ -35,6 +37,26 @@ _OF_ONE_RUN = ("listed", "asked", "chosen", "problems")
 _BATCH = 256
 
 
+class _AnotherFormat(sqlite3.DatabaseError):
+    """A ledger of another version."""
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error says that the ledger is no ledger any more: what it holds is lost.
+
+    A full disk, one that fails, or a lock that somebody holds is an error of the same class in SQLite's eyes,
+    and leaves the ledger as it was.
+    """
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, _AnotherFormat) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def remove_ledger(folder: Path) -> None:
+    """Take away the ledger in `folder`: the next pull begins anew."""
+    for file in folder.glob("ledger.db*"):
+        file.unlink()
+
+
 class Ledger:
     """The ledger in `folder`; one thread uses it. Close it, or what was written last is lost."""
 
@@ -42,11 +64,13 @@ class Ledger:
         path = folder / "ledger.db"
         try:
             self._open(path)
-        except sqlite3.DatabaseError:  # damaged, or of another version: only time is lost
+        except sqlite3.DatabaseError as error:
             with suppress(AttributeError):
                 self._base.close()
-            for file in folder.glob("ledger.db*"):
-                file.unlink()
+            # The general error is what a table of another version gives.
+            if not is_damage(error) and getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
+                raise
+            remove_ledger(folder)  # damaged, or of another version: only time is lost
             self._open(path)
         self._waiting = 0
 
@@ -56,12 +80,15 @@ class Ledger:
         self._base.executescript("pragma journal_mode = wal; pragma synchronous = off;")
         self._base.executescript(_TABLES)
         if self.fact("format") not in (None, _FORMAT):
-            raise sqlite3.DatabaseError("another format")
+            raise _AnotherFormat
         self._base.create_function("place", 2, _place, deterministic=True)
         self._base.execute("begin")
         self._base.execute("insert or replace into facts values ('format', ?)", (_FORMAT,))
         for table in _OF_ONE_RUN:
             self._base.execute(f"delete from {table}")
+        if self.fact("decoder") != str(DECODER_VERSION):  # another one may read what this one could not
+            self._base.execute("update images set etag = '' where reason != ''")
+            self._base.execute("insert or replace into facts values ('decoder', ?)", (str(DECODER_VERSION),))
 
     def write(self, statement: str, values: tuple[Any, ...] = ()) -> None:
         """Change something; kept at the latest with every `_BATCH`-th change."""

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from data.decode import ImageError, decode
+from data.decode import decode
 from data.readonce import Finding
 
 # Bits of 64 that may differ. Photos of other bins differ by more, the same photo saved or scaled anew by less.
@@ -19,14 +19,11 @@ SIDE = 128  # pixels a side of what is hashed; the hash itself transforms 32
 
 
 def hash_of(path: Path) -> Finding:
-    """The 64-bit perceptual hash of an image file in hexadecimal digits, or why there is none.
+    """The 64-bit perceptual hash of an image file in hexadecimal digits.
 
     Source: the DCT hash of Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010).
     """
-    try:
-        return pixels_hash(decode(path, SIDE)), ""
-    except ImageError as error:
-        return None, str(error)
+    return pixels_hash(decode(path, SIDE)), ""
 
 
 def pixels_hash(pixels: np.ndarray) -> str:

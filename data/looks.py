@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.decode import ImageError, decode, dimensions, read
+from data.decode import decode, dimensions, read
 from data.likeness import SIDE, pixels_hash
 from data.readonce import Finding
 
@@ -27,13 +27,10 @@ class Look:
 
 
 def look_at(path: Path) -> Finding:
-    """A Look as JSON, or why there is none."""
-    try:
-        data = read(path)
-        width, height = dimensions(data)
-        pixels = decode(data, SIDE)
-    except ImageError as error:
-        return None, str(error)
+    """A Look as JSON."""
+    data = read(path)
+    width, height = dimensions(data)
+    pixels = decode(data, SIDE)
     gray = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     look = Look(
         width, height, len(data), round(float(gray.mean()), 1), round(sharpness(gray), 1), pixels_hash(pixels)

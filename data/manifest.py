@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from data.crew import Progress
-from data.decode import ImageError, decode, read
+from data.decode import decode, read
 from data.errors import UserError
+from data.layout import printable, seat_of
 from data.readonce import Finding, FindingCache, read_all
 from data.sources import Candidate, Skipped, scan
 from data.split import SPLITS, Split, SplitName, assign
@@ -64,6 +65,26 @@ class Manifest:
         counts = Counter(item.label for item in self.split(name))
         return {label: counts[label] for label in self.classes}
 
+    def gaps(self) -> list[str]:
+        """For each class without a photo in some split: what follows from that, and what to do."""
+        found = []
+        follows = {
+            "train": "no model can learn it",
+            "validation": "trials are chosen without it",
+            "test": "whatever is promoted is not judged on it",
+        }
+        counts = {name: self.class_counts(name) for name in SPLITS}
+        for label in self.classes:
+            absent = [name for name in SPLITS if not counts[name][label]]
+            if absent:
+                has = ", ".join(f"{counts[name][label]} in {name}" for name in SPLITS if name not in absent)
+                why = ", and ".join(follows[name] for name in absent)
+                found.append(
+                    f"class {label} has no photo in {' and '.join(absent)} ({has}): {why}; add photos of it, "
+                    "divide by another data.split, or leave it out of data.classes"
+                )
+        return found
+
     def summary(self) -> dict[str, Any]:
         """The manifest in a few numbers, ready for JSON."""
         return {
@@ -106,7 +127,8 @@ def load_manifest(
         if isinstance(sha256, str):
             readable.append((candidate, sha256))
         else:
-            skipped.append(Skipped(candidate.id, f"{candidate.path.relative_to(root)}: {reason}"))
+            where = printable(str(candidate.path.relative_to(root)))
+            skipped.append(Skipped(candidate.id, f"{where}: {reason}"))
     splits = _splits(split, [candidate for candidate, _ in readable], root, home)
     items = [
         Item(candidate.id, candidate.path, candidate.label, name, sha256)
@@ -116,7 +138,7 @@ def load_manifest(
     skipped.sort(key=lambda one: (one.id, one.reason))
     kept = wanted or tuple(sorted({item.label for item in items}))
     _check_labels(source, kept, items, candidates, skipped)
-    _check_splits(source, items)
+    _check_splits(source, split, items, skipped)
     return Manifest(source, kept, tuple(items), tuple(skipped), _fingerprint(kept, items))
 
 
@@ -148,6 +170,11 @@ def _local(
             f"data.source: nothing reads {scheme}://, received {source}",
             "a folder, s3://BUCKET/PREFIX, or synthetic://?images=600",
         )
+    if printable(source) != source:
+        raise UserError(
+            f"data.source is not printable UTF-8 text: {printable(source)}",
+            "another name for the folder, or a link to it: reports and MLflow take text only",
+        )
     return Path(source).expanduser(), []
 
 
@@ -172,16 +199,13 @@ def _splits(split: Split, candidates: Sequence[Candidate], root: Path, home: Pat
         heads = group_heads(candidates, root, home)
     else:
         heads = list(candidates)
-    return [head.split or assign(split, head.id, head.label) for head in heads]
+    return [head.split or assign(split, seat_of(head.id, head.path.name), head.label) for head in heads]
 
 
 def _content(path: Path) -> Finding:
-    """The sha256 of a file that decodes to a whole picture, or why it does not."""
-    try:
-        data = read(path)
-        decode(data)
-    except ImageError as error:
-        return None, str(error)
+    """The sha256 of a file that decodes to a whole picture."""
+    data = read(path)
+    decode(data)
     return hashlib.sha256(data).hexdigest(), ""
 
 
@@ -214,14 +238,29 @@ def _check_labels(
         )
 
 
-def _check_splits(source: str, items: Sequence[Item]) -> None:
+def _check_splits(source: str, split: Split, items: Sequence[Item], skipped: Sequence[Skipped]) -> None:
     counts = Counter(item.split for item in items)
     for name in SPLITS:
+        if not counts[name] and split.by == "folder":
+            note = f"; skipped: {skipped_text(skipped)}" if skipped else ""
+            raise UserError(
+                f"data.split.by is folder, and no image of {source} lies in a folder for {name} "
+                f"({', '.join(f'{counts[one]} in {one}' for one in SPLITS)}){note}",
+                f"a folder {name}/ (val/, valid/, training/, testing/ ... are understood, too) with a folder for "
+                "each count",
+            )
         if not counts[name]:
             raise UserError(
                 f"data.split: no image of {source} falls into {name} ({len(items)} images in all)",
                 f"more images, or a larger data.split.{name}",
             )
+    learned = {item.label for item in items if item.split == "train"}
+    if len(learned) < 2:
+        raise UserError(
+            f"data.split: all images of {source} that fall into train are of class {learned.pop()} "
+            f"({len(items)} images in all)",
+            "more images, a larger data.split.train, or another data.split.seed",
+        )
 
 
 def _fingerprint(classes: Sequence[int], items: Sequence[Item]) -> str:

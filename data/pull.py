@@ -15,7 +15,7 @@ from data.bucket import Bucket
 from data.errors import UserError
 from data.fetch import fetch
 from data.layout import Layout
-from data.ledger import Ledger
+from data.ledger import Ledger, is_damage, remove_ledger
 from data.listing import STATE, Report, Wanted
 from data.sources import BESIDE
 from data.table import ledger_rows, write_table
@@ -86,12 +86,26 @@ def claimed(dest: Path, wait: bool) -> Iterator[Ledger]:
         raise UserError(
             f"another pull is writing to {dest}", "wait for it, or name another folder"
         ) from error
-    except (OSError, sqlite3.OperationalError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"cannot write to {dest}: {reason}",
-            "a place with enough room where you may write; the same command goes on where this one stopped",
-        ) from error
+    except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            remove_ledger(dest / STATE)
+            raise UserError(
+                f"what was known of {dest} is damaged ({error}): {dest / STATE}/ledger.db is removed",
+                "run the same command again: it fetches anew what it no longer knows",
+            ) from error
+        if not isinstance(error, sqlite3.OperationalError):
+            raise
+        raise _cannot_write(dest, error) from error
+    except OSError as error:
+        raise _cannot_write(dest, error) from error
+
+
+def _cannot_write(dest: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(
+        f"cannot write to {dest}: {reason}",
+        "a place with enough room where you may write; the same command goes on where this one stopped",
+    )
 
 
 def _keep_selection(dest: Path, ledger: Ledger, uri: str, wanted: Wanted) -> None:

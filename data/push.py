@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.bucket import Bucket
-from data.decode import dimensions, read
+from data.decode import ImageError, dimensions, read
 from data.documents import parse_document
 from data.errors import UserError
 from data.fetch import in_order
+from data.layout import printable, seat_of, split_of
 from data.listing import Report
 from data.manifest import Item, Manifest
 from data.sources import BESIDE
@@ -64,7 +65,10 @@ def push(
             write_table(table, _rows(manifest, bucket, arrangement))
             bucket.put(table.name, table)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}", "an unchanged source") from error
+        name = printable(str(error.filename))
+        raise UserError(f"cannot read {name}: {error.strerror}", "an unchanged source") from error
+    except ImageError as error:
+        raise UserError(f"cannot read an image any more: {error}", "an unchanged source") from error
     return Pushed(len(manifest.items), len(files), sent)
 
 
@@ -72,15 +76,28 @@ def _files(item: Item, arrangement: Arrangement) -> list[tuple[str, Path]]:
     """The object names of an item, its image's first, each with the file that it comes from."""
     path = item.path
     if arrangement == "splits":
-        return [(f"{item.split}/{item.label}/{Path(item.id).name}{path.suffix}", path)]
+        return [(f"{item.split}/{item.label}/{_below(item)}", path)]
     document = _document(item)
     if document is not None:
         return [(f"bin-images/{path.name}", path), (f"metadata/{document.name}", document)]
-    return [(f"{item.id}{path.suffix}", path)]
+    return [(_file(item), path)]
+
+
+def _file(item: Item) -> str:
+    """The path of an item's file in its source, without what keys may not have."""
+    twin = seat_of(item.id, item.path.name) != item.id
+    return (item.id if twin else f"{item.id}{item.path.suffix}").replace("\\", "_")
+
+
+def _below(item: Item) -> str:
+    """The part of its path below the folder of its class; in the bucket's layout there is none."""
+    parts = _file(item).split("/")
+    folders = parts[1:] if split_of(parts[0]) and len(parts) > 2 else parts
+    return "/".join(folders[1:]) if len(folders) > 1 else folders[0]
 
 
 def _document(item: Item) -> Path | None:
-    path = item.path.parents[1] / "metadata" / f"{item.id}.json"
+    path = item.path.parents[1] / "metadata" / f"{item.path.stem}.json"
     return path if item.path.parent.name == "bin-images" else None
 
 

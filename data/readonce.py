@@ -4,13 +4,18 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from data.crew import Progress
 from data.decode import VERSION as DECODER_VERSION
+from data.decode import ImageError, ReadFailed
+from data.errors import UserError
+from data.layout import printable
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +24,11 @@ Finding = tuple[int | str | None, str]
 # Size, modification and change time. The change time sees a file replaced by a copy that kept its date.
 Stamp = tuple[int, int, int]
 
-_FORMAT = f"1.{DECODER_VERSION}"
+_FORMAT = f"2.{DECODER_VERSION}"
 _BATCH = 256
+# Seconds between the tries of a file that cannot be read now: too many open files, no memory, a disk or a file
+# server that fails.
+PAUSES = (0.05, 0.3, 1.5)
 
 
 class FindingCache:
@@ -71,8 +79,10 @@ def read_all(
 ) -> list[Finding]:
     """What `read` finds in each file, in their order; files unchanged since the last time are not opened.
 
-    `read` runs in threads, because hashing and decoding release the interpreter's lock. Work done before an
-    interruption is kept.
+    `read` gives a finding, or raises ImageError for a file that is at fault, or ReadFailed or OSError. What is not
+    the file's fault is never remembered: it is tried again, and then raised as UserError, because a sweep without
+    a photo that exists would be another sweep. `read` runs in threads, because hashing and decoding release the
+    interpreter's lock. Work done before an interruption is kept.
     """
     stamps = [_stamp(file) for file in files]
     findings = [
@@ -84,20 +94,53 @@ def read_all(
         progress(known, len(files))
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            # In batches, so that the queue stays short whatever the number of files.
-            for start in range(0, len(missing), _BATCH):
-                batch = missing[start : start + _BATCH]
-                for index, finding in zip(batch, pool.map(read, [files[i] for i in batch]), strict=True):
-                    findings[index] = finding
-                    stamp = stamps[index]
-                    if stamp is not None:
-                        cache.put(files[index], stamp, finding)
-                if progress is not None:
-                    progress(known + start + len(batch), len(files))
+            try:
+                # In batches, so that the queue stays short whatever the number of files.
+                for start in range(0, len(missing), _BATCH):
+                    batch = missing[start : start + _BATCH]
+                    found = pool.map(partial(_find, read), [files[i] for i in batch])
+                    for index, (finding, lasting) in zip(batch, found, strict=True):
+                        findings[index] = finding
+                        stamp = stamps[index]
+                        if lasting and stamp is not None:
+                            cache.put(files[index], stamp, finding)
+                    if progress is not None:
+                        progress(known + start + len(batch), len(files))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     finally:
         if missing:
             cache.save()
     return [finding for finding in findings if finding is not None]
+
+
+def _find(read: Callable[[Path], Finding], file: Path) -> tuple[Finding, bool]:
+    """What a file gives, and whether that stays so until the file changes."""
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return read(file), True
+        except ReadFailed as error:
+            reason, passing = str(error), error.passing
+        except ImageError as error:
+            return (None, str(error)), True
+        except FileNotFoundError:
+            return (None, "no such file"), False
+        except PermissionError as error:
+            return (None, f"cannot be read: {error.strerror}"), False
+        except (OSError, MemoryError) as error:
+            reason, passing = f"cannot be read: {getattr(error, 'strerror', None) or repr(error)}", True
+        if not passing:
+            return (None, reason), False
+        pause = next(pauses, None)
+        if pause is None:
+            raise UserError(
+                f"{printable(str(file))}: {reason}",
+                "run the same command again when the disk, the file server or the memory is free again: what was "
+                "read is kept. A file that stays so must be taken out of the source",
+            )
+        time.sleep(pause)
 
 
 def _stamp(file: Path) -> Stamp | None:

@@ -141,17 +141,14 @@ def _disagreements(manifest: Manifest, root: Path, home: Path) -> list[dict[str,
     folder = root.parent / "metadata"
     if root.name != "bin-images" or not folder.is_dir():
         return []
-    documents = [folder / f"{item.id}.json" for item in manifest.items]
+    documents = [folder / f"{item.path.stem}.json" for item in manifest.items]
     cache = FindingCache(folder, home, "disagreements")
     found = zip(manifest.items, read_all(documents, _disagreement, cache), strict=True)
     return [{"id": item.id, "reason": str(reason)} for item, (reason, _) in found if reason]
 
 
 def _disagreement(document: Path) -> Finding:
-    try:
-        return parse_document(document.read_bytes()).disagreement, ""
-    except OSError as error:
-        return None, f"cannot be read: {error.strerror}"
+    return parse_document(document.read_bytes()).disagreement, ""
 
 
 def _sheet(manifest: Manifest, label: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.layout import Layout
+from data.layout import Layout, seat_of
 from data.ledger import Ledger
 from data.split import Split, assign
 
@@ -44,7 +44,7 @@ def ledger_rows(ledger: Ledger, layout: Layout, uri: str) -> Iterator[tuple[Any,
     for id, name, label, split, sha256, width, height, size, names, quantities in ledger.rows(
         _QUERY, (layout,)
     ):
-        where = split or assign(Split(), id, label)
+        where = split or assign(Split(), seat_of(id, name), label)
         goods = json.loads(names or "[]"), json.loads(quantities or "[]")
         yield (id, f"{uri}/{name}", label, where, sha256, width, height, size, *goods)
 

@@ -203,7 +203,7 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
 @_BY
 def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     """Show what is in SOURCE: classes, sizes, light, blur, duplicates, leaks, doubtful labels, samples."""
-    from data.manifest import load_manifest
+    from data.manifest import load_manifest, skipped_text
     from data.report import examine, write_report
     from data.split import Split
     from search.cli import home_folder
@@ -214,6 +214,10 @@ def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     with Meter() as meter:
         manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))
         found = examine(manifest, home_folder(), partial(meter, "looking"))
+    if manifest.skipped:
+        print(f"left out {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
+    for gap in manifest.gaps():
+        print(f"warning: {gap}", file=sys.stderr)
     try:
         page, facts = write_report(found, out)
     except OSError as error:
@@ -228,8 +232,8 @@ def _read_ids(file: Path | None) -> tuple[str, ...] | None:
     if file is None:
         return None
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Excel begins a file with a mark
-        ids = tuple(sorted({line.strip() for line in lines} - {""}))
+        text = file.read_text(encoding="utf-8-sig")  # Excel and Notepad write a byte-order mark
+        ids = tuple(sorted({line.strip() for line in text.splitlines()} - {""}))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--ids {file}: cannot be read ({error})", "a text file with one id a line"

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from data.decode import ImageError, decode, read
 from data.errors import UserError
-from data.layout import IMAGE_SUFFIXES, named
+from data.layout import IMAGE_SUFFIXES, is_hidden, printable
 from search.board import Step
 from tracking.server import tracking_server
 from tracking.serving import ROWS, open_model
@@ -46,7 +46,10 @@ def find_photos(places: Sequence[str], stdin: BinaryIO | None) -> list[Photo]:
     for place in places:
         found = _from_stdin(stdin) if place == "-" else _at(place)
         if not found:
-            raise UserError(f"no such file, or no photo in it: {place!r}", "name photos (JPEG, PNG or WebP)")
+            raise UserError(
+                f"no such file, or no photo in it: {place!r}",
+                "name photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)",
+            )
         photos += found
     return photos
 
@@ -83,21 +86,18 @@ def _at(place: str) -> list[Photo]:
 
 
 def _is_photo(file: PurePath, place: PurePath) -> bool:
-    """Whether a sweep on a class's folder, too, would take it for a photo, and it is not hidden below `place`."""
-    return named(f"0/{file.name}") is not None and not _is_hidden(file, place)
+    """Whether a sweep, too, would take it for a photo, and it is not hidden below `place`."""
+    return file.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(file, place)
 
 
 def _is_hidden(file: PurePath, place: PurePath) -> bool:
-    """Whether a part of its path begins with a dot, and none of `place` asks for that."""
-    asked = [part for part in place.parts if part.startswith(".")]
-    return any(
-        part.startswith(".") and not any(fnmatchcase(part, one) for one in asked) for part in file.parts
-    )
+    """Whether a part of its path is one that sweeps leave out, and none of `place` asks for that."""
+    asked = [part for part in place.parts if is_hidden(part)]
+    return any(is_hidden(part) and not any(fnmatchcase(part, one) for one in asked) for part in file.parts)
 
 
 def _local(path: Path) -> Photo:
-    # A name that is no text is written with its bytes escaped.
-    return Photo(os.fsencode(path).decode(errors="backslashreplace"), partial(read, path))
+    return Photo(printable(str(path)), partial(read, path))
 
 
 def _in_bucket(uri: str) -> list[Photo]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import UserError
@@ -28,6 +26,7 @@ from search.space import (
     parse_space,
     when_problems,
 )
+from search.yamlfile import Document, NotYaml, hinted, read_yaml
 from tracking.gate import Gate
 
 # Selection uses validation only.
@@ -37,17 +36,8 @@ METRICS = {"val_accuracy": "maximize", "val_loss": "minimize", "val_rmse": "mini
 WORDS = ("imagenet", "none")  # what model.weights may be beside a path
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text for want of a dot; people mean the number, as YAML 1.2 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -92,13 +82,13 @@ class SearchPart(_Part):
     sampler: Literal["auto", "tpe", "gp", "cmaes", "random", "grid"] = "auto"
     stopping: Literal["auto", "asha", "median", "none"] = "auto"
     points: list[dict[str, Any]] = []  # configurations to try first
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 class BudgetPart(_Part):
     """When the sweep ends: whichever comes first."""
 
-    trials: Annotated[int, Field(ge=1)] = 20
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     minutes: Annotated[float, Field(gt=0)] | None = None
     epochs: Annotated[int, Field(ge=1)] | None = None  # of all trials together
     gpu_hours: Annotated[float, Field(gt=0)] | None = (
@@ -424,6 +414,14 @@ def _cross_problems(file: _File, space: Mapping[str, Dimension], model: Mapping[
             problems.append(Problem("batch_size", rule, smallest, f"at least {2 * workers}"))
     if file.resources.large is not None:
         problems += when_problems("resources.large", tuple(file.resources.large.when.items()), space)
+    # From there on a network's last stage has more than one position, and batch norm something to compare.
+    least = 107 if "inception_v3" in may("backbone") else 33
+    if min(may("batch_size")) < 2 and file.data.image_size < least and set(may("trainable")) != {"head"}:
+        rule = f"must be at least 2 where more than the head is trained at data.image_size {file.data.image_size}"
+        hint = (
+            f"batch norm has nothing to compare within one so small photo: 2, or data.image_size from {least}"
+        )
+        problems.append(Problem("batch_size", rule, min(may("batch_size")), hint))
     if "inception_v3" in may("backbone") and file.data.image_size < 75:
         hint = "raise it, or leave inception_v3 out"
         problems.append(
@@ -439,13 +437,19 @@ def _raise(problems: Sequence[Problem], where: str) -> None:
         raise UserError("\n  ".join([f"{where}: {many}", *lines]))
 
 
-def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
-    """Validate a loaded YAML document; raises one UserError that lists every mistake with key, rule and value."""
+def parse_spec(raw: Any, where: str = "spec", document: Document | None = None) -> SweepSpec:
+    """Validate a loaded YAML document; raises one UserError that lists every mistake with key, rule and value.
+
+    `document` is the YAML that it comes from, with the mistakes that were found in reading it.
+    """
+    if raw is None:
+        raise UserError(f"{where}: is empty", "see sweeps/quickstart.yaml")
     if not isinstance(raw, dict):
         raise UserError(
             f"{where}: must be a mapping of keys, not {type(raw).__name__}", "see sweeps/quickstart.yaml"
         )
-    problems: list[Problem] = []
+    document = document or Document(raw)
+    problems = list(document.problems)
     file = None
     try:
         file = _File.model_validate(raw)
@@ -459,7 +463,7 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
     problems += _settings_problems(model, space)
     if file is not None and not problems:
         problems += _cross_problems(file, space, model)
-    _raise(problems, where)
+    _raise([hinted(problem, document.words) for problem in problems], where)
     assert file is not None
     typed = {name: TYPES[name](value) for name, value in file.model.items()}
     resolved = file.model_dump(by_alias=True)
@@ -482,8 +486,11 @@ def parse_spec(raw: Any, where: str = "spec") -> SweepSpec:
     )
 
 
-def set_key(raw: dict[str, Any], assignment: str) -> None:
-    """Apply one `--set key.path=value`; the value is read as YAML. Raises UserError when it is no assignment."""
+def set_key(raw: dict[str, Any], assignment: str) -> dict[str, str]:
+    """Apply one `--set key.path=value`; the value is read as YAML. Raises UserError when it is no assignment.
+
+    Returns the words by path that YAML takes for true or false.
+    """
     key, equals, text = assignment.partition("=")
     steps = key.split(".")
     if not equals or not all(steps):
@@ -491,15 +498,18 @@ def set_key(raw: dict[str, Any], assignment: str) -> None:
             f"--set {assignment}: not of the form key.path=value", "for example --set budget.trials=8"
         )
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        document = read_yaml(text)
+    except NotYaml as error:
         raise UserError(f"--set {assignment}: the value is not YAML", "quote it") from error
+    for problem in document.problems:
+        raise UserError(f"--set {assignment}: {problem.rule}", problem.hint)
     place = raw
     for step in steps[:-1]:
         place = place.setdefault(step, {})
         if not isinstance(place, dict):
             raise UserError(f"--set {assignment}: {step} is a value, not a section", "name a key of the spec")
-    place[steps[-1]] = value
+    place[steps[-1]] = document.value
+    return {f"{key}.{path}".rstrip("."): word for path, word in document.words.items()}
 
 
 def _absolute(value: Any, words: Sequence[str] = ()) -> Any:
@@ -527,29 +537,32 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
             )
 
 
-def read_raw(path: Path, assignments: Sequence[str] = ()) -> Any:
-    """A sweep file as it is written, with `--set` assignments; raises UserError when it is not YAML."""
+def _read(path: Path, assignments: Sequence[str]) -> Document:
+    """A sweep file with `--set` assignments; raises UserError when it is not YAML."""
     try:
-        raw = yaml.load(path.read_bytes(), _Loader)
+        document = read_yaml(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"no sweep file {path}", "shipped ones lie in sweeps/") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}", "give a YAML file") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}", "mend it"
-        ) from error
-    if isinstance(raw, dict):
+    except NotYaml as error:
+        raise UserError(f"{path}{error.where}: {error.what}", error.hint) from error
+    if isinstance(document.value, dict):
         for assignment in assignments:
-            set_key(raw, assignment)
-    return raw
+            document.words |= set_key(document.value, assignment)
+    return document
+
+
+def read_raw(path: Path, assignments: Sequence[str] = ()) -> Any:
+    """A sweep file as it is written, with `--set` assignments; raises UserError for what is wrong in its YAML."""
+    document = _read(path, assignments)
+    _raise(document.problems, str(path))
+    return document.value
 
 
 def load_spec(path: Path, assignments: Sequence[str] = ()) -> SweepSpec:
     """Read, override with `--set` assignments, and validate a sweep file."""
-    raw = read_raw(path, assignments)
-    if isinstance(raw, dict):
-        _make_paths_absolute(raw)
-    return parse_spec(raw, str(path))
+    document = _read(path, assignments)
+    if isinstance(document.value, dict):
+        _make_paths_absolute(document.value)
+    return parse_spec(document.value, str(path), document)

@@ -83,6 +83,8 @@ def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
         manifest = spec_manifest(spec, home, step)
     if manifest.skipped:
         print(f"skipped {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
+    for gap in manifest.gaps():
+        print(f"warning: {gap}", file=sys.stderr)
     largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
     if largest > train:
         raise UserError(

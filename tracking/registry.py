@@ -30,7 +30,7 @@ from models.predictor import Predictor
 from tracking.model_file import model_source
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-REQUIREMENTS = ("mlflow", "torch", "torchvision", "timm", "pillow", "numpy", "pandas")
+REQUIREMENTS = ("mlflow", "torch", "torchvision", "timm", "pi-heif", "pillow", "numpy", "pandas")
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image")]),
     outputs=Schema(

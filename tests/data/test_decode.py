@@ -1,5 +1,6 @@
 """Every kind of picture decodes to the same RGB, and nothing but ImageError ever comes out of a bad one."""
 
+import base64
 import io
 import os
 import struct
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from data.decode import MAX_PIXELS, ImageError, decode
+from data.decode import MAX_PIXELS, ImageError, ReadFailed, decode, read
 
 
 def scene(width: int = 64, height: int = 48) -> Image.Image:
@@ -161,8 +162,8 @@ def test_small_pictures_grow() -> None:
     ("data", "says"),
     [
         (b"", "0 bytes"),
-        (b"this is a text file\n", "not a JPEG, PNG or WebP image"),
-        (b"GIF89a" + bytes(20), "not a JPEG, PNG or WebP image"),
+        (b"this is a text file\n", "not a JPEG, PNG, WebP, TIFF, AVIF or HEIC image"),
+        (b"GIF89a" + bytes(20), "not a JPEG, PNG, WebP, TIFF, AVIF or HEIC image"),
         (b"\xff\xd8\xff", "broken JPEG image"),
         (b"\x89PNG\r\n\x1a\n", "broken PNG image"),
         (b"RIFF\x00\x00\x00\x00WEBP", "broken WebP image"),
@@ -213,6 +214,18 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
             decode(path)
 
 
+# 96 x 64 pixels: red, green, and blue below red; nothing here can write such a file.
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
+    "ACJpbG9jAAAAAERAAAEAAQAAAAABegABAAAAAAAAANkAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRt"
+    "AAAAAAABAAAA1mlwcnAAAAC3aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMA"
+    "AAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAAAwAeoDCBBZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xy"
+    "bmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABgAAAAQAAAABBwaXhpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAAOFt"
+    "ZGF0AAAA1SgBrwng4Vc5dV///II///xiNyH8Cc1JBKTz6IVA/4rC//0Z9XUUe/5i6dWYVrgz1GfSbr5rtX9PkGlVAjRgdrF6l83d"
+    "uuB9u+l+qPhcB7ZLDtBIH6EdqwEP4xNGCjNpB1KzUZ//38IPH8SyN/+uvJX0ADMb1nnJrfWlSgcRjqDUFC2bJeWmEJn/O8pAj0P6"
+    "xZ6nAkyKFRp0mPe9hfY9rp/R83/iSWX/KcALSRuT/4jUj29hruyI2/aFVhpDbLffK72+EO9FAHDXjaTZ+bZx58n//EU/wA=="
+)
+
 SEEDS = [
     encode(scene(), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x00\x00"),
     encode(scene(), "JPEG", progressive=True),
@@ -221,6 +234,9 @@ SEEDS = [
     encode(scene().quantize(16), "PNG", transparency=3),
     encode(scene().convert("RGBA"), "WEBP", lossless=True),
     encode(scene(), "WEBP"),
+    encode(scene(), "TIFF", compression="tiff_lzw"),
+    encode(scene(), "AVIF"),
+    HEIC,
 ]
 
 
@@ -253,3 +269,93 @@ def test_noise_after_a_good_header(head: bytes, tail: bytes) -> None:
         decode(head + tail)
     except ImageError as error:
         assert "\n" not in str(error)
+
+
+def test_heic() -> None:
+    pixels = decode(HEIC)
+    assert pixels.shape == (64, 96, 3)
+    corners = [pixels[place].astype(int).tolist() for place in ((8, 8), (8, 88), (56, 8), (56, 88))]
+    for corner, wanted in zip(
+        corners, [(220, 30, 30), (30, 220, 30), (30, 30, 220), (200, 200, 200)], strict=True
+    ):
+        assert np.abs(np.array(corner) - wanted).max() < 16
+    assert decode(HEIC, 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+        ("TIFF", {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]}),
+        ("AVIF", {"quality": 95}),
+    ],
+)
+def test_formats_of_cameras_and_scanners(kind: str, options: dict[str, object]) -> None:
+    assert distance(decode(encode(scene(), kind, **options)), np.asarray(scene())) < 4
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
+def test_their_orientation_is_applied(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = scene().transpose(Image.Transpose.ROTATE_90)
+    assert distance(decode(encode(turned, kind, exif=exif)), np.asarray(scene())) < 4
+
+
+def test_twelve_bits_in_sixteen() -> None:
+    gray = np.asarray(scene().convert("L"))
+    for values in (gray.astype(np.uint16) << 4, gray.astype(np.uint16) << 8, gray.astype(np.uint16)):
+        for kind in ("PNG", "TIFF"):
+            pixels = decode(encode(Image.fromarray(values), kind))
+            assert (pixels == gray[..., None]).all()
+    colour = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    row = b"\0" + struct.pack(">6H", *[3000] * 6)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    png = chunk(b"IHDR", colour) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match="only the lower 12 bits"):
+        decode(b"\x89PNG\r\n\x1a\n" + png)
+
+
+def test_sixteen_bits_of_gray_with_a_transparent_one() -> None:
+    values = np.asarray(scene().convert("L")).astype(np.uint16) << 8
+    pixels = decode(encode(Image.fromarray(values), "PNG", transparency=int(values[5, 5])))
+    assert (pixels[values == values[5, 5]] == 255).all() and not (pixels == 255).all()
+
+
+@pytest.mark.parametrize("zip", [True, False])
+def test_a_png_with_megabytes_of_text(zip: bool) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="3"/>' + "a" * 3_000_000, zip=zip)
+    turned = scene().transpose(Image.Transpose.ROTATE_180)
+    assert (decode(encode(turned, "PNG", pnginfo=text)) == np.asarray(scene())).all()
+
+
+def test_a_photo_of_more_than_fifty_megapixels() -> None:
+    big = encode(scene(900, 700).resize((9000, 7000)), "JPEG", quality=80)
+    whole = decode(big)
+    assert whole.shape == (3500, 4500, 3)
+    assert distance(decode(big, 64), np.asarray(scene(900, 700).resize((64, 64)))) < 3
+    assert distance(whole[::50, ::50], np.asarray(scene(90, 70))) < 3
+    with pytest.raises(ImageError, match="9000 x 7000 pixels are more than"):
+        decode(encode(Image.new("L", (9000, 7000)), "JPEG", progressive=True))
+    with pytest.raises(ImageError, match="15000 x 15000 pixels are more than"):
+        decode(encode(Image.new("L", (15000, 15000)), "JPEG"))
+
+
+def test_what_is_not_here_is_said_with_its_remedy() -> None:
+    with pytest.raises(ImageError, match="git lfs pull"):
+        decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    with pytest.raises(ImageError, match="32 bits"):
+        decode(encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
+
+
+def test_a_file_that_one_may_not_read_is_no_bad_image(tmp_path: Path) -> None:
+    if not Path("/proc/self/mem").is_file():
+        pytest.skip("needs Linux")
+    with pytest.raises(ReadFailed, match="cannot be read: Input/output error"):
+        read(Path("/proc/self/mem"))

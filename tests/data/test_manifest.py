@@ -14,7 +14,7 @@ import pytest
 
 from data.errors import UserError
 from data.manifest import Manifest, load_manifest
-from data.split import SPLITS, Split
+from data.split import SPLITS, Split, assign
 
 
 def load(root: Path, home: Path, classes: list[int] | None = None, split: Split | None = None) -> Manifest:
@@ -253,8 +253,9 @@ def test_bad_files_of_folders_are_listed(bins: ModuleType, tmp_path: Path, home:
     (root / "1" / "list.csv").write_text("a")
     (root / "2" / "00030.jpg").write_bytes(b"text")
     manifest = load(root, home)
-    assert len(manifest.items) == 44
-    expected = {"readme.txt", "many", "01", "1/00014.png", "1/list.csv", "2/00030"}
+    assert len(manifest.items) == 46
+    assert {"01/a": 1, "1/00014.png": 1}.items() <= {one.id: one.label for one in manifest.items}.items()
+    expected = {"readme.txt", "many/", "1/list.csv", "2/00030"}
     assert reasons(manifest).keys() == expected
 
 
@@ -347,3 +348,33 @@ def test_real_bins(home: Path) -> None:
     assert len(manifest.items) > 100
     for name, share in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
         assert abs(len(manifest.split(name)) / len(manifest.items) - share) < 0.1
+
+
+def test_a_class_without_a_photo_in_some_split_is_said(bins: ModuleType, tmp_path: Path, home: Path) -> None:
+    root = bins.write_folders(tmp_path / "folders", {1: 40, 2: 40})
+    assert load(root, home).gaps() == []
+    for number in range(1000):  # three photos that fall into test
+        if assign(Split(), f"7/{number}", 7) == "test" and len(list(root.glob("7/*"))) < 3:
+            bins.paint(root / "7" / f"{number}.jpg", number)
+    [gap] = load(root, home).gaps()
+    assert gap.startswith(
+        "class 7 has no photo in train and validation (3 in test): no model can learn it, and "
+    )
+    assert "leave it out of data.classes" in gap
+
+
+def test_train_with_photos_of_one_class(bins: ModuleType, tmp_path: Path, home: Path) -> None:
+    for index in range(12):
+        name = ("train", "val", "test")[index % 3]
+        bins.paint(
+            tmp_path / "bins" / name / ("1" if name == "train" else str(1 + index % 2)) / f"{index}.jpg",
+            index,
+        )
+    with pytest.raises(UserError, match=r"all images of .* that fall into train are of class 1"):
+        load(tmp_path / "bins", home, split=Split(by="folder"))
+
+
+def test_two_images_in_all(bins: ModuleType, tmp_path: Path, home: Path) -> None:
+    with pytest.raises(UserError, match=r"falls into \w+ \(2 images in all\)") as caught:
+        load(bins.write_folders(tmp_path / "folders", {1: 1, 2: 1}), home)
+    assert "more images" in caught.value.hint

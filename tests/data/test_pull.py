@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -259,6 +260,54 @@ def test_a_full_disk(s3: Any, bucket: Path, tmp_path: Path) -> None:
         assert get(uri, disk / "dest").images == 45
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_what_was_fetched_survives_a_full_disk(s3: Any, bucket: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        uri = f"s3://{s3.bucket(bucket)}"
+        assert get(uri, disk / "dest").fetched == 90
+        with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+            while True:
+                filler.write(bytes(1000))
+        with pytest.raises(UserError, match=r"cannot write to .*"):
+            get(uri, disk / "dest")
+        (disk / "filler").unlink()
+        assert get(uri, disk / "dest").fetched == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_ledger_that_somebody_locks_is_kept(tmp_path: Path) -> None:
+    """SQLite's errors of the moment are of the same class as those of a damaged file."""
+    with claimed(tmp_path, wait=False) as ledger:
+        ledger.fact("selection", "remembered")
+    base = sqlite3.connect(tmp_path / HIDDEN / "ledger.db", isolation_level=None)
+    base.execute("begin exclusive")
+    with pytest.raises(UserError, match="database is locked"), claimed(tmp_path, wait=False):
+        pass
+    base.execute("rollback")
+    base.close()
+    with claimed(tmp_path, wait=False) as ledger:
+        assert ledger.fact("selection") == "remembered"
+
+
+def test_a_ledger_that_is_found_damaged_on_the_way(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"damaged .* is removed"), claimed(tmp_path, wait=False) as ledger:
+        ledger.fill("asked", ((f"{index:09d}" * 20,) for index in range(5000)), 1)
+        ledger.close()
+        file = tmp_path / HIDDEN / "ledger.db"
+        content = bytearray(file.read_bytes())
+        content[8192:] = b"x" * (len(content) - 8192)
+        file.write_bytes(content)
+        again = sqlite3.connect(file)
+        again.execute("select count(*) from asked where id > '0'").fetchone()
+    with claimed(tmp_path, wait=False) as ledger:
+        assert ledger.number("select count(*) from listed") == 0
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:/bins", "http://bins", "s3://a", "s3://b?d/x", "bins"])

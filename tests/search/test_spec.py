@@ -269,3 +269,101 @@ def test_a_value_that_is_not_searched_there_is_the_models() -> None:
     assert "search.points.0.momentum: is not searched there" in message(raw)
     raw["search"]["points"][0]["optimizer"] = "sgd"
     assert parse_spec(raw).search.points[0]["momentum"] == 0.9
+
+
+def mistakes(tmp_path: Path, text: str | bytes, *assignments: str) -> str:
+    file = tmp_path / "s.yaml"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(UserError) as caught:
+        load_spec(file, assignments)
+    return str(caught.value)
+
+
+def test_a_key_that_is_written_twice_is_a_mistake_among_the_others(tmp_path: Path) -> None:
+    text = yaml.safe_dump(GOOD)
+    last = text.count("\n")
+    said = mistakes(tmp_path, text + "budget: {trials: 5}\nbudget: {trials: 2}\nbudgett: {}\n")
+    assert "2 mistakes" in said and "budgett: unknown key" in said
+    assert f"budget: written twice, in lines {last + 1} and {last + 2} (keep one of them)" in said
+    nested = text.replace("  lr:", "  lr: [0.5]\n  lr: [0.5]\n  lr:")
+    assert "space.lr: written 3 times, in lines" in mistakes(tmp_path, nested)
+    # Once, also where aliases repeat it; and a key that overrides a merged one is none.
+    aliased = "x: &x\n  epochs: [2]\n" + text.replace("space:", "space:\n  <<: *x")
+    said = mistakes(tmp_path, aliased)
+    assert "1 mistake\n" in said and "x: unknown key" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "name: bins",
+            "name: no",
+            "name: input should be a valid string, but got False (YAML reads no as false",
+        ),
+        (
+            "name: bins",
+            "name: 2024-01-01",
+            "name: YAML reads 2024-01-01 as a date (write '2024-01-01', with the",
+        ),
+        ("low: 4", "low: 010", "space.epochs.low: YAML reads 010 as 8 (write 10, or 8 if that is meant)"),
+        ("low: 4", "low: 1:30", "space.epochs.low: YAML reads 1:30 as 90"),
+        ("name: bins", "name: bins\non: 1", "on: YAML reads this key in line"),
+        (
+            "  lr:",
+            "  weights: [none, off]\n  lr:",
+            "but got False (YAML reads off as false: write 'off', with",
+        ),
+        ("  lr:", "\tlr:", "hint: indent with blanks: YAML takes no tabs"),
+        ("name: bins", "name: &a [*a]", "an alias that contains itself"),
+        ("name: bins", "name: bins\n---\nname: bins", "found another document"),
+    ],
+)
+def test_what_yaml_reads_otherwise_is_said(tmp_path: Path, old: str, new: str, said: str) -> None:
+    text = yaml.safe_dump(GOOD)
+    assert old in text
+    assert said in mistakes(tmp_path, text.replace(old, new, 1))
+
+
+def test_what_yaml_reads_as_it_is_meant_stays(tmp_path: Path) -> None:
+    text = yaml.safe_dump(GOOD).replace("- 1\n", "- 01\n") + "register: {flip: yes, ensemble: off}\n"
+    for content in (text, text.replace("\n", "\r\n"), "\ufeff" + text):
+        (tmp_path / "s.yaml").write_bytes(content.encode())
+        spec = load_spec(tmp_path / "s.yaml")
+        assert (spec.data.classes, spec.register.flip, spec.register.ensemble) == ([1, 2, 3], True, False)
+
+
+def test_files_that_are_no_sweeps(tmp_path: Path) -> None:
+    latin = yaml.safe_dump(GOOD, allow_unicode=True).encode() + "# für später\n".encode("latin1")
+    assert f"line {latin.count(bytes([10]))}: no text in UTF-8" in mistakes(tmp_path, latin)
+    assert "s.yaml: is empty" in mistakes(tmp_path, "# nothing\n")
+    assert "must be a mapping of keys, not list" in mistakes(tmp_path, "- a")
+    laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+        laughs += f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    assert "aliases unfold to over 50,000 values" in mistakes(tmp_path, laughs)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("budget.trials=010", "YAML reads 010 as 8"),
+        ("register.model=no", "YAML reads no as false"),
+        ("budget.minutes=.inf", "a finite number"),
+        ("budget.target=.nan", "a finite number"),
+        ("budget.trials=99999999999999999999999", "less than or equal to 1000000"),
+        ("search.seed=-1", "greater than or equal to 0"),
+    ],
+)
+def test_values_of_set_that_mean_something_else(tmp_path: Path, assignment: str, said: str) -> None:
+    assert said in mistakes(tmp_path, yaml.safe_dump(GOOD), assignment)
+
+
+def test_a_batch_of_one_that_batch_norm_cannot_compare() -> None:
+    raw = broken("space.batch_size", [1, 16])
+    raw["data"]["image_size"] = 32
+    assert parse_spec(raw).values("batch_size") == [1, 16]  # the head has no batch norm
+    raw["model"]["trainable"] = "last_stage"
+    assert "batch_size: must be at least 2 where more than the head is trained" in message(raw)
+    raw["data"]["image_size"] = 64
+    assert parse_spec(raw).values("batch_size") == [1, 16]

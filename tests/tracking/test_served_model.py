@@ -78,7 +78,11 @@ def test_a_bad_row_costs_no_other_its_answer_and_all_bad_is_refused(address: str
     rows = ask(address, wrapped("dataframe_split", cells)).json()["predictions"]
     assert [bool(row["error"]) for row in rows] == [False, True, True, True]
     assert [row["count"] is None for row in rows] == [False, True, True, True]
-    refused(ask(address, wrapped("dataframe_split", cells[1:])), "no readable image", "JPEG, PNG or WebP")
+    refused(
+        ask(address, wrapped("dataframe_split", cells[1:])),
+        "no readable image",
+        "not a JPEG, PNG, WebP, TIFF, AVIF or HEIC",
+    )
 
 
 def test_limits_of_rows_bytes_and_pixels(address: str) -> None:
