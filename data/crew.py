@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data.limits import cores
+
 Progress = Callable[[int, int], None]
 # Does every `parts`-th unit of a job from number `part` on, and yields after each one.
 Step = Callable[[Any, int, int], Iterator[None]]
@@ -23,7 +25,7 @@ def run(step: Step, job: Any, total: int, least: int, progress: Progress | None 
     main program, and all that it imports, into each of them. They write a byte for each unit done; when this
     process dies, their next byte ends them. Raises OSError with the reason of a process that failed.
     """
-    parts = max(1, min(_cores(), total // least))
+    parts = max(1, min(cores(), total // least))
     if parts == 1:
         for done, _ in enumerate(step(job, 0, 1), start=1):
             if progress is not None:
@@ -62,10 +64,6 @@ def _run_processes(arguments: list[str], parts: int, total: int, progress: Progr
             lines = complaints.read().decode(errors="replace").split("\n")
             reason = next((line for line in reversed(lines) if line.strip()), "a process was killed")
             raise OSError(reason.strip())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _work(module: str, function: str, job_file: str, part: str, parts: str) -> None:

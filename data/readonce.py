@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.crew import Progress
 from data.decode import VERSION as DECODER_VERSION
+from data.limits import cores
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def read_all(
     if progress is not None:
         progress(known, len(files))
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             # In batches, so that the queue stays short whatever the number of files.
             for start in range(0, len(missing), _BATCH):
                 batch = missing[start : start + _BATCH]

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from models.arithmetic import cores
+from data.limits import cores
 from models.health import Finding
 
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
 import torch
 
 from data.banks import LIMIT, banks_in, size_limit, size_of
 from data.errors import UserError
-from models.arithmetic import cores, has_fast_bf16
+from data.limits import cores, memory
+from models.arithmetic import has_fast_bf16
 from models.network import ARCHITECTURES
 from models.weights import available_offline
 from tracking.environment import LIBRARIES
@@ -53,12 +53,14 @@ def _versions(home: Path) -> Finding:
 
 def _cpu(home: Path) -> Finding:
     bf16 = has_fast_bf16(torch.device("cpu"))
-    memory = psutil.virtual_memory().available / GIB
-    text = f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}, bf16 {'' if bf16 else 'not '}in hardware"
-    text += f", {memory:.1f} GiB of memory free"
-    return Finding(
-        "cpu", memory >= 4, text, "" if memory >= 4 else "a sweep wants 4 GiB: close other programs"
-    )
+    have, machine = memory(), os.cpu_count() or 1
+    text = f"{cores()} of {machine} cores, {torch.backends.cpu.get_cpu_capability()}, "
+    text += f"bf16 {'' if bf16 else 'not '}in hardware, "
+    text += f"{have.free / GIB:.1f} of {have.total / GIB:.1f} GiB of memory free"
+    if have.free >= 4 * GIB:
+        return Finding("cpu", True, text)
+    more = "close other programs" if have.total >= 4 * GIB else "raise the memory limit of its container"
+    return Finding("cpu", False, text, f"a sweep wants 4 GiB: {more}")
 
 
 def _gpu(home: Path) -> Finding:

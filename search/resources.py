@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import psutil
 import torch
 
 from data.errors import UserError
-from models.arithmetic import cores
+from data.limits import cores, memory
 from search.spec import ResourcesPart
 from search.trial import Share
 
@@ -18,11 +17,11 @@ Node = Mapping[str, float]  # what Ray calls CPU, GPU and memory (in bytes)
 
 
 def this_machine() -> Node:
-    """What this machine has, before any Ray runs on it."""
+    """What this process may use of this machine, before any Ray runs on it."""
     return {
         "CPU": cores(),
         "GPU": torch.cuda.device_count(),
-        "memory": float(psutil.virtual_memory().total),
+        "memory": float(memory().total),
     }
 
 

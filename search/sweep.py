@@ -15,9 +15,9 @@ import torch
 
 from data.banks import bank_folder
 from data.errors import UserError
+from data.limits import cores
 from data.manifest import Manifest, skipped_text
 from data.pixels import open_pixel_bank
-from models.arithmetic import cores
 from models.settings import Settings
 from models.train import TrialData, build_banks
 from models.weights import check_weights
