@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.limits import cores
+from data.start import python_module, same_modules
 
 Progress = Callable[[int, int], None]
 # Does every `parts`-th unit of a job from number `part` on, and yields after each one.
@@ -38,16 +39,15 @@ def run(step: Step, job: Any, total: int, least: int, progress: Progress | None 
 
 
 def _run_processes(arguments: list[str], parts: int, total: int, progress: Progress | None) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     read_end, write_end = os.pipe()
     workers: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryFile() as complaints, os.fdopen(read_end, "rb", buffering=0) as bytes_done:
         try:
             with os.fdopen(write_end, "wb"):  # closed here, so that the reading ends with the workers
                 for part in range(parts):
-                    command = [sys.executable, "-m", "data.crew", *arguments, str(part), str(parts)]
+                    command = python_module("data.crew", *arguments, str(part), str(parts))
                     workers.append(
-                        subprocess.Popen(command, stdout=write_end, stderr=complaints, env=environment)
+                        subprocess.Popen(command, stdout=write_end, stderr=complaints, env=same_modules())
                     )
             done = 0
             while chunk := bytes_done.read(4096):

@@ -19,7 +19,19 @@ from typing import Any
 import click
 from rich.console import Console
 
+from search.rooms import in_the_way
+
+# Before the imports below find something else under our names, and fail for a reason that nobody understands.
+if (found := in_the_way()) is not None:
+    print(
+        f"binsweep: {found} is in the way: Python takes it for a part of Binsweep of the same name",
+        file=sys.stderr,
+    )
+    print("  hint: rename it, or take its folder out of PYTHONPATH", file=sys.stderr)
+    sys.exit(2)
+
 from data.errors import UserError
+from data.limits import limit_threads
 from search.data_commands import data_group
 from search.interrupts import interrupt
 from tracking.address import take_credentials_out_of_the_address
@@ -555,6 +567,7 @@ def _leave_at_once(number: int, frame: object) -> None:
 def main() -> None:
     """The entry point: every mistake of the user is one message and exit code 2."""
     debug = "--debug" in sys.argv
+    limit_threads()
     take_credentials_out_of_the_address()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)

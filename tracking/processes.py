@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import psutil
 import requests
 
 from data.errors import UserError
+from data.start import python_module, without_working_folder
 
 LOOPBACK = "127.0.0.1"
 
@@ -101,9 +101,9 @@ def spawn(
     """
     with log.open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *arguments],
+            python_module("mlflow", *arguments),
             cwd=folder,
-            env=environment,
+            env=without_working_folder(environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
