@@ -558,10 +558,12 @@ def _leave_at_once(number: int, frame: object) -> None:
     """Asked a second time: whatever ran can go on from what is on the disk."""
     import psutil
 
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    os._exit(130)
+    try:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    finally:
+        os._exit(130)
 
 
 def main() -> None:

@@ -135,4 +135,11 @@ CHECKS: tuple[Callable[[Path], Finding], ...] = (
 
 def examine(home: Path) -> list[Finding]:
     """Run every check, in the order of the report."""
-    return [check(home) for check in CHECKS]
+    findings = []
+    for check in CHECKS:
+        try:
+            findings.append(check(home))
+        except Exception as error:  # a broken driver or a disk that hangs is one line, and the others follow
+            name, text = check.__name__.strip("_"), f"{type(error).__name__}: {error}"
+            findings.append(Finding(name, False, text, "this could not be looked at: mend what it says"))
+    return findings
