@@ -30,6 +30,7 @@ if (found := in_the_way()) is not None:
     print("  hint: rename it, or take its folder out of PYTHONPATH", file=sys.stderr)
     sys.exit(2)
 
+from data import VERSION
 from data.errors import UserError
 from data.limits import limit_threads
 from search.data_commands import data_group
@@ -47,7 +48,7 @@ def home_folder() -> Path:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Show tracebacks and library logs.")
-@click.version_option(package_name="binsweep")
+@click.version_option(VERSION, prog_name="binsweep")
 def cli(debug: bool) -> None:
     """Sweep hyperparameters, compare trials in MLflow, promote the best model on evidence, serve it."""
     level = logging.INFO if debug else logging.WARNING

@@ -9,18 +9,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from data import VERSION
 from data.banks import LIMIT, banks_in, size_limit, size_of
 from data.errors import UserError
 from data.limits import cores, memory
 from models.arithmetic import has_fast_bf16
 from models.network import ARCHITECTURES
 from models.weights import available_offline
-from tracking.environment import LIBRARIES
+from tracking.environment import LIBRARIES, version_of
 from tracking.server import tracking_server
 
 GIB = 2**30
@@ -42,13 +42,12 @@ def _python(home: Path) -> Finding:
 
 
 def _versions(home: Path) -> Finding:
-    found, missing = [], []
-    for library in LIBRARIES:
-        try:
-            found.append(f"{library} {version(library)}")
-        except PackageNotFoundError:
-            missing.append(library)
-    return Finding("versions", not missing, ", ".join(found), f"make install: {missing}" if missing else "")
+    versions = {"binsweep": VERSION} | {library: version_of(library) for library in LIBRARIES}
+    text = ", ".join(f"{library} {version}" for library, version in versions.items() if version)
+    missing = ", ".join(library for library, version in versions.items() if not version)
+    return Finding(
+        "versions", not missing, text, f"install what constraints.txt names: {missing}" if missing else ""
+    )
 
 
 def _cpu(home: Path) -> Finding:
