@@ -37,7 +37,7 @@ from data.limits import memory
 from data.start import same_path
 from models.train import TrialData
 from search.controller import Controller
-from search.ray_site import Site, bring_banks, open_site
+from search.ray_site import Site, bring_banks, open_site, tidy_nodes
 from search.ray_worker import trainable
 from search.resources import Node, ray_place
 from search.rooms import ROOMS
@@ -273,6 +273,8 @@ def run_ray(
         print(f"banks brought to {others} other node{'s' * (others > 1)}", file=sys.stderr)
     with _own_folder() as folder:
         _tune(controller, site, slots, folder)
+    if cluster:
+        tidy_nodes(site)
 
 
 def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
