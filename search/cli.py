@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -35,15 +37,44 @@ from data.errors import UserError
 from data.limits import limit_threads
 from search.data_commands import data_group
 from search.interrupts import interrupt
+from search.streams import lead_nowhere, settle_streams
 from tracking.address import take_credentials_out_of_the_address
 
 DEFAULT_PORT, DEFAULT_UI_PORT = 5001, 5000
 SYNC_SECONDS = 120.0
+HOME_HINT = "set BINSWEEP_HOME to a folder where you may write"
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when the terminal is closed
+# Errors that say what is wrong with a place which the user has chosen.
+OF_PLACES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 def home_folder() -> Path:
-    """Where everything of the product lies: BINSWEEP_HOME, or .binsweep in the current folder."""
-    return Path(os.environ.get("BINSWEEP_HOME") or ".binsweep").absolute()
+    """Where everything of the product lies: BINSWEEP_HOME, or .binsweep in the current folder.
+
+    Raises UserError where that is no folder. A home that does not exist yet is made by whoever writes there.
+    """
+    home = Path(os.environ.get("BINSWEEP_HOME") or ".binsweep").expanduser().absolute()
+    if home.exists() and not home.is_dir():
+        raise UserError(f"BINSWEEP_HOME: {home} is not a folder", HOME_HINT)
+    return home
+
+
+def require_writable(home: Path) -> None:
+    """Raise UserError where no sweep can be kept, before minutes are spent on its data."""
+    try:
+        (home / "sweeps").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home / "sweeps"):
+            pass
+    except OSError as error:
+        raise UserError(f"BINSWEEP_HOME: {home} cannot be written: {error.strerror}", HOME_HINT) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -133,6 +164,7 @@ def sweep(
     if dry_run:
         print(json.dumps(loaded.raw, indent=1))
         return
+    require_writable(home)
     if remote := os.environ.get("MLFLOW_TRACKING_URI"):
         require_reachable(remote)  # before minutes are spent on the data
     manifest, data = prepare(loaded, home)
@@ -550,7 +582,7 @@ def doctor(as_json: bool) -> None:
 
 def _leave(number: int, frame: object) -> None:
     """Asked to end, as by Ctrl-C, docker stop or a scheduler: tidily, with nothing half-written."""
-    for again in (signal.SIGINT, signal.SIGTERM):
+    for again in ENDINGS:
         signal.signal(again, _leave_at_once)
     interrupt()
 
@@ -569,33 +601,54 @@ def _leave_at_once(number: int, frame: object) -> None:
 
 def main() -> None:
     """The entry point: every mistake of the user is one message and exit code 2."""
-    debug = "--debug" in sys.argv
+    settle_streams()
     limit_threads()
     take_credentials_out_of_the_address()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+    for number in ENDINGS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _leave)
+    code = _run("--debug" in sys.argv)
     try:
-        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except OSError as error:
+        lead_nowhere(sys.stdout.fileno())  # where Python's own last flush must not fail again
+        if code == 0 and not isinstance(
+            error, BrokenPipeError
+        ):  # that `head` has read enough is not worth a word
+            print(f"binsweep: the answer cannot be written: {error.strerror}", file=sys.stderr)
+        code = code or 1  # as click itself ends when the reader goes earlier
+    sys.exit(code)
+
+
+def _run(debug: bool) -> int:
+    """Do what the command line says; returns the exit code."""
+    try:
+        return int(cli.main(standalone_mode=False) or 0)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
     except UserError as error:
         if debug:
             traceback.print_exc()
         print(f"binsweep: {error}", file=sys.stderr)
-        code = 2
+        return 2
     except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
         print("binsweep: interrupted", file=sys.stderr)
         if "sweep" in sys.argv[1:3]:
             print(f"  the same command goes on: {shlex.join(['binsweep', *sys.argv[1:]])}", file=sys.stderr)
-        code = 130
+        return 130
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.filename is not None and error.errno in OF_PLACES:
+            print(f"binsweep: {os.fspath(error.filename)}: {error.strerror}", file=sys.stderr)
+            print("  hint: change that place or its rights, or name another one", file=sys.stderr)
+            return 2
         print(f"binsweep: failed: {type(error).__name__}: {error}", file=sys.stderr)
         print("  hint: `binsweep --debug COMMAND ...` shows where", file=sys.stderr)
-        code = 1
-    sys.exit(code)
+        return 1
 
 
 if __name__ == "__main__":

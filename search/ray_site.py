@@ -145,7 +145,7 @@ def remove_left_trials() -> None:
 def node_home() -> Path:
     """Where a node keeps what it was brought: BINSWEEP_HOME of its Ray, or binsweep in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("BINSWEEP_HOME") or cache / "binsweep").absolute()
+    return Path(os.environ.get("BINSWEEP_HOME") or cache / "binsweep").expanduser().absolute()
 
 
 def open_site(data: TrialData, folder: Path, shared: bool) -> Site:
