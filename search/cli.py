@@ -64,6 +64,10 @@ def home_folder() -> Path:
     home = Path(os.environ.get("BINSWEEP_HOME") or ".binsweep").expanduser().absolute()
     if home.exists() and not home.is_dir():
         raise UserError(f"BINSWEEP_HOME: {home} is not a folder", HOME_HINT)
+    if "?" in str(home):  # there its options begin in a database's address
+        raise UserError(
+            f"BINSWEEP_HOME: {home} has a question mark, which no database's address can have", HOME_HINT
+        )
     return home
 
 

@@ -74,7 +74,9 @@ def test_an_answer_without_a_reader_or_room_is_one_line_at_most(tmp_path: Path) 
     assert b"No space left on device" in full.stderr and b"Traceback" not in full.stderr
 
 
-@pytest.mark.parametrize(("home", "command"), [("file", "status"), ("/proc/none", "sweep")])
+@pytest.mark.parametrize(
+    ("home", "command"), [("file", "status"), ("what?", "status"), ("/proc/none", "sweep")]
+)
 def test_a_home_that_cannot_be_used_is_told_before_any_work(
     home: str, command: str, tmp_path: Path, bins: Path
 ) -> None:
