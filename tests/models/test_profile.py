@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 import torch
 from torch import Tensor
@@ -95,13 +96,9 @@ def test_slow_data_is_found(trial_data: TrialData, monkeypatch: pytest.MonkeyPat
     assert seen[0]["profile/wait_ms"] >= 20
 
 
-class NVMLError(Exception):
-    """As nvidia-ml-py raises it, and derived from nothing else: for a slice of a GPU, a virtual one, or a driver that
-    does not answer."""
-
-
 @pytest.mark.parametrize(
-    "error", [NVMLError("Not Supported"), RuntimeError("no driver"), ImportError("pynvml")]
+    "error",
+    [pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), RuntimeError("no driver"), ImportError("pynvml")],
 )
 def test_a_gpu_that_may_not_be_asked_is_trained_on_all_the_same(
     error: Exception, monkeypatch: pytest.MonkeyPatch
