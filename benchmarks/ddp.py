@@ -27,8 +27,8 @@ import torch
 import torch.distributed as dist
 from trials import trial_data
 
+from data.limits import cores
 from data.synthetic import write_synthetic
-from models.arithmetic import cores
 from models.settings import Settings
 from models.train import TrialData, build_banks, train
 

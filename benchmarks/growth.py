@@ -27,8 +27,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import psutil
 
+from data.limits import cores
 from data.synthetic import render_source
-from models.arithmetic import cores
 from search.spec import parse_spec
 from search.sweep import check_before_start, prepare, run_sweep
 from tracking.server import tracking_server

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from trials import trial_data
 
 import models.train
-from models.arithmetic import cores, threads_of
+from data.limits import cores
+from models.arithmetic import threads_of
 from models.health import Watch
 from models.profile import Profile
 from models.settings import Settings

@@ -27,8 +27,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data.decode import decode
+from data.limits import cores
 from data.synthetic import write_synthetic
-from models.arithmetic import cores
 from models.build import build_counter
 from models.network import fold_norms
 from models.predictor import MAX_ROWS, Predictor

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from trials import trial_data
 
-from models.arithmetic import Arithmetic, choose_arithmetic, cores, threads_of
+from data.limits import cores
+from models.arithmetic import Arithmetic, choose_arithmetic, threads_of
 from models.settings import Settings
 from models.train import (
     TrialData,

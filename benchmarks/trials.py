@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
+from data.limits import cores
 from data.manifest import load_manifest
 from data.pixels import open_pixel_bank
 from data.split import Split
-from models.arithmetic import cores
 from models.train import TrialData
 from search.spec import parse_spec
 from search.sweep import check_before_start, prepare, run_sweep

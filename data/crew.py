@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data.limits import cores
+from data.start import python_module, same_modules
+
 Progress = Callable[[int, int], None]
 # Does every `parts`-th unit of a job from number `part` on, and yields after each one.
 Step = Callable[[Any, int, int], Iterator[None]]
@@ -23,7 +26,7 @@ def run(step: Step, job: Any, total: int, least: int, progress: Progress | None 
     main program, and all that it imports, into each of them. They write a byte for each unit done; when this
     process dies, their next byte ends them. Raises OSError with the reason of a process that failed.
     """
-    parts = max(1, min(_cores(), total // least))
+    parts = max(1, min(cores(), total // least))
     if parts == 1:
         for done, _ in enumerate(step(job, 0, 1), start=1):
             if progress is not None:
@@ -36,16 +39,15 @@ def run(step: Step, job: Any, total: int, least: int, progress: Progress | None 
 
 
 def _run_processes(arguments: list[str], parts: int, total: int, progress: Progress | None) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     read_end, write_end = os.pipe()
     workers: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryFile() as complaints, os.fdopen(read_end, "rb", buffering=0) as bytes_done:
         try:
             with os.fdopen(write_end, "wb"):  # closed here, so that the reading ends with the workers
                 for part in range(parts):
-                    command = [sys.executable, "-m", "data.crew", *arguments, str(part), str(parts)]
+                    command = python_module("data.crew", *arguments, str(part), str(parts))
                     workers.append(
-                        subprocess.Popen(command, stdout=write_end, stderr=complaints, env=environment)
+                        subprocess.Popen(command, stdout=write_end, stderr=complaints, env=same_modules())
                     )
             done = 0
             while chunk := bytes_done.read(4096):
@@ -62,10 +64,6 @@ def _run_processes(arguments: list[str], parts: int, total: int, progress: Progr
             lines = complaints.read().decode(errors="replace").split("\n")
             reason = next((line for line in reversed(lines) if line.strip()), "a process was killed")
             raise OSError(reason.strip())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _work(module: str, function: str, job_file: str, part: str, parts: str) -> None:

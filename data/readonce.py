@@ -16,6 +16,7 @@ from data.decode import VERSION as DECODER_VERSION
 from data.decode import ImageError, ReadFailed
 from data.errors import UserError
 from data.layout import printable
+from data.limits import cores
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def read_all(
     if progress is not None:
         progress(known, len(files))
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             try:
                 # In batches, so that the queue stays short whatever the number of files.
                 for start in range(0, len(missing), _BATCH):

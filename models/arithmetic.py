@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,11 +34,6 @@ class Arithmetic:
             if self.device.type == "cpu" and self.autocast is torch.bfloat16:
                 stack.enter_context(FastDepthwise())
             yield
-
-
-def cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_of(trainable: str, available: int) -> int:

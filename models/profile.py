@@ -6,21 +6,23 @@ are: waiting for the device at each phase would slow down all others.
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import logging
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.arithmetic import cores
+from data.limits import cores
 from models.health import Finding
 
+log = logging.getLogger(__name__)
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")
 SAMPLED = 25  # on a GPU one step in so many is timed
 SYSTEM_SECONDS = 1.0  # at least so long between two looks at the machine
@@ -163,17 +165,21 @@ class Profile:
             if self._timing:
                 torch.cuda.synchronize()
                 self._step_began = self._last = time.perf_counter()
+        self._follow_trace()
+
+    def _follow_trace(self) -> None:
         if self._trace is not None:
-            self._step_trace(self._trace)
+            with _watching(f"the trace {self._trace} is not written", logging.WARNING):
+                self._step_trace(self._trace)
 
     def _step_trace(self, file: Path) -> None:
         if self._steps == TRACED.start:
             self._tracing = torch.profiler.profile(profile_memory=True, record_shapes=True)
             self._tracing.start()
         elif self._steps == TRACED.stop and self._tracing is not None:
-            self._tracing.stop()
-            self._tracing.export_chrome_trace(str(file))
-            self._tracing = None
+            tracing, self._tracing = self._tracing, None
+            tracing.stop()
+            tracing.export_chrome_trace(str(file))
 
     def training_done(self) -> None:
         """The epoch's last step is over; validation comes next."""
@@ -183,7 +189,7 @@ class Profile:
         """The epoch's figures, ready to be logged, and what the rules say for the first time; validation is over."""
         if self._tracing is not None:  # an epoch of fewer steps: what there was of it
             self._steps = TRACED.stop
-            self._step_trace(self._trace or Path())
+            self._follow_trace()
         now = time.perf_counter()
         timed = max(self._timed, 1)
         total = sum(self._phases.values()) or 1.0
@@ -239,24 +245,35 @@ def _memory() -> float:
 
 
 def _gpu_look() -> dict[str, float]:
-    free, total = torch.cuda.mem_get_info()
-    look = {
-        "system/gpu_0_memory_usage_megabytes": (total - free) / MEGABYTE,
-        "system/gpu_0_memory_usage_percentage": 100 * (total - free) / total,
-    }
-    if _can_ask_utilization():
-        look["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization())
+    """What the GPU tells of itself. A slice of one (MIG), a virtual one, a driver that fails for a moment or a machine
+    without nvidia-ml-py tell less, each by an exception of its own."""
+    look: dict[str, float] = {}
+    for ask in (_gpu_memory, _gpu_utilization):
+        with _watching(ask.__name__):
+            look |= ask()
     return look
 
 
-@functools.cache
-def _can_ask_utilization() -> bool:
-    """Whether nvidia-ml-py and a driver that answers are there: a bare GPU machine may lack the one or the other."""
+def _gpu_memory() -> dict[str, float]:
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "system/gpu_0_memory_usage_megabytes": (total - free) / MEGABYTE,
+        "system/gpu_0_memory_usage_percentage": 100 * (total - free) / total,
+    }
+
+
+def _gpu_utilization() -> dict[str, float]:
+    return {"system/gpu_0_utilization_percentage": float(torch.cuda.utilization())}
+
+
+@contextlib.contextmanager
+def _watching(what: str, level: int = logging.DEBUG) -> Iterator[None]:
+    """What fails in this block is logged: watching must never end what it watches. A GPU that is really broken fails
+    the next step of the training as well."""
     try:
-        torch.cuda.utilization()
-    except (ImportError, RuntimeError):
-        return False
-    return True
+        yield
+    except Exception as error:
+        log.log(level, "%s: %s: %s", what, type(error).__name__, error)
 
 
 Mark = Callable[[str], None]

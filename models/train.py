@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.features import open_feature_bank
+from data.limits import cores
 from data.pixels import PixelBank
-from models.arithmetic import Arithmetic, choose_arithmetic, cores
+from models.arithmetic import Arithmetic, choose_arithmetic
 from models.augment import VERSION as AUGMENT_VERSION
 from models.augment import Augment, augment_images, views_of
 from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches

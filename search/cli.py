@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -12,6 +13,7 @@ import select
 import shlex
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,23 +23,69 @@ from typing import Any
 import click
 from rich.console import Console
 
+from search.rooms import in_the_way
+
+# Before the imports below find something else under our names, and fail for a reason that nobody understands.
+if (found := in_the_way()) is not None:
+    print(
+        f"binsweep: {found} is in the way: Python takes it for a part of Binsweep of the same name",
+        file=sys.stderr,
+    )
+    print("  hint: rename it, or take its folder out of PYTHONPATH", file=sys.stderr)
+    sys.exit(2)
+
+from data import VERSION
 from data.errors import UserError
+from data.limits import limit_threads
 from search.data_commands import data_group
 from search.interrupts import interrupt
+from search.streams import lead_nowhere, settle_streams
 from tracking.address import tidy_the_address
 
 DEFAULT_PORT, DEFAULT_UI_PORT = 5001, 5000
 SYNC_SECONDS = 120.0
+HOME_HINT = "set BINSWEEP_HOME to a folder where you may write"
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when the terminal is closed
+# Errors that say what is wrong with a place which the user has chosen.
+OF_PLACES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 def home_folder() -> Path:
-    """Where everything of the product lies: BINSWEEP_HOME, or .binsweep in the current folder."""
-    return Path(os.environ.get("BINSWEEP_HOME") or ".binsweep").absolute()
+    """Where everything of the product lies: BINSWEEP_HOME, or .binsweep in the current folder.
+
+    Raises UserError where that is no folder. A home that does not exist yet is made by whoever writes there.
+    """
+    home = Path(os.environ.get("BINSWEEP_HOME") or ".binsweep").expanduser().absolute()
+    if home.exists() and not home.is_dir():
+        raise UserError(f"BINSWEEP_HOME: {home} is not a folder", HOME_HINT)
+    if "?" in str(home):  # there its options begin in a database's address
+        raise UserError(
+            f"BINSWEEP_HOME: {home} has a question mark, which no database's address can have", HOME_HINT
+        )
+    return home
+
+
+def require_writable(home: Path) -> None:
+    """Raise UserError where no sweep can be kept, before minutes are spent on its data."""
+    try:
+        (home / "sweeps").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home / "sweeps"):
+            pass
+    except OSError as error:
+        raise UserError(f"BINSWEEP_HOME: {home} cannot be written: {error.strerror}", HOME_HINT) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Show tracebacks and library logs.")
-@click.version_option(package_name="binsweep")
+@click.version_option(VERSION, prog_name="binsweep")
 def cli(debug: bool) -> None:
     """Sweep hyperparameters, compare trials in MLflow, promote the best model on evidence, serve it."""
     level = logging.INFO if debug else logging.WARNING
@@ -122,6 +170,7 @@ def sweep(
     if dry_run:
         print(json.dumps(loaded.raw, indent=1))
         return
+    require_writable(home)
     if remote := named_server():
         require_reachable(remote)  # before minutes are spent on the data
     manifest, data = prepare(loaded, home)
@@ -567,7 +616,7 @@ def doctor(as_json: bool) -> None:
 
 def _leave(number: int, frame: object) -> None:
     """Asked to end, as by Ctrl-C, docker stop or a scheduler: tidily, with nothing half-written."""
-    for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for again in ENDINGS:
         signal.signal(again, _leave_at_once)
     interrupt()
 
@@ -576,17 +625,19 @@ def _leave_at_once(number: int, frame: object) -> None:
     """Asked a second time: whatever ran can go on from what is on the disk."""
     import psutil
 
-    if processes := sys.modules.get("tracking.processes"):  # else it has started no server
-        processes.kill_started()
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    os._exit(130)
+    try:
+        if processes := sys.modules.get("tracking.processes"):  # else it has started no server
+            processes.kill_started()
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    finally:
+        os._exit(130)
 
 
 def _hear_no_more() -> None:
     """Everything has ended: what Python still does for itself need not be cut short, nor change the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -600,38 +651,36 @@ def _reader_is_gone() -> bool:
         return False
 
 
-def _print_no_more() -> None:
-    """Let Python's own last flush succeed."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-
-
 def main() -> None:
     """The entry point: every mistake of the user is one message and exit code 2."""
-    code: int | str | None
     atexit.register(_hear_no_more)  # the first that is registered is the last that is called
+    settle_streams()
+    limit_threads()
+    tidy_the_address()
+    for number in ENDINGS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _leave)
+    code = _run("--debug" in sys.argv)
     try:
-        code = _main()
-    except SystemExit as end:
-        code = end.code
-    with contextlib.suppress(BrokenPipeError):
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        lead_nowhere(sys.stdout.fileno())  # where Python's own last flush must not fail again
+        print(f"binsweep: the answer cannot be written: {error.strerror}", file=sys.stderr)
+        code = code or 1
     if _reader_is_gone():
-        _print_no_more()
+        lead_nowhere(sys.stdout.fileno())
         code = 128 + signal.SIGPIPE  # as any program that a closed pipe ends
     sys.exit(code)
 
 
-def _main() -> int:
-    debug = "--debug" in sys.argv
-    tidy_the_address()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
-            signal.signal(number, _leave)
+def _run(debug: bool) -> int:
+    """Do what the command line says; returns the exit code."""
     try:
         return int(cli.main(standalone_mode=False) or 0)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -648,6 +697,10 @@ def _main() -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.filename is not None and error.errno in OF_PLACES:
+            print(f"binsweep: {os.fspath(error.filename)}: {error.strerror}", file=sys.stderr)
+            print("  hint: change that place or its rights, or name another one", file=sys.stderr)
+            return 2
         print(f"binsweep: failed: {type(error).__name__}: {error}", file=sys.stderr)
         print("  hint: `binsweep --debug COMMAND ...` shows where", file=sys.stderr)
         return 1

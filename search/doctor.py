@@ -9,18 +9,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
 import torch
 
+from data import VERSION
 from data.banks import LIMIT, banks_in, size_limit, size_of
 from data.errors import UserError
-from models.arithmetic import cores, has_fast_bf16
+from data.limits import cores, memory
+from models.arithmetic import has_fast_bf16
 from models.network import ARCHITECTURES
 from models.weights import available_offline
-from tracking.environment import LIBRARIES
+from tracking.environment import LIBRARIES, version_of
 from tracking.server import tracking_server
 
 GIB = 2**30
@@ -42,23 +42,24 @@ def _python(home: Path) -> Finding:
 
 
 def _versions(home: Path) -> Finding:
-    found, missing = [], []
-    for library in LIBRARIES:
-        try:
-            found.append(f"{library} {version(library)}")
-        except PackageNotFoundError:
-            missing.append(library)
-    return Finding("versions", not missing, ", ".join(found), f"make install: {missing}" if missing else "")
+    versions = {"binsweep": VERSION} | {library: version_of(library) for library in LIBRARIES}
+    text = ", ".join(f"{library} {version}" for library, version in versions.items() if version)
+    missing = ", ".join(library for library, version in versions.items() if not version)
+    return Finding(
+        "versions", not missing, text, f"install what constraints.txt names: {missing}" if missing else ""
+    )
 
 
 def _cpu(home: Path) -> Finding:
     bf16 = has_fast_bf16(torch.device("cpu"))
-    memory = psutil.virtual_memory().available / GIB
-    text = f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}, bf16 {'' if bf16 else 'not '}in hardware"
-    text += f", {memory:.1f} GiB of memory free"
-    return Finding(
-        "cpu", memory >= 4, text, "" if memory >= 4 else "a sweep wants 4 GiB: close other programs"
-    )
+    have, machine = memory(), os.cpu_count() or 1
+    text = f"{cores()} of {machine} cores, {torch.backends.cpu.get_cpu_capability()}, "
+    text += f"bf16 {'' if bf16 else 'not '}in hardware, "
+    text += f"{have.free / GIB:.1f} of {have.total / GIB:.1f} GiB of memory free"
+    if have.free >= 4 * GIB:
+        return Finding("cpu", True, text)
+    more = "close other programs" if have.total >= 4 * GIB else "raise the memory limit of its container"
+    return Finding("cpu", False, text, f"a sweep wants 4 GiB: {more}")
 
 
 def _gpu(home: Path) -> Finding:
@@ -133,4 +134,11 @@ CHECKS: tuple[Callable[[Path], Finding], ...] = (
 
 def examine(home: Path) -> list[Finding]:
     """Run every check, in the order of the report."""
-    return [check(home) for check in CHECKS]
+    findings = []
+    for check in CHECKS:
+        try:
+            findings.append(check(home))
+        except Exception as error:  # a broken driver or a disk that hangs is one line, and the others follow
+            name, text = check.__name__.strip("_"), f"{type(error).__name__}: {error}"
+            findings.append(Finding(name, False, text, "this could not be looked at: mend what it says"))
+    return findings

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from models.arithmetic import cores, threads_of
+from data.limits import cores
+from models.arithmetic import threads_of
 from models.build import Checkpoint, counter_from, load_checkpoint
 from models.metrics import Counts, count_metrics
 from models.predictor import DECODINGS, Decoding, Predictor, decode_counts

@@ -33,11 +33,13 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from data.errors import UserError
+from data.limits import memory
+from data.start import same_path
 from models.train import TrialData
 from search.controller import Controller
-from search.ray_site import Site, bring_banks, open_site
+from search.ray_site import Site, bring_banks, open_site, tidy_nodes
 from search.ray_worker import trainable
-from search.resources import Node
+from search.resources import Node, ray_place
 from search.rooms import ROOMS
 
 WATCH_SECONDS = 5.0
@@ -133,10 +135,22 @@ class _Watch(tune.Callback):
             raise RayEndedError("Ray has died; the same command goes on with the sweep")
 
 
-def _init_ray(**options: Any) -> None:
-    """`ray.init`, without its own answer to SIGTERM: it would end this process at once, by code 15."""
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """A folder for what Ray writes and for its processes to work in, with a short name; removed on leaving."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir=ray_place(), ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def _init_ray(folder: str, **options: Any) -> None:
+    """`ray.init`, without its own answer to SIGTERM: it would end this process at once, by code 15.
+
+    It is called in `folder`, because Ray lets its workers look for modules first in the folder where it was called: a
+    person's own data.py there would be taken for ours.
+    """
     ours = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
+    with contextlib.chdir(folder):
+        ray.init(**options)
     signal.signal(signal.SIGTERM, ours)
 
 
@@ -146,10 +160,14 @@ def start_ray(cores: int) -> Iterator[Node]:
     has."""
     # A token of this process alone: without one, Ray would write one into the person's home directory.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _on_the_loopback():
+    with _own_folder() as folder, _on_the_loopback(), _setting("PYTHONPATH", same_path()):
         _init_ray(
+            folder,
             address="local",
             num_cpus=cores,
+            # Ray looks at the outermost control group alone.
+            _memory=max(0, memory().free - OBJECT_STORE_BYTES),
+            _temp_dir=folder,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
@@ -168,17 +186,27 @@ def _on_the_loopback() -> Iterator[None]:
     Ray's setting is named after the systems on which that is the default. The processes that Ray starts read it; we
     come too late for that, because it is read when Ray is imported.
     """
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with _setting(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _setting(name: str, value: str) -> Iterator[None]:
+    """Give an environment variable a value for the processes that are started in this block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        variable, ray_constants.ENABLE_RAY_CLUSTER = before
-        if variable is None:
+        if before is None:
             del os.environ[name]
         else:
-            os.environ[name] = variable
+            os.environ[name] = before
 
 
 @contextlib.contextmanager
@@ -199,14 +227,15 @@ def join_ray(address: str) -> Iterator[list[Node]]:
     _require_port(address, hint)
     # A job's workers have its code already.
     code = {} if IN_A_JOB in os.environ else {"py_modules": [str(room) for room in ROOMS]}
-    try:
-        _init_ray(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=code)
-    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
-        raise UserError(f"--address {address}: {str(error).splitlines()[0]}", hint) from error
-    try:
-        yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    finally:
-        ray.shutdown()
+    with _own_folder() as folder:
+        try:
+            _init_ray(folder, address=address, log_to_driver=False, logging_level="ERROR", runtime_env=code)
+        except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+            raise UserError(f"--address {address}: {str(error).splitlines()[0]}", hint) from error
+        try:
+            yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        finally:
+            ray.shutdown()
 
 
 def _require_port(address: str, hint: str) -> None:
@@ -242,8 +271,10 @@ def run_ray(
     site = open_site(data, home, shared=cluster)
     if cluster and (others := bring_banks(site, cpus)):
         print(f"banks brought to {others} other node{'s' * (others > 1)}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="binsweep-ray-", ignore_cleanup_errors=True) as folder:
+    with _own_folder() as folder:
         _tune(controller, site, slots, folder)
+    if cluster:
+        tidy_nodes(site)
 
 
 def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:

@@ -7,12 +7,13 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.banks import make_room, open_bank, opened_banks
@@ -22,8 +23,11 @@ from models.train import TrialData
 from models.weights import file_hash, provide, weights_file
 from search.trial import LAST, TrialTask
 from search.whole import write_bytes
+from tracking.locks import open_lock, try_lock
 
 CHUNK = 32 * 2**20  # bytes of a bank or of weights that one message carries
+IN_USE = "in-use.tmp"  # in a trial's folder of a node; what ends so is not sent to the driver
+TIDY_SECONDS = 10.0
 CALLS = 8  # so many workers are served at once, so that a checkpoint does not wait for a bank
 
 Push = Callable[[], None]
@@ -61,10 +65,7 @@ class Site:
             yield task, lambda: None
             return
         self._provide_weights(task.settings.backbone, task.settings.weights)
-        trials = node_home() / "trials"
-        trials.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{task.folder.name}-", dir=trials))
-        try:
+        with trial_folder(task.folder.name) as folder:
             for name, content in ray.get(self.keeper.files.remote(task.folder.name)).items():
                 write_bytes(folder / name, content)
             sent = _stamps(folder)
@@ -78,8 +79,6 @@ class Site:
                 sent = now
 
             yield replace(task, folder=folder), push
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _here(self) -> bool:
         return self.keeper is None or ray.get_runtime_context().get_node_id() == self.node
@@ -93,16 +92,60 @@ class Site:
         file = node_home() / "weights" / name
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            beside = file.with_name(f"{name}.{os.getpid()}.tmp")
-            _fetch(beside, size, functools.partial(self.keeper.weights_part.remote, backbone, weights))
-            beside.replace(file)
+            beside = file.with_suffix(".tmp")  # one that a killed worker left is written over
+            with FileLock(file.with_suffix(".lock")):
+                if not file.exists():
+                    _fetch(
+                        beside, size, functools.partial(self.keeper.weights_part.remote, backbone, weights)
+                    )
+                    beside.replace(file)
         provide(backbone, weights, file)
+
+
+@contextlib.contextmanager
+def trial_folder(name: str) -> Iterator[Path]:
+    """A folder of this node for a trial, as long as the block lasts.
+
+    Its worker holds a lock in it, which the system lets go however the worker ends: what killed ones left is known by
+    that, and removed before.
+    """
+    trials = node_home() / "trials"
+    trials.mkdir(parents=True, exist_ok=True)
+    with FileLock(trials / ".lock"):  # a folder that has just been made is not taken for one that was left
+        _remove_left(trials)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=trials))
+        lock = open_lock(folder / IN_USE)
+        try_lock(lock)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_left(trials: Path) -> None:
+    for folder in trials.glob("*-*"):
+        with contextlib.suppress(OSError):  # another worker has just removed its own
+            lock = open_lock(folder / IN_USE)
+            try:
+                if try_lock(lock):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def remove_left_trials() -> None:
+    """Remove what killed workers left of their trials on this node."""
+    trials = node_home() / "trials"
+    if trials.is_dir():
+        with FileLock(trials / ".lock"):
+            _remove_left(trials)
 
 
 def node_home() -> Path:
     """Where a node keeps what it was brought: BINSWEEP_HOME of its Ray, or binsweep in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("BINSWEEP_HOME") or cache / "binsweep").absolute()
+    return Path(os.environ.get("BINSWEEP_HOME") or cache / "binsweep").expanduser().absolute()
 
 
 def open_site(data: TrialData, folder: Path, shared: bool) -> Site:
@@ -142,12 +185,8 @@ def bring_banks(site: Site, cpus: float) -> int:
     A node that joins later is brought them with its first trial. Raises UserError, naming the node, where one cannot
     hold them.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= cpus]
-    others = [node for node in nodes if node["NodeID"] != site.node]
-    tasks = []
-    for node in others:
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        tasks.append(ray.remote(_bring).options(num_cpus=0, scheduling_strategy=there).remote(site))
+    others = _other_nodes(site, cpus)
+    tasks = [_on(node, _bring, site) for node in others]
     for node, task in zip(others, tasks, strict=True):
         try:
             ray.get(task)
@@ -159,7 +198,28 @@ def bring_banks(site: Site, cpus: float) -> int:
 
 
 def _bring(site: Site) -> None:
+    remove_left_trials()
     site.data()
+
+
+def tidy_nodes(site: Site) -> None:
+    """Remove what killed workers left on the other nodes, which may never get another trial; those that do not answer
+    at once are left to the next sweep."""
+    tasks = [_on(node, remove_left_trials) for node in _other_nodes(site)]
+    if tasks:
+        ray.wait(tasks, num_returns=len(tasks), timeout=TIDY_SECONDS)
+
+
+def _other_nodes(site: Site, cpus: float = 0.0) -> list[dict[str, Any]]:
+    """The living nodes beside the driver's that have so many CPUs."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != site.node]
+    return [node for node in alive if node["Resources"].get("CPU", 0) >= cpus]
+
+
+def _on(node: Mapping[str, Any], function: Callable[..., None], *arguments: Any) -> Any:
+    """Ask a node to do something, beside its trials."""
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=there).remote(*arguments)
 
 
 class Keeper:

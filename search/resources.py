@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import psutil
 import torch
 
 from data.errors import UserError
-from models.arithmetic import cores
+from data.limits import cores, memory
 from search.spec import ResourcesPart
 from search.trial import Share
 
 GIB = 2**30
+# A socket's name has at most 107 bytes on Linux and 103 on macOS. Ray's consist of the place, our folder ("/ray-" and 8
+# more), "/session_2026-11-26_15-03-50_888617_4194304" and "/sockets/plasma_store".
+LONGEST_PLACE = (107 if sys.platform == "linux" else 103) - 13 - 43 - 21
 Node = Mapping[str, float]  # what Ray calls CPU, GPU and memory (in bytes)
 
 
 def this_machine() -> Node:
-    """What this machine has, before any Ray runs on it."""
+    """What this process may use of this machine, before any Ray runs on it."""
     return {
         "CPU": cores(),
         "GPU": torch.cuda.device_count(),
-        "memory": float(psutil.virtual_memory().total),
+        "memory": float(memory().total),
     }
+
+
+def ray_place() -> str:
+    """Where a Ray of this machine may make a folder of its own: RAY_TMPDIR or TMPDIR, else a usual place.
+
+    Under a long name, as schedulers like Slurm set one, Ray's sockets cannot be opened; and Ray splits its workers'
+    commands at blanks and encodes them as ASCII. Raises UserError where no place will do.
+    """
+    asked = str(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute())
+    for place in (asked, "/tmp", "/var/tmp"):
+        plain = re.fullmatch(r"[A-Za-z0-9/._+-]+", place)
+        if plain and len(place) <= LONGEST_PLACE and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise UserError(
+        f"Ray finds no place for its sockets: {asked} has more than {LONGEST_PLACE} characters or unusual ones, or may "
+        "not be written, and neither may /tmp and /var/tmp",
+        "set RAY_TMPDIR to a folder with a short and plain name, or use --runner local",
+    )
 
 
 def gpus_of(resources: ResourcesPart, nodes: Sequence[Node]) -> float:

@@ -15,9 +15,9 @@ import torch
 
 from data.banks import bank_folder
 from data.errors import UserError
+from data.limits import cores
 from data.manifest import Manifest, skipped_text
 from data.pixels import open_pixel_bank
-from models.arithmetic import cores
 from models.settings import Settings
 from models.train import TrialData, build_banks
 from models.weights import check_weights
@@ -28,7 +28,7 @@ from search.earlier import Earlier
 from search.exclude import spec_manifest
 from search.local_runner import run_local
 from search.recorder import Recorder
-from search.resources import Node, check_resources, fits, share_of, this_machine
+from search.resources import Node, check_resources, fits, ray_place, share_of, this_machine
 from search.spec import SweepSpec
 from search.state import save_state, spent_on
 from search.strategy import open_strategy
@@ -67,6 +67,8 @@ def check_before_start(
             raise UserError(rule, "leave --runner out, or set it to 1")
     for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
         check_weights(backbone, weights)
+    if runner == "ray" and cluster is None:
+        ray_place()
     nodes = [this_machine()] if cluster is None else cluster
     check_resources(spec.resources, nodes, "this machine" if cluster is None else "the largest node")
     gpus = [share_of(kind, nodes).gpus for kind in spec.resources.kinds().values()]

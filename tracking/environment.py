@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-LIBRARIES = ("binsweep", "torch", "torchvision", "timm", "optuna", "mlflow", "ray")
+from data import VERSION
+
+LIBRARIES = ("torch", "torchvision", "timm", "optuna", "mlflow", "ray")
 
 
 def _git(*arguments: str) -> str:
@@ -21,9 +23,18 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def version_of(library: str) -> str | None:
+    """The installed version of a package; None where it is not installed as one."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
 def environment_tags() -> dict[str, str]:
     """Tags for the sweep and its trials; git tags only inside a repository."""
-    tags = {f"version.{library}": version(library) for library in LIBRARIES}
+    tags = {f"version.{library}": found for library in LIBRARIES if (found := version_of(library))}
+    tags["version.binsweep"] = VERSION
     tags["version.python"] = platform.python_version()
     gpu = torch.cuda.is_available()
     tags["device"] = (

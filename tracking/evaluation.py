@@ -7,7 +7,6 @@ is evaluated is then exactly what a server would load.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
+from data.start import python_module, same_modules
 
 ROWS = 32  # photos a call
 SECONDS_PER_IMAGE = 5  # far above any backbone's time on one core: only a hang takes longer
@@ -45,8 +45,8 @@ def evaluate(model_uri: str, images: Sequence[Path], tracking_uri: str) -> Predi
         limit = 120 + SECONDS_PER_IMAGE * len(images)
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "tracking.evaluation", model_uri, str(asked), str(said)],
-                env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri},
+                python_module("tracking.evaluation", model_uri, str(asked), str(said)),
+                env=same_modules() | {"MLFLOW_TRACKING_URI": tracking_uri},
                 capture_output=True,
                 text=True,
                 timeout=limit,

@@ -23,7 +23,7 @@ import sys
 if "mlflow.pyfunc.scoring_server" in sys.modules:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 """
-PARTS = ("data.decode", "models.network", "models.predictor", "tracking.served")
+PARTS = ("data.limits", "data.decode", "models.network", "models.predictor", "tracking.served")
 
 
 def _body(source: str) -> str:

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import psutil
 import requests
 
 from data.errors import UserError
+from data.start import python_module, without_working_folder
 
 LOOPBACK = "127.0.0.1"
 # Those that this process started and has not ended yet, for the moment when there is no time to end them politely.
@@ -161,9 +161,9 @@ def spawn(
     try:
         with _undisturbed(), log.open("ab") as output:
             child = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", *arguments],
+                python_module("mlflow", *arguments),
                 cwd=folder,
-                env=environment,
+                env=without_working_folder(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

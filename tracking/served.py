@@ -27,6 +27,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from data.decode import ImageError, decode
+from data.limits import cores
 from models.network import fold_norms
 from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor, decode_counts
 
@@ -143,9 +144,9 @@ class ServedCounter(PythonModel):
         self.counting = ThreadPoolExecutor(1, "counting")
         self.waiting: deque[tuple[torch.Tensor, Future[np.ndarray]]] = deque()
         config, weights = Path(context.artifacts["config"]), context.artifacts["weights"]
-        cores = self.counting.submit(self._load, config, weights).result()
-        self.chunk = min(PHOTOS_A_CORE * cores, MOST_PHOTOS)
-        self.readers = ThreadPoolExecutor(cores, "reading")
+        threads = self.counting.submit(self._load, config, weights).result()
+        self.chunk = min(PHOTOS_A_CORE * threads, MOST_PHOTOS)
+        self.readers = ThreadPoolExecutor(threads, "reading")
         _settle_server()
         # The first pass of so many photos allocates and compiles; no caller should wait for that.
         for rows in range(1, self.chunk + 1):
@@ -153,6 +154,8 @@ class ServedCounter(PythonModel):
 
     def _load(self, config: Path, weights: str) -> int:
         """The network from its files; how many threads will compute it."""
+        if cores() < torch.get_num_threads():  # PyTorch does not look at the limits of containers
+            torch.set_num_threads(cores())
         self.version = _registered_version(config)
         self.predictor = Predictor.from_dict(json.loads(config.read_text())).eval()
         self.predictor.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))

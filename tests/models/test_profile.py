@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ import models.profile
 from models.batches import FeatureBatches
 from models.health import Finding
 from models.profile import (
+    MEGABYTE,
     PHASES,
+    Profile,
     batch_size,
     cpu_bound,
     data_bound,
@@ -91,6 +94,47 @@ def test_slow_data_is_found(trial_data: TrialData, monkeypatch: pytest.MonkeyPat
     seen, found = trained(trial_data)
     assert [finding.name for finding in found].count("profile.data_bound") == 1
     assert seen[0]["profile/wait_ms"] >= 20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), RuntimeError("no driver"), ImportError("pynvml")],
+)
+def test_a_gpu_that_may_not_be_asked_is_trained_on_all_the_same(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Any:
+        raise error
+
+    monkeypatch.setattr(models.profile, "SYSTEM_SECONDS", 0.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (MEGABYTE, 4 * MEGABYTE))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda: 60)
+    profile = Profile(torch.device("cuda"), 1)
+
+    def epoch(number: int) -> dict[str, float]:
+        profile.epoch_begins()
+        profile.training_done()
+        return profile.epoch_done(number)[0]
+
+    whole = epoch(1)
+    assert whole["system/gpu_0_memory_usage_percentage"] == 75.0
+    assert whole["system/gpu_0_utilization_percentage"] == 60.0
+    monkeypatch.setattr(torch.cuda, "utilization", refuse)  # also after it has answered once
+    part = epoch(2)
+    assert part.keys() == whole.keys() - {"system/gpu_0_utilization_percentage"}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
+    assert not any("gpu" in name for name in epoch(3))
+
+
+def test_a_tracer_that_may_not_run_ends_no_trial(
+    trial_data: TrialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(**options: Any) -> Any:
+        raise RuntimeError("CUPTI: not permitted")
+
+    monkeypatch.setattr(torch.profiler, "profile", refuse)
+    seen, _ = trained(trial_data, trace=tmp_path / "trace.json")
+    assert len(seen) == 3 and "not permitted" in caplog.text
 
 
 def test_a_trace_shows_a_few_steps(trial_data: TrialData, tmp_path: Path) -> None:

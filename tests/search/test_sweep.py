@@ -14,9 +14,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from data.errors import UserError
+from data.limits import cores
 from data.manifest import load_manifest
 from data.synthetic import write_synthetic
-from models.arithmetic import cores
 from models.build import counter_from, load_checkpoint
 from models.network import Counter
 from models.predictor import Predictor

@@ -1,0 +1,30 @@
+"""How this program starts Python again: with the modules that it found itself, none from the working folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module; to be started with `without_working_folder` or `same_modules`."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def without_working_folder(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which `python -m` does not look into its working folder first.
+
+    There a person's own data.py or random.py would be taken for ours, or for Python's.
+    """
+    return {**environment, "PYTHONSAFEPATH": "1"}
+
+
+def same_path() -> str:
+    """A PYTHONPATH with which another process finds the modules where this one does."""
+    return os.pathsep.join(map(os.path.abspath, sys.path))
+
+
+def same_modules() -> dict[str, str]:
+    """This process's environment for another one that finds its modules where this one does."""
+    return {**without_working_folder(os.environ), "PYTHONPATH": same_path()}

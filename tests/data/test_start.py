@@ -1,0 +1,57 @@
+"""Processes that we start take our code and Python's, whatever lies in the working folder."""
+
+import importlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from data import crew
+from data.start import python_module, same_modules
+
+STEP = """
+def step(job, part, parts):
+    for number in range(part, job, parts):
+        yield
+"""
+
+
+@pytest.fixture
+def _hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with modules of a person's own, called as ours, as Python's, and as those of libraries."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for name in ("data", "models", "tracking", "search", "random", "numpy", "mlflow"):
+        (folder / f"{name}.py").write_text("raise SystemExit('mine')\n")
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.usefixtures("_hostile")
+def test_the_processes_of_a_crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "steps_of_this_test.py").write_text(STEP)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(crew, "cores", lambda: 2)
+    done: list[int] = []
+    step = importlib.import_module("steps_of_this_test").step
+    crew.run(step, 4, 4, least=1, progress=lambda count, total: done.append(count))
+    assert done[-1] == 4
+
+
+@pytest.mark.usefixtures("_hostile")
+@pytest.mark.parametrize("words", [("tracking.evaluation",), ("mlflow", "--version")])
+def test_the_modules_that_we_run(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        python_module(*words), env=same_modules(), capture_output=True, text=True, timeout=60
+    )
+    assert "mine" not in done.stderr
+    # The evaluation is told nothing to evaluate here, and says so from within.
+    assert done.returncode == 0 if words[0] == "mlflow" else "IndexError" in done.stderr
+
+
+def test_every_start_of_python_goes_through_one_place() -> None:
+    """A new one would look into the working folder again."""
+    house = Path(__file__).parents[2]
+    for room in ("data", "models", "tracking", "search"):
+        for file in (house / room).rglob("*.py"):
+            if file != house / "data" / "start.py":
+                assert "sys.executable, " not in file.read_text(), file

@@ -1,0 +1,51 @@
+"""What a node keeps of trials whose worker was killed: nothing, from the next trial on."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.ray_site import node_home, remove_left_trials, trial_folder
+
+HOLD = """
+import sys, time
+from search.ray_site import trial_folder
+with trial_folder("trial-0007") as folder:
+    (folder / "last.pt").write_bytes(b"much")
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BINSWEEP_HOME", str(tmp_path))
+
+
+def worker() -> tuple[subprocess.Popen[str], Path]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_a_killed_workers_folder_goes_and_a_living_ones_stays() -> None:
+    killed, left = worker()
+    living, held = worker()
+    try:
+        assert left.is_dir() and held.is_dir(), "two that live leave each other alone"
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        (node_home() / "trials" / "trial-0003-old").mkdir()  # of a version that knew no locks
+        with trial_folder("trial-0008") as mine:
+            assert sorted((node_home() / "trials").glob("trial-*")) == sorted([held, mine])
+            assert (held / "last.pt").exists()
+        assert not mine.exists()
+    finally:
+        for process in (killed, living):
+            process.kill()
+            process.wait()
+    remove_left_trials()
+    assert not list((node_home() / "trials").glob("trial-*"))
