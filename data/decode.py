@@ -14,7 +14,9 @@ from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlug
 VERSION = 1
 # A small file can claim a huge picture. 50 megapixels is any camera's photo, and 150 MB once decoded.
 MAX_PIXELS = 50_000_000
-MAX_BYTES = 200_000_000
+# Of one photo's file, in training as in a request to the served model: what could not be asked about later must not
+# be learned from. A request waits in memory as a whole, with up to 256 photos.
+MAX_BYTES = 20_000_000
 # libjpeg may shrink while it decodes as long as this many times `size` remains for the antialiased resize.
 DRAFT_GAP = 2
 

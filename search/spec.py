@@ -28,7 +28,7 @@ from search.space import (
     parse_space,
     when_problems,
 )
-from tracking.gate import Gate
+from tracking.gate import Correction, Gate, Measure
 
 # Selection uses validation only.
 METRICS = {"val_accuracy": "maximize", "val_loss": "minimize", "val_rmse": "minimize", "val_mae": "minimize"}
@@ -168,6 +168,8 @@ class GatePart(_Part):
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     max_megabytes: Annotated[float, Field(gt=0)] | None = None
     approval: bool = False
+    beats_guess: list[Measure] = []
+    correction: Correction = "none"
 
 
 class RegisterPart(_Part):

@@ -22,9 +22,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from data.decode import ImageError, decode
+from data.decode import MAX_BYTES, ImageError, decode
 from models.network import fold_norms
-from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor, decode_counts
+from models.predictor import MAX_ROWS, Predictor, decode_counts
 
 # Photos that the network computes at a time: twice as many a core are no faster (docs/promotion.md), and other requests
 # wait for longer. Each number up to the most is compiled beforehand, so the most is few.
@@ -35,8 +35,8 @@ def _decode_base64(text: Any, size: int) -> np.ndarray | str:
     """uint8 RGB [size, size, 3], or what is wrong."""
     if not isinstance(text, str):
         return f"expected base64 text, got {type(text).__name__}"
-    if len(text) > (MAX_PHOTO_BYTES + 2) // 3 * 4:
-        return f"more than the {MAX_PHOTO_BYTES:,} bytes that are allowed"
+    if len(text) > (MAX_BYTES + 2) // 3 * 4:
+        return f"more than the {MAX_BYTES:,} bytes that are allowed"
     try:
         return decode(base64.b64decode(text, validate=True), size)
     except ImageError as error:
