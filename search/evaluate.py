@@ -117,7 +117,7 @@ def _choose(
             f"{what}; it was trained on or chosen by {len(known)} of these {len(items)} photos: not new to it"
         )
         return _Chosen(items, words, label if which in SEEN else f"{label}-with-seen")
-    new = tuple(item for item in items if item not in set(known))
+    new = tuple(item for item in items if seen is None or item.sha256 not in seen)
     if known and not new:
         raise UserError(
             f"the model was trained on or chosen by each of these {len(items)} photos: {what}",

@@ -72,9 +72,14 @@ def seen_by(tracking_uri: str, version: ModelVersion, home: Path | None) -> froz
     try:
         kept = {Path(file.path).name for file in client.list_artifacts(version.run_id or "", FOLDER)}
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        # The run was deleted, or is another's, who does not let this user read it.
+        if error.error_code not in (
+            "RESOURCE_DOES_NOT_EXIST",
+            "INVALID_PARAMETER_VALUE",
+            "PERMISSION_DENIED",
+        ):
             raise
-        kept = set()  # the run was deleted
+        kept = set()
     if _name(version) not in kept:
         return None if home is None else _read_again(version.tags, home)
     with tempfile.TemporaryDirectory() as folder:

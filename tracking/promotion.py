@@ -327,6 +327,8 @@ def _decide(
     alpha = level(gate.correction, asked.decided)
     said, card, measure = asked.said, asked.card, candidate.measure
     notes = [*candidate.notes, _counted(asked.decided, gate, alpha)]
+    if (left := len(candidate.manifest.split("test")) - len(asked.items)) > 0:
+        notes.append(f"{left} more test photos are in train or validation too, byte for byte: left out")
     before = None
     if champion is None:
         # Only the objective decides; what else is no better than the guess is said.
@@ -443,8 +445,6 @@ def _write(
     facts = {"model": f"{model_name} version {version}", "sweep": candidate.sweep}
     facts |= {"data": f"{manifest.source}, test split, fingerprint {manifest.fingerprint[:16]}"}
     notes = [f"It is {decision.warning}."] if decision.warning else []
-    if left := len(manifest.split("test")) - len(items):
-        notes.append(f"{left} more test photos lie in train or validation too, byte for byte: left out.")
     notes += [*decision.notes, *(f"{rule.name}: {_outcome(rule)}" for rule in decision.rules)]
     ids = [item.id for item in items]
     write_scorecard(
