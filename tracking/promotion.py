@@ -199,7 +199,7 @@ def promote(
                 if home is not None:
                     turn.enter_context(locked(home / "promotion.lock", TURN_SECONDS))
                 now = champion_of(tracking_uri, model_name)
-                if (now and now.version) == (champion and champion.version):
+                if (now and str(now.version)) == (champion and champion.version):
                     alias = CHAMPION if decision.promoted else CHALLENGER
                     MlflowClient(tracking_uri).set_registered_model_alias(model_name, alias, version)
                     return decision
@@ -255,11 +255,15 @@ def _face(
         )
     elif old := sum(item.sha256 in seen for item in items):
         shared &= np.array([item.sha256 not in seen for item in items])
-        notes.append(
-            f"{name} was trained or chosen on {old} of the {many} test photos ({_division(champion)}): "
+        rest = (
             f"the two are compared on the {shared.sum()} that are new to both"
+            if shared.any()
+            else "none is left"
         )
-    return _Champion(champion.version, said, shared, notes)
+        notes.append(
+            f"{name} was trained or chosen on {old} of the {many} test photos ({_division(champion)}): {rest}"
+        )
+    return _Champion(str(champion.version), said, shared, notes)
 
 
 def _division(version: ModelVersion) -> str:
