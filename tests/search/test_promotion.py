@@ -131,7 +131,7 @@ def test_photos_that_a_model_has_seen_are_left_out_of_an_evaluation(
     for stem in train:
         for folder, suffix in (("bin-images", ".jpg"), ("metadata", ".json")):
             (tmp_path / "train" / folder).mkdir(parents=True, exist_ok=True)
-            shutil.copy(bins / folder / f"{stem}{suffix}", tmp_path / "train" / folder)
+            shutil.copy(bins / folder / f"{stem}{suffix}", tmp_path / "train" / folder / f"{stem}_t{suffix}")
     with pytest.raises(UserError, match=f"each of these {len(train)} photos"):
         evaluate_source(uri, str(tmp_path / "train"), home, server)
     client = MlflowClient(server)
