@@ -50,7 +50,8 @@ def test_two_promotions_at_once_and_another_division_of_the_photos(
         run, source = (
             getattr(client.get_model_version(name, first.version), key) for key in ("run_id", "source")
         )
-        others.append(client.create_model_version(name, source, run, kept).version)
+        made = client.create_model_version(name, source, run, kept, model_id=source.rpartition("/")[2])
+        others.append(made.version)
         client.set_registered_model_alias(name, "champion", others[0])
         return answer
 
@@ -136,7 +137,7 @@ def test_photos_that_a_model_has_seen_are_left_out_of_an_evaluation(
         evaluate_source(uri, str(tmp_path / "train"), home, server)
     client = MlflowClient(server)
     first = client.get_model_version(name, "1")
-    client.create_model_version(name, first.source, first.run_id)
+    client.create_model_version(name, first.source, first.run_id, model_id=first.source.rpartition("/")[2])
     unknown = evaluate_source(f"models:/{name}/2", str(tmp_path / "train"), home, server)
     assert unknown.card.images == len(train)
     assert "which photos the model learned from is not known" in unknown.facts["photos"]
