@@ -20,7 +20,9 @@ MAX_PIXELS = 50_000_000
 # Phones take photos of 200 megapixels. libjpeg shrinks a JPEG while it decodes, so that its pixels never all exist;
 # it must keep all of a progressive one, which therefore has the limit of the others.
 MAX_JPEG_PIXELS = 4 * MAX_PIXELS
-MAX_BYTES = 200_000_000
+# Of one photo's file, in training as in a request to the served model: what could not be asked about later must not
+# be learned from. A request waits in memory as a whole, with up to 256 photos.
+MAX_BYTES = 20_000_000
 # Photoshop writes texts of several megabytes into PNGs. Pillow refuses more than 1 MB in one text and 64 MB in all.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 # libjpeg may shrink while it decodes as long as this many times `size` remains for the antialiased resize.

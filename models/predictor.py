@@ -19,8 +19,7 @@ from models.network import Counter, CounterConfig
 # The count that is right most often; the one that is off by least on average; the one with the least squared error.
 Decoding = Literal["argmax", "median", "mean"]
 DECODINGS: tuple[Decoding, ...] = ("argmax", "median", "mean")
-MAX_ROWS = 256  # photos of one request
-MAX_PHOTO_BYTES = 20_000_000  # of one photo's file in a request; data.decode limits its pixels
+MAX_ROWS = 256  # photos of one request; data.decode limits the size of each
 
 
 def decode_counts(

@@ -63,6 +63,12 @@ def verdict(course: SweepCourse) -> list[str]:
             f"Always guessing the commonest count is right for {course.guess:.1%}: "
             f"the best trial is {abs(gain):.1f} points {side} that."
         )
+    for name, error in course.guess_errors.items():
+        if (reached := best.best.get(name, -math.inf)) >= error:
+            lines.append(
+                f"Always guessing the commonest count has a {name} of {shown(name, error)}: "
+                f"the best trial, with {shown(name, reached)}, is no better."
+            )
     if len(leaders) >= ENOUGH:
         fifth = leaders[4]
         lines.append(f"Five trials reached {shown(metric, fifth.value)} or better.")

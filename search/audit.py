@@ -55,6 +55,9 @@ def effect_lines(effect: Effect) -> list[str]:
     lines = [f"the model is right on {effect.model_accuracy:.1%} of the photos that it has not seen"]
     if effect.model_accuracy < WORTH:
         lines[0] += ": so little that these are photos to look at, not labels known to be wrong"
+    if effect.unjudged:
+        named = ", ".join(f"{many} of {count}" for count, many in effect.unjudged.items())
+        lines.append(f"not judged, because train has no other photo of their count: {named}")
     lines += [f"on {effect.validation} photos of validation (the same linear model each time):"]
     for name, scores in (
         ("trained on all labels", effect.every),

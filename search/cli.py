@@ -246,12 +246,15 @@ def _promote(
     print(f"  on {decision.images} photos of the test split (95 % intervals by bootstrap):")
     columns = {"candidate": decision.candidate}
     if decision.champion is not None:
-        columns[f"champion before (version {decision.champion_version})"] = decision.champion
+        where = "" if decision.compared == decision.images else f", on {decision.compared} of these photos"
+        columns[f"champion before (version {decision.champion_version}{where})"] = decision.champion
     columns["constant guess"] = decision.guess
     for name, scores in columns.items():
         print(f"  {name}: {_told(scores, decision.intervals if name == 'candidate' else {})}")
     for rule in decision.rules:
         print(f"  {'passed' if rule.passed else 'FAILED'}  {rule.name}: {rule.text}")
+    if decision.warning:
+        print(f"  but it is {decision.warning}")
     return {"model": model, **asdict(decision)}
 
 
@@ -269,6 +272,7 @@ def _told(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, floa
 def _prove(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any] | None:
     """Serve the champion, whichever version it is, and ask it about one bin; None while there is no champion."""
     from search.promote import sweep_manifest
+    from tracking.photos import seen_by
     from tracking.registry import champion_of
     from tracking.serving import predict as ask
     from tracking.serving import serve_model
@@ -279,13 +283,19 @@ def _prove(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str
         if not quiet:
             print("no champion yet: nothing to serve")
         return None
-    item = manifest.split("test")[0]
+    # The champion may be one of another sweep, which divided the photos otherwise.
+    seen = seen_by(uri, champion, home)
+    tested = manifest.split("test")
+    item = next((one for one in tested if one.sha256 not in (seen or ())), tested[0])
+    new = "which no trial has seen"
+    if seen is None:
+        new = f"which no trial of {sweep_id} has seen, and of which is not known whether the champion has"
+    elif item.sha256 in seen:
+        new = "by which it was trained or chosen"
     with serve_model(f"models:/{spec.model_name}@champion", tracking_uri=uri) as served:
         row = ask(served.url, [item.path.read_bytes()], timeout=60)[0]
     if not quiet:
-        print(
-            f"\nserved champion (version {champion.version}), asked about bin {item.id}, which no trial has seen:"
-        )
+        print(f"\nserved champion (version {champion.version}), asked about bin {item.id}, {new}:")
         print(f"  true count {item.label}, predicted {row['count']} (confidence {row['confidence']:.0%})")
     return {"version": champion.version, "bin": item.id, "true": item.label, **row}
 
@@ -442,10 +452,11 @@ def rollback(model: str, reason: str) -> None:
     help="Of its own data the test split is asked, of others every photo, unless this says otherwise.",
 )
 @click.option("--classes", help="The counts to ask about, such as 1-5; else those that the model knows.")
+@click.option("--seen", is_flag=True, help="Ask about photos that it was trained on or chosen by, too.")
 @click.option("--out", type=click.Path(path_type=Path), help="The folder for the report and its files.")
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def evaluate(
-    model: str, source: str, split: Any, classes: str | None, out: Path | None, as_json: bool
+    model: str, source: str, split: Any, classes: str | None, seen: bool, out: Path | None, as_json: bool
 ) -> None:
     """Score MODEL (a registered name, NAME@alias, NAME/version or any model URI) on the photos of SOURCE."""
     from search.data_commands import parse_counts
@@ -455,12 +466,15 @@ def evaluate(
     home = home_folder()
     counts = parse_counts(classes) if classes else None
     with tracking_server(home) as uri:
-        done = evaluate_source(model_uri(model), source, home, uri, split, counts, out)
+        done = evaluate_source(model_uri(model), source, home, uri, split, counts, out, seen)
     card = done.card
     if as_json:
-        print(json.dumps({"facts": done.facts, "folder": str(done.folder), **asdict(card)}))
+        place = {"facts": done.facts, "folder": str(done.folder), "notes": done.notes}
+        print(json.dumps(place | asdict(card)))
         return
     print(f"{done.facts['model']} on {card.images} photos: {done.facts['photos']}")
+    for note in done.notes:
+        print(f"  {note}")
     print(f"  model: {_told(card.scores, card.intervals)}")
     print(f"  always {card.guess}: {_told(card.guess_scores, card.guess_intervals)}")
     for count, row in card.classes.items():

@@ -82,6 +82,7 @@ class SweepCourse:
     guess: float | None  # the validation accuracy of always guessing the commonest training count
     started: float
     until: float  # now while it runs, else its last sign of life
+    guess_errors: Mapping[str, float] = field(default_factory=dict)  # val_rmse and val_mae of the same guess
 
     @property
     def leaders(self) -> list[Course]:
@@ -147,6 +148,7 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
     alive = owner_of(folder / "spool") is not None
     status = state["status"] if state["status"] == "finished" else "running" if alive else "unfinished"
     trials: dict[int, Course] = {}
+    guess_errors: dict[str, float] = {}
     parent: dict[str, str] = {}
     guess, last, first = None, 0.0, math.inf
     for record in read_spool(folder / "spool"):
@@ -155,6 +157,7 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
         if record["key"] == SWEEP:
             if record["kind"] == "dataset":
                 guess = _guess(record["profile"])
+                guess_errors = _guess_errors(record["profile"])
             parent |= record.get("tags", {}) if record["kind"] == "start" else {}
         else:
             _take(trials, int(record["key"].rpartition("-")[2]), record, at, spec)
@@ -177,6 +180,7 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
         guess,
         first if trials else last,
         until,
+        guess_errors,
     )
 
 
@@ -185,6 +189,19 @@ def _guess(profile: Mapping[str, Any]) -> float | None:
     commonest = max(splits["train"], key=lambda count: splits["train"][count])
     total = sum(splits["validation"].values())
     return splits["validation"].get(commonest, 0) / total if total else None
+
+
+def _guess_errors(profile: Mapping[str, Any]) -> dict[str, float]:
+    """RMSE and MAE on validation of always guessing the commonest training count."""
+    train, validation = (profile["splits"][name] for name in ("train", "validation"))
+    commonest, total = int(max(train, key=lambda count: train[count])), sum(validation.values())
+    if not total:
+        return {}
+    off = [(abs(int(count) - commonest), photos) for count, photos in validation.items()]
+    return {
+        "val_rmse": math.sqrt(sum(photos * error**2 for error, photos in off) / total),
+        "val_mae": sum(photos * error for error, photos in off) / total,
+    }
 
 
 def _take(trials: dict[int, Course], number: int, record: Record, at: float, spec: SweepSpec) -> None:

@@ -18,6 +18,8 @@ from data.split import Split, SplitName
 from models.metrics import commonest
 from search.board import Step
 from tracking.evaluation import evaluate
+from tracking.gate import no_better_than_guess
+from tracking.photos import SEEN, judged_by, seen_by, seen_contents
 from tracking.promotion import log_scorecard
 from tracking.registry import find_version
 from tracking.scorecard import Scorecard, score, write_scorecard
@@ -26,11 +28,21 @@ from tracking.serving import require_model
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A scorecard, about which photos it is, and the folder with all its files."""
+    """A scorecard, about which photos it is, the folder with all its files, and `notes` on what it is worth."""
 
     card: Scorecard
     facts: dict[str, str]
     folder: Path
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The photos that are asked about, what they are in words, and a short name for them in files and metrics."""
+
+    items: tuple[Item, ...]
+    words: str
+    label: str
 
 
 def evaluate_source(
@@ -41,12 +53,14 @@ def evaluate_source(
     split: SplitName | None = None,
     classes: Sequence[int] | None = None,
     out: Path | None = None,
+    with_seen: bool = False,
 ) -> Evaluation:
     """Ask a model about photos of `source` and write the scorecard into `out`, and into the run of a registered one.
 
     Of the very data that it learned from (by fingerprint), the test split is asked; of any other source, every
-    photo of the classes that it knows. `split` and `classes` say otherwise. Raises UserError for a model or a
-    source that cannot be had.
+    photo of the classes that it knows. `split` and `classes` say otherwise. Photos by whose content it was trained
+    or chosen are left out, unless `with_seen`, or `split`, asks for them. Raises UserError for a model or a source
+    that cannot be had, and where no photo is left.
     """
     require_model(model_uri, tracking_uri)
     version = find_version(model_uri, tracking_uri)
@@ -55,46 +69,66 @@ def evaluate_source(
     division = Split(**photos["split"]) if "split" in photos else Split()
     with Step("reading the data") as step:
         manifest = load_manifest(source, classes or photos.get("classes"), division, home, step)
-    own = manifest.fingerprint == _judged_by(tags, photos)
-    which = split or ("test" if own else None)
-    items = manifest.items if which is None else manifest.split(which)
+    own = manifest.fingerprint == judged_by(tags)
+    seen = None if version is None else seen_by(tracking_uri, version, None if own else home)
+    if seen is None and own:  # an older version, which kept nothing; but the same data say the same
+        seen = seen_contents(manifest.items)
+    chosen = _choose(manifest, split or ("test" if own else None), own, seen, with_seen)
     name = f"{version.name} version {version.version}" if version is not None else model_uri
-    facts = {"model": name, "photos": _words(manifest, which, own), "fingerprint": manifest.fingerprint[:16]}
+    facts = {"model": name, "photos": chosen.words, "fingerprint": manifest.fingerprint[:16]}
 
-    said = evaluate(model_uri, [item.path for item in items], tracking_uri)
+    said = evaluate(model_uri, [item.path for item in chosen.items], tracking_uri)
+    items = [item for item, error in zip(chosen.items, said.errors, strict=True) if not error]
+    notes = []
+    if len(items) < len(chosen.items):
+        why = next(error for error in said.errors if error)
+        notes.append(f"{len(chosen.items) - len(items)} photos are left out, which it cannot read ({why}).")
+    said = said.take(said.answered)
     actual = np.array([item.label for item in items])
-    card = score(said, actual, int(tags["data.guess"]) if "data.guess" in tags else commonest(actual))
-    label = f"{which or 'all'}-{manifest.fingerprint[:8]}"
-    folder = out or home / "evaluations" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}-{label}"
+    guess = int(tags["data.guess"]) if "data.guess" in tags else commonest(actual)
+    card = score(said, actual, guess)
+    if weak := no_better_than_guess(said.counts, guess, actual):
+        notes.append(f"It is {weak}.")
+    folder = out or home / "evaluations" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}-{chosen.label}"
 
     def picture(row: int) -> Any:
-        item: Item = items[row]
-        return decode(item.path, 224)
+        return decode(items[row].path, 224)
 
-    write_scorecard(folder, card, said, actual, [item.id for item in items], picture, facts)
+    write_scorecard(folder, card, said, actual, [item.id for item in items], picture, facts, notes)
     if version is not None and version.run_id:
-        place = f"evaluation/version-{version.version}/{label}"
+        place = f"evaluation/version-{version.version}/{chosen.label}"
         log_scorecard(
-            tracking_uri, version.run_id, version.version, card, folder, f"evaluation_{label}", place
+            tracking_uri, version.run_id, version.version, card, folder, f"evaluation_{chosen.label}", place
         )
-    return Evaluation(card, facts, folder)
+    return Evaluation(card, facts, folder, notes)
 
 
-def _words(manifest: Manifest, which: SplitName | None, own: bool) -> str:
-    if which is None:
-        return f"all of {manifest.source}, not the data it was trained and chosen on"
-    role = {
-        "test": "which no trial has seen",
-        "validation": "by which it was chosen",
-        "train": "which it learned from",
-    }
-    told = role[which] if own else "of other data than its own"
-    return f"the {which} split of {manifest.source}, {told}"
-
-
-def _judged_by(tags: dict[str, str], photos: dict[str, Any]) -> str | None:
-    """The fingerprint of the data that a version was judged by; older versions have it in a tag of its own alone."""
-    return photos.get("fingerprint", tags.get("dataset.fingerprint"))
+def _choose(
+    manifest: Manifest, which: SplitName | None, own: bool, seen: frozenset[str] | None, with_seen: bool
+) -> _Chosen:
+    """The photos to ask about, where `seen` are the contents by which the model was trained or chosen, if known."""
+    items = manifest.items if which is None else manifest.split(which)
+    known = () if seen is None else tuple(item for item in items if item.sha256 in seen)
+    asked_for = with_seen or (own and which in SEEN)
+    what = f"{'all' if which is None else f'the {which} split'} of {manifest.source}"
+    label = f"{which or 'all'}-{manifest.fingerprint[:8]}"
+    if known and asked_for:
+        words = (
+            f"{what}; it was trained on or chosen by {len(known)} of these {len(items)} photos: not new to it"
+        )
+        return _Chosen(items, words, label if which in SEEN else f"{label}-with-seen")
+    new = tuple(item for item in items if seen is None or item.sha256 not in seen)
+    if known and not new:
+        raise UserError(
+            f"the model was trained on or chosen by each of these {len(items)} photos: {what}",
+            "other photos; or --seen, which asks about them all the same",
+        )
+    if seen is None:
+        return _Chosen(items, f"{what}; which photos the model learned from is not known", label)
+    words = f"{what}, which {'no trial has seen' if own else 'it was not trained on or chosen by'}"
+    if known:
+        words = f"{len(new)} of {len(items)} photos, {what}: it was trained on or chosen by the other {len(known)}"
+    return _Chosen(new, words, label)
 
 
 def require_own_test_split(tags: dict[str, str], name: str, home: Path) -> tuple[Item, ...]:
@@ -104,7 +138,7 @@ def require_own_test_split(tags: dict[str, str], name: str, home: Path) -> tuple
         raise UserError(f"{name} does not say which data it was judged by", "promote a sweep anew")
     with Step("reading the data") as step:
         manifest = load_manifest(photos["source"], photos["classes"], Split(**photos["split"]), home, step)
-    if manifest.fingerprint != _judged_by(tags, photos):
+    if manifest.fingerprint != judged_by(tags):
         raise UserError(
             f"{photos['source']} has changed since {name} was judged by it",
             "bring the data back as they were, or promote anew",

@@ -52,7 +52,7 @@ def promote_sweep(
         raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
     candidate = _candidate(folder, spec, manifest, open_data(spec, manifest, home), state, tracking_uri)
     decision = promote(
-        tracking_uri, spec.model_name, candidate, spec.gate, folder / "test", approved, dry_run
+        tracking_uri, spec.model_name, candidate, spec.gate, folder / "test", approved, dry_run, home
     )
     return spec.model_name, decision
 

@@ -27,7 +27,7 @@ from search.space import (
     when_problems,
 )
 from search.yamlfile import Document, NotYaml, hinted, read_yaml
-from tracking.gate import Gate
+from tracking.gate import Correction, Gate, Measure
 
 # Selection uses validation only.
 METRICS = {"val_accuracy": "maximize", "val_loss": "minimize", "val_rmse": "minimize", "val_mae": "minimize"}
@@ -158,6 +158,8 @@ class GatePart(_Part):
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     max_megabytes: Annotated[float, Field(gt=0)] | None = None
     approval: bool = False
+    beats_guess: list[Measure] = []
+    correction: Correction = "none"
 
 
 class RegisterPart(_Part):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from data.decode import MAX_PIXELS
+from data.decode import MAX_BYTES, MAX_PIXELS
 from data.manifest import Manifest
-from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor
+from models.predictor import MAX_ROWS, Predictor
 from tracking.page import NAMES, show
 from tracking.scorecard import Scorecard
 
@@ -23,9 +23,10 @@ def write_model_card(
     verdict: str,
     origin: Mapping[str, str],
     notes: Sequence[str],
+    warning: str,
 ) -> str:
-    """The card of a version: `origin` says how the sweep found it, `notes` how it was chosen, `verdict` what the
-    gate said."""
+    """The card of a version: `origin` says how the sweep found it, `notes` how it was chosen and compared, `verdict`
+    what the gate said, and `warning` in which scores it is no better than the guess."""
     networks = ", ".join(f"{one.backbone} with head {one.head}" for one in predictor.configs)
     sizes = ", ".join(f"{name} {len(manifest.split(name)):,}" for name in ("train", "validation", "test"))
     worst = min(card.classes, key=lambda count: card.classes[count]["accuracy"])
@@ -54,6 +55,7 @@ def write_model_card(
     for count, row in card.classes.items():
         lines.append(f"| {count} | {row['support']:.0f} | {row['accuracy']:.1%} | {row['rmse']:.3f} |")
     lines += ["", f"The gate: {verdict}.", "", "## Limits"]
+    lines += [f"- It is {warning}."] if warning else []
     lines += [
         f"- Weakest at {worst} items ({card.classes[worst]['accuracy']:.1%} right).",
         "- Measured on photos of the same kind as the training photos only; nothing is known of other cameras or bins.",
@@ -66,10 +68,10 @@ def write_model_card(
         "## How to call it",
         f"`mlflow models serve -m models:/{model}/{version} --env-manager local`, then POST to `/invocations`:",
         "",
-        '    {"dataframe_records": [{"image": "<base64 of a JPEG, PNG or WebP>"}]}',
+        '    {"dataframe_records": [{"image": "<base64 of a JPEG, PNG, WebP, TIFF, AVIF or HEIC>"}]}',
         "",
         "Each row is answered with `count`, `expected_count`, `confidence`, `probabilities`, `model_version`, `error`.",
-        f"A request has at most {MAX_ROWS} rows, a photo {MAX_PHOTO_BYTES // 10**6} MB and "
+        f"A request has at most {MAX_ROWS} rows, a photo {MAX_BYTES // 10**6} MB and "
         f"{MAX_PIXELS // 10**6} megapixels.",
     ]
     return "\n".join(lines) + "\n"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,26 +16,45 @@ from typing import Any
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
 from data.decode import decode
 from data.errors import UserError
 from data.manifest import Item, Manifest
-from models.metrics import all_scores, commonest
+from models.metrics import Counts, all_scores, commonest
 from models.predictor import Predictor
-from tracking.evaluation import evaluate
+from tracking.evaluation import Predictions, evaluate, require_answers
 from tracking.gate import (
+    ALPHA,
+    FEWEST,
     Gate,
     Measure,
     Rule,
     judge_against,
     judge_classes,
+    judge_guess,
     judge_limit,
+    judge_no_worse,
     judge_packed,
     judge_served,
+    level,
+    no_better_than_guess,
 )
+from tracking.locks import locked
 from tracking.model_card import write_model_card
-from tracking.registry import CHALLENGER, CHAMPION, champion_of, describe, register, saved_model, test_folder
+from tracking.photos import digest_of, judged_by, new_test_photos, seen_by, store_photos
+from tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    champion_of,
+    describe,
+    register,
+    saved_model,
+    test_folder,
+    versions_of,
+)
 from tracking.scorecard import Scorecard, Scores, score, write_scorecard
 from tracking.sender import user_name
 from tracking.serving import predict, serve_model
@@ -46,14 +65,24 @@ PACKED = (
 )
 SINGLES = 11  # photos sent one by one, for the latency
 ANSWER_SECONDS = 120.0
-BEFORE, DECISION = "champion.before", "decision"  # tags of a version
+TURN_SECONDS = 60.0  # for another promotion of this home to move its alias
+# Tags of a version: the champion that it followed; what was decided, and why; the test split that decided, and how
+# many decisions of this model it had made by then.
+BEFORE, DECISION, REASON = "champion.before", "decision", "decision.reason"
+TEST, DECISIONS = "test.split", "test.decisions"
+WAITING = "waiting for approval"
 
 
 @dataclass(frozen=True)
 class Decision:
     """What promotion found: scores on the test split (accuracy, rmse, mae, within_one, macro_f1; 95 % intervals of
-    the candidate's), each rule's outcome, and whether the alias moved. `notes` say how the candidate was chosen.
-    `version` is None for a dry run."""
+    the candidate's), each rule's outcome, and whether the alias moved. `notes` say how the candidate was chosen and
+    compared. `version` is None for a dry run.
+
+    `champion` are the champion's scores on the `compared` photos that are new to both; None without a champion, and
+    where no photo is. `decided` counts the decisions of the test split, this one included. `warning` says in which
+    scores the candidate is no better than the guess; "" for none.
+    """
 
     version: str | None
     promoted: bool
@@ -69,6 +98,9 @@ class Decision:
     notes: list[str]
     at: str
     by: str
+    compared: int = 0
+    decided: int = 1
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +131,31 @@ def measure_of(metric: str) -> Measure:
     return "rmse" if metric.endswith("rmse") else "mae" if metric.endswith("mae") else "accuracy"
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What was found out about the candidate, whoever is champion: its answers about the test photos, `latency` in
+    milliseconds, and the outcome of the rules that need no champion. `decided` as in Decision."""
+
+    items: Sequence[Item]
+    actual: Counts
+    guess: int
+    said: Predictions
+    card: Scorecard
+    rules: list[Rule]
+    decided: int
+
+
+@dataclass(frozen=True)
+class _Champion:
+    """A champion's answers about the same photos; `shared` [N] says which of them the two are compared on: those that
+    it has not seen and can read. `notes` say which are left out, and what is not known."""
+
+    version: str
+    said: Predictions
+    shared: NDArray[np.bool_]
+    notes: list[str]
+
+
 def promote(
     tracking_uri: str,
     model_name: str,
@@ -107,102 +164,320 @@ def promote(
     folder: Path,
     approved: bool = False,
     dry_run: bool = False,
+    home: Path | None = None,
 ) -> Decision:
     """Register the candidate as a new version and make it champion if it passes every rule of the gate.
 
-    Candidate and champion are evaluated now, each in its own process, on the same test split; without a champion,
-    the bar is the constant guess. The candidate is served, too, and must answer as it was evaluated. One that is
+    Candidate and champion are evaluated now, each in its own process, on the test photos that are new to both;
+    without a champion, the bar is the constant guess. The candidate is served, too, and must answer as it was
+    evaluated. If the alias has moved in the meantime, the candidate is judged against the new champion. One that is
     refused gets the alias `challenger`, and its reason. A `dry_run` registers nothing and moves nothing.
-    """
-    manifest = candidate.manifest
-    items = manifest.split("test")
-    actual = np.array([item.label for item in items])
-    paths = [item.path for item in items]
-    champion = champion_of(tracking_uri, model_name)
-    before = None
-    if champion is not None:
-        before = evaluate(f"models:/{model_name}/{champion.version}", paths, tracking_uri)
-    guess = commonest(np.array([item.label for item in manifest.split("train")]))
-    version = None
-    with ExitStack() as stack:
-        if dry_run:
-            uri = str(stack.enter_context(saved_model(candidate.predictor)))
-        else:
-            # Only now: a champion that cannot be asked must not leave a version that nobody judged.
-            known = {"sweep": candidate.sweep, "data.guess": str(guess)}
-            known |= {"dataset.fingerprint": manifest.fingerprint, "data": json.dumps(dict(candidate.data))}
-            version = register(tracking_uri, candidate.run_id, model_name, candidate.predictor, known).version
-            uri = f"models:/{model_name}/{version}"
-        packed = [item.path for item in manifest.split("validation")[:PACKED]]
-        both = evaluate(uri, [*paths, *packed], tracking_uri)
-        said, again = both.part(0, len(paths)), both.part(len(paths), len(both.counts))
-        served, latency = _ask_served(uri, items, tracking_uri)
-    card = score(said, actual, guess)
 
-    # A champion is above the guess already; against the guess, only the objective counts.
-    if before is None:
-        always = np.full_like(actual, guess)
-        rules = judge_against(
-            said.counts, always, actual, candidate.measure, "the constant guess", strict=False
+    In `home` the data of an older champion are looked for, which did not keep what it learned from.
+    """
+    items = new_test_photos(candidate.manifest)
+    champion = _face(tracking_uri, model_name, champion_of(tracking_uri, model_name), items, home)
+    if dry_run:
+        with saved_model(candidate.predictor) as place:
+            asked = _ask(tracking_uri, model_name, candidate, gate, items, str(place))
+        return _decide(candidate, gate, asked, champion, approved, None)
+    # Only now: a champion that cannot be asked must not leave a version that nobody judged.
+    known = _known(candidate)
+    registered = register(tracking_uri, candidate.run_id, model_name, candidate.predictor, known)
+    version = str(registered.version)
+    try:
+        store_photos(tracking_uri, registered, candidate.manifest)
+        uri = f"models:/{model_name}/{version}"
+        asked = _ask(tracking_uri, model_name, candidate, gate, items, uri)
+        while True:
+            decision = _decide(candidate, gate, asked, champion, approved, version)
+            _write(tracking_uri, model_name, candidate, asked, decision, folder)
+            _note(tracking_uri, candidate.run_id, model_name, version, decision)
+            # Somebody else's promotion, or a rollback, may have ended in these minutes. MLflow has no way to move an
+            # alias only if nobody else did; who shares a home takes turns, others have the time of one request.
+            with contextlib.ExitStack() as turn:
+                if home is not None:
+                    turn.enter_context(locked(home / "promotion.lock", TURN_SECONDS))
+                now = champion_of(tracking_uri, model_name)
+                if (now and str(now.version)) == (champion and champion.version):
+                    alias = CHAMPION if decision.promoted else CHALLENGER
+                    MlflowClient(tracking_uri).set_registered_model_alias(model_name, alias, version)
+                    return decision
+            champion = _face(tracking_uri, model_name, now, items, home)
+    except BaseException as error:
+        _give_up(tracking_uri, model_name, version, error)
+        raise
+
+
+def _known(candidate: Candidate) -> dict[str, str]:
+    """What is known of a version before it was judged."""
+    manifest = candidate.manifest
+    return {
+        "sweep": candidate.sweep,
+        "data.guess": str(_guess(manifest)),
+        "dataset.fingerprint": manifest.fingerprint,
+        "data": json.dumps(dict(candidate.data)),
+        TEST: digest_of(manifest.split("test")),
+        # What stays if this process is killed.
+        DECISION: "not judged",
+        REASON: f"its promotion began {_now()} and has not ended",
+    }
+
+
+def _guess(manifest: Manifest) -> int:
+    return commonest(np.array([item.label for item in manifest.split("train")]))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _face(
+    tracking_uri: str,
+    model_name: str,
+    champion: ModelVersion | None,
+    items: Sequence[Item],
+    home: Path | None,
+) -> _Champion | None:
+    """Ask the champion about the candidate's test photos; which of them may be compared."""
+    if champion is None:
+        return None
+    said = evaluate(f"models:/{model_name}/{champion.version}", [item.path for item in items], tracking_uri)
+    name, many = f"version {champion.version}", len(items)
+    shared, notes = said.answered, []
+    if not shared.all():
+        why = next(error for error in said.errors if error)
+        notes.append(f"{name} cannot read {many - shared.sum()} of the {many} test photos ({why})")
+    seen = seen_by(tracking_uri, champion, home)
+    if seen is None:
+        notes.append(
+            f"it is not known which photos {name} learned from: if it saw some of these, the comparison favours it"
         )
-    else:
-        rules = judge_against(
-            said.counts, before.counts, actual, candidate.measure, "the champion", strict=True
+    elif old := sum(item.sha256 in seen for item in items):
+        shared &= np.array([item.sha256 not in seen for item in items])
+        rest = (
+            f"the two are compared on the {shared.sum()} that are new to both"
+            if shared.any()
+            else "none is left"
         )
-    rules.append(judge_packed(again.probabilities, candidate.validation[:PACKED]))
+        notes.append(
+            f"{name} was trained or chosen on {old} of the {many} test photos ({_division(champion)}): {rest}"
+        )
+    return _Champion(str(champion.version), said, shared, notes)
+
+
+def _division(version: ModelVersion) -> str:
+    """How a version's data were divided, in a few words."""
+    data = json.loads(version.tags.get("data") or "{}")
+    split = data.get("split", {})
+    return f"its data: {data.get('source', 'unknown')}, split by {split.get('by')}, seed {split.get('seed')}"
+
+
+def _ask(
+    tracking_uri: str, model_name: str, candidate: Candidate, gate: Gate, items: Sequence[Item], uri: str
+) -> _Asked:
+    """Evaluate and serve the candidate that lies at `uri`."""
+    manifest = candidate.manifest
+    packed = manifest.split("validation")[:PACKED]
+    wanted = [*items, *packed]
+    both = evaluate(uri, [item.path for item in wanted], tracking_uri)
+    require_answers(both, [item.id for item in wanted], "the candidate")
+    said, again = both.take(slice(len(items))), both.take(slice(len(items), None))
+    served, latency = _ask_served(uri, items, tracking_uri)
+    actual, guess = np.array([item.label for item in items]), _guess(manifest)
+    card = score(said, actual, guess)
+    rules = [judge_packed(again.probabilities, candidate.validation[:PACKED])]
     rules.append(judge_served(said.counts, said.probabilities, served, said.classes))
     if gate.class_floor is not None:
-        rules.append(judge_classes(card.classes, gate.class_floor))
+        rules.append(judge_classes(card.classes, gate.class_floor, said.classes))
     if gate.max_latency_ms is not None:
         rules.append(judge_limit("latency", latency, gate.max_latency_ms, "ms for one photo"))
     if gate.max_megabytes is not None:
         rules.append(judge_limit("size", _megabytes(candidate.predictor), gate.max_megabytes, "MB"))
+    decided = _decisions(tracking_uri, model_name, candidate) + 1
+    return _Asked(items, actual, guess, said, card, rules, decided)
+
+
+def _decisions(tracking_uri: str, model_name: str, candidate: Candidate) -> int:
+    """How often the candidate's test split has decided about a version of this model before.
+
+    A version that waited for approval is decided about when it comes again with it. Older versions do not name
+    their test split: those that were judged by the very same data count.
+    """
+    manifest = candidate.manifest
+    digest = digest_of(manifest.split("test"))
+    fingerprints = {manifest.fingerprint, manifest.whole} - {""}
+    count = most = 0
+    for version in versions_of(tracking_uri, model_name):
+        tags = version.tags
+        if tags.get(DECISION) == WAITING and version.run_id == candidate.run_id:
+            continue
+        if TEST not in tags:
+            count += DECISION in tags and judged_by(tags) in fingerprints
+        elif tags[TEST] == digest and DECISIONS in tags:
+            count, most = count + 1, max(most, int(tags[DECISIONS]))
+    return max(count, most)  # versions may have been deleted
+
+
+def _decide(
+    candidate: Candidate,
+    gate: Gate,
+    asked: _Asked,
+    champion: _Champion | None,
+    approved: bool,
+    version: str | None,
+) -> Decision:
+    """Judge what was found out; `version` is None for a dry run."""
+    alpha = level(gate.correction, asked.decided)
+    said, card, measure = asked.said, asked.card, candidate.measure
+    notes = [*candidate.notes, _counted(asked.decided, gate, alpha)]
+    if (left := len(candidate.manifest.split("test")) - len(asked.items)) > 0:
+        notes.append(f"{left} more test photos are in train or validation too, byte for byte: left out")
+    before = None
+    if champion is None:
+        # Only the objective decides; what else is no better than the guess is said.
+        always = np.full_like(asked.actual, asked.guess)
+        rules = judge_against(
+            said.counts, always, asked.actual, measure, "the constant guess", strict=False, alpha=alpha
+        )
+    else:
+        notes += champion.notes
+        if champion.shared.any():
+            before = all_scores(champion.said.counts[champion.shared], asked.actual[champion.shared])
+        rules = _judge_champion(asked, champion, measure, alpha)
+    wanted = [one for one in gate.beats_guess if champion is not None or one != measure]
+    rules += judge_guess(said.counts, asked.guess, asked.actual, wanted)
+    rules += asked.rules
     earned = all(rule.passed for rule in rules)
-    if gate.approval:
-        text = "given" if approved else "a person must say so: `binsweep promote SWEEP --approve`"
-        rules.append(Rule("approval", approved, text))
+    rules += _approval(gate, approved, said.classes, champion)
     refused = [rule for rule in rules if not rule.passed]
-    decision = Decision(
+    warning = no_better_than_guess(said.counts, asked.guess, asked.actual)
+    reason = "; ".join(rule.text for rule in refused) if refused else rules[0].text
+    return Decision(
         version=version,
-        promoted=not refused and not dry_run,
-        reason="; ".join(rule.text for rule in refused) if refused else rules[0].text,
+        promoted=not refused and version is not None,
+        reason=f"{reason}; but it is {warning}" if warning and earned else reason,
         rules=rules,
         candidate=card.scores,
         intervals=card.intervals,
-        champion=None if before is None else all_scores(before.counts, actual),
+        champion=before,
         champion_version=None if champion is None else champion.version,
-        guess={"guess": float(guess), **card.guess_scores},
-        images=len(items),
-        fingerprint=manifest.fingerprint,
-        notes=candidate.notes,
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        guess={"guess": float(asked.guess), **card.guess_scores},
+        images=len(asked.items),
+        fingerprint=candidate.manifest.fingerprint,
+        notes=notes,
+        at=_now(),
         by=user_name(),
+        compared=0 if champion is None else int(champion.shared.sum()),
+        decided=asked.decided,
+        warning=warning,
     )
-    if version is not None:
-        facts = {"model": f"{model_name} version {version}", "sweep": candidate.sweep}
-        facts |= {"data": f"{manifest.source}, test split, fingerprint {manifest.fingerprint[:16]}"}
-        notes = [*candidate.notes, *(f"{rule.name}: {_outcome(rule)}" for rule in rules)]
-        ids = [item.id for item in items]
-        write_scorecard(
-            folder, card, said, actual, ids, lambda row: decode(items[row].path, 224), facts, notes
+
+
+def _judge_champion(asked: _Asked, champion: _Champion, measure: Measure, alpha: float) -> list[Rule]:
+    """Whether the candidate is better than the champion on the photos that are new to both."""
+    many, all_photos = int(champion.shared.sum()), len(asked.items)
+    if many < min(FEWEST, all_photos):
+        text = f"cannot be compared with the champion: {many} of {all_photos} test photos are new to both"
+        text += f", and at least {min(FEWEST, all_photos)} are needed; divide the data as the champion's were"
+        return [Rule("better than the champion", False, f"{text}, or choose another register.model")]
+    said, other = asked.said.take(champion.shared), champion.said.take(champion.shared)
+    actual = asked.actual[champion.shared]
+    rules = judge_against(
+        said.counts, other.counts, actual, measure, "the champion", strict=True, alpha=alpha
+    )
+    known = np.isin(actual, champion.said.classes)
+    gained = sorted(set(said.classes) - set(champion.said.classes))
+    if gained and known.any():
+        # On what it cannot say the champion is always wrong: that must not hide that the candidate unlearned the rest.
+        rule = judge_no_worse(
+            said.counts[known],
+            other.counts[known],
+            actual[known],
+            measure,
+            "the champion",
+            "not worse on the counts that both know",
         )
-        verdict = f"{'promoted' if decision.promoted else 'not promoted'}: {decision.reason}"
-        text = write_model_card(
-            model_name,
-            version,
-            candidate.predictor,
-            manifest,
-            card,
-            verdict,
-            candidate.origin,
-            candidate.notes,
+        text = f"{rule.text} ({known.sum()} photos; the champion can never say {_list(gained)})"
+        rules.append(Rule(rule.name, rule.passed, text))
+    return rules
+
+
+def _approval(gate: Gate, approved: bool, classes: Sequence[int], champion: _Champion | None) -> list[Rule]:
+    """A person's word, where the gate asks for it, or where the candidate knows fewer counts than the champion."""
+    reasons = ["register.gate.approval asks for it"] if gate.approval else []
+    lost = sorted(set(champion.said.classes) - set(classes)) if champion is not None else []
+    if lost:
+        reasons.append(f"it can never say {_list(lost)}, which the champion can")
+    if not reasons:
+        return []
+    text = f"{'given' if approved else 'a person must say so: `binsweep promote SWEEP --approve`'}"
+    if lost and not approved:
+        text += ", or choose another register.model"
+    return [Rule("approval", approved, f"{text} ({'; '.join(reasons)})")]
+
+
+def _list(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))
+
+
+def _counted(decided: int, gate: Gate, alpha: float) -> str:
+    """How often the test split has decided, and what that means for this decision."""
+    text = f"decision {decided} by this test split"
+    if gate.correction != "none":
+        return f"{text}: p below {alpha:.2g} is wanted (register.gate.correction: {gate.correction})"
+    if decided > 1:
+        chance = 1 - (1 - ALPHA) ** decided
+        text += (
+            f": of {decided} candidates that are no better, one or more pass with a chance of {chance:.0%}"
         )
-        (folder / "model_card.md").write_text(text, encoding="utf-8")
-        log_scorecard(tracking_uri, candidate.run_id, version, card, folder, "test", test_folder(version))
-        state = "promoted" if decision.promoted else "waiting for approval" if earned else "refused"
-        describe(tracking_uri, model_name, version, text)
-        _record(tracking_uri, candidate.run_id, model_name, version, decision, state)
-    return decision
+        text += "; register.gate.correction: bonferroni keeps it at 5 %"
+    return text
+
+
+def _write(
+    tracking_uri: str,
+    model_name: str,
+    candidate: Candidate,
+    asked: _Asked,
+    decision: Decision,
+    folder: Path,
+) -> None:
+    """The scorecard and the model card of a registered version, in its run and at its description."""
+    manifest, items, card, version = candidate.manifest, asked.items, asked.card, decision.version
+    assert version is not None
+    facts = {"model": f"{model_name} version {version}", "sweep": candidate.sweep}
+    facts |= {"data": f"{manifest.source}, test split, fingerprint {manifest.fingerprint[:16]}"}
+    notes = [f"It is {decision.warning}."] if decision.warning else []
+    notes += [*decision.notes, *(f"{rule.name}: {_outcome(rule)}" for rule in decision.rules)]
+    ids = [item.id for item in items]
+    write_scorecard(
+        folder, card, asked.said, asked.actual, ids, lambda row: decode(items[row].path, 224), facts, notes
+    )
+    verdict = f"{'promoted' if decision.promoted else 'not promoted'}: {decision.reason}"
+    text = write_model_card(
+        model_name,
+        version,
+        candidate.predictor,
+        manifest,
+        card,
+        verdict,
+        candidate.origin,
+        decision.notes,
+        decision.warning,
+    )
+    (folder / "model_card.md").write_text(text, encoding="utf-8")
+    log_scorecard(tracking_uri, candidate.run_id, version, card, folder, "test", test_folder(version))
+    describe(tracking_uri, model_name, version, text)
+
+
+def _give_up(tracking_uri: str, model_name: str, version: str, error: BaseException) -> None:
+    """Note on a version why nobody judged it; where that cannot be noted, it already says that nobody did."""
+    what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+    with contextlib.suppress(MlflowException):
+        client = MlflowClient(tracking_uri)
+        client.set_model_version_tag(model_name, version, DECISION, "not judged")
+        client.set_model_version_tag(model_name, version, REASON, f"{_now()}: {what}"[:5000])
 
 
 def rollback(tracking_uri: str, model_name: str, reason: str) -> tuple[str, str]:
@@ -220,10 +495,19 @@ def rollback(tracking_uri: str, model_name: str, reason: str) -> tuple[str, str]
             f"version {champion.version} of {model_name!r} followed no other champion",
             "there is nothing to return to",
         )
-    how = f"{datetime.now(UTC).isoformat(timespec='seconds')} by {user_name()}: {reason}"
+    try:
+        client.get_model_version(model_name, before)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(
+            f"version {before} of {model_name!r}, which version {champion.version} followed, was deleted",
+            "set the alias `champion` in MLflow to the version that you want",
+        ) from error
+    how = f"{_now()} by {user_name()}: {reason}"
     client.set_registered_model_alias(model_name, CHAMPION, before)
     client.set_model_version_tag(model_name, champion.version, DECISION, "rolled back")
-    client.set_model_version_tag(model_name, champion.version, "decision.reason", how)
+    client.set_model_version_tag(model_name, champion.version, REASON, how)
     client.set_model_version_tag(
         model_name, before, "champion.again", f"after version {champion.version}, {how}"
     )
@@ -248,24 +532,28 @@ def _megabytes(predictor: Predictor) -> float:
     return float(sum(sizes)) / 1e6
 
 
-def _record(
-    tracking_uri: str, run_id: str, model_name: str, version: str, decision: Decision, state: str
-) -> None:
-    """Store the decision and its figures on the version and its run, then move the alias."""
+def _note(tracking_uri: str, run_id: str, model_name: str, version: str, decision: Decision) -> None:
+    """Store the decision and its figures on the version and its run, in place of those of an earlier one."""
     client = MlflowClient(tracking_uri)
+    waits = [rule.name for rule in decision.rules if not rule.passed] == ["approval"]
+    state = "promoted" if decision.promoted else WAITING if waits else "refused"
     tags = {f"test.{key}": f"{value:.4f}" for key, value in decision.candidate.items()}
-    tags |= {DECISION: state, "decision.reason": decision.reason}
+    tags |= {DECISION: state, REASON: decision.reason, DECISIONS: str(decision.decided)}
     tags |= {"decision.at": decision.at, "decision.by": decision.by}
+    if decision.warning:
+        tags["decision.warning"] = decision.warning
     tags |= {f"gate.{rule.name.replace(' ', '_')}": _outcome(rule) for rule in decision.rules}
     if decision.promoted and decision.champion_version is not None:
         tags[BEFORE] = decision.champion_version
+    for key in client.get_model_version(model_name, version).tags:
+        if key not in tags and (key == BEFORE or key.startswith("gate.")):
+            client.delete_model_version_tag(model_name, version, key)
     for key, value in tags.items():
         client.set_model_version_tag(model_name, version, key, value)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"decision-{version}.json"
         file.write_text(json.dumps(asdict(decision), indent=1))
         client.log_artifact(run_id, str(file), "gate")
-    client.set_registered_model_alias(model_name, CHAMPION if decision.promoted else CHALLENGER, version)
 
 
 def _outcome(rule: Rule) -> str:

@@ -155,6 +155,19 @@ def describe(tracking_uri: str, name: str, version: str, text: str) -> None:
     MlflowClient(tracking_uri).update_model_version(name, version, text[:5000])
 
 
+def versions_of(tracking_uri: str, name: str) -> list[ModelVersion]:
+    """Every version of a registered model; none where there is no such model."""
+    client, token = MlflowClient(tracking_uri), None
+    versions: list[ModelVersion] = []
+    quote = '"' if "'" in name else "'"
+    while True:
+        page = client.search_model_versions(f"name={quote}{name}{quote}", page_token=token)
+        versions += page
+        token = page.token
+        if not token:
+            return versions
+
+
 def champion_of(tracking_uri: str, name: str) -> ModelVersion | None:
     """The version that the alias `champion` points at; None when there is none."""
     client = MlflowClient(tracking_uri)

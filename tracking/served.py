@@ -26,10 +26,10 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from data.decode import ImageError, decode
+from data.decode import MAX_BYTES, ImageError, decode
 from data.limits import cores
 from models.network import fold_norms
-from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor, decode_counts
+from models.predictor import MAX_ROWS, Predictor, decode_counts
 
 # Photos that the network computes at a time: twice as many a core are no faster (docs/promotion.md), and other requests
 # wait for longer. Each number up to the most is compiled beforehand, so the most is few.
@@ -59,14 +59,14 @@ def _decode_base64(text: Any, size: int) -> np.ndarray | str:
     """uint8 RGB [size, size, 3], or what is wrong."""
     if not isinstance(text, str):
         return f"expected base64 text, got {type(text).__name__}"
-    too_large = f"more than the {MAX_PHOTO_BYTES:,} bytes that are allowed"
-    if len(text) > 2 * MAX_PHOTO_BYTES:  # a third more is usual, and some for line breaks
+    too_large = f"more than the {MAX_BYTES:,} bytes that are allowed"
+    if len(text) > 2 * MAX_BYTES:  # a third more is usual, and some for line breaks
         return too_large
     try:
         content = _from_base64(text)
     except ValueError as error:
         return f"not base64: {error}"
-    if len(content) > MAX_PHOTO_BYTES:
+    if len(content) > MAX_BYTES:
         return too_large
     try:
         return decode(content, size)
@@ -130,9 +130,10 @@ def _registered_version(model: Path) -> str | None:
 
 
 class ServedCounter(PythonModel):
-    """Input: a string column `image`, base64 of JPEG, PNG or WebP. Output, a row each: `count`, `expected_count`
-    (mean of the distribution), `confidence` (probability of `count`), `probabilities` (count -> probability),
-    `model_version` and `error`.
+    """Input: a string column `image`, base64 of JPEG, PNG, WebP, TIFF, AVIF or HEIC.
+
+    Output, a row each: `count`, `expected_count` (mean of the distribution), `confidence` (probability of `count`),
+    `probabilities` (count -> probability), `model_version` and `error`.
 
     A bad image of a batch gets its reason in `error`, and the others are answered; a request without any good
     image is refused as a whole.

@@ -96,7 +96,7 @@ def serve_foreground(
 
 
 def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str, Any]]:
-    """Ask the model at `url` about `images` (the bytes of JPEG, PNG or WebP files); one answer each, in order.
+    """Ask the model at `url` about `images` (the bytes of photos' files); one answer each, in order.
 
     `url` may leave out http://, and may end with a slash or with the /invocations that is asked.
     Raises UserError if there is no answer within `timeout` seconds, or an error.
@@ -124,7 +124,7 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
     if not reply.ok:
         raise UserError(
             f"the model server {url} answered {reply.status_code}: {_reason(reply)}",
-            "send photos (JPEG, PNG or WebP) to a model that Binsweep registered",
+            "send photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC) to a model that Binsweep registered",
         )
     return _rows(url, reply, len(images))
 
@@ -146,7 +146,10 @@ def open_model(model_uri: str, tracking_uri: str) -> Callable[[Sequence[bytes]],
                 answers = model.predict(pd.DataFrame({"image": _base64(images[start : start + ROWS])}))
                 rows += answers.to_dict("records")
         except MlflowException as error:
-            reason, hint = f"{model_uri} refuses: {error.message}", "give photos (JPEG, PNG or WebP)"
+            reason, hint = (
+                f"{model_uri} refuses: {error.message}",
+                "give photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)",
+            )
             raise UserError(reason, hint) from error
         return [{key: _plain(value) for key, value in row.items()} for row in rows]
 

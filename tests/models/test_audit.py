@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data.errors import UserError
 from models.audit import Doubt, Effect, audit
 from models.train import TrialData
+from search.audit import effect_lines
 
 WRONG = (3, 10, 17, 24, 31, 38, 44, 50)  # rows of train
 
@@ -46,3 +48,44 @@ def test_the_effect_is_that_of_train_alone(
     assert effect.validation == len(trial_data.validation)
     gain = effect.without["accuracy"] - effect.every["accuracy"]
     assert effect.interval[0] <= gain <= effect.interval[1]
+
+
+def relabelled(trial_data: TrialData, train: int | None, validation: int | None = None) -> TrialData:
+    """Without a photo of two items in train but the first `train`, nor in validation but the first `validation`:
+    the others show one item."""
+    banks = {}
+    for name, kept in (("train", train), ("validation", validation)):
+        bank = copy.copy(getattr(trial_data, name))
+        bank.labels = bank.labels.copy()
+        if kept is not None:
+            bank.labels[np.flatnonzero(bank.labels == 2)[kept:]] = 1
+        banks[name] = bank
+    return replace(trial_data, **banks)
+
+
+@pytest.mark.parametrize("photos", [0, 1, 2])
+def test_a_count_without_photos_in_train_is_not_judged(trial_data: TrialData, photos: int) -> None:
+    data = relabelled(trial_data, photos)
+    doubts, effect = audit(data)
+    held = int((data.validation.labels == 2).sum())
+    assert held > 0 and effect.unjudged == ({2: held} if photos == 0 else {2: 1} if photos == 1 else {})
+    judged = [(doubt.split, doubt.label) for doubt in doubts]
+    assert judged.count(("validation", 2)) == (0 if photos == 0 else held)
+    assert judged.count(("train", 2)) == (2 if photos == 2 else 0)
+    assert len(doubts) == len(data.train) + len(data.validation) - sum(effect.unjudged.values())
+    lines = effect_lines(effect)
+    assert (f"not judged, because train has no other photo of their count: {held} of 2" in lines) == (
+        photos == 0
+    )
+
+
+def test_a_count_without_photos_in_validation_is_judged_in_train(trial_data: TrialData) -> None:
+    doubts, effect = audit(relabelled(trial_data, None, 0))
+    assert effect.unjudged == {} and len(doubts) == len(trial_data.train) + len(trial_data.validation)
+
+
+def test_too_little_for_an_audit_is_said(trial_data: TrialData) -> None:
+    bank = copy.copy(trial_data.train)
+    bank.labels = np.ones_like(bank.labels)
+    with pytest.raises(UserError, match=r"too few photos for an audit: 0 of 0, .* of 1, 0 of 2"):
+        audit(replace(trial_data, train=bank))

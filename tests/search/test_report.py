@@ -56,6 +56,10 @@ def test_a_trials_course_is_what_the_run_log_holds(tmp_path: Path) -> None:
     assert course.cost == {"cpu_hours": 230 / 3600, "gpu_hours": 0.0, "money": 115 / 3600}
     assert [(round(at), value) for at, _, value, _ in improvements(course)] == [(10, 0.4), (115, 0.6)]
     assert course.guess == 0.25 and "35.0 points above" in " ".join(verdict(course))
+    # Three of four photos show one item less than the guess: its RMSE is 0.866, and the best trial's is 1.2.
+    assert course.guess_errors == {"val_rmse": 0.75**0.5, "val_mae": 0.75}
+    assert "val_rmse of 0.866: the best trial, with 1.200, is no better" in " ".join(verdict(course))
+    assert "val_mae" not in " ".join(verdict(course))
 
 
 def test_the_advice_finds_what_decides(sixty: Path) -> None:

@@ -12,8 +12,9 @@ from fuzz import FORMS, JSON, encoded, photo, wrapped
 from fuzz import requests as fuzzed
 from mlflow.tracking import MlflowClient
 
+from data.decode import MAX_BYTES
 from models.network import ARCHITECTURES, Counter, CounterConfig
-from models.predictor import MAX_PHOTO_BYTES, MAX_ROWS, Predictor
+from models.predictor import MAX_ROWS, Predictor
 from tracking.registry import register
 from tracking.serving import serve_model
 
@@ -89,7 +90,7 @@ def test_limits_of_rows_bytes_and_pixels(address: str) -> None:
     refused(
         ask(address, wrapped("instances", [encoded(photo())] * (MAX_ROWS + 1))), "257 rows", str(MAX_ROWS)
     )
-    refused(ask(address, wrapped("inputs", ["A" * (2 * MAX_PHOTO_BYTES)])), f"{MAX_PHOTO_BYTES:,} bytes")
+    refused(ask(address, wrapped("inputs", ["A" * (2 * MAX_BYTES)])), f"{MAX_BYTES:,} bytes")
     huge = bytearray(photo("PNG"))
     huge[16:24] = (100_000).to_bytes(4, "big") * 2
     good = encoded(photo())
