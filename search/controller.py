@@ -18,6 +18,7 @@ from models.settings import Settings
 from models.state import load_training_state
 from search.health import HealthBook
 from search.interrupts import uninterrupted
+from search.keys import trial_key
 from search.spec import SweepSpec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion
 from search.trial import ERROR, LAST, ONE_CORE, Goal, Share, TrialTask, better
@@ -214,7 +215,7 @@ class Controller:
 
     def _add(self, number: int, params: dict[str, object], suggested: str) -> TrialRecord:
         settings = self._spec.trial_settings(params, trial_seed(self._spec.search.seed, number))
-        folder = self._folder / f"trial-{number:04d}"
+        folder = self._folder / trial_key(number)
         share = self._share_of(settings)
         threads = threads_of(settings.trainable, int(share.each["CPU"]))
         self.trials[number] = TrialRecord(number, params, settings, folder, suggested, share, threads)

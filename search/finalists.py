@@ -30,7 +30,8 @@ from models.settings import Settings
 from models.state import load_training_state
 from models.train import Snapshot, TrialData, train
 from search.clock import shown
-from search.recorder import FIGURES, SWEEP
+from search.keys import SWEEP, finalist_key, refit_key
+from search.recorder import FIGURES
 from search.spec import SweepSpec
 from search.trial import BEST, LAST, TrialTask, run_trial
 from search.whole import write_json
@@ -124,7 +125,7 @@ def _train_again(
     runlog: RunLog,
 ) -> Training | None:
     """One training of a finalist, unless it is done; None if it diverged."""
-    key = f"finalist-{number:04d}-{seed}"
+    key = finalist_key(number, seed)
     place = folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
     fresh = _fresh(settings, seed)
     if not (place / DONE).exists():
@@ -191,7 +192,7 @@ def refit(
     epochs = round(mean(load_checkpoint(training.checkpoint).epoch for training in finalist.trainings))
     again = []
     for training in finalist.trainings[:members]:
-        key = training.key.replace("finalist", "refit")
+        key = refit_key(training.key)
         place = training.checkpoint.parent / f"refit-{epochs}"
         if not (place / DONE).exists():
             place.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ from search.clock import short
 from search.controller import ENDED, Controller, TrialRecord, pareto_front
 from search.decisions import DECISIONS
 from search.health import read_findings, write_table
+from search.keys import SWEEP, trial_key
 from search.spec import SweepSpec
 from search.trial import BEST, ERROR, TRACE, better
 from tracking.environment import environment_tags
@@ -30,17 +31,11 @@ from tracking.figures import write_csv, write_evaluation
 from tracking.runlog import RunLog
 
 log = logging.getLogger(__name__)
-SWEEP = "sweep"
 FIGURES = "validation"
 DESCRIPTION = "mlflow.note.content"  # what the MLflow UI shows above a run
 REFRESH_SECONDS = 30.0  # the report is written again this long after the last time,
 REFRESH_SHARE = 0.05  # or later, so that it costs at most this part of one core
 KEPT = 5  # trials whose weights stay in the sweep's folder; the tracking server has everybody's
-
-
-def trial_key(number: int) -> str:
-    """The run log's name for a trial's run."""
-    return f"trial-{number:04d}"
 
 
 class Recorder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from data.errors import UserError
 from data.manifest import Manifest
 from search.controller import Controller, Spent
-from search.recorder import SWEEP, trial_key
+from search.keys import SWEEP, trial_key
 from search.spec import SweepSpec
 from search.trial import BEST
 from search.whole import write_json
@@ -43,6 +44,7 @@ def save_state(
     state: dict[str, Any] = {
         "id": folder.name,
         "status": status,
+        "process": os.getpid(),
         "ended_by": controller.ended_by,
         **asdict(controller.spent),
         "spec": spec.raw,
