@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from models.settings import TYPES
+from search.controller import Spent
 from search.keys import SWEEP, trial_number
 from search.space import active
 from search.spec import SweepSpec, parse_spec
-from search.state import load_state
+from search.state import STATE, load_state
 from search.trial import better
 from tracking.spool import Record, owner_of, read_spool
 
@@ -183,6 +184,22 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
         guess,
         first if trials else last,
         until,
+    )
+
+
+def spent_on(folder: Path) -> Spent:
+    """What earlier processes gave to the sweep of a folder; to be asked while no process is at it.
+
+    One that was killed could not write it down at its end: then the run log tells for how long its trials had workers.
+    """
+    if not (folder / STATE).exists():
+        return Spent()
+    state, course = load_state(folder), read_course(folder)
+    hours = course.cost
+    return Spent(
+        max(state.get("seconds", 0.0), course.seconds),
+        max(state.get("cpu_seconds", 0.0), 3600 * hours["cpu_hours"]),
+        max(state.get("gpu_seconds", 0.0), 3600 * hours["gpu_hours"]),
     )
 
 
