@@ -278,7 +278,7 @@ class Recorder:
         self._log.end_run(SWEEP, status)
 
     def sweep_ended(self, status: str) -> None:
-        """Wait for the last figures and, for a while, the data report; then close the parent run with the leaderboard."""
+        """Wait for the last figures and a while for the data report; then close the parent run with the leaderboard."""
         self._wait_for_figures()
         self._wait_for_data_report()
         self._over.set()
