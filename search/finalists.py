@@ -94,7 +94,13 @@ def train_finalists(
     finalists = []
     chosen = leaders[: spec.register.finalists]
     for place, leader in enumerate(chosen, 1):
-        settings = load_checkpoint(folder / leader["checkpoint"]).settings
+        file = folder / leader["checkpoint"]
+        if not file.exists():
+            raise UserError(
+                f"{file}: the weights of finalist {place} are gone",
+                f"put weights/{BEST} of trial {leader['number']}'s run in MLflow there, or run the sweep again",
+            )
+        settings = load_checkpoint(file).settings
         trainings = []
         for seed in range(1, spec.register.seeds + 1):
             name = f"trial {leader['number']}, seed {seed} of {spec.register.seeds}"

@@ -140,6 +140,17 @@ def test_a_refit_of_a_trial_as_it_is_leaves_the_trials_own_run_alone(
     assert keys == {answer.key} and trial_number(answer.key) is None
 
 
+def test_weights_that_are_gone_are_named(
+    swept: tuple[Path, list[dict[str, Any]]], trial_data: TrialData, tmp_path: Path
+) -> None:
+    folder, leaders = swept
+    log = RunLog(tmp_path / "d", NOBODY, "small")
+    gone = {**leaders[0], "checkpoint": "trial-0009/best.pt"}
+    with pytest.raises(UserError, match=r"trial-0009/best\.pt: the weights of finalist 1 are gone"):
+        train_finalists(folder, spec_of(), trial_data, [gone], log)
+    log.close(0.0)
+
+
 def test_every_finalist_diverged(trial_data: TrialData, tmp_path: Path) -> None:
     settings = Settings(
         lr=900.0, weight_decay=900.0, optimizer="sgd", schedule="constant", batch_size=8, epochs=3

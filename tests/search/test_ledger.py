@@ -22,10 +22,6 @@ WRITES = (
 )
 
 
-class Killed(BaseException):
-    """The process ends before this write."""
-
-
 def opened(file: Path) -> OptunaStrategy:
     space = {"lr": Range(1e-4, 1e-1, log=True)}
     search: dict[str, Any] = {"sampler": "random", "stopping": "none", "seed": 0, "max_epochs": 2}
@@ -53,36 +49,23 @@ def go_on(strategy: OptunaStrategy) -> list[Record]:
 def test_a_kill_before_any_write_changes_nothing_of_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    empty = tmp_path / "empty.db"
-    opened(empty)
-    whole = go_on(opened(tmp_path / "whole.db"))
+    """The file as it is before each write is what a kill at that moment leaves."""
+    file, left = tmp_path / "whole.db", list[Path]()
+    strategy = opened(file)
+
+    def kept(write: Any) -> Any:
+        def keep_and_write(*words: Any, **named: Any) -> Any:
+            left.append(tmp_path / f"{len(left)}.db")
+            shutil.copy(file, left[-1])
+            return write(*words, **named)
+
+        return keep_and_write
+
+    with monkeypatch.context() as patch:
+        for name in WRITES:
+            patch.setattr(RDBStorage, name, kept(getattr(RDBStorage, name)))
+        whole = go_on(strategy)
     assert [record.state for record in whole] == ["completed", "completed", "failed"]
-    left = 10**9
-    real = {name: getattr(RDBStorage, name) for name in WRITES}
-
-    def counted(name: str) -> Any:
-        def write(*words: Any, **named: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Killed
-            return real[name](*words, **named)
-
-        return write
-
-    for name in WRITES:
-        monkeypatch.setattr(RDBStorage, name, counted(name))
-    killed = 0
-    while True:
-        file = tmp_path / f"{killed}.db"
-        shutil.copy(empty, file)  # to make the tables anew takes a second
-        strategy = opened(file)
-        left = killed
-        try:
-            go_on(strategy)
-            break
-        except Killed:
-            left = 10**9
-        assert go_on(opened(file)) == whole, killed
-        killed += 1
-    assert killed >= 10
+    assert len(left) >= 10
+    for study in left:
+        assert go_on(opened(study)) == whole, study
