@@ -106,9 +106,8 @@ def next_steps(course: SweepCourse, weights: Mapping[str, float]) -> list[str]:
     """What to change in the spec's space, in words; from the best fifth of the trials against all."""
     leaders = course.leaders
     if len(leaders) < ENOUGH:
-        return [
-            f"Only {len(leaders)} trials have a result: too few to say anything about the space (at least {ENOUGH})."
-        ]
+        have = "1 trial has" if len(leaders) == 1 else f"{len(leaders)} trials have"
+        return [f"Only {have} a result: too few to say anything about the space (at least {ENOUGH})."]
     good = leaders[: max(3, len(leaders) // 5)]
     idle = [name for name, weight in weights.items() if weight < MATTERS_LITTLE and len(leaders) >= SURE]
     steps = []

@@ -72,7 +72,7 @@ class Board:
         if self._live is not None:
             self._live.stop()
         self._controller.listeners.remove(self)
-        if waiting := sum(trial.state == "paused" for trial in self._controller.trials.values()):
+        if waiting := sum(trial.state == "paused" for trial in self._trials()):
             stay = "trials stay" if waiting > 1 else "trial stays"
             print(f"{waiting} {stay} paused: others did better", file=sys.stderr, flush=True)
 
@@ -103,31 +103,34 @@ class Board:
         if self._live is None:
             print(text, file=sys.stderr, flush=True)
 
+    def _trials(self) -> list[TrialRecord]:
+        """The trials until now: the screen is drawn by a thread of its own, and the sweep goes on meanwhile."""
+        return list(self._controller.trials.values())
+
     def _summary(self) -> str:
-        trials = list(self._controller.trials.values())
+        trials = self._trials()
         states = [trial.state for trial in trials]
         parts = [f"{len(trials)}/{self._spec.budget.trials} trials"]
         parts += [f"{states.count(s)} {s}" for s in STATE_STYLES if s in states]
         leaders = self._controller.leaderboard()
         if leaders:
             parts.append(f"best {self._spec.metric} {shown(self._spec.metric, leaders[0].value)}")
-        elapsed = time.time() - self._controller.started
+        elapsed = self._controller.spent.seconds
         left = self._left()
         parts.append(
             f"{clock(elapsed)} so far, {'time left not known yet' if left is None else f'about {clock(left)} left'}"
         )
         parts.append(f"cost {clock(self._controller.spent.cpu_seconds)} of CPU")
         if self._warned:
-            parts.append(
-                "warnings " + ", ".join(f"{rule} in {many}" for rule, many in self._warned.most_common(3))
-            )
+            warned = Counter(dict(self._warned)).most_common(3)
+            parts.append("warnings " + ", ".join(f"{rule} in {many}" for rule, many in warned))
         return " | ".join(parts)
 
     def _left(self) -> float | None:
         """Seconds left if the sweep goes on at its pace: the budget that is spent furthest decides; None at first."""
         budget, controller = self._spec.budget, self._controller
-        elapsed = time.time() - controller.started
-        settled = sum(trial.state not in ("running", "waiting") for trial in controller.trials.values())
+        elapsed = controller.spent.seconds
+        settled = sum(trial.state not in ("running", "waiting") for trial in self._trials())
         spent = [settled / budget.trials]
         if budget.minutes:
             spent.append(elapsed / (60 * budget.minutes))
@@ -137,7 +140,7 @@ class Board:
         return elapsed * (1 - furthest) / furthest if furthest > 0 else None
 
     def _screen(self) -> RenderableType:
-        running = [trial for trial in self._controller.trials.values() if trial.state == "running"]
+        running = [trial for trial in self._trials() if trial.state == "running"]
         now = Table(show_header=False, box=None)
         for trial in running:
             value = shown(self._spec.metric, trial.value)

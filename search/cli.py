@@ -194,7 +194,7 @@ def sweep(
             )
             print(f"ended by {result.ended_by}")
         if not leaders:
-            reason = result.failed[0].reason if result.failed else "no trial ran"
+            reason = result.failed[0].reason if result.failed else result.ended_by or "no trial ran"
             raise click.ClickException(f"no trial of {result.id} has a result: {reason}")
         if result.halted:
             raise click.ClickException(
@@ -406,9 +406,18 @@ def sync(sweep_id: str | None) -> None:
     unsent = 0
     with tracking_server(home) as uri:
         for folder in folders:
-            left = replay(folder / "spool", uri, load_state(folder)["spec"]["name"], SYNC_SECONDS)
-            print(f"{folder.name}: {f'{left} records are still waiting' if left else 'all sent'}")
-            unsent += left
+            try:
+                left = replay(folder / "spool", uri, load_state(folder)["spec"]["name"], SYNC_SECONDS)
+            except UserError as error:
+                if sweep_id:
+                    raise
+                print(
+                    f"{folder.name}: {error}", file=sys.stderr
+                )  # one that has its own trouble costs no other one
+                unsent += 1
+            else:
+                print(f"{folder.name}: {f'{left} records are still waiting' if left else 'all sent'}")
+                unsent += left
     sys.exit(1 if unsent else 0)
 
 

@@ -18,6 +18,7 @@ from models.settings import Settings
 from models.state import load_training_state
 from search.health import HealthBook
 from search.interrupts import uninterrupted
+from search.keys import trial_key
 from search.spec import SweepSpec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion
 from search.trial import ERROR, LAST, ONE_CORE, Goal, Share, TrialTask, better
@@ -103,8 +104,8 @@ class Controller:
     ) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.listeners: list[Listener] = []
-        self._counted = (Spent() if spent is None else spent, time.time())  # what was spent, until when
-        self.started = self._counted[1] - self._counted[0].seconds
+        # What was spent, and until when: by a clock that nobody sets, and that stands still while the machine sleeps.
+        self._counted = (Spent() if spent is None else spent, time.monotonic())
         self.ended_by = ""
         self.halted = False
         self.epochs = 0  # trained so far, by all trials
@@ -146,7 +147,7 @@ class Controller:
         if over := self._over():
             self.ended_by = over
         elif reason := self._fault():
-            self.ended_by, self.halted = reason, True
+            self.halt(reason)
         elif self._waiting:
             number, reason = self._waiting[0]
             if self._has_room(number):
@@ -163,7 +164,7 @@ class Controller:
     def _over(self) -> str:
         """Why no trial may train on, or an empty text; the first budget that is spent."""
         budget = self._spec.budget
-        if budget.minutes is not None and time.time() - self.started > 60 * budget.minutes:
+        if budget.minutes is not None and self.spent.seconds > 60 * budget.minutes:
             return f"budget.minutes: {budget.minutes:g} are over"
         if budget.gpu_hours is not None and self.spent.gpu_seconds > 3600 * budget.gpu_hours:
             return f"budget.gpu_hours: {budget.gpu_hours:g} are spent"
@@ -177,20 +178,20 @@ class Controller:
 
     def _tick(self) -> None:
         """Count the time since the last call; to be called before any trial begins or leaves its worker."""
-        now = time.time()
+        now = time.monotonic()
         self._counted = (self._spent_at(now), now)
 
     @property
     def spent(self) -> Spent:
         """What the sweep has cost until now."""
-        return self._spent_at(time.time())
+        return self._spent_at(time.monotonic())
 
     def _spent_at(self, now: float) -> Spent:
         running = [trial.share for trial in list(self.trials.values()) if trial.state == "running"]
         known, until = self._counted
         past = now - until
         return Spent(
-            now - self.started,
+            known.seconds + past,
             known.cpu_seconds + past * sum(share.cpus for share in running),
             known.gpu_seconds + past * sum(share.gpus for share in running),
         )
@@ -214,7 +215,7 @@ class Controller:
 
     def _add(self, number: int, params: dict[str, object], suggested: str) -> TrialRecord:
         settings = self._spec.trial_settings(params, trial_seed(self._spec.search.seed, number))
-        folder = self._folder / f"trial-{number:04d}"
+        folder = self._folder / trial_key(number)
         share = self._share_of(settings)
         threads = threads_of(settings.trainable, int(share.each["CPU"]))
         self.trials[number] = TrialRecord(number, params, settings, folder, suggested, share, threads)
@@ -336,7 +337,12 @@ class Controller:
     def error_of(self, number: int) -> str:
         """The first line of what a failed trial's worker left behind; empty when it left nothing."""
         file = self.trials[number].folder / ERROR
-        return file.read_text().splitlines()[0] if file.exists() else ""
+        lines = file.read_text().splitlines() if file.exists() else []
+        return lines[0] if lines else ""  # a full disk takes the name of a file, but nothing into it
+
+    def halt(self, reason: str) -> None:
+        """Give the sweep up for a reason that a person can mend: it can go on afterwards."""
+        self.ended_by, self.halted = reason, True
 
     @uninterrupted()
     def close(self) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from models.settings import TYPES
-from search.recorder import SWEEP
+from search.controller import Spent
+from search.keys import SWEEP, trial_number
 from search.space import active
 from search.spec import SweepSpec, parse_spec
-from search.state import load_state
+from search.state import STATE, load_state
 from search.trial import better
 from tracking.spool import Record, owner_of, read_spool
 
@@ -145,23 +146,29 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
     if ended_by:
         state |= {"status": "finished", "ended_by": ended_by}
     spec = parse_spec(state["spec"])
-    alive = owner_of(folder / "spool") is not None
-    status = state["status"] if state["status"] == "finished" else "running" if alive else "unfinished"
+    # Another process may have the run log as well: one that promotes the sweep, or sends what waits.
+    owner = owner_of(folder / "spool")
+    alive = owner is not None and owner == str(state.get("process", owner))
+    status = "unfinished" if state["status"] == "running" and not alive else state["status"]
     trials: dict[int, Course] = {}
     guess_errors: dict[str, float] = {}
     parent: dict[str, str] = {}
     guess, last, first = None, 0.0, math.inf
+    clock = _Clock()
     for record in read_spool(folder / "spool"):
-        at = record["at"] / 1000
+        at = clock.read(record)
+        number = trial_number(record["key"])
+        if record["key"] != SWEEP and number is None:
+            continue  # a finalist's: it is no part of the search
         first, last = min(first, at), max(last, at)
-        if record["key"] == SWEEP:
+        if number is None:
             if record["kind"] == "dataset":
                 guess = _guess(record["profile"])
                 guess_errors = _guess_errors(record["profile"])
             parent |= record.get("tags", {}) if record["kind"] == "start" else {}
         else:
-            _take(trials, int(record["key"].rpartition("-")[2]), record, at, spec)
-    until = time.time() if status == "running" else last
+            _take(trials, number, record, at, spec)
+    until = clock.now() if status == "running" else last
     for trial in trials.values():
         if trial.state == "running" and trial.stretches:
             trial.stretches[-1].end = (
@@ -182,6 +189,52 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
         until,
         guess_errors,
     )
+
+
+def spent_on(folder: Path) -> Spent:
+    """What earlier processes gave to the sweep of a folder; to be asked while no process is at it.
+
+    One that was killed could not write it down at its end: then the run log tells for how long its trials had workers.
+    """
+    if not (folder / STATE).exists():
+        return Spent()
+    state, course = load_state(folder), read_course(folder)
+    hours = course.cost
+    return Spent(
+        max(state.get("seconds", 0.0), course.seconds),
+        max(state.get("cpu_seconds", 0.0), 3600 * hours["cpu_hours"]),
+        max(state.get("gpu_seconds", 0.0), 3600 * hours["gpu_hours"]),
+    )
+
+
+class _Clock:
+    """The time of a sweep's records, in seconds since 1970 less those that the machine slept through.
+
+    Within one process the records say how long it was awake, whatever is done to the clock on the wall; from one
+    process to the next, that clock alone knows the time.
+    """
+
+    def __init__(self) -> None:
+        self._at, self._up, self._slept = (
+            0,
+            math.inf,
+            0,
+        )  # the last record's times, and what to take off, in ms
+
+    def read(self, record: Record) -> float:
+        """The time of the next record."""
+        at, up = (
+            record["at"],
+            record.get("up", -math.inf),
+        )  # logs from before there was `up` have the one only
+        if up >= self._up:
+            self._slept += at - self._at - (up - self._up)
+        self._at, self._up = at, up if up >= 0 else math.inf
+        return float(at - self._slept) / 1000
+
+    def now(self) -> float:
+        """The present, by the same clock."""
+        return time.time() - self._slept / 1000
 
 
 def _guess(profile: Mapping[str, Any]) -> float | None:

@@ -31,7 +31,8 @@ from models.settings import Settings
 from models.state import load_training_state
 from models.train import Snapshot, TrialData, train
 from search.clock import shown
-from search.recorder import FIGURES, SWEEP
+from search.keys import SWEEP, finalist_key, refit_key
+from search.recorder import FIGURES
 from search.spec import SweepSpec
 from search.trial import BEST, LAST, TrialTask, run_trial
 from search.whole import write_json
@@ -94,7 +95,13 @@ def train_finalists(
     finalists = []
     chosen = leaders[: spec.register.finalists]
     for place, leader in enumerate(chosen, 1):
-        settings = load_checkpoint(folder / leader["checkpoint"]).settings
+        file = folder / leader["checkpoint"]
+        if not file.exists():
+            raise UserError(
+                f"{file}: the weights of finalist {place} are gone",
+                f"put weights/{BEST} of trial {leader['number']}'s run in MLflow there, or run the sweep again",
+            )
+        settings = load_checkpoint(file).settings
         trainings = []
         for seed in range(1, spec.register.seeds + 1):
             name = f"trial {leader['number']}, seed {seed} of {spec.register.seeds}"
@@ -125,7 +132,7 @@ def _train_again(
     runlog: RunLog,
 ) -> Training | None:
     """One training of a finalist, unless it is done; None if it diverged."""
-    key = f"finalist-{number:04d}-{seed}"
+    key = finalist_key(number, seed)
     place = folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
     fresh = _fresh(settings, seed)
     if not (place / DONE).exists():
@@ -192,7 +199,7 @@ def refit(
     epochs = round(mean(load_checkpoint(training.checkpoint).epoch for training in finalist.trainings))
     again = []
     for training in finalist.trainings[:members]:
-        key = training.key.replace("finalist", "refit")
+        key = refit_key(training.key)
         place = training.checkpoint.parent / f"refit-{epochs}"
         if not (place / DONE).exists():
             place.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ import logging
 
 from models.train import TrialData
 from search.controller import Controller
-from search.trial import run_trial
+from search.trial import no_room, run_trial
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +18,9 @@ def run_local(controller: Controller, data: TrialData) -> None:
         try:
             run_trial(task, data, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
         except Exception as error:
+            if no_room(error):
+                controller.lost(number, f"the disk is full: {error}".splitlines()[0])
+                continue
             log.warning("trial %d failed: %s", number, error)
             controller.finish(number, controller.error_of(number) or f"{type(error).__name__}: {error}")
         else:

@@ -14,7 +14,7 @@ from models.weights import weights_licence
 from search.clock import clock, short, shown
 from search.exclude import spec_manifest
 from search.finalists import Finalist, Training, find_answer, train_finalists
-from search.recorder import SWEEP, trial_key
+from search.keys import SWEEP, trial_key
 from search.spec import SweepSpec, parse_spec
 from search.state import STATE, find_folder, load_state
 from search.sweep import open_data

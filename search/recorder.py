@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from models.arithmetic import choose_arithmetic
 from models.build import load_checkpoint
 from models.health import Finding
 from models.train import TrialData
-from search.clock import short
+from search.clock import clock, short
 from search.controller import ENDED, Controller, TrialRecord, pareto_front
 from search.decisions import DECISIONS
 from search.health import read_findings, write_table
+from search.keys import SWEEP, trial_key
 from search.spec import SweepSpec
 from search.trial import BEST, ERROR, TRACE, better
 from tracking.environment import environment_tags
@@ -30,17 +32,13 @@ from tracking.figures import write_csv, write_evaluation
 from tracking.runlog import RunLog
 
 log = logging.getLogger(__name__)
-SWEEP = "sweep"
 FIGURES = "validation"
 DESCRIPTION = "mlflow.note.content"  # what the MLflow UI shows above a run
 REFRESH_SECONDS = 30.0  # the report is written again this long after the last time,
 REFRESH_SHARE = 0.05  # or later, so that it costs at most this part of one core
+SILENT_SECONDS = 2.0  # who waits longer at the end of a sweep is told for what,
+REPORT_SECONDS = 60.0  # and for the data report no longer than this: of large data it takes minutes
 KEPT = 5  # trials whose weights stay in the sweep's folder; the tracking server has everybody's
-
-
-def trial_key(number: int) -> str:
-    """The run log's name for a trial's run."""
-    return f"trial-{number:04d}"
 
 
 class Recorder:
@@ -122,7 +120,7 @@ class Recorder:
             for file in write_report(examine(self._manifest, home), self._folder / "data" / "report.html"):
                 self._log.artifact(SWEEP, file, "data")
         except Exception:  # a page that cannot be made must not cost the sweep
-            if not self._leaving:
+            if not (self._leaving or self._over.is_set()):  # else nobody waits for it any more
                 log.exception("data report of %s", self._sweep_id)
 
     def _refresh_report(self) -> None:
@@ -255,9 +253,12 @@ class Recorder:
             self._log.artifact(key, folder, FIGURES)
 
     def prune(self) -> None:
-        """Remove the weights of ended trials behind the first KEPT, once the tracking server has them."""
-        behind = [trial for trial in self._controller.leaderboard()[KEPT:] if trial.state in ENDED]
-        for trial in behind:
+        """Remove the weights of ended trials behind the first KEPT of these, once the tracking server has them.
+
+        One that has not ended holds nobody's place: it may still fail, and then the next one moves up.
+        """
+        ended = [trial for trial in self._controller.leaderboard() if trial.state in ENDED]
+        for trial in ended[KEPT:]:
             if self._log.delivered(trial_key(trial.number)):
                 (trial.folder / BEST).unlink(missing_ok=True)
 
@@ -277,11 +278,9 @@ class Recorder:
         self._log.end_run(SWEEP, status)
 
     def sweep_ended(self, status: str) -> None:
-        """Wait for the last figures, then close the parent run with the leaderboard."""
-        for future in self._pending:
-            future.result()
-        self._drawing.shutdown()
-        self._reporting.join()
+        """Wait for the last figures and a while for the data report; then close the parent run with the leaderboard."""
+        self._wait_for_figures()
+        self._wait_for_data_report()
         self._over.set()
         self._refreshing.join()
         controller = self._controller
@@ -301,6 +300,27 @@ class Recorder:
         self._log.tags(SWEEP, {**counts, "ended_by": controller.ended_by or status})
         self._report_sweep(controller.ended_by or status)
         self._log.end_run(SWEEP, status)
+
+    def _wait_for_figures(self) -> None:
+        wait(self._pending, SILENT_SECONDS)
+        if left := sum(not future.done() for future in self._pending):
+            print(
+                f"the figures of {left} trial{'s' * (left > 1)} are being drawn", file=sys.stderr, flush=True
+            )
+        for future in self._pending:
+            future.result()
+        self._drawing.shutdown()
+
+    def _wait_for_data_report(self) -> None:
+        self._reporting.join(SILENT_SECONDS)
+        if self._reporting.is_alive():
+            many = f"{len(self._manifest.items):,} images"
+            said = f"waiting up to {clock(REPORT_SECONDS)} for the data report of {many}"
+            print(said, file=sys.stderr, flush=True)
+            self._reporting.join(REPORT_SECONDS)
+        if self._reporting.is_alive():
+            said = f"the sweep ends without it: `binsweep data report {self._manifest.source}` makes it"
+            print(said, file=sys.stderr, flush=True)
 
     def _write_front(self, cost: str) -> None:
         """The trials that no other one beats in both the metric and a cost."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import UserError
 from data.manifest import Manifest
-from search.controller import Controller, Spent
-from search.recorder import SWEEP, trial_key
+from search.controller import Controller
+from search.keys import SWEEP, trial_key
 from search.spec import SweepSpec
 from search.trial import BEST
 from search.whole import write_json
@@ -43,6 +45,7 @@ def save_state(
     state: dict[str, Any] = {
         "id": folder.name,
         "status": status,
+        "process": os.getpid(),
         "ended_by": controller.ended_by,
         **asdict(controller.spent),
         "spec": spec.raw,
@@ -54,15 +57,18 @@ def save_state(
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What `save_state` wrote last."""
-    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    """What `save_state` wrote last. Raises UserError where the file is damaged."""
+    file = folder / STATE
+    try:
+        state = json.loads(file.read_text())
+    except ValueError:
+        state = None
+    if not isinstance(state, dict) or not {"id", "status", "spec"} <= state.keys():
+        raise UserError(
+            f"{file} is damaged: nothing can be done with this sweep",
+            "restore the file, or move its folder away; `binsweep sweep SPEC --new` starts another sweep",
+        )
     return state
-
-
-def spent_on(folder: Path) -> Spent:
-    """What earlier processes gave to the sweep, as far as it was written down."""
-    state = load_state(folder) if (folder / STATE).exists() else {}
-    return Spent(**{part.name: state.get(part.name, 0.0) for part in fields(Spent)})
 
 
 def sweep_folders(home: Path) -> list[Path]:
@@ -70,15 +76,17 @@ def sweep_folders(home: Path) -> list[Path]:
     return sorted(file.parent for file in (home / "sweeps").glob(f"*/{STATE}"))
 
 
-def _newest(home: Path, name: str) -> Path | None:
-    named = [folder for folder in sweep_folders(home) if re.fullmatch(re.escape(name) + r"-\d+", folder.name)]
-    return max(named, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+def _named(home: Path, name: str) -> list[Path]:
+    """The folders of the sweeps of a name, newest first."""
+    pattern = re.compile(re.escape(name) + r"-(\d+)", re.ASCII)
+    named = [(int(found[1]), f) for f in sweep_folders(home) if (found := pattern.fullmatch(f.name))]
+    return [folder for _, folder in sorted(named, reverse=True)]
 
 
 def find_folder(home: Path, sweep: str) -> Path:
     """The folder of a sweep by its id, or of the newest one by its name. Raises UserError for neither."""
     exact = next((folder for folder in sweep_folders(home) if folder.name == sweep), None)
-    found = exact or _newest(home, sweep)
+    found = exact or next(iter(_named(home, sweep)), None)
     if found is None:
         have = ", ".join(sorted(folder.name for folder in sweep_folders(home))) or "none yet"
         raise UserError(f"no sweep {sweep!r} in {home}", f"sweeps here: {have}")
@@ -90,23 +98,49 @@ def newest_folder(home: Path) -> Path:
     folders = sweep_folders(home)
     if not folders:
         raise UserError(f"no sweep in {home}", "start one with `binsweep sweep SPEC`, or set BINSWEEP_HOME")
-    return max(folders, key=lambda folder: (folder / "spec.yaml").stat().st_mtime)
+    return max(folders, key=_begun)
+
+
+def _begun(folder: Path) -> float:
+    """When a sweep was last begun: its spec.yaml is written then, a moment after its sweep.json is there."""
+    for name in ("spec.yaml", STATE):
+        with contextlib.suppress(FileNotFoundError):
+            return (folder / name).stat().st_mtime
+    return 0.0  # it was deleted just now
 
 
 def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) -> Path | None:
-    """The sweep to go on with: the newest of the spec's name, if it was cut short and is the same but for its budget.
+    """The sweep to go on with: the newest of the spec's name that was cut short, is the same but for its budget, and
+    that no process is at.
 
-    With `asked` (--resume) that sweep is meant, finished or not, and UserError says why it cannot be.
+    With `asked` (--resume) the newest of that name is meant, finished or not, and UserError says why it cannot be.
+    Raises UserError where the newest one's state is damaged.
     """
-    folder = _newest(home, spec.name)
-    if folder is None:
-        if asked:
+    named = _named(home, spec.name)
+    if asked:
+        if not named:
             raise UserError(f"--resume: no sweep {spec.name!r} in {home}", "leave out --resume to start it")
-        return None
+        if found := _obstacle(named[0], spec, fingerprint):
+            problem, hint = found
+            raise UserError(f"--resume: cannot go on with {named[0].name}: {problem}", hint)
+        return named[0]
+    if named:
+        load_state(named[0])
+    return next((folder for folder in named if _cut_short(folder, spec, fingerprint)), None)
+
+
+def _cut_short(folder: Path, spec: SweepSpec, fingerprint: str) -> bool:
+    """Whether a sweep can go on, and was not finished."""
+    try:
+        return load_state(folder)["status"] != "finished" and not _obstacle(folder, spec, fingerprint)
+    except UserError:
+        return False  # an old one is damaged
+
+
+def _obstacle(folder: Path, spec: SweepSpec, fingerprint: str) -> tuple[str, str] | None:
+    """Why a sweep cannot go on by this spec over data of that fingerprint, and what to do about it."""
     state = load_state(folder)
     owner = owner_of(folder / "spool")
-    if not asked and (state["status"] == "finished" or owner is not None):
-        return None
     problem, hint = "", "leave out --resume to start a new sweep"
     differ = _differences(state["spec"], spec.raw)
     if owner is not None:
@@ -118,9 +152,7 @@ def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) 
         )
     elif state["fingerprint"] != fingerprint:
         problem = f"{spec.data.source} has changed since"
-    if problem and asked:
-        raise UserError(f"--resume: cannot go on with {folder.name}: {problem}", hint)
-    return None if problem else folder
+    return (problem, hint) if problem else None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

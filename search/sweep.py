@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
@@ -22,7 +23,8 @@ from models.settings import Settings
 from models.train import TrialData, build_banks
 from models.weights import check_weights
 from search.board import Board, Step
-from search.controller import ENDED, Controller, TrialRecord
+from search.controller import ENDED, Controller, Spent, TrialRecord
+from search.course import spent_on
 from search.decisions import DecisionLog
 from search.earlier import Earlier
 from search.exclude import spec_manifest
@@ -30,9 +32,9 @@ from search.local_runner import run_local
 from search.recorder import Recorder
 from search.resources import Node, check_resources, fits, ray_place, share_of, this_machine
 from search.spec import SweepSpec
-from search.state import save_state, spent_on
+from search.state import save_state
 from search.strategy import open_strategy
-from search.trial import Share
+from search.trial import Share, no_room
 from tracking.runlog import RunLog
 
 Runner = Literal["ray", "local"]
@@ -163,6 +165,7 @@ def run_sweep(
 
             nodes = list(cluster or [stack.enter_context(start_ray(cores()))])
             slots = check_resources(spec.resources, nodes, "Ray")
+        spent = Spent() if unfinished is None else spent_on(unfinished)
         folder = unfinished or new_folder(home, spec.name)
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         strategy = open_strategy(
@@ -187,7 +190,7 @@ def run_sweep(
             return share_of(spec.resources.of(settings), nodes) if nodes else alone
 
         together = functools.partial(fits, nodes=nodes) if nodes and spec.resources.large else None
-        controller = Controller(spec, strategy, folder, share, together, spent_on(folder), trace)
+        controller = Controller(spec, strategy, folder, share, together, spent, trace)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")
         recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots)
@@ -209,15 +212,21 @@ def run_sweep(
         except BaseException as error:
             hurried, interrupted = True, isinstance(error, KeyboardInterrupt)
             why = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
-            recorder.sweep_interrupted(why, "KILLED" if interrupted else "FAILED")
-            raise
+            if full := no_room(error):
+                why = f"disk: no room is left at {folder}: free some to go on"
+                controller.halt(why)
+            with contextlib.suppress(OSError) if full else contextlib.nullcontext():
+                recorder.sweep_interrupted(why, "KILLED" if interrupted else "FAILED")
+            if not full:
+                raise
         finally:
             unsent = _send_rest(runlog, hurried)
             over = all(trial.state in ENDED for trial in controller.trials.values()) and bool(
                 controller.ended_by
             )
-            over = over and not controller.halted
-            save_state(folder, spec, manifest, controller, runlog, "finished" if over else "unfinished")
+            over = over and not controller.halted and not hurried
+            with contextlib.suppress(OSError) if controller.halted else contextlib.nullcontext():
+                save_state(folder, spec, manifest, controller, runlog, "finished" if over else "unfinished")
             if over:
                 recorder.prune()
             runlog.close(0.0)

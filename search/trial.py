@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import time
@@ -101,7 +102,7 @@ def run_trial(task: TrialTask, data: TrialData, send: Send) -> None:
 def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
     """Call `train_in(1)`, and out of memory again with twice as many micro-batches each time.
 
-    Another exception is written to `error.txt`, unless it is a LostWorkerError, and raised.
+    Another exception is written to `error.txt`, unless it is a LostWorkerError or the disk is full, and raised.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     (task.folder / ERROR).unlink(missing_ok=True)
@@ -120,8 +121,27 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
     except LostWorkerError:
         raise
     except Exception as error:
+        if no_room(error):
+            for half in task.folder.glob("*.tmp"):
+                half.unlink(missing_ok=True)
+            raise
         leave_error(task.folder, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
         raise
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an exception, or one behind it, says that the disk is full: no fault of a trial, which goes on later.
+
+    PyTorch's and SQLite's say so in words only.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(seen) for words in ("inline_container.cc", "database or disk is full")):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def leave_error(folder: Path, reason: str, details: str) -> None:

@@ -16,5 +16,12 @@ def write_json(file: Path, what: Any) -> None:
 def write_bytes(file: Path, content: bytes) -> None:
     """The same for a file of any kind."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(file)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())  # else a power cut may leave the new name with nothing in it
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk has better uses
+        raise

@@ -31,6 +31,7 @@ class RunLog:
 
     def __init__(self, directory: Path, tracking_uri: str, experiment: str) -> None:
         """Open or make the spool in `directory` and start sending; UserError if another process owns it."""
+        self._opened = time.monotonic_ns()
         self._recorded: dict[str, dict[int, frozenset[str]]] = {}
         self._ended: dict[str, int] = {}  # the number of the record that says so
         self._name_sets: dict[frozenset[str], frozenset[str]] = {}
@@ -170,8 +171,10 @@ class RunLog:
         self._append(kind, {"key": legal_key(key), **record})
 
     def _append(self, kind: str, record: Record) -> None:
-        # The time is recorded, not taken when sending: a replay sends the same point, not another one.
-        number = self._spool.append({"kind": kind, "at": time.time_ns() // 1_000_000, **record})
+        # The time is recorded, not taken when sending: a replay sends the same point, not another one. `up` stands
+        # still while the machine sleeps.
+        at, up = (ns // 1_000_000 for ns in (time.time_ns(), time.monotonic_ns() - self._opened))
+        number = self._spool.append({"kind": kind, "at": at, "up": up, **record})
         if kind in ("start", "end"):
             self._note({"n": number, "kind": kind, **record})
         self._feeder.wake()

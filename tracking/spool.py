@@ -13,6 +13,7 @@ import json
 import os
 import struct
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -30,6 +31,7 @@ _LENGTH = struct.Struct(">I")
 _LARGEST = 32 * 2**20  # a length above this is damage, not a record
 _CHUNK = 2**16
 _LOCK = "runlog.lock"
+_LOOK_SECONDS = 1.0  # far more than `owner_of` takes
 
 
 def encode(record: Record) -> bytes:
@@ -255,11 +257,12 @@ def read_spool(directory: Path) -> Iterator[Record]:
 
 def owner_of(directory: Path) -> str | None:
     """The id of the process that has the spool of `directory` open; None when nobody has."""
-    if not (directory / _LOCK).exists():
-        return None
-    fd = open_lock(directory / _LOCK)
     try:
-        if try_lock(fd):
+        fd = os.open(directory / _LOCK, os.O_RDONLY)  # to look, one need not be allowed to write
+    except FileNotFoundError:
+        return None
+    try:
+        if try_lock(fd, shared=True):  # so that two who look do not take one another for an owner
             return None
         return os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
     finally:
@@ -268,7 +271,10 @@ def owner_of(directory: Path) -> str | None:
 
 def _own(directory: Path) -> int:
     fd = open_lock(directory / _LOCK)
-    if not try_lock(fd):
+    deadline = time.monotonic() + _LOOK_SECONDS
+    while not (owned := try_lock(fd)) and time.monotonic() < deadline:
+        time.sleep(0.01)  # it may be somebody who only looks whether there is an owner
+    if not owned:
         owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
         os.close(fd)
         raise UserError(

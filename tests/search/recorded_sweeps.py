@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from search.keys import finalist_key, refit_key, trial_key
 from search.spec import parse_spec
 from tracking.spool import Spool
 
@@ -28,7 +29,7 @@ class Recorded:
     """Writes a sweep's folder; `at` is its clock in seconds."""
 
     def __init__(self, folder: Path, status: str = "finished", **changes: Any) -> None:
-        self.folder, self.at = folder, START
+        self.folder, self.at, self.slept = folder, START, 0.0
         (folder / "spool").mkdir(parents=True)
         self.spool = Spool(folder / "spool", lambda record: None)
         spec = parse_spec({**RAW, **changes})
@@ -40,12 +41,18 @@ class Recorded:
         self.add("sweep", "dataset", profile={"splits": splits})
 
     def add(self, key: str, kind: str, **record: Any) -> None:
-        self.spool.append({"kind": kind, "at": int(1000 * self.at), "key": key, **record})
+        awake = int(1000 * (self.at - START - self.slept))
+        self.spool.append({"kind": kind, "at": int(1000 * self.at), "up": awake, "key": key, **record})
+
+    def sleep(self, seconds: float) -> None:
+        """The machine is suspended: its clock on the wall goes on."""
+        self.at += seconds
+        self.slept += seconds
 
     def start(self, number: int, **params: Any) -> None:
         text = {name: str(value) for name, value in params.items()}
         self.add(
-            f"trial-{number:04d}",
+            trial_key(number),
             "start",
             tags={"suggested_because": "a guess", "cpus": "2", "gpus": "0"},
             params=text,
@@ -53,10 +60,23 @@ class Recorded:
 
     def epoch(self, number: int, epoch: int, accuracy: float, loss: float = 1.0) -> None:
         values = {"train_loss": loss, "val_loss": loss, "val_accuracy": accuracy, "val_rmse": 1.2}
-        self.add(f"trial-{number:04d}", "metrics", step=epoch, values={**values, "images_per_second": 100.0})
+        self.add(trial_key(number), "metrics", step=epoch, values={**values, "images_per_second": 100.0})
 
     def tags(self, number: int, **tags: str) -> None:
-        self.add(f"trial-{number:04d}", "tags", values={k.replace("__", "."): v for k, v in tags.items()})
+        self.add(trial_key(number), "tags", values={k.replace("__", "."): v for k, v in tags.items()})
+
+    def promoted(self, number: int, **params: Any) -> None:
+        """What a promotion adds: the trial's configuration trained again with two seeds, and a refit of both."""
+        text = {name: str(value) for name, value in params.items()}
+        again = [finalist_key(number, seed) for seed in (1, 2)]
+        for key in [*again, *map(refit_key, again), refit_key(trial_key(number))]:
+            self.at += 500
+            self.add(key, "start", tags={"binsweep.kind": "finalist"}, params=text)
+            for epoch in (1, 2):
+                self.at += 10
+                values = {"train_loss": 0.1, "val_loss": 0.1, "val_accuracy": 0.99, "val_rmse": 0.1}
+                self.add(key, "metrics", step=epoch, values={**values, "images_per_second": 1.0})
+            self.add(key, "end", status="FINISHED")
 
     def close(self) -> Path:
         self.spool.close()
@@ -65,6 +85,11 @@ class Recorded:
 
 def random_sweep(folder: Path, trials: int, seed: int = 0) -> Path:
     """A sweep whose value depends on lr, on backbone a little, and on weight decay not at all."""
+    return random_trials(folder, trials, seed).close()
+
+
+def random_trials(folder: Path, trials: int, seed: int = 0) -> Recorded:
+    """The same, to be written on."""
     draw = random.Random(seed)
     sweep = Recorded(folder)
     for number in range(trials):
@@ -78,4 +103,4 @@ def random_sweep(folder: Path, trials: int, seed: int = 0) -> Path:
             sweep.epoch(number, epoch, round(top * (1 - 0.5**epoch) + draw.gauss(0, 0.005), 4))
         state = "completed" if done == epochs else "stopped"
         sweep.tags(number, state=state, ended_because="because")
-    return sweep.close()
+    return sweep

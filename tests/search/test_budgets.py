@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("search.controller.time.time", lambda: now)
+    monkeypatch.setattr("search.controller.time.monotonic", lambda: now)
     raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9, "gpu_hours": 1.0}}
     strategy = Scripted([*fresh(2), Suggestion(0, {"lr": 0.1}, "", 1)], {(0, 1)})
     half = Share({"CPU": 1.0, "GPU": 0.5})
@@ -186,6 +187,25 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     assert not controller.report(0, 2, metrics(0.5))
     assert controller.ended_by == "budget.gpu_hours: 1 are spent"
     assert controller.next_task() is None
+
+
+def test_a_machine_that_sleeps_spends_no_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9, "minutes": 5.0, "gpu_hours": 1.0}}
+    whole = Share({"CPU": 1.0, "GPU": 1.0})
+    before = Spent(seconds=200, gpu_seconds=200)
+    controller = Controller(
+        parse_spec(raw), Scripted(fresh(9), set()), tmp_path, lambda settings: whole, spent=before
+    )
+    controller.next_task()
+    controller.report(0, 1, metrics(0.5))
+    awake, wall = time.monotonic(), time.time()
+    monkeypatch.setattr("search.controller.time.time", lambda: wall + 8 * 3600)
+    assert controller.report(0, 2, metrics(0.5)) and controller.ended_by == ""
+    assert 200 <= controller.spent.seconds < 260 and 200 <= controller.spent.gpu_seconds < 260
+    monkeypatch.setattr("search.controller.time.monotonic", lambda: awake + 101)
+    assert not controller.report(0, 3, metrics(0.5)) or controller.next_task() is None
+    assert controller.ended_by == "budget.minutes: 5 are over"
+    assert controller.spent.seconds >= 301
 
 
 def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from models.build import Checkpoint, load_checkpoint
 from models.settings import Settings
 from models.train import TrialData
 from search.finalists import Finalist, Training, choose_answer, find_answer, train_finalists
+from search.keys import trial_key, trial_number
 from search.spec import SweepSpec, parse_spec
 from search.trial import TrialTask, run_trial
 from tracking.runlog import RunLog
+from tracking.spool import read_spool
 
 NOBODY = "http://127.0.0.1:9"  # the run log keeps everything until a server answers
 
@@ -122,6 +124,31 @@ def test_an_answer_of_all_options(
     before = torch.nn.functional.nll_loss(one.log_probabilities, labels)
     after = torch.nn.functional.nll_loss(torch.from_numpy(answer.validation).log(), labels)
     assert after != before and len(answer.validation) == len(labels)
+
+
+def test_a_refit_of_a_trial_as_it_is_leaves_the_trials_own_run_alone(
+    swept: tuple[Path, list[dict[str, Any]]], trial_data: TrialData, tmp_path: Path
+) -> None:
+    """`finalists: 0` with `refit: true`."""
+    folder, leaders = swept
+    log = RunLog(tmp_path / "c", NOBODY, "small")
+    training = Training(trial_key(0), folder / leaders[0]["checkpoint"], leaders[0]["value"])
+    finalist = Finalist(0, leaders[0]["value"], [training])
+    answer = find_answer(folder, spec_of(finalists=0, refit=True), trial_data, finalist, log)
+    log.close(0.0)
+    keys = {record["key"] for record in read_spool(tmp_path / "c")}
+    assert keys == {answer.key} and trial_number(answer.key) is None
+
+
+def test_weights_that_are_gone_are_named(
+    swept: tuple[Path, list[dict[str, Any]]], trial_data: TrialData, tmp_path: Path
+) -> None:
+    folder, leaders = swept
+    log = RunLog(tmp_path / "d", NOBODY, "small")
+    gone = {**leaders[0], "checkpoint": "trial-0009/best.pt"}
+    with pytest.raises(UserError, match=r"trial-0009/best\.pt: the weights of finalist 1 are gone"):
+        train_finalists(folder, spec_of(), trial_data, [gone], log)
+    log.close(0.0)
 
 
 def test_every_finalist_diverged(trial_data: TrialData, tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from data.synthetic import write_synthetic
 from models.build import counter_from, load_checkpoint
 from models.network import Counter
 from models.predictor import Predictor
-from search.course import read_course
+from search.course import as_json, read_course
 from search.health import read_findings
 from search.predict import predict_images
 from search.promote import promote_sweep
+from search.report import describe
 from search.spec import SweepSpec, parse_spec
 from search.state import find_folder, load_state
 from search.sweep import (
@@ -263,7 +264,9 @@ def test_promotion_serving_and_prediction(
     write_synthetic(bins, 240, 0, 64, [0, 1, 2])  # enough that whatever the seeds, a counter beats the guess
     result = sweep(spec_of(bins, name="promoted", budget={"trials": 2}), tmp_path, "local", server)
     before = {run.info.run_id: run.info.end_time for run in children(server, "promoted")[1]}
+    told = as_json(read_course(result.folder)), describe(result.folder)
     model, first = promote_sweep("promoted", tmp_path, server)
+    assert (as_json(read_course(result.folder)), describe(result.folder)) == told
     assert {run.info.run_id: run.info.end_time for run in children(server, "promoted")[1]} == before
     assert first.promoted and first.champion is None
     champion = MlflowClient(server).get_model_version_by_alias(model, "champion")

@@ -1,0 +1,62 @@
+"""The live table is drawn by a thread of its own while the sweep goes on."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from search.board import Board
+from search.controller import Controller, TrialRecord
+from search.spec import parse_spec
+from search.trial import ONE_CORE
+
+RAW: dict[str, Any] = {
+    "name": "small",
+    "data": {"source": "somewhere"},
+    "space": {"lr": {"low": 1e-4, "high": 0.03, "log": True}},
+    "budget": {"trials": 40, "minutes": 5.0, "epochs": 100},
+}
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> Controller:
+    controller = Controller(parse_spec(RAW), None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
+    for number in range(3):
+        trial = controller._add(number, {"lr": 0.01}, "")
+        trial.value = 0.1 * number
+    return controller
+
+
+def test_a_trial_that_begins_while_the_table_is_drawn_does_not_break_it(controller: Controller) -> None:
+    """At each look at a trial's state another trial begins, as it does when the threads take turns there."""
+
+    class Growing(TrialRecord):
+        @property
+        def state(self) -> str:  # type: ignore[override]
+            number = len(controller.trials)
+            if number < 60:
+                controller.trials[number] = controller.trials[0]
+            return "running"
+
+        @state.setter
+        def state(self, value: str) -> None: ...
+
+    controller.trials[3] = Growing(**vars(controller.trials[2]) | {"number": 3})
+    board = Board(parse_spec(RAW), controller)
+    Console(quiet=True).print(board._screen())
+    assert board._left() is not None and len(controller.trials) > 10
+
+
+def test_a_warning_that_comes_while_the_table_is_drawn_does_not_break_it(controller: Controller) -> None:
+    board = Board(parse_spec(RAW), controller)
+
+    class Growing(Counter[str]):
+        def __iter__(self) -> Any:
+            for rule in super().__iter__():
+                self[f"rule {len(self)}"] += len(self) < 9
+                yield rule
+
+    board._warned = Growing({"overfit": 2})
+    assert "overfit in 2" in board._summary()

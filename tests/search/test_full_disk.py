@@ -1,0 +1,115 @@
+"""A disk that fills up while a sweep runs: a small file system of its own, filled to its last byte."""
+
+import errno
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.train import TrialData
+from search.controller import Controller
+from search.course import read_course
+from search.spec import parse_spec
+from search.state import load_state
+from search.sweep import prepare, run_sweep
+from search.trial import ERROR, ONE_CORE, TrialTask, no_room, run_trial
+
+EPOCHS = 12
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=260m", "none", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can make a small disk")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Until not a byte more fits."""
+    with (disk / "filler").open("ab", buffering=0) as file:
+        for size in (2**20, 2**12):
+            try:
+                while True:
+                    file.write(b"\0" * size)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+
+def test_a_sweep_whose_disk_fills_up_ends_with_that_message_and_goes_on(
+    bins: Path, server: str, small_disk: Path
+) -> None:
+    raw: dict[str, Any] = {
+        "name": "full",
+        "data": {"source": str(bins), "image_size": 64},
+        "model": {"backbone": "efficientnet_lite0", "batch_size": 2},
+        "space": {"lr": [0.001, 0.01], "epochs": [EPOCHS]},
+        "search": {"sampler": "grid", "stopping": "none"},
+        "budget": {"trials": 2},
+    }
+    spec = parse_spec(raw)
+    manifest, data = prepare(spec, small_disk)
+
+    def wait_and_fill() -> None:
+        deadline = time.monotonic() + 120
+        while not list(small_disk.glob("sweeps/*/trial-0000/best.pt")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        fill(small_disk)
+
+    thread = threading.Thread(target=wait_and_fill)
+    thread.start()
+    result = run_sweep(spec, manifest, data, small_disk, "local", server)
+    thread.join()
+    assert result.halted and result.ended_by.startswith("disk: ") and "free some" in result.ended_by
+    assert not result.failed and not list(result.folder.glob("trial-*/*.tmp"))
+
+    (small_disk / "filler").unlink()
+    after = run_sweep(spec, manifest, data, small_disk, "local", server, result.folder)
+    assert not after.halted and not after.failed and len(after.leaderboard) == 2
+    assert load_state(result.folder)["status"] == "finished"
+    course = read_course(result.folder)
+    assert [(t.state, sorted(t.times)) for t in course.trials] == [
+        ("completed", list(range(1, EPOCHS + 1)))
+    ] * 2
+
+
+def test_a_trial_whose_files_do_not_fit_leaves_no_reason_and_no_half_file(
+    trial_data: TrialData, small_disk: Path
+) -> None:
+    spec = parse_spec({"name": "s", "data": {"source": "none", "image_size": 64}, "space": {"lr": [0.01]}})
+    folder = small_disk / "trial-0000"
+    folder.mkdir()
+    fill(small_disk)
+    settings = spec.trial_settings({"lr": 0.01}, seed=0)
+    task = TrialTask(0, settings, folder, "val_accuracy", "maximize", 1)
+    with pytest.raises((OSError, RuntimeError)) as refused:
+        run_trial(task, trial_data, lambda epoch, metrics: True)
+    assert no_room(refused.value) and not list(folder.iterdir())
+
+
+def test_a_reason_that_did_not_fit_is_no_reason(tmp_path: Path) -> None:
+    spec = parse_spec({"name": "s", "data": {"source": "none"}, "space": {"lr": [0.01]}})
+    controller = Controller(spec, None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
+    trial = controller._add(0, {"lr": 0.01}, "")
+    trial.folder.mkdir()
+    (trial.folder / ERROR).touch()
+    assert controller.error_of(0) == ""
+
+
+def test_other_errors_are_no_full_disk() -> None:
+    assert not no_room(OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    assert not no_room(RuntimeError("shapes differ"))
+    try:
+        raise KeyError("a") from OSError(errno.EDQUOT, "Disk quota exceeded")
+    except KeyError as error:
+        assert no_room(error)
