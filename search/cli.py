@@ -76,8 +76,9 @@ def home_folder() -> Path:
 def require_writable(home: Path) -> None:
     """Raise UserError where no sweep can be kept, before minutes are spent on its data."""
     try:
-        (home / "sweeps").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home / "sweeps"):
+        home.mkdir(parents=True, exist_ok=True)
+        sweeps = home / "sweeps"
+        with tempfile.TemporaryFile(dir=sweeps if sweeps.exists() else home):
             pass
     except OSError as error:
         raise UserError(f"BINSWEEP_HOME: {home} cannot be written: {error.strerror}", HOME_HINT) from error

@@ -8,6 +8,9 @@ error of the trial's, and the sweep lets the trial go on from its last epoch, as
 
 from __future__ import annotations
 
+import search.ray_environment  # noqa: F401 (before Ray)
+
+# isort: split
 import os
 import socket
 import threading

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import search.ray_environment  # noqa: F401 (before Ray)
+
+# isort: split
 import os
 import threading
 from typing import Any

@@ -24,10 +24,14 @@ def settle_streams() -> None:
         sys.stderr.flush()
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-    assert isinstance(sys.stdout, io.TextIOWrapper)
-    sys.stdout.reconfigure(errors="backslashreplace")
-    _kept.append(sys.stderr)
-    sys.stderr = _Progress(sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+    # Whoever calls the program from Python may have put a stream of their own in the place of one.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        _kept.append(sys.stderr)
+        sys.stderr = _Progress(
+            sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True
+        )
 
 
 def _open_closed_ones() -> None:

@@ -44,6 +44,20 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
     assert broken_rules(path.relative_to(HOUSE).as_posix(), path.read_text()) == []
 
 
+@pytest.mark.parametrize("path", sorted((HOUSE / "search").glob("ray_*.py")), ids=lambda path: path.name)
+def test_ray_is_imported_behind_what_it_reads_then(path: Path) -> None:
+    names = [
+        name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module])
+    ]
+    rays = [place for place, name in enumerate(names) if name is not None and name.split(".")[0] == "ray"]
+    # What asks a cluster about its jobs starts no Ray, and decides by itself whether it has a token.
+    if rays and path.name != "ray_jobs.py":
+        assert "search.ray_environment" in names[: rays[0]]
+
+
 @pytest.mark.parametrize(
     ("file", "source", "broken"),
     [
