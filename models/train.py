@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data.features import open_feature_bank
 from data.pixels import PixelBank
-from models.arithmetic import Arithmetic, choose_arithmetic, cores
+from models.arithmetic import Arithmetic, choose_arithmetic, compute_exactly, cores, send
 from models.augment import VERSION as AUGMENT_VERSION
 from models.augment import Augment, augment_images, views_of
 from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
@@ -51,6 +51,7 @@ Progress = Callable[[int, int], None]
 PLAIN: Augment = "none"
 ALONE = Group()
 PRIME = 1_000_003
+FORWARD = 256  # photos at a time where no gradients are kept
 FRESH = 2**31  # so many views, drawn anew each time, are as good as endless
 
 
@@ -68,6 +69,8 @@ class TrialData:
 def open_counter(settings: Settings, data: TrialData, arithmetic: Arithmetic) -> Counter:
     """A fresh counter for these photos, where and as the arithmetic computes; a backbone that is frozen as a whole is
     built when it is needed."""
+    if arithmetic.device.type == "cuda":
+        compute_exactly()
     counter = build_counter(settings, data.classes, data.image_size, postponed=True).to(arithmetic.device)
     return counter.to(memory_format=torch.channels_last)
 
@@ -81,26 +84,28 @@ def open_batches(
     augment: Augment,
     stored: bool = True,
     progress: Progress | None = None,
+    parts: int = 1,
 ) -> Batches:
     """A split's batches as the trained part takes them: from the feature bank where something is frozen.
 
-    `stored=False` runs the frozen part again for every batch: the plain way, which the bank must equal.
+    `stored=False` runs the frozen part again for every batch: the plain way, which the bank must equal. `parts` is
+    into how many a GPU's batches are cut for want of memory.
     """
     cut = counter.cut(settings.trainable)
     device = arithmetic.device
     prefix = counter.prefix(cut).eval()
 
     # On a CPU small batches stay in its caches (measured on 2 cores: 8 images at a time twice as fast as 64).
-    batch, threads = (8, cores()) if device.type == "cpu" else (256, 1)
+    batch, threads = (8, cores()) if device.type == "cpu" else (max(1, FORWARD // parts), 1)
 
     def front(images: Tensor) -> Tensor:
         with torch.no_grad(), arithmetic.context():
-            inputs = counter.normalise(images.to(device))
+            inputs = counter.normalise(send(images, device))
             codes = torch.cat([prefix(part) for part in inputs.split(batch)]) if cut else inputs
         return codes if cut == 0 or arithmetic.autocast is None else codes.to(arithmetic.autocast)
 
     def encode(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
-        return front(augment_images(images, rows, views, augment))
+        return front(augment_images(send(images, device), rows, views, augment))
 
     views = views_of(augment, settings.views if cut else FRESH)
     if cut == 0 or not stored:
@@ -149,7 +154,7 @@ def _class_weights(labels: Tensor, classes: int) -> Tensor:
 def _epoch_rows(labels: Tensor, settings: Settings, generator: torch.Generator) -> list[Tensor]:
     """The rows of every batch of one epoch; a last batch of one is joined to the batch before (batch norm)."""
     if settings.balance == "sampler":
-        chance = _class_weights(labels, int(labels.max()) + 1)[labels].cpu()
+        chance = _class_weights(labels, int(labels.max()) + 1)[labels]
         order = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
     else:
         order = torch.randperm(len(labels), generator=generator)
@@ -179,7 +184,7 @@ def _training_batches(
             shard if shard.stop > shard.start else slice(0, 1)
         )  # an empty shard, in the shape of a full one
         inputs = split.take(rows[taken], views[taken], mark)[: shard.stop - shard.start]
-        labels = split.labels[rows.to(split.labels.device)]
+        labels = send(split.labels[rows], inputs.device)
         yield inputs, labels[shard], labels
 
 
@@ -235,7 +240,7 @@ def _backward(
 
 
 def _predict(
-    net: nn.Module, split: Batches, arithmetic: Arithmetic, group: Group = ALONE, batch: int = 256
+    net: nn.Module, split: Batches, arithmetic: Arithmetic, group: Group = ALONE, batch: int = FORWARD
 ) -> Tensor:
     """Log-probabilities float32 [N, K] of a split, unaugmented; each rank computes a part and has them all."""
     net.eval()
@@ -293,13 +298,13 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)  # dropout draws from the global generator
     counter = open_counter(settings, data, arithmetic)
-    learn = open_batches(counter, settings, data.train, data.banks, arithmetic, settings.augment, stored)
-    check = open_batches(counter, settings, data.validation, data.banks, arithmetic, PLAIN, stored)
+
+    def batches(bank: PixelBank, augment: Augment) -> Batches:
+        return open_batches(counter, settings, bank, data.banks, arithmetic, augment, stored, parts=parts)
+
+    learn, check = batches(data.train, settings.augment), batches(data.validation, PLAIN)
     if refit:
-        more = open_batches(
-            counter, settings, data.validation, data.banks, arithmetic, settings.augment, stored
-        )
-        learn = JoinedBatches(learn, more)
+        learn = JoinedBatches(learn, batches(data.validation, settings.augment))
 
     net = counter.suffix(counter.cut(settings.trainable))
     if settings.trainable == "head":
@@ -309,7 +314,9 @@ def train(
     steps = settings.epochs * len(_epoch_rows(learn.labels, settings, torch.Generator()))
     optimizer = _optimizer(net, settings)
     schedule = _schedule(optimizer, settings, steps)
-    weight = _class_weights(learn.labels, len(classes)) if settings.balance == "weights" else None
+    weight = None
+    if settings.balance == "weights":
+        weight = _class_weights(learn.labels, len(classes)).to(arithmetic.device)
 
     watch = Watch(net, settings, learn.labels, data.classes, rules)
     history: list[dict[str, float]] = []
@@ -360,7 +367,7 @@ def train(
 
         choice, actual = group.gather(torch.cat(choices)), group.gather(torch.cat(seen))
         group.average_statistics(net)
-        said = _predict(net, check, arithmetic, group)
+        said = _predict(net, check, arithmetic, group, max(1, FORWARD // parts)).cpu()
         figures, advice = profile.epoch_done(epoch, parts)
         metrics = {
             **_scores("train", train_loss, choice, actual, classes),
@@ -375,7 +382,7 @@ def train(
             epoch: int = epoch, metrics: dict[str, float] = metrics, said: Tensor = said
         ) -> Checkpoint:
             state = {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
-            return Checkpoint(epoch, metrics, settings, data.classes, data.image_size, state, said.cpu())
+            return Checkpoint(epoch, metrics, settings, data.classes, data.image_size, state, said)
 
         history.append(metrics)
         findings = (*watch.epoch_done(epoch, history, said.argmax(1), check.labels), *advice)
