@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data.features import open_feature_bank
 from data.pixels import PixelBank
-from models.arithmetic import Arithmetic, choose_arithmetic, compute_exactly, cores, send
+from models.arithmetic import Arithmetic, choose_arithmetic, compute_exactly, cores, give_back_memory, send
 from models.augment import VERSION as AUGMENT_VERSION
 from models.augment import Augment, augment_images, views_of
 from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
@@ -125,6 +125,7 @@ def build_banks(settings: Settings, data: TrialData, progress: Progress | None =
     if counter.cut(settings.trainable):
         for split, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
             open_batches(counter, settings, split, data.banks, arithmetic, augment, progress=progress)
+    give_back_memory()  # to the trials, in processes of their own
 
 
 def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
