@@ -38,7 +38,9 @@ def fits_beside(size: int, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     free, total = torch.cuda.mem_get_info(device)
-    own = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_allocated(device)
+    # By index, None for the current GPU: of these calls, this one alone refuses a device that is "cuda" and no more.
+    fraction = torch.cuda.get_per_process_memory_fraction(device.index)
+    own = fraction * total - torch.cuda.memory_allocated(device)
     return size <= min(free, own) // 4
 
 

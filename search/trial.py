@@ -176,11 +176,19 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     train(task.settings, data, report, start_from=state, parts=parts, trace=trace, rules=task.rules)
 
 
+NO_MEMORY = (
+    "can't allocate memory",  # PyTorch's CPU allocator
+    "out of memory",  # CUDA and NCCL; CUDA has no class of its own for it where pinned memory is asked for
+    "_ALLOC_FAILED",  # cuBLAS, cuDNN before 9
+    "_ALLOCATION_FAILED",  # cuDNN 9
+)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch, one of CUDA's libraries or Python could not get memory; most say so in words only."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "_ALLOC_FAILED"))
+    return any(words in str(error) for words in NO_MEMORY)
 
 
 def _healthy(metrics: dict[str, float]) -> bool:
