@@ -1,5 +1,6 @@
 """On a GPU a trial learns what it learns on a CPU, no step waits for the device, and trials share it."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,13 +8,14 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import models.batches
 import models.profile
@@ -36,6 +38,14 @@ SGD = Settings(
 )
 # How far the losses on a GPU may be from a CPU's, in parts of them.
 HEAD, DEEP, BF16 = 1e-4, 2e-3, 0.05
+# Training all of a network from random weights is chaotic at SGD's rate. On a CPU, weights that differ in the seventh
+# digit give the same first loss, a third one that differs by 3e-4 and a ninth by 6e-2: so does whatever is rounded in
+# another way, and the curves of two devices, or of two runs on a GPU, prove nothing. So `all` is compared by its first
+# step, whose loss and gradients nothing has magnified yet, and by a curve at a rate at which nothing is.
+CALM = replace(SGD, trainable="all", lr=1e-4)
+STEP, GRADIENTS = 1e-5, 1e-3
+BF16_STEP, BF16_GRADIENTS = 1e-2, 0.3
+BACKBONES = ("resnet18", "efficientnet_lite0")
 
 
 def curve_of(settings: Settings, data: TrialData, **options: Any) -> Curve:
@@ -48,36 +58,111 @@ def losses(curve: Curve) -> np.ndarray[Any, Any]:
     return np.array([[metrics["train_loss"], metrics["val_loss"]] for metrics in curve])
 
 
+def learned(curve: Curve) -> float:
+    """By how much the training loss fell, in parts of it."""
+    return 1 - curve[-1]["train_loss"] / curve[0]["train_loss"]
+
+
 def apart(one: Curve, other: Curve) -> float:
     """The largest difference of two curves' losses, in parts of them."""
     return float(np.max(np.abs(losses(one) / losses(other) - 1)))
 
 
-def on_the_cpu(settings: Settings, data: TrialData) -> Curve:
+@dataclass(frozen=True)
+class Step:
+    """A training's first step: its loss, and the gradients of each parameter."""
+
+    loss: float
+    gradients: list[Tensor]
+
+    def apart(self, other: "Step") -> tuple[float, float, float]:
+        """By how much the losses differ, all gradients as one, and those of the parameter that differ most, in parts
+        of what `other` has."""
+        pairs = list(zip(self.gradients, other.gradients, strict=True))
+        each = [float((mine - its).norm() / its.norm()) for mine, its in pairs]
+        whole = torch.cat([mine - its for mine, its in pairs]).norm() / torch.cat(other.gradients).norm()
+        return abs(self.loss / other.loss - 1), float(whole), max(each)
+
+
+def first_step(settings: Settings, data: TrialData) -> Step:
+    """Of all photos as one batch. What gradient descent has for a momentum after one step is the gradient."""
+    steps: list[Step] = []
+
+    def keep(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        momenta = [entry["momentum_buffer"] for entry in snapshot.state().optimizer["state"].values()]
+        steps.append(Step(metrics["train_loss"], [values.cpu().double().flatten() for values in momenta]))
+        return True
+
+    once = {"epochs": 1, "batch_size": len(data.train), "schedule": "constant", "weight_decay": 0.0}
+    train(replace(settings, **once), data, keep)  # type: ignore[arg-type]
+    return steps[0]
+
+
+@contextlib.contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Trainings compute there, in fp32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             models.train, "choose_arithmetic", lambda precision: Arithmetic(torch.device("cpu"), None)
         )
-        return curve_of(settings, data)
+        yield
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0"])
-@pytest.mark.parametrize(("trainable", "most"), [("head", HEAD), ("last_stage", DEEP), ("all", DEEP)])
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("trainable", "most"), [("head", HEAD), ("last_stage", DEEP)])
 def test_losses_are_those_of_a_cpu(
     backbone: str, trainable: str, most: float, little: TrialData, measured: Measured
 ) -> None:
     settings = replace(SGD, backbone=backbone, trainable=trainable)  # type: ignore[arg-type]
-    here, there = curve_of(settings, little), on_the_cpu(settings, little)
+    here = curve_of(settings, little)
+    with on_the_cpu():
+        there = curve_of(settings, little)
     measured(f"{backbone} {trainable}: fp32 losses differ from the CPU's by {apart(here, there):.1e}")
     assert apart(here, there) < most
 
 
-@pytest.mark.parametrize("trainable", ["last_stage", "all"])
-def test_losses_in_bf16_are_close(trainable: str, little: TrialData, measured: Measured) -> None:
-    settings = replace(SGD, trainable=trainable)  # type: ignore[arg-type]
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_first_step_of_all_is_that_of_a_cpu(backbone: str, little: TrialData, measured: Measured) -> None:
+    settings = replace(SGD, backbone=backbone, trainable="all")
+    here = first_step(settings, little)
+    with on_the_cpu():
+        there = first_step(settings, little)
+    loss, gradients, worst = here.apart(there)
+    measured(
+        f"{backbone} all, one step: loss {loss:.1e}, gradients {gradients:.1e}, of one parameter at most {worst:.1e}"
+    )
+    assert loss < STEP and gradients < GRADIENTS
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_calm_training_of_all_has_the_losses_of_a_cpu(
+    backbone: str, little: TrialData, measured: Measured
+) -> None:
+    settings = replace(CALM, backbone=backbone)
+    here = curve_of(settings, little)
+    with on_the_cpu():
+        there = curve_of(settings, little)
+    measured(
+        f"{backbone} all, lr {CALM.lr:g}: losses differ by {apart(here, there):.1e}, from {losses(here).tolist()}"
+    )
+    assert learned(there) > 10 * DEEP > 10 * apart(here, there)
+
+
+def test_losses_in_bf16_are_close(little: TrialData, measured: Measured) -> None:
+    settings = replace(SGD, trainable="last_stage")
     close, exact = curve_of(replace(settings, precision="bf16"), little), curve_of(settings, little)
-    measured(f"{trainable}: bf16 losses differ from fp32's by {apart(close, exact):.1e}")
+    measured(f"last_stage: bf16 losses differ from fp32's by {apart(close, exact):.1e}")
     assert 0 < apart(close, exact) < BF16
+
+
+def test_the_first_step_of_all_in_bf16_is_close(little: TrialData, measured: Measured) -> None:
+    settings = replace(SGD, trainable="all")
+    close, exact = first_step(replace(settings, precision="bf16"), little), first_step(settings, little)
+    loss, gradients, worst = close.apart(exact)
+    measured(
+        f"all, one step in bf16: loss {loss:.1e}, gradients {gradients:.1e}, of one parameter {worst:.1e}"
+    )
+    assert 0 < loss < BF16_STEP and gradients < BF16_GRADIENTS
 
 
 @pytest.mark.parametrize("augment", ["flip", "flip_shift", "full"])
@@ -92,7 +177,7 @@ def test_a_photo_is_augmented_as_on_a_cpu(augment: str, little: TrialData, measu
     assert (here - there).abs().max() <= 1 and other < (1e-3 if augment == "full" else 1e-9)
 
 
-@pytest.mark.parametrize("trainable", ["head", "last_stage", "all"])
+@pytest.mark.parametrize("trainable", ["head", "last_stage"])
 def test_streamed_banks_give_the_losses_of_resident_ones(
     trainable: str, little: TrialData, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +188,30 @@ def test_streamed_banks_give_the_losses_of_resident_ones(
         curves.append(curve_of(settings, little))
     measured(f"{trainable}: streamed and resident differ by {apart(*curves):.1e}")
     assert apart(*curves) < 1e-4
+
+
+@pytest.mark.parametrize("trainable", ["head", "last_stage", "all"])
+def test_streamed_batches_are_the_resident_ones(
+    trainable: str, many: TrialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, at every step of a training: kernels that are not deterministic come behind them."""
+    settings = replace(SGD, trainable=trainable, augment="full", views=3)  # type: ignore[arg-type]
+    plain, taken = models.train._training_batches, list[list[tuple[Tensor, ...]]]()
+
+    def kept(*arguments: Any) -> Iterator[Any]:
+        for batch in plain(*arguments):
+            taken[-1].append(tuple(values.clone() for values in batch))
+            yield batch
+
+    monkeypatch.setattr(models.train, "_training_batches", kept)
+    for fits in (True, False):
+        monkeypatch.setattr(models.batches, "fits_beside", lambda size, device, fits=fits: fits)
+        taken.append([])
+        curve_of(settings, many)
+    resident, streamed = taken
+    assert len(resident) == len(streamed) == 2 * 60
+    for here, there in zip(resident, streamed, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
 
 
 def test_what_fits_is_resident(little: TrialData) -> None:
@@ -261,18 +370,23 @@ def told_by_two(folder: Path, data: TrialData, settings: Settings, *group: objec
     return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_two_trials_share_a_gpu(many: TrialData, tmp_path: Path, measured: Measured) -> None:
-    settings = replace(SGD, trainable="all")
+@pytest.mark.parametrize("trainable", ["last_stage", "all"])
+def test_two_trials_share_a_gpu(trainable: str, many: TrialData, tmp_path: Path, measured: Measured) -> None:
+    """Each within its half, and the last stage learns what it learns alone; `all` is chaotic over so many steps."""
+    settings = replace(SGD, trainable=trainable)  # type: ignore[arg-type]
     alone = curve_of(settings, many)
     both = told_by_two(tmp_path, many, settings)
     half = torch.cuda.mem_get_info()[1] / 2
     for curve in both:
+        last = curve[-1]
         measured(
-            f"beside another: losses differ by {apart(curve, alone):.1e}, "
-            f"most memory {curve[-1]['most_memory'] / 2**20:.0f} MiB, kept {curve[-1]['left'] / 2**20:.0f}"
+            f"beside another, {trainable}: losses differ by {apart(curve, alone):.1e}, most memory "
+            f"{last['most_memory'] / 2**20:.0f} MiB, kept {last['kept'] / 2**20:.0f}, of it not cuBLAS's "
+            f"{last['left'] / 2**20:.0f}"
         )
-        assert apart(curve, alone) < DEEP
-        assert curve[-1]["most_memory"] <= half and curve[-1]["left"] < 64 * 2**20
+        assert len(curve) == len(alone) and np.isfinite(losses(curve)).all()
+        assert trainable == "all" or apart(curve, alone) < DEEP
+        assert last["most_memory"] <= half and last["left"] < 32 * 2**20
 
 
 @pytest.mark.parametrize("backend", ["gloo", "nccl"])
@@ -282,18 +396,21 @@ def test_two_processes_learn_what_one_does(
     """Over gloo on the same GPU; NCCL wants a GPU each. Batches are normalised together."""
     if backend == "nccl" and torch.cuda.device_count() < 2:
         pytest.skip("NCCL wants two GPUs")
-    settings = replace(SGD, trainable="all")
-    curve, nothing = told_by_two(tmp_path, little, settings, 2, backend)
-    alone = curve_of(settings, little)
+    curve, nothing = told_by_two(tmp_path, little, CALM, 2, backend)
+    alone = curve_of(CALM, little)
     measured(f"{backend}: losses of two processes differ from one's by {apart(curve, alone):.1e}")
-    assert not nothing and apart(curve, alone) < DEEP
+    assert not nothing and learned(alone) > 10 * DEEP > 10 * apart(curve, alone)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [CALM, replace(SGD, trainable="last_stage", optimizer="adamw", lr=1e-4)],
+    ids=["all-sgd", "last_stage-adamw"],
+)
 def test_a_resumed_training_has_the_curve_of_an_undisturbed_one(
-    little: TrialData, tmp_path: Path, measured: Measured
+    settings: Settings, little: TrialData, tmp_path: Path, measured: Measured
 ) -> None:
     """Also on a CPU, from what a GPU has left."""
-    settings = replace(SGD, trainable="all", optimizer="adamw", lr=1e-4)
     whole, again = curve_of(settings, little), curve_of(settings, little)
     measured(f"twice the same training: losses differ by {apart(whole, again):.1e}")
 
@@ -309,15 +426,12 @@ def test_a_resumed_training_has_the_curve_of_an_undisturbed_one(
 
     state = load_training_state(tmp_path / "last.pt")
     resumed = later(state)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            models.train, "choose_arithmetic", lambda precision: Arithmetic(torch.device("cpu"), None)
-        )
+    with on_the_cpu():
         elsewhere = later(load_training_state(tmp_path / "last.pt"))
     measured(
         f"resumed: {apart(resumed, whole[1:]):.1e}; resumed on the CPU: {apart(elsewhere, whole[1:]):.1e}"
     )
-    assert apart(resumed, whole[1:]) < DEEP and apart(elsewhere, whole[1:]) < 10 * DEEP
+    assert apart(resumed, whole[1:]) < DEEP and apart(elsewhere, whole[1:]) < DEEP
 
 
 @pytest.mark.parametrize("trainable", ["head", "all"])
