@@ -43,8 +43,10 @@ HEAD, DEEP, BF16 = 1e-4, 2e-3, 0.05
 # another way, and the curves of two devices, or of two runs on a GPU, prove nothing. So `all` is compared by its first
 # step, whose loss and gradients nothing has magnified yet, and by a curve at a rate at which nothing is.
 CALM = replace(SGD, trainable="all", lr=1e-4)
-STEP, GRADIENTS = 1e-5, 1e-3
-BF16_STEP, BF16_GRADIENTS = 1e-2, 0.3
+# Of one step. On a CPU with another number of threads: loss 2e-7, gradients 1.1e-2 (each unit on the other side of its
+# ReLU is a jump); in bf16 instead of fp32: gradients 0.27.
+STEP, GRADIENTS = 1e-5, 0.05
+BF16_STEP, BF16_GRADIENTS = 1e-2, 0.5
 BACKBONES = ("resnet18", "efficientnet_lite0")
 
 
@@ -162,7 +164,7 @@ def test_the_first_step_of_all_in_bf16_is_close(little: TrialData, measured: Mea
     measured(
         f"all, one step in bf16: loss {loss:.1e}, gradients {gradients:.1e}, of one parameter {worst:.1e}"
     )
-    assert 0 < loss < BF16_STEP and gradients < BF16_GRADIENTS
+    assert loss < BF16_STEP and GRADIENTS < gradients < BF16_GRADIENTS, "neither fp32 nor wrong"
 
 
 @pytest.mark.parametrize("augment", ["flip", "flip_shift", "full"])
