@@ -291,9 +291,10 @@ def train(
 
     The same settings and data give the same numbers on the same machine with as many threads, unless it computes on
     a GPU, whose kernels add in no fixed order: there a head's losses are the same but for rounding, and those of a
-    whole network that is trained from random weights differ by percents, as training magnifies it. Metrics: `train_*` (running, in
-    training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr` of the epoch's last
-    step; `images_per_second` of training; `seconds` of the whole epoch.
+    whole network that is trained from random weights differ by percents, as training magnifies it.
+
+    Metrics: `train_*` (running, in training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr`
+    of the epoch's last step; `images_per_second` of training; `seconds` of the whole epoch.
     """
     group = current_group()
     arithmetic = choose_arithmetic(settings.precision)
