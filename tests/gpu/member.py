@@ -32,7 +32,8 @@ def beside(folder: Path, rank: int) -> Curve:
     run_trial(task, data, lambda epoch, metrics: curve.append(metrics) is None)
     curve[-1]["most_memory"] = torch.cuda.max_memory_reserved()
     curve[-1]["kept"] = torch.cuda.memory_reserved()
-    # The rest is a workspace of cuBLAS for each thread that used it, 32 MiB on a GPU of H100's kind; a process has two.
+    # An H100 kept 66 MiB: probably workspaces of cuBLAS's for two threads, of 32 MiB each, which a process has once
+    # and no trial adds to.
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
     curve[-1]["left"] = torch.cuda.memory_reserved()
