@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from models.depthwise import FastDepthwise
 
@@ -36,6 +38,21 @@ class Arithmetic:
             yield
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """What lies on the CPU, on the device: to a GPU from pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values
+
+
+def give_back_memory() -> None:
+    """What this process holds of a GPU's memory and does not use, to whoever shares the GPU. A trial's objects refer to
+    one another, and are memory in use until they are collected."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def threads_of(trainable: str, available: int) -> int:
     """The threads that one trial computes with: a head's steps are too small to share, its threads would only wait
     for one another."""
@@ -47,6 +64,14 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def compute_exactly() -> None:
+    """fp32 on a GPU is fp32: cuDNN would by default round what a convolution multiplies to the 10 bits of TF32.
+
+    Only GPUs that have bf16 have TF32, and `auto` takes bf16 there: who asks for fp32 wants its digits.
+    """
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def choose_arithmetic(precision: str = "auto") -> Arithmetic:

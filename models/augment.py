@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.arithmetic import send
+
 Augment = Literal["none", "flip", "flip_shift", "full"]
 
 VERSION = 1
@@ -37,7 +39,7 @@ def augment_images(images: Tensor, rows: Tensor, views: Tensor, augment: Augment
     """
     if augment == "none":
         return images
-    mirrored = (views % 2 == 1).to(images.device).view(-1, 1, 1, 1)
+    mirrored = send(views % 2 == 1, images.device).view(-1, 1, 1, 1)
     images = torch.where(mirrored, images.flip(2), images)
     if augment == "flip":
         return images
@@ -45,13 +47,13 @@ def augment_images(images: Tensor, rows: Tensor, views: Tensor, augment: Augment
     reach = int(SHIFT * images.shape[1])
     shifts = (draws[:, :2] * (2 * reach + 1)).long() - reach
     shifts[views < 2] = 0
-    images = shift_images(images, shifts.to(images.device))
+    images = shift_images(images, send(shifts, images.device))
     if augment == "flip_shift":
         return images
     factors = 1 + JITTER * (2 * draws[:, 2:5] - 1)
     blur = draws[:, 5].clone()
     factors[views < 2], blur[views < 2] = 1.0, 0.0
-    return _recolour(images, factors.to(images.device), blur.to(images.device))
+    return _recolour(images, send(factors, images.device), send(blur, images.device))
 
 
 def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
@@ -66,13 +68,13 @@ def shift_images(images: Tensor, shifts: Tensor) -> Tensor:
 
 def _recolour(images: Tensor, factors: Tensor, blur: Tensor) -> Tensor:
     brightness, contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in factors.unbind(1))
-    weights = images.new_tensor(_GRAY, dtype=torch.float32)
+    weights = send(torch.tensor(_GRAY), images.device)
     seen = images.float() * brightness
     mean = (seen @ weights).mean((1, 2)).view(-1, 1, 1, 1)
     seen = mean + contrast * (seen - mean)
     gray = (seen @ weights).unsqueeze(3)
     seen = gray + saturation * (seen - gray)
-    line = images.new_tensor(_KERNEL, dtype=torch.float32)
+    line = send(torch.tensor(_KERNEL), images.device)
     planes = F.pad(seen.permute(0, 3, 1, 2), (2, 2, 2, 2), mode="replicate")
     for shape in ((1, 1, 5, 1), (1, 1, 1, 5)):
         planes = F.conv2d(planes, line.view(shape).expand(3, *shape[1:]), groups=3)

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.arithmetic import send
 from models.augment import Augment, augment_images
 from models.profile import Mark, nothing
 
 
 class Batches(Protocol):
-    """One split, as the trained part of the network sees it; `labels` are class indices int64 [N]."""
+    """One split, as the trained part of the network sees it; `labels` are class indices int64 [N], on the CPU."""
 
     labels: Tensor
 
@@ -32,15 +33,15 @@ class Batches(Protocol):
 
 
 def fits_beside(size: int, device: torch.device) -> bool:
-    """Whether `size` bytes may lie on a GPU for a whole trial: a quarter of what is free, as trials share it."""
-    return device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] // 4
-
-
-def send(batch: Tensor, device: torch.device) -> Tensor:
-    """A batch on the device; to a GPU from pinned memory, so that nobody waits for the copy."""
-    if device.type == "cuda" and batch.device.type == "cpu":
-        return batch.pin_memory().to(device, non_blocking=True)
-    return batch
+    """Whether `size` bytes may lie on a GPU for a whole trial: a quarter of what is free, and of what this process may
+    still take, as trials share it."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    # By index, None for the current GPU: of these calls, this one alone refuses a device that is "cuda" and no more.
+    fraction = torch.cuda.get_per_process_memory_fraction(device.index)
+    own = fraction * total - torch.cuda.memory_allocated(device)
+    return size <= min(free, own) // 4
 
 
 def _send_marked(batch: Tensor, device: torch.device, mark: Mark) -> Tensor:
@@ -62,7 +63,7 @@ class PixelBatches:
         augment: Augment,
         views: int,
     ) -> None:
-        self.labels, self.views = torch.tensor(labels, device=device), views
+        self.labels, self.views = torch.tensor(labels), views
         self._augment: Augment = augment
         self._pixels, self._front, self._device = pixels, front, device
         self._resident = None
@@ -71,7 +72,7 @@ class PixelBatches:
 
     def take(self, rows: Tensor, views: Tensor, mark: Mark = nothing) -> Tensor:
         if self._resident is not None:
-            images = self._resident[rows.to(self._device, non_blocking=True)]
+            images = self._resident[send(rows, self._device)]
         else:
             images = _send_marked(torch.from_numpy(self._pixels[rows.numpy()]), self._device, mark)
         return self._front(augment_images(images, rows, views, self._augment))
@@ -81,14 +82,14 @@ class FeatureBatches:
     """Activations at the cut [views, N, ...], one set for each view."""
 
     def __init__(self, features: Tensor, labels: np.ndarray[Any, Any], device: torch.device) -> None:
-        self.labels, self.views = torch.tensor(labels, device=device), len(features)
+        self.labels, self.views = torch.tensor(labels), len(features)
         # On a GPU where it fits; else it stays in the mapped file, which a CPU reads in place.
         self._features = features.to(device) if fits_beside(features.nbytes, device) else features
         self._device = device
 
     def take(self, rows: Tensor, views: Tensor, mark: Mark = nothing) -> Tensor:
         place = self._features.device
-        return _send_marked(self._features[views.to(place), rows.to(place)], self._device, mark)
+        return _send_marked(self._features[send(views, place), send(rows, place)], self._device, mark)
 
 
 class JoinedBatches:
@@ -106,4 +107,4 @@ class JoinedBatches:
                 places.append(here)
                 taken.append(part.take(rows[here] - start, views[here], mark))
         joined = torch.cat(taken)
-        return joined[torch.cat(places).argsort().to(joined.device)]
+        return joined[send(torch.cat(places).argsort(), joined.device)]

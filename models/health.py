@@ -2,7 +2,8 @@
 
 Names and defaults are those of the rules of the SageMaker Debugger where it has such a rule; a default that
 differs says why. A rule is a pure function from a few numbers to what was seen, or an empty text. `Watch` collects
-those numbers in the training loop: at a few sampled steps, always the same ones, and at the end of every epoch.
+those numbers in the training loop: at a few sampled steps, always the same ones, and at the end of every epoch. What a
+step leaves stays on the device until the epoch is over, as reading it would make the step wait for a GPU.
 """
 
 from __future__ import annotations
@@ -330,6 +331,21 @@ IN_A_ROW = {
 }
 
 
+@dataclass
+class _Sample:
+    """What one sampled step leaves, on the device and unread."""
+
+    first: bool  # the first step of all
+    images: Tensor | None = None  # their moments
+    inputs: list[Tensor] = field(default_factory=list)  # the moments of what goes into each activation
+    activity: dict[str, Tensor] = field(default_factory=dict)
+    saturation: dict[str, Tensor] = field(default_factory=dict)
+    gradients: list[str] = field(default_factory=list)  # whose means follow the loss in `means`
+    means: Tensor | None = None
+    norms: Tensor | None = None  # of each parameter's change and of what it was before, in turn
+    lr: float = 0.0
+
+
 class Watch:
     """Watches one training: told before, within and after each step, and at the end of each epoch.
 
@@ -360,13 +376,9 @@ class Watch:
         self._ratios: list[dict[str, float]] = []
         asked = self._rules.get("unchanged_tensor", Rule()).thresholds
         self._kept = int({**thresholds_of("unchanged_tensor"), **asked}["num_steps"])
-        self._clear()
-
-    def _clear(self) -> None:
+        self._samples: list[_Sample] = []  # of this epoch
+        self._sample = _Sample(False)
         self._hooks: list[Any] = []
-        self._activity: dict[str, Tensor] = {}
-        self._saturation: dict[str, Tensor] = {}
-        self._variances: list[float] = []
         self._before: list[Tensor] = []
 
     def before_step(self, inputs: Tensor) -> None:
@@ -378,28 +390,29 @@ class Watch:
         self._step += 1
         if not self._due:
             return
+        self._sample = _Sample(self._step == 1)
         # Images only: what a frozen stage gives varies as its weights have it.
         if inputs.dim() == 4 and inputs.shape[1] == 3:
-            mean, variance = _moments(inputs)
-            self._judge(tensor_variance, variance)
-            self._judge(check_input_images, mean)
+            self._sample.images = _moments(inputs)
         self._hooks = [
             layer.register_forward_pre_hook(self._look(name)) for name, layer in self._layers.items()
         ]
 
     def _look(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        sample = self._sample
+
         def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             values = inputs[0].detach()
             spatial = tuple(range(2, values.dim()))  # a unit of a convolution is a channel
             if (limits := WORKING_RANGES.get(type(layer))) is not None:
                 outside = ((values < limits[0]) | (values > limits[1])).float()
-                self._saturation[name] = (outside.mean(spatial) if spatial else outside).mean(0)
+                sample.saturation[name] = (outside.mean(spatial) if spatial else outside).mean(0)
                 return
-            self._activity[name] = (
+            sample.activity[name] = (
                 (values > 0).float().amax(spatial) if spatial else (values > 0).float()
             ).mean(0)
-            if self._step == 1:
-                self._variances.append(_moments(values)[1])
+            if sample.first:
+                sample.inputs.append(_moments(values))
 
         return look
 
@@ -409,18 +422,10 @@ class Watch:
             return
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         scalars = [loss.detach().float(), *(grad.abs().mean().float() for grad in gradients.values())]
-        first, *means = torch.stack(scalars).tolist()  # one wait for the device
-        by_name = dict(zip(gradients, means, strict=True))
-        self._judge(exploding_tensor, {"the loss": first, **by_name})
-        self._judge(vanishing_gradient, by_name)
-        self._judge(dead_relu, self._activity)
-        self._judge(saturated_activation, self._saturation)
-        if self._step == 1:
-            fresh = self._settings.weights == "none" and self._settings.trainable == "all"
-            variances = self._variances if fresh else []
-            self._judge(poor_weight_initialization, first, len(self._classes), variances)
+        self._sample.gradients, self._sample.means = list(gradients), torch.stack(scalars)
         self._before = [parameter.detach().clone() for parameter in self._parameters.values()]
 
     def after_step(self, lr: float) -> None:
@@ -430,16 +435,35 @@ class Watch:
         norms = []
         for parameter, before in zip(self._parameters.values(), self._before, strict=True):
             norms += [(parameter.detach() - before).norm(), before.norm()]
-        values = torch.stack([norm.float() for norm in norms]).tolist()
+        self._sample.norms, self._sample.lr = torch.stack([norm.float() for norm in norms]), lr
+        self._samples.append(self._sample)
+        self._before = []
+
+    def _judge_step(self, sample: _Sample) -> None:
+        if sample.images is not None:
+            mean, variance = _mean_and_variance(sample.images)
+            self._judge(tensor_variance, variance)
+            self._judge(check_input_images, mean)
+        assert sample.means is not None and sample.norms is not None
+        first, *means = sample.means.tolist()
+        by_name = dict(zip(sample.gradients, means, strict=True))
+        self._judge(exploding_tensor, {"the loss": first, **by_name})
+        self._judge(vanishing_gradient, by_name)
+        self._judge(dead_relu, sample.activity)
+        self._judge(saturated_activation, sample.saturation)
+        if sample.first:
+            fresh = self._settings.weights == "none" and self._settings.trainable == "all"
+            variances = [_mean_and_variance(moments)[1] for moments in sample.inputs] if fresh else []
+            self._judge(poor_weight_initialization, first, len(self._classes), variances)
+        values = sample.norms.tolist()
         pairs = zip(self._parameters, values[::2], values[1::2], strict=True)
         # A parameter that begins at zero (a bias) has no ratio yet.
         ratios = {name: change / norm for name, change, norm in pairs if norm > 1e-3}
         # One-cycle begins and ends with steps next to nothing, as it should.
-        if lr > 0.01 * self._settings.lr:
+        if sample.lr > 0.01 * self._settings.lr:
             self._ratios = [*self._ratios, ratios][-self._kept :]
             self._judge(weight_update_ratio, ratios)
             self._judge(unchanged_tensor, self._ratios)
-        self._clear()
 
     def _judge(self, rule: Callable[..., str], *numbers: Any) -> None:
         name = rule.__name__
@@ -461,6 +485,9 @@ class Watch:
         train, validation = ([metrics[name] for metrics in history] for name in ("train_loss", "val_loss"))
         places = range(len(self._classes))
         matrix = confusion_matrix(predicted.cpu().numpy(), actual.cpu().numpy(), places)
+        for sample in self._samples:
+            self._judge_step(sample)
+        self._samples = []
         self._judge(loss_not_decreasing, train)
         self._judge(overfit, train, validation)
         self._judge(overtraining, train, validation)
@@ -478,10 +505,14 @@ class Watch:
         return found
 
 
-def _moments(values: Tensor, rows: int = 16) -> tuple[float, float]:
-    """Mean and variance of some rows; by sums of squares, which take a tenth of the time of `torch.var`."""
+def _moments(values: Tensor, rows: int = 16) -> Tensor:
+    """The means of some rows' values and of their squares, [2]; a tenth of the time of `torch.var`."""
     some = values.detach()[:rows].float()
-    mean, square = torch.stack([some.mean(), some.square().mean()]).tolist()
+    return torch.stack([some.mean(), some.square().mean()])
+
+
+def _mean_and_variance(moments: Tensor) -> tuple[float, float]:
+    mean, square = moments.tolist()
     return mean, square - mean**2
 
 

@@ -1,7 +1,9 @@
 """Where a trial's time and memory go, always on, and what to change about it in plain words.
 
-On a CPU every step is timed by phase. On a GPU, where the calls return before the work is done, only sampled steps
-are: waiting for the device at each phase would slow down all others.
+On a CPU every step is timed by phase. On a GPU, where the calls return before the work is done, the clock is the
+device's own: events among its work, at the end of every step and at each phase of sampled ones, which are read when the
+epoch is over. A phase's time is then the device's; what the CPU does meanwhile, and the device need not wait for, is
+no part of it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from models.health import Finding
 
 log = logging.getLogger(__name__)
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")
-SAMPLED = 25  # on a GPU one step in so many is timed
+SAMPLED = 25  # on a GPU one step in so many is timed by phase
 SYSTEM_SECONDS = 1.0  # at least so long between two looks at the machine
 OUTLIER = 3.0  # a step that takes so many times the median is slow
 TRACED = range(3, 8)  # the steps of the first epoch that a trace shows
@@ -131,6 +133,8 @@ class Profile:
         self._phases = dict.fromkeys(PHASES, 0.0)
         self._timed = 0
         self._seconds: list[float] = []
+        self._ends: list[Any] = []  # on a GPU: events at the epoch's begin and the end of every step
+        self._marks: list[tuple[str, Any]] = []  # and at the end of phases; "" begins
 
     def epoch_begins(self) -> None:
         """Before the first batch is asked for; what came since the last epoch's end was its report."""
@@ -141,13 +145,23 @@ class Profile:
             self._report = now - self._last
         self._last = self._step_began = now
         self._timing = not self._cuda
+        if self._cuda:
+            self._ends = [_event()]
+            self._sample()
+
+    def _sample(self) -> None:
+        """On a GPU: whether the coming step is timed by phase. The very first one is not: it chooses kernels."""
+        self._timing = self._steps > 0 and self._steps % SAMPLED == 0
+        if self._timing:
+            self._marks.append(("", self._ends[-1]))
 
     def mark(self, phase: str) -> None:
         """The time since the last mark belongs to `phase`."""
         if not self._timing:
             return
         if self._cuda:
-            torch.cuda.synchronize()
+            self._marks.append((phase, _event()))
+            return
         now = time.perf_counter()
         self._phases[phase] += now - self._last
         self._last = now
@@ -157,14 +171,13 @@ class Profile:
         self.mark("optimizer")
         self._timed += self._timing
         self._steps += 1
-        now = time.perf_counter()
-        self._seconds.append(now - self._step_began)
-        self._step_began = self._last = now
         if self._cuda:
-            self._timing = self._steps % SAMPLED == 0
-            if self._timing:
-                torch.cuda.synchronize()
-                self._step_began = self._last = time.perf_counter()
+            self._ends.append(_event())
+            self._sample()
+        else:
+            now = time.perf_counter()
+            self._seconds.append(now - self._step_began)
+            self._step_began = self._last = now
         self._follow_trace()
 
     def _follow_trace(self) -> None:
@@ -182,8 +195,12 @@ class Profile:
             tracing.export_chrome_trace(str(file))
 
     def training_done(self) -> None:
-        """The epoch's last step is over; validation comes next."""
+        """The epoch's last step is over, on the device, too; validation comes next."""
         self._last = time.perf_counter()
+        self._seconds += [before.elapsed_time(after) / 1000 for before, after in pairwise(self._ends)]
+        for (_, before), (phase, after) in pairwise(self._marks):
+            if phase:
+                self._phases[phase] += before.elapsed_time(after) / 1000
 
     def epoch_done(self, epoch: int, parts: int = 1) -> tuple[dict[str, float], tuple[Finding, ...]]:
         """The epoch's figures, ready to be logged, and what the rules say for the first time; validation is over."""
@@ -264,6 +281,12 @@ def _gpu_memory() -> dict[str, float]:
 
 def _gpu_utilization() -> dict[str, float]:
     return {"system/gpu_0_utilization_percentage": float(torch.cuda.utilization())}
+
+
+def _event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 @contextlib.contextmanager

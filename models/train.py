@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from data.features import open_feature_bank
 from data.limits import cores
 from data.pixels import PixelBank
-from models.arithmetic import Arithmetic, choose_arithmetic
+from models.arithmetic import Arithmetic, choose_arithmetic, compute_exactly, give_back_memory, send
 from models.augment import VERSION as AUGMENT_VERSION
 from models.augment import Augment, augment_images, views_of
 from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
@@ -52,6 +52,7 @@ Progress = Callable[[int, int], None]
 PLAIN: Augment = "none"
 ALONE = Group()
 PRIME = 1_000_003
+FORWARD = 256  # photos at a time where no gradients are kept
 FRESH = 2**31  # so many views, drawn anew each time, are as good as endless
 
 
@@ -69,6 +70,8 @@ class TrialData:
 def open_counter(settings: Settings, data: TrialData, arithmetic: Arithmetic) -> Counter:
     """A fresh counter for these photos, where and as the arithmetic computes; a backbone that is frozen as a whole is
     built when it is needed."""
+    if arithmetic.device.type == "cuda":
+        compute_exactly()
     counter = build_counter(settings, data.classes, data.image_size, postponed=True).to(arithmetic.device)
     return counter.to(memory_format=torch.channels_last)
 
@@ -82,26 +85,28 @@ def open_batches(
     augment: Augment,
     stored: bool = True,
     progress: Progress | None = None,
+    parts: int = 1,
 ) -> Batches:
     """A split's batches as the trained part takes them: from the feature bank where something is frozen.
 
-    `stored=False` runs the frozen part again for every batch: the plain way, which the bank must equal.
+    `stored=False` runs the frozen part again for every batch: the plain way, which the bank must equal. `parts` is
+    into how many a GPU's batches are cut for want of memory.
     """
     cut = counter.cut(settings.trainable)
     device = arithmetic.device
     prefix = counter.prefix(cut).eval()
 
     # On a CPU small batches stay in its caches (measured on 2 cores: 8 images at a time twice as fast as 64).
-    batch, threads = (8, cores()) if device.type == "cpu" else (256, 1)
+    batch, threads = (8, cores()) if device.type == "cpu" else (max(1, FORWARD // parts), 1)
 
     def front(images: Tensor) -> Tensor:
         with torch.no_grad(), arithmetic.context():
-            inputs = counter.normalise(images.to(device))
+            inputs = counter.normalise(send(images, device))
             codes = torch.cat([prefix(part) for part in inputs.split(batch)]) if cut else inputs
         return codes if cut == 0 or arithmetic.autocast is None else codes.to(arithmetic.autocast)
 
     def encode(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
-        return front(augment_images(images, rows, views, augment))
+        return front(augment_images(send(images, device), rows, views, augment))
 
     views = views_of(augment, settings.views if cut else FRESH)
     if cut == 0 or not stored:
@@ -121,6 +126,7 @@ def build_banks(settings: Settings, data: TrialData, progress: Progress | None =
     if counter.cut(settings.trainable):
         for split, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
             open_batches(counter, settings, split, data.banks, arithmetic, augment, progress=progress)
+    give_back_memory()  # to the trials, in processes of their own
 
 
 def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -150,7 +156,7 @@ def _class_weights(labels: Tensor, classes: int) -> Tensor:
 def _epoch_rows(labels: Tensor, settings: Settings, generator: torch.Generator) -> list[Tensor]:
     """The rows of every batch of one epoch; a last batch of one is joined to the batch before (batch norm)."""
     if settings.balance == "sampler":
-        chance = _class_weights(labels, int(labels.max()) + 1)[labels].cpu()
+        chance = _class_weights(labels, int(labels.max()) + 1)[labels]
         order = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
     else:
         order = torch.randperm(len(labels), generator=generator)
@@ -180,7 +186,7 @@ def _training_batches(
             shard if shard.stop > shard.start else slice(0, 1)
         )  # an empty shard, in the shape of a full one
         inputs = split.take(rows[taken], views[taken], mark)[: shard.stop - shard.start]
-        labels = split.labels[rows.to(split.labels.device)]
+        labels = send(split.labels[rows], inputs.device)
         yield inputs, labels[shard], labels
 
 
@@ -236,7 +242,7 @@ def _backward(
 
 
 def _predict(
-    net: nn.Module, split: Batches, arithmetic: Arithmetic, group: Group = ALONE, batch: int = 256
+    net: nn.Module, split: Batches, arithmetic: Arithmetic, group: Group = ALONE, batch: int = FORWARD
 ) -> Tensor:
     """Log-probabilities float32 [N, K] of a split, unaugmented; each rank computes a part and has them all."""
     net.eval()
@@ -284,9 +290,12 @@ def train(
     unless the network draws dropout masks (each rank its own) or a CPU normalises unfrozen batches (each rank its
     shard's).
 
-    The same settings and data give the same numbers on the same machine. Metrics: `train_*` (running, in
-    training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr` of the epoch's last
-    step; `images_per_second` of training; `seconds` of the whole epoch.
+    The same settings and data give the same numbers on the same machine with as many threads, unless it computes on
+    a GPU, whose kernels add in no fixed order: there a head's losses are the same but for rounding, and those of a
+    whole network that is trained from random weights differ by percents, as training magnifies it.
+
+    Metrics: `train_*` (running, in training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr`
+    of the epoch's last step; `images_per_second` of training; `seconds` of the whole epoch.
     """
     group = current_group()
     arithmetic = choose_arithmetic(settings.precision)
@@ -294,13 +303,13 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)  # dropout draws from the global generator
     counter = open_counter(settings, data, arithmetic)
-    learn = open_batches(counter, settings, data.train, data.banks, arithmetic, settings.augment, stored)
-    check = open_batches(counter, settings, data.validation, data.banks, arithmetic, PLAIN, stored)
+
+    def batches(bank: PixelBank, augment: Augment) -> Batches:
+        return open_batches(counter, settings, bank, data.banks, arithmetic, augment, stored, parts=parts)
+
+    learn, check = batches(data.train, settings.augment), batches(data.validation, PLAIN)
     if refit:
-        more = open_batches(
-            counter, settings, data.validation, data.banks, arithmetic, settings.augment, stored
-        )
-        learn = JoinedBatches(learn, more)
+        learn = JoinedBatches(learn, batches(data.validation, settings.augment))
 
     net = counter.suffix(counter.cut(settings.trainable))
     if settings.trainable == "head":
@@ -310,7 +319,9 @@ def train(
     steps = settings.epochs * len(_epoch_rows(learn.labels, settings, torch.Generator()))
     optimizer = _optimizer(net, settings)
     schedule = _schedule(optimizer, settings, steps)
-    weight = _class_weights(learn.labels, len(classes)) if settings.balance == "weights" else None
+    weight = None
+    if settings.balance == "weights":
+        weight = _class_weights(learn.labels, len(classes)).to(arithmetic.device)
 
     watch = Watch(net, settings, learn.labels, data.classes, rules)
     history: list[dict[str, float]] = []
@@ -361,7 +372,7 @@ def train(
 
         choice, actual = group.gather(torch.cat(choices)), group.gather(torch.cat(seen))
         group.average_statistics(net)
-        said = _predict(net, check, arithmetic, group)
+        said = _predict(net, check, arithmetic, group, max(1, FORWARD // parts)).cpu()
         figures, advice = profile.epoch_done(epoch, parts)
         metrics = {
             **_scores("train", train_loss, choice, actual, classes),
@@ -376,7 +387,7 @@ def train(
             epoch: int = epoch, metrics: dict[str, float] = metrics, said: Tensor = said
         ) -> Checkpoint:
             state = {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
-            return Checkpoint(epoch, metrics, settings, data.classes, data.image_size, state, said.cpu())
+            return Checkpoint(epoch, metrics, settings, data.classes, data.image_size, state, said)
 
         history.append(metrics)
         findings = (*watch.epoch_done(epoch, history, said.argmax(1), check.labels), *advice)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from models.arithmetic import give_back_memory
 from models.costs import photo_costs
 from models.group import current_group
 from models.health import Rule
@@ -57,6 +58,14 @@ def hide_gpus(share: Share) -> None:
     """Take the node's GPUs out of the sight of this process if its trial has none: Ray leaves them there."""
     if not share.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def limit_memory(share: Share) -> None:
+    """A trial that has a part of a GPU may take that part of its memory, whatever its neighbours have left: one that
+    wants more is cut into micro-batches, the same way each time."""
+    if torch.cuda.is_available():
+        gpus = share.each.get("GPU", 0.0)
+        torch.cuda.set_per_process_memory_fraction(gpus if 0 < gpus < 1 else 1.0)
 
 
 ONE_CORE = Share({"CPU": 1.0})
@@ -115,8 +124,7 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or 2 * parts > task.settings.batch_size:
                     raise
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_back_memory()
             parts *= 2
     except LostWorkerError:
         raise
@@ -127,6 +135,8 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
             raise
         leave_error(task.folder, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
         raise
+    finally:
+        give_back_memory()
 
 
 def no_room(error: BaseException) -> bool:
@@ -153,6 +163,7 @@ def leave_error(folder: Path, reason: str, details: str) -> None:
 def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     """Train in so many micro-batches to a batch. Of a group, rank 0 alone reads and writes files, and sends."""
     torch.set_num_threads(task.threads)
+    limit_memory(task.share)
     group = current_group()
     deadline = None if task.minutes is None else time.monotonic() + 60 * task.minutes
     best: float | None = None
@@ -185,9 +196,19 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     train(task.settings, data, report, start_from=state, parts=parts, trace=trace, rules=task.rules)
 
 
+NO_MEMORY = (
+    "can't allocate memory",  # PyTorch's CPU allocator
+    "out of memory",  # CUDA and NCCL; CUDA has no class of its own for it where pinned memory is asked for
+    "_ALLOC_FAILED",  # cuBLAS, cuDNN before 9
+    "_ALLOCATION_FAILED",  # cuDNN 9
+)
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch or Python could not get memory; PyTorch's CPU allocator says so in words only."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether PyTorch, one of CUDA's libraries or Python could not get memory; most say so in words only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in NO_MEMORY)
 
 
 def _healthy(metrics: dict[str, float]) -> bool:

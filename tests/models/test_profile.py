@@ -18,6 +18,7 @@ from models.health import Finding
 from models.profile import (
     MEGABYTE,
     PHASES,
+    SAMPLED,
     Profile,
     batch_size,
     cpu_bound,
@@ -109,6 +110,7 @@ def test_a_gpu_that_may_not_be_asked_is_trained_on_all_the_same(
     monkeypatch.setattr(models.profile, "SYSTEM_SECONDS", 0.0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (MEGABYTE, 4 * MEGABYTE))
     monkeypatch.setattr(torch.cuda, "utilization", lambda: 60)
+    monkeypatch.setattr(torch.cuda, "Event", LateDevice)
     profile = Profile(torch.device("cuda"), 1)
 
     def epoch(number: int) -> dict[str, float]:
@@ -142,3 +144,45 @@ def test_a_trace_shows_a_few_steps(trial_data: TrialData, tmp_path: Path) -> Non
     names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert "aten::addmm" in names
     assert torch.autograd._profiler_enabled() is False
+
+
+class LateDevice:
+    """Stands for a GPU: its calls return at once, and its work takes the time that the phase's mark was given."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = LateDevice.now
+
+    def elapsed_time(self, other: "LateDevice") -> float:
+        return 1000 * (other.at - self.at)
+
+
+@pytest.mark.parametrize("steps", [SAMPLED, 10])  # also where the sampled step is an epoch's first one
+def test_on_a_gpu_the_clock_is_the_device_s(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampled steps are no slower than others, and nothing waits for them."""
+    monkeypatch.setattr(torch.cuda, "Event", LateDevice)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: pytest.fail("waits"))
+    profile = Profile(torch.device("cuda"), 1)
+    timed = []
+    for epoch in range(1, 7):
+        profile.epoch_begins()
+        for _ in range(steps):
+            for phase, seconds in zip(PHASES, (0.0, 0.001, 0.01, 0.02, 0.003), strict=True):
+                LateDevice.now += seconds
+                if phase != "optimizer":
+                    profile.mark(phase)
+            profile.step_done()
+        profile.training_done()
+        assert sum(profile._seconds) == pytest.approx(steps * 0.034)
+        figures, findings = profile.epoch_done(epoch)
+        assert figures["profile/slow_steps"] == 0 and not findings
+        timed.append([round(figures[f"profile/{phase}_ms"], 6) for phase in PHASES])
+    times = [0.0, 1.0, 10.0, 20.0, 3.0]
+    nothing = [0.0] * 5
+    assert timed == [
+        times if n in (range(2, 7) if steps == SAMPLED else (3, 6)) else nothing for n in range(1, 7)
+    ]

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+import models.train
 from data.errors import UserError
 from data.features import open_feature_bank
+from models.arithmetic import Arithmetic
 from models.build import Checkpoint, build_counter, counter_from, load_checkpoint
 from models.network import HEADS
 from models.settings import Settings
@@ -128,6 +130,28 @@ def test_micro_batches_add_up_to_the_whole_batch(trial_data: TrialData, changes:
 
     train(settings, trial_data, report, parts=3)
     np.testing.assert_allclose(kept, losses(run(settings, trial_data)), rtol=1e-4)
+
+
+def test_prediction_is_cut_as_batches_are(trial_data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is out of memory for want of parts may be so in validation: nothing is left whole."""
+    monkeypatch.setattr(models.train, "FORWARD", 8)
+    forward, sizes = models.train._forward, list[int]()
+
+    def seen(net: torch.nn.Module, inputs: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
+        if not net.training:
+            sizes.append(len(inputs))
+        return forward(net, inputs, arithmetic)
+
+    monkeypatch.setattr(models.train, "_forward", seen)
+    photos, curves = len(trial_data.validation), list[float]()
+    for parts, most in ((1, 8), (4, 2), (16, 1)):
+        sizes.clear()
+        settings = replace(SETTINGS, epochs=1)
+        train(
+            settings, trial_data, lambda _, metrics, __: bool(curves.append(metrics["val_loss"])), parts=parts
+        )
+        assert max(sizes) == most and sum(sizes) == photos
+    np.testing.assert_allclose(curves[1:], curves[0], rtol=1e-4)
 
 
 def test_a_head_on_imagenet_features_learns(trial_data: TrialData) -> None:

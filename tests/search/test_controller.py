@@ -1,5 +1,7 @@
 """The controller over a real study: lost workers, errors, a full disk, pauses, and what a later process takes up."""
 
+import gc
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from search.health import keep_findings, write_table
 from search.interrupts import interrupt
 from search.spec import parse_spec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
-from search.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_trial
+from search.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_attempts, run_trial
 
 RAW: dict[str, Any] = {
     "name": "small",
@@ -234,12 +236,15 @@ def task(tmp_path: Path) -> TrialTask:
     return TrialTask(0, settings, tmp_path / "trial", "val_accuracy", "maximize", 1)
 
 
-def give_memory_for(enough: int, monkeypatch: pytest.MonkeyPatch) -> None:
+FULL = torch.OutOfMemoryError("CUDA out of memory")
+
+
+def give_memory_for(enough: int, monkeypatch: pytest.MonkeyPatch, error: Exception = FULL) -> None:
     """The memory suffices for batches cut into `enough` parts."""
 
     def limited(*arguments: Any, parts: int, **named: Any) -> None:
         if parts < enough:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         train(*arguments, parts=parts, **named)
 
     monkeypatch.setattr(search.trial, "train", limited)
@@ -256,6 +261,66 @@ def test_out_of_memory_trains_in_smaller_parts(
     with pytest.raises(torch.OutOfMemoryError):
         run_trial(task, trial_data, lambda epoch, metrics: True)
     assert (task.folder / ERROR).read_text().startswith("OutOfMemoryError: CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        # What one H100 said when pinned memory was asked for: an error of no class of its own.
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    ],
+    ids=["python", "cpu", "pinned", "cublas", "cudnn"],
+)
+def test_whoever_is_out_of_memory_the_batch_is_cut(
+    error: Exception, task: TrialTask, trial_data: TrialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_memory_for(2, monkeypatch, error)
+    sent: list[dict[str, float]] = []
+    run_trial(task, trial_data, lambda epoch, metrics: bool(sent.append(metrics)))
+    assert [metrics["micro_batches"] for metrics in sent] == [2.0] and not (task.folder / ERROR).exists()
+
+
+def test_another_error_is_not_tried_again(
+    task: TrialTask, trial_data: TrialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_memory_for(2, monkeypatch, torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    with pytest.raises(torch.AcceleratorError, match="assert"):
+        run_trial(task, trial_data, lambda epoch, metrics: True)
+    assert "device-side assert" in (task.folder / ERROR).read_text()
+
+
+class Node:
+    """Refers to itself, as a trial's objects do to one another: it stays until it is collected."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_out_of_memory_the_failed_attempt_is_gone_before_the_next_one(
+    task: TrialTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[bool] = []
+    left: list[weakref.ref[Node]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(left[-1]() is None))
+
+    def train_in(parts: int) -> None:
+        assert all(failed() is None for failed in left), "its memory is still in use"
+        held = Node()
+        left.append(weakref.ref(held))
+        if parts < 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gc.disable()
+    try:
+        run_attempts(task, train_in)
+    finally:
+        gc.enable()
+    assert given_back == [True, True, True], "also when the trial is over"
 
 
 def test_a_trial_that_lasts_too_long_ends_behind_an_epoch(task: TrialTask, trial_data: TrialData) -> None:

@@ -1,0 +1,65 @@
+"""What the GPU tests share. They need nothing of tests/conftest.py, whose imports a bare GPU machine lacks:
+
+python -m pytest tests/gpu --confcutdir tests/gpu -s
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.pixels import PixelBank
+from models.train import TrialData
+
+CLASSES = (1, 2, 3)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip("no GPU that PyTorch can use is here"))
+
+
+@pytest.fixture
+def measured() -> Callable[[str], None]:
+    """Takes a line of what was measured."""
+    return lambda line: print(f"\n    {line}", end="", flush=True)
+
+
+def write_bank(folder: Path, photos: int, size: int, seed: int) -> PixelBank:
+    """A bank of noise whose brightness tells its class: made at once, and there is something to learn."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, len(CLASSES), photos)
+    coarse = random.integers(0, 120, (photos, size // 8, size // 8, 3)) + 60 * labels[:, None, None, None]
+    pixels = np.kron(coarse, np.ones((1, 8, 8, 1), np.int64)).astype(np.uint8)
+    np.save(folder / "pixels.npy", pixels)
+    ids = [f"{row:05d}" for row in range(photos)]
+    index = {"key": f"noise {photos} {size} {seed}", "ids": ids, "labels": labels.tolist()}
+    (folder / "index.json").write_text(json.dumps(index))
+    return PixelBank(folder)
+
+
+def write_data(folder: Path, photos: int, validation: int, size: int) -> TrialData:
+    train, check = (
+        write_bank(folder / name, number, size, seed)
+        for seed, (name, number) in enumerate((("train", photos), ("validation", validation)))
+    )
+    return TrialData(CLASSES, size, train, check, folder / "banks")
+
+
+@pytest.fixture(scope="session")
+def little(tmp_path_factory: pytest.TempPathFactory) -> TrialData:
+    """What a CPU learns in seconds, too."""
+    return write_data(tmp_path_factory.mktemp("little"), 200, 80, 64)
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> TrialData:
+    """30 steps of 64."""
+    return write_data(tmp_path_factory.mktemp("many"), 1920, 300, 64)
