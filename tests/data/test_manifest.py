@@ -378,3 +378,24 @@ def test_two_images_in_all(bins: ModuleType, tmp_path: Path, home: Path) -> None
     with pytest.raises(UserError, match=r"falls into \w+ \(2 images in all\)") as caught:
         load(bins.write_folders(tmp_path / "folders", {1: 1, 2: 1}), home)
     assert "more images" in caught.value.hint
+
+
+def test_whatever_photos_there_are_will_do_where_nobody_learns_from_them(
+    bins: ModuleType, tmp_path: Path, home: Path
+) -> None:
+    """Evaluations, reports and pushes need neither all splits nor all classes."""
+    root = bins.write_folders(tmp_path / "folders", {3: 2})
+    few = load_manifest(str(root), None, Split(), home, any_photos=True)
+    assert [(item.label, item.path.parent.name) for item in few.items] == [(3, "3"), (3, "3")]
+    for classes in ([3], [1, 2, 3]):
+        some = load_manifest(str(root), classes, Split(), home, any_photos=True)
+        assert [item.sha256 for item in some.items] == [item.sha256 for item in few.items]
+        assert some.classes == tuple(classes)
+    with pytest.raises(UserError, match="no readable image of class 1, 2 in"):
+        load_manifest(str(root), [1, 2], Split(), home, any_photos=True)
+
+    bins.paint(tmp_path / "divided" / "val" / "1" / "a.jpg", 7)
+    divided = load_manifest(str(tmp_path / "divided"), None, Split(), home, any_photos=True)
+    assert [item.split for item in divided.items] == ["validation"]
+    with pytest.raises(UserError, match="is not divided"):
+        load_manifest(str(root), None, Split(by="folder"), home, any_photos=True)
