@@ -162,6 +162,8 @@ def _local(
     source: str, classes: tuple[int, ...] | None, home: Path, progress: Progress | None
 ) -> tuple[Path, list[Skipped]]:
     """The folder in which a source lies on this machine, and what could not be brought there."""
+    if not source.strip():  # Path("") would be the working folder
+        raise UserError("data.source is an empty name", "a folder, or s3://BUCKET/PREFIX")
     scheme, separator, _ = source.partition("://")
     if is_synthetic(source):
         return render_source(source, home, progress, classes), []
@@ -189,12 +191,12 @@ def _check_folders(source: str, split: Split, candidates: Sequence[Candidate], a
     if divided and split.by != "folder" and not any_photos:
         raise UserError(
             f"data.split.by is {split.by}, and {source} is already divided into train/, validation/ and test/",
-            "data.split.by: folder (or --by folder)",
+            "data.split.by: folder",
         )
     if split.by == "folder" and not divided and candidates:
         raise UserError(
             f"data.split.by is folder, and {source} is not divided into train/, validation/ and test/",
-            "data.split.by: id or group (or --by)",
+            "data.split.by: id or group",
         )
 
 
@@ -236,6 +238,11 @@ def _check_labels(
         raise UserError(
             f"data.classes: no readable image of class {', '.join(map(str, absent))} in {source}{note}",
             f"the classes that occur there: {', '.join(map(str, found)) or 'none'}",
+        )
+    if not classes:
+        raise UserError(
+            f"data.source has no readable image: {source}{note}",
+            "folders named by the count of what their photos show, for example 1/, 2/ and 3/",
         )
     if len(classes) < 2:
         raise UserError(
