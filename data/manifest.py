@@ -103,6 +103,8 @@ def load_manifest(
     split: Split,
     home: Path,
     progress: Progress | None = None,
+    *,
+    any_photos: bool = False,
 ) -> Manifest:
     """Read a source once: find its images and labels, check and hash every image of a wanted class.
 
@@ -111,15 +113,17 @@ def load_manifest(
     and read is remembered under `home`, so that a second load only compares dates or a listing.
     `progress(done, total)` counts images.
 
-    Raises UserError for a source that does not exist, is empty or has none of the layouts, for a class without
-    a readable image, for fewer than two classes, for an empty split, and for one that the folders contradict.
+    Raises UserError for a source that does not exist, is empty or has none of the layouts, and for one without any
+    readable image that is wanted. What nobody can learn from is refused, too, unless `any_photos` will do: a class
+    without a readable image, fewer than two classes, an empty split. Where the folders divide the source and `split`
+    says otherwise, that is refused, or, with `any_photos`, the folders decide.
     """
-    wanted = None if classes is None else _checked(classes)
+    wanted = None if classes is None else _checked(classes, 1 if any_photos else 2)
     root, absent = _local(source, wanted, home, progress)
     cache = FindingCache(root, home)
     candidates, skipped = scan(root, cache)
     skipped += absent
-    _check_folders(source, split, candidates)
+    _check_folders(source, split, candidates, any_photos)
     chosen = [c for c in candidates if wanted is None or c.label in wanted]
     findings = read_all([c.path for c in chosen], _content, cache, progress)
     readable = []
@@ -137,14 +141,16 @@ def load_manifest(
     items.sort(key=lambda item: item.id)
     skipped.sort(key=lambda one: (one.id, one.reason))
     kept = wanted or tuple(sorted({item.label for item in items}))
-    _check_labels(source, kept, items, candidates, skipped)
-    _check_splits(source, split, items, skipped)
+    if not items or not any_photos:
+        _check_labels(source, kept, items, candidates, skipped)
+    if not any_photos:
+        _check_splits(source, split, items, skipped)
     return Manifest(source, kept, tuple(items), tuple(skipped), _fingerprint(kept, items))
 
 
-def _checked(classes: Sequence[int]) -> tuple[int, ...]:
+def _checked(classes: Sequence[int], least: int) -> tuple[int, ...]:
     """The classes in ascending order: a class's place in it is its index in models and banks."""
-    if len(set(classes)) < max(2, len(classes)):
+    if len(set(classes)) < max(least, len(classes)):
         raise UserError(
             f"data.classes must name at least two different counts, each once, and is {list(classes)}",
             "for example [0, 1, 2, 3, 4, 5]",
@@ -156,6 +162,8 @@ def _local(
     source: str, classes: tuple[int, ...] | None, home: Path, progress: Progress | None
 ) -> tuple[Path, list[Skipped]]:
     """The folder in which a source lies on this machine, and what could not be brought there."""
+    if not source.strip():  # Path("") would be the working folder
+        raise UserError("data.source is an empty name", "a folder, or s3://BUCKET/PREFIX")
     scheme, separator, _ = source.partition("://")
     if is_synthetic(source):
         return render_source(source, home, progress, classes), []
@@ -178,9 +186,9 @@ def _local(
     return Path(source).expanduser(), []
 
 
-def _check_folders(source: str, split: Split, candidates: Sequence[Candidate]) -> None:
+def _check_folders(source: str, split: Split, candidates: Sequence[Candidate], any_photos: bool) -> None:
     divided = any(candidate.split for candidate in candidates)
-    if divided and split.by != "folder":
+    if divided and split.by != "folder" and not any_photos:
         raise UserError(
             f"data.split.by is {split.by}, and {source} is already divided into train/, validation/ and test/",
             "data.split.by: folder",
@@ -230,6 +238,11 @@ def _check_labels(
         raise UserError(
             f"data.classes: no readable image of class {', '.join(map(str, absent))} in {source}{note}",
             f"the classes that occur there: {', '.join(map(str, found)) or 'none'}",
+        )
+    if not classes:
+        raise UserError(
+            f"data.source has no readable image: {source}{note}",
+            "folders named by the count of what their photos show, for example 1/, 2/ and 3/",
         )
     if len(classes) < 2:
         raise UserError(

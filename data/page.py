@@ -28,7 +28,7 @@ td:first-child, th:first-child, td.text { text-align: left; overflow-wrap: anywh
 <table><tr><th>class</th><th>train</th><th>validation</th><th>test</th><th>all</th><th>share</th></tr>
 {% for label, row in f.classes.items() %}{% set all = row.values() | sum %}
 <tr><td>{{ label }}</td>{% for name in ('train', 'validation', 'test') %}<td>{{ row[name] }} <span class="muted">
-{{ '%.0f%%' % (100 * row[name] / all) }}</span></td>{% endfor %}<td>{{ all }}</td>
+{{ '%.0f%%' % (100 * row[name] / (all or 1)) }}</span></td>{% endfor %}<td>{{ all }}</td>
 <td class="text"><span class="bar" style="width: {{ (300 * all / f.images) | round(1) }}px"></span>
 {{ '%.1f%%' % (100 * all / f.images) }}</td></tr>{% endfor %}</table>
 

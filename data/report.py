@@ -47,7 +47,7 @@ def examine(manifest: Manifest, home: Path, progress: Progress | None = None) ->
     alike = [item for item, _ in seen]
     near = [c for c in _clusters(near_pairs([look.hash for look in looks]), alike) if not _one_file(c)]
     counts = {str(label): {n: manifest.class_counts(n)[label] for n in SPLITS} for label in manifest.classes}
-    totals = [sum(row.values()) for row in counts.values()]
+    totals = [total for row in counts.values() if (total := sum(row.values()))]
     sizes = Counter(f"{look.width} x {look.height}" for look in looks)
     facts = {
         "source": manifest.source,
@@ -67,7 +67,7 @@ def examine(manifest: Manifest, home: Path, progress: Progress | None = None) ->
         "unreadable": [{"id": one.id, "reason": one.reason} for one in manifest.skipped],
         "label_disagreements": _disagreements(manifest, root, home),
     }
-    return Report(facts, {label: _sheet(manifest, label) for label in manifest.classes})
+    return Report(facts, {label: _sheet(manifest, label) for label in sorted({item.label for item in items})})
 
 
 def write_report(report: Report, page: Path) -> tuple[Path, Path]:

@@ -30,6 +30,9 @@ LAYOUTS = (
 )
 
 
+NO_IMAGE = "a folder of a class without any photo"
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An image whose label is known and whose file nobody has opened yet; `split` where the folders say it."""
@@ -153,6 +156,8 @@ def _scan_folders(root: Path, split: SplitName | None = None) -> tuple[list[Cand
             images, others = _images(folder, above, label)
             candidates += [Candidate(id, label, path, split) for id, path in images.items()]
             skipped += others
+            if not images and not others:
+                skipped.append(Skipped(f"{above}{folder.name}/", NO_IMAGE))
         elif split or folder.name not in BESIDE:
             skipped.append(_left_out(folder, above, NO_COUNT))
     return candidates, skipped

@@ -184,7 +184,9 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
 
     bucket = open_bucket(parse_place(dest), endpoint, empty=True)
     with Meter() as meter:
-        manifest = load_manifest(source, None, Split(by=by), home_folder(), partial(meter, "reading"))
+        manifest = load_manifest(
+            source, None, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=layout == "same"
+        )
         pushed = run(manifest, bucket, layout, meter)
     if as_json:
         print(json.dumps(asdict(pushed)))
@@ -212,7 +214,9 @@ def report(source: str, out: Path, classes: str | None, by: Any) -> None:
         raise UserError(f"--out {out}: not a page", "a name that ends in .html")
     counts = parse_counts(classes) if classes else None
     with Meter() as meter:
-        manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))
+        manifest = load_manifest(
+            source, counts, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=True
+        )
         found = examine(manifest, home_folder(), partial(meter, "looking"))
     if manifest.skipped:
         print(f"left out {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)

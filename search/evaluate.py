@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from data.decode import decode
 from data.errors import UserError
-from data.manifest import Item, Manifest, load_manifest
+from data.manifest import Item, Manifest, load_manifest, skipped_text
 from data.split import Split, SplitName
 from models.metrics import commonest
 from search.board import Step
@@ -58,7 +58,8 @@ def evaluate_source(
     """Ask a model about photos of `source` and write the scorecard into `out`, and into the run of a registered one.
 
     Of the very data that it learned from (by fingerprint), the test split is asked; of any other source, every
-    photo of the classes that it knows. `split` and `classes` say otherwise. Photos by whose content it was trained
+    photo of the classes that it knows, however few and of however few classes they are. `split` and `classes` say
+    otherwise. Photos by whose content it was trained
     or chosen are left out, unless `with_seen`, or `split`, asks for them. Raises UserError for a model or a source
     that cannot be had, and where no photo is left.
     """
@@ -67,8 +68,12 @@ def evaluate_source(
     tags = {} if version is None else version.tags
     photos: dict[str, Any] = json.loads(tags.get("data") or "{}")
     division = Split(**photos["split"]) if "split" in photos else Split()
+    if split is None and division.by == "folder":  # other sources need no folders for splits
+        division = replace(division, by="id")
+    asked = classes or photos.get("classes")
     with Step("reading the data") as step:
-        manifest = load_manifest(source, classes or photos.get("classes"), division, home, step)
+        manifest = load_manifest(source, asked, division, home, step, any_photos=True)
+    _check_asked(manifest, classes or (), split, division)
     own = manifest.fingerprint == judged_by(tags)
     seen = None if version is None else seen_by(tracking_uri, version, None if own else home)
     if seen is None and own:  # an older version, which kept nothing; but the same data say the same
@@ -80,6 +85,8 @@ def evaluate_source(
     said = evaluate(model_uri, [item.path for item in chosen.items], tracking_uri)
     items = [item for item, error in zip(chosen.items, said.errors, strict=True) if not error]
     notes = []
+    if manifest.skipped:
+        notes.append(f"{len(manifest.skipped):,} files are left out: {skipped_text(manifest.skipped, 3)}.")
     if len(items) < len(chosen.items):
         why = next(error for error in said.errors if error)
         notes.append(f"{len(chosen.items) - len(items)} photos are left out, which it cannot read ({why}).")
@@ -103,6 +110,24 @@ def evaluate_source(
     return Evaluation(card, facts, folder, notes)
 
 
+def _check_asked(
+    manifest: Manifest, classes: Sequence[int], split: SplitName | None, division: Split
+) -> None:
+    """UserError where a class that somebody named, or the split, has no photo."""
+    present = {item.label for item in manifest.items}
+    if absent := [str(label) for label in classes if label not in present]:
+        raise UserError(
+            f"--classes: no readable image of class {', '.join(absent)} in {manifest.source}",
+            f"of those asked for, there are {', '.join(map(str, sorted(present)))}",
+        )
+    if split is not None and not manifest.split(split):
+        raise UserError(
+            f"--split {split}: none of the {len(manifest.items)} photos of {manifest.source} falls into {split}, "
+            f"divided as the model's data were (by {division.by})",
+            "leave --split out: every photo that the model has not seen is asked, then",
+        )
+
+
 def _choose(
     manifest: Manifest, which: SplitName | None, own: bool, seen: frozenset[str] | None, with_seen: bool
 ) -> _Chosen:
@@ -110,7 +135,9 @@ def _choose(
     items = manifest.items if which is None else manifest.split(which)
     known = () if seen is None else tuple(item for item in items if item.sha256 in seen)
     asked_for = with_seen or (own and which in SEEN)
-    what = f"{'all' if which is None else f'the {which} split'} of {manifest.source}"
+    counts = ", ".join(map(str, manifest.classes))
+    every = f"all photos of {counts} items in" if which is None else f"the {which} split of"
+    what = f"{every} {manifest.source}"
     label = f"{which or 'all'}-{manifest.fingerprint[:8]}"
     if known and asked_for:
         words = (

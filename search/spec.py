@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -53,11 +54,29 @@ class SplitPart(_Part):
     by: SplitBy = "id"
 
 
+def _each_once(classes: list[int]) -> list[int]:
+    if len(set(classes)) < len(classes):
+        raise ValueError("must name each count once")
+    return classes
+
+
+def _registrable(name: str) -> str:
+    """What MLflow registers, and finds again by the address models:/NAME@ALIAS."""
+    if not re.fullmatch(r"[^/:@?\x00-\x1f\x7f]{1,250}", name) or name != name.strip() or name in (".", ".."):
+        raise ValueError(
+            "must be a name that MLflow can register and find again: 1 to 250 characters, none of them / : @ ? or "
+            "a control character, without a blank at either end, and not . or .."
+        )
+    return name
+
+
 class DataPart(_Part):
     """Where the bins are and how they are read."""
 
     source: str
-    classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)] | None = None
+    classes: (
+        Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2), AfterValidator(_each_once)] | None
+    ) = None
     licence: str = "not stated"  # for the model card
     split: SplitPart = SplitPart()
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
@@ -165,7 +184,7 @@ class GatePart(_Part):
 class RegisterPart(_Part):
     """The registered model that `promote` writes to."""
 
-    model: Annotated[str, Field(min_length=1, pattern=r"^[^/:@]+$")] = "bin-counter"
+    model: Annotated[str, AfterValidator(_registrable)] = "bin-counter"
     # As many as the sweep's folder keeps weights of (search.recorder.KEPT); 0: the best trial as it is.
     finalists: Annotated[int, Field(ge=0, le=5)] = 3  # configurations that are trained again
     seeds: Annotated[int, Field(ge=1, le=20)] = 2  # fresh ones for each
@@ -176,7 +195,8 @@ class RegisterPart(_Part):
 
 
 class _File(_Part):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    # Folders and files are named after it, and their names may have 255 bytes.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
     data: DataPart
     model: dict[str, Any] = {}
     space: dict[str, Any]
@@ -265,6 +285,16 @@ def _known_keys(path: Sequence[Any]) -> list[str]:
     return [field.alias or name for name, field in part.model_fields.items()]
 
 
+# What pydantic tells by the names of our classes, or without what would be right.
+_KINDS = {
+    **dict.fromkeys(
+        ("model_type", "dict_type"),
+        ("must be a section of keys", "write its keys below it, indented, or leave it out"),
+    ),
+    "list_type": ("must be a list", "in brackets, such as [1, 2, 3]"),
+}
+
+
 def _shape_problems(error: ValidationError) -> list[Problem]:
     problems = []
     for item in error.errors():
@@ -275,8 +305,11 @@ def _shape_problems(error: ValidationError) -> list[Problem]:
             problems.append(Problem(key, "unknown key", ABSENT, hint))
         elif item["type"] == "missing":
             problems.append(Problem(key, "required key is missing", ABSENT, f"add {key}"))
+        elif item["type"] in _KINDS:
+            problems.append(Problem(key, _KINDS[item["type"]][0], item["input"], _KINDS[item["type"]][1]))
         else:
-            rule = item["msg"][0].lower() + item["msg"][1:]
+            said = item["msg"].removeprefix("Value error, ")
+            rule = said[0].lower() + said[1:]
             problems.append(Problem(key, rule, item["input"], "see README.md for an example"))
     return problems
 

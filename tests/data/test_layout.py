@@ -83,14 +83,16 @@ def odd_folders(bins: ModuleType, root: Path) -> Path:
 
 
 def test_class_folders_as_people_name_them(bins: ModuleType, tmp_path: Path, home: Path) -> None:
-    manifest = load(odd_folders(bins, tmp_path / "bins"), home)
+    root = odd_folders(bins, tmp_path / "bins")
+    (root / "4").mkdir()
+    manifest = load(root, home)
     assert manifest.classes == (1, 2) and len(manifest.items) == 40
     assert {"01/0", "2/day1/1", "2/2024-01-31/morning/2", "2/20240131/3"} <= {
         item.id for item in manifest.items
     }
     said = reasons(manifest)
-    assert said.keys() == {"three/", "2/1/", "2/val/"}
-    assert "its 20 photos are left out" in said["three/"]
+    assert said.keys() == {"three/", "2/1/", "2/val/", "4/"}
+    assert "without any photo" in said["4/"] and "its 20 photos are left out" in said["three/"]
     assert "of 2 or of 1?" in said["2/1/"] and "val/2/" in said["2/val/"]
 
 

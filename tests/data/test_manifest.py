@@ -270,7 +270,7 @@ def test_manifests_travel_between_processes(bucket: Path, home: Path) -> None:
     assert pickle.loads(pickle.dumps(manifest)) == manifest
 
 
-@pytest.mark.parametrize("case", ["absent", "file", "empty", "neither", "half a bucket", "scheme"])
+@pytest.mark.parametrize("case", ["absent", "file", "empty", "neither", "half a bucket", "scheme", "unset"])
 def test_sources_that_are_none(bins: ModuleType, case: str, tmp_path: Path, home: Path) -> None:
     root = tmp_path / "source"
     if case == "file":
@@ -281,7 +281,7 @@ def test_sources_that_are_none(bins: ModuleType, case: str, tmp_path: Path, home
         bins.paint(root / "cats" / "1.jpg", 0)
     elif case == "half a bucket":
         bins.paint(root / "bin-images" / "1.jpg", 0)
-    source = "ftp://host/bins" if case == "scheme" else str(root)
+    source = {"scheme": "ftp://host/bins", "unset": ""}.get(case, str(root))
     says = {
         "absent": "does not exist",
         "file": "is not a folder",
@@ -289,6 +289,7 @@ def test_sources_that_are_none(bins: ModuleType, case: str, tmp_path: Path, home
         "neither": "none of the layouts",
         "half a bucket": "none of the layouts",
         "scheme": "nothing reads ftp://",
+        "unset": "an empty name",
     }[case]
     with pytest.raises(UserError, match=says) as caught:
         load_manifest(source, None, Split(), home)
@@ -327,7 +328,7 @@ def test_nothing_readable(bins: ModuleType, tmp_path: Path, home: Path) -> None:
     root = bins.write_bucket(tmp_path / "bucket", {1: 2, 2: 2})
     for image in (root / "bin-images").iterdir():
         image.write_bytes(b"")
-    with pytest.raises(UserError, match=r"0 class.*skipped: .*; .*; .*; .*0 bytes"):
+    with pytest.raises(UserError, match=r"has no readable image.*skipped: .*; .*; .*; .*0 bytes"):
         load(root, home)
 
 
@@ -378,3 +379,24 @@ def test_two_images_in_all(bins: ModuleType, tmp_path: Path, home: Path) -> None
     with pytest.raises(UserError, match=r"falls into \w+ \(2 images in all\)") as caught:
         load(bins.write_folders(tmp_path / "folders", {1: 1, 2: 1}), home)
     assert "more images" in caught.value.hint
+
+
+def test_whatever_photos_there_are_will_do_where_nobody_learns_from_them(
+    bins: ModuleType, tmp_path: Path, home: Path
+) -> None:
+    """Evaluations, reports and pushes need neither all splits nor all classes."""
+    root = bins.write_folders(tmp_path / "folders", {3: 2})
+    few = load_manifest(str(root), None, Split(), home, any_photos=True)
+    assert [(item.label, item.path.parent.name) for item in few.items] == [(3, "3"), (3, "3")]
+    for classes in ([3], [1, 2, 3]):
+        some = load_manifest(str(root), classes, Split(), home, any_photos=True)
+        assert [item.sha256 for item in some.items] == [item.sha256 for item in few.items]
+        assert some.classes == tuple(classes)
+    with pytest.raises(UserError, match="no readable image of class 1, 2 in"):
+        load_manifest(str(root), [1, 2], Split(), home, any_photos=True)
+
+    bins.paint(tmp_path / "divided" / "val" / "1" / "a.jpg", 7)
+    divided = load_manifest(str(tmp_path / "divided"), None, Split(), home, any_photos=True)
+    assert [item.split for item in divided.items] == ["validation"]
+    with pytest.raises(UserError, match="is not divided"):
+        load_manifest(str(root), None, Split(by="folder"), home, any_photos=True)

@@ -107,5 +107,11 @@ def test_the_command(bins: ModuleType, bucket: Path, tmp_path: Path, monkeypatch
     done = CliRunner().invoke(cli, [*command, str(tmp_path / "page.html")], catch_exceptions=False)
     assert done.exit_code == 0 and "label disagreements" in done.output
     assert json.loads((tmp_path / "page.json").read_text())["images"] == 30
+    few = bins.write_folders(tmp_path / "few", {4: 2})
+    page = tmp_path / "few.html"
+    done = CliRunner().invoke(cli, ["data", "report", str(few), "--classes", "4,5", "--out", str(page)])
+    assert done.exit_code == 0 and "class 5 has no photo in train and validation and test" in done.output
+    facts = json.loads(page.with_suffix(".json").read_text())
+    assert facts["images"] == 2 and facts["classes"]["5"] == {"train": 0, "validation": 0, "test": 0}
     with pytest.raises(UserError, match="not a page"):
         CliRunner().invoke(cli, [*command, "page.pdf"], catch_exceptions=False)

@@ -143,6 +143,32 @@ def test_photos_that_a_model_has_seen_are_left_out_of_an_evaluation(
     assert "which photos the model learned from is not known" in unknown.facts["photos"]
     assert json.dumps(dataclasses.asdict(unknown.card))
 
+    # Two photos of one count, one that is broken, one of a count that the model does not know; and no splits at all.
+    few = tmp_path / "few"
+    for number, (source, count) in enumerate(((12, 2), (13, 2), (14, 7))):
+        write_synthetic(tmp_path / f"one-{number}", 1, source, 64, [0, 1, 2])
+        (few / str(count)).mkdir(parents=True, exist_ok=True)
+        shutil.copy(
+            tmp_path / f"one-{number}" / "bin-images" / "00000.jpg", few / str(count) / f"{source}.jpg"
+        )
+    (few / "2" / "broken.jpg").write_bytes(b"")
+    for place in (few, few / "test"):
+        found = evaluate_source(uri, str(few), home, server)
+        assert found.card.images == 2 and list(found.card.classes) == [2]
+        assert "all photos of 0, 1, 2 items in" in found.facts["photos"]
+        assert any("2/broken.jpg: empty file" in note for note in found.notes)
+        for folder in (
+            "2",
+            "7",
+        ):  # once more, divided as other tools do, and still without train and validation
+            if place == few:
+                shutil.move(few / folder, few / "test" / folder)
+    assert evaluate_source(uri, str(few), home, server, split="test", classes=[2]).card.images == 2
+    with pytest.raises(UserError, match="--split train: none of the 2 photos"):
+        evaluate_source(uri, str(few), home, server, split="train")
+    with pytest.raises(UserError, match="no readable image of class 0, 1 in"):
+        evaluate_source(uri, str(few), home, server, classes=[0, 1, 2])
+
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pd.read_parquet(folder / "predictions.parquet").to_dict("records")
