@@ -165,7 +165,7 @@ class GatePart(_Part):
 class RegisterPart(_Part):
     """The registered model that `promote` writes to."""
 
-    model: Annotated[str, Field(min_length=1, pattern=r"^[^/:@]+$")] = "bin-counter"
+    model: Annotated[str, Field(min_length=1, pattern=r"^[^/:@?]+$")] = "bin-counter"
     # As many as the sweep's folder keeps weights of (search.recorder.KEPT); 0: the best trial as it is.
     finalists: Annotated[int, Field(ge=0, le=5)] = 3  # configurations that are trained again
     seeds: Annotated[int, Field(ge=1, le=20)] = 2  # fresh ones for each
