@@ -33,6 +33,7 @@ from tracking.processes import (
     LOOPBACK,
     Server,
     clean_environment,
+    deepest,
     end,
     fate,
     free_port,
@@ -243,7 +244,7 @@ def _unreachable(uri: str, error: Exception) -> UserError:
     code = getattr(error, "error_code", "")
     if isinstance(cause, requests.exceptions.SSLError):
         return UserError(
-            f"MLflow server {uri} cannot be trusted: {_deepest(cause)}",
+            f"MLflow server {uri} cannot be trusted: {deepest(cause)}",
             "name your authority's certificate in MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE "
             "(MLFLOW_TRACKING_INSECURE_TLS=true checks nothing)",
         )
@@ -253,7 +254,7 @@ def _unreachable(uri: str, error: Exception) -> UserError:
             f"{_REMEDY}; MLFLOW_HTTP_REQUEST_TIMEOUT gives it more seconds",
         )
     if status is None and isinstance(cause, requests.RequestException):
-        return UserError(f"MLflow server {uri} cannot be reached: {_deepest(cause)}", _REMEDY)
+        return UserError(f"MLflow server {uri} cannot be reached: {deepest(cause)}", _REMEDY)
     if status in (401, 403) or code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
         return UserError(
             f"MLflow server {uri} refuses us: it answered {status or 401}: {body}",
@@ -269,13 +270,6 @@ def _unreachable(uri: str, error: Exception) -> UserError:
         more = f": {body}" if "Response body" in said else ""
         return UserError(f"{uri} is not a healthy MLflow server: it answered {status}{more}", _REMEDY)
     return UserError(f"MLflow at {uri} cannot be used: {said[:300] or type(error).__name__}", _REMEDY)
-
-
-def _deepest(error: BaseException) -> str:
-    """The kind of the first error behind `error`, and its words."""
-    while (behind := error.__cause__ or error.__context__) is not None:
-        error = behind
-    return f"{type(error).__name__}: {error}"[:200]
 
 
 def migrate_database(home: Path) -> Path:

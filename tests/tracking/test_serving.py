@@ -71,6 +71,7 @@ def test_nobody_to_ask(server: str) -> None:
         with pytest.raises(UserError, match=f"{url} cannot be asked") as mistake:
             predict(url, [b"a"], timeout=5)
         assert "binsweep serve" in mistake.value.hint
+        assert ("Connection refused" in mistake.value.message) == (url != "nonsense")
     with pytest.raises(UserError, match="answered 40"):
         predict(server, [b"a"], timeout=5)  # it is a server, but not of a model
 
