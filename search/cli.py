@@ -311,9 +311,10 @@ def report(sweep_id: str, out: Path | None, then_open: bool) -> None:
     """Write the report of SWEEP (its id, or its name for the newest), running or finished, as one HTML page."""
     from search.report import write_report
     from search.state import find_folder
+    from search.whole import require_page
 
-    if out is not None and out.suffix != ".html":
-        raise UserError(f"--out {out}: not a page", "a name that ends in .html")
+    if out is not None:
+        require_page(out)
     page = write_report(find_folder(home_folder(), sweep_id), out=out)
     print(page)
     if then_open:
@@ -471,10 +472,13 @@ def evaluate(
     """Score MODEL (a registered name, NAME@alias, NAME/version or any model URI) on the photos of SOURCE."""
     from search.data_commands import parse_counts
     from search.evaluate import evaluate_source
+    from search.whole import require_folder
     from tracking.server import tracking_server
 
     home = home_folder()
     counts = parse_counts(classes) if classes else None
+    if out is not None:
+        require_folder(out)
     with tracking_server(home) as uri:
         done = evaluate_source(model_uri(model), source, home, uri, split, counts, out, seen)
     card = done.card

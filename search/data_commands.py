@@ -209,9 +209,9 @@ def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     from data.report import examine, write_report
     from data.split import Split
     from search.cli import home_folder
+    from search.whole import require_page
 
-    if out.suffix != ".html":
-        raise UserError(f"--out {out}: not a page", "a name that ends in .html")
+    require_page(out)
     counts = parse_counts(classes) if classes else None
     with Meter() as meter:
         manifest = load_manifest(
@@ -269,10 +269,12 @@ def audit_labels(
     from models.weights import check_weights
     from search.audit import effect_lines, run_audit
     from search.cli import home_folder
+    from search.whole import require_folder
 
     if backbone not in ARCHITECTURES:
         raise UserError(f"--backbone {backbone}: unknown", f"known: {', '.join(sorted(ARCHITECTURES))}")
     check_weights(backbone, "imagenet")
+    require_folder(out)
     counts = parse_counts(classes) if classes else None
     with Meter() as meter:
         manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))

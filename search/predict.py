@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
+import re
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +27,9 @@ from tracking.serving import predict as ask
 
 ANSWER_SECONDS = 60.0
 READERS = 8
-# How a photo on stdin begins, and a list of names does not.
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+# Every picture's file has such bytes; a list of names has none, nor two zero bytes together, nor such a long name.
+NOT_OF_NAMES = re.compile(rb"[\x01-\x08\x0e-\x1f\x7f]|\0\0")
+LONGEST_NAME = 4096
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,10 @@ def find_photos(places: Sequence[str], stdin: BinaryIO | None) -> list[Photo]:
     for place in places:
         found = _from_stdin(stdin) if place == "-" else _at(place)
         if not found:
-            raise UserError(
-                f"no such file, or no photo in it: {place!r}",
-                "name photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)",
+            what = (
+                "neither a photo nor a name on stdin" if place == "-" else "no such file, or no photo in it"
             )
+            raise UserError(f"{what}: {place!r}", "name photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)")
         photos += found
     return photos
 
@@ -58,16 +62,23 @@ def _from_stdin(stdin: BinaryIO | None) -> list[Photo]:
     if stdin is None:
         raise UserError("-: stdin is closed", "give a photo or names there, or name photos in its place")
     content = stdin.read()
-    if content.startswith(MAGIC) or content[4:8] == b"ftyp":
+    names = _names(content)
+    if names is None:
         return [Photo("-", lambda: content)]
-    # As `find -print0` and as Windows write lists, too.
+    wanted = [name for name in names if name and not PurePath(name).name.startswith("._")]
+    return [photo for name in wanted for photo in _at(name) or [_local(Path(name))]]
+
+
+def _names(content: bytes) -> list[str] | None:
+    """The places that a list names, one a line, or as `find -print0` and as Windows write it; None for what is no
+    list: a photo of any kind, or something else that only the decoder can tell."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode("utf-16", "replace").encode()
     content = content.removeprefix(codecs.BOM_UTF8)
-    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
-    names = [os.fsdecode(line.strip()) for line in lines]
-    wanted = [name for name in names if name and not PurePath(name).name.startswith("._")]
-    return [photo for name in wanted for photo in _at(name) or [_local(Path(name))]]
+    lines = [line.strip() for line in (content.split(b"\0") if b"\0" in content else content.splitlines())]
+    if NOT_OF_NAMES.search(content) or max(map(len, lines), default=0) > LONGEST_NAME:
+        return None
+    return [os.fsdecode(line) for line in lines]
 
 
 def _at(place: str) -> list[Photo]:
@@ -76,13 +87,34 @@ def _at(place: str) -> list[Photo]:
     path = Path(place)
     if not place:
         return []
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _is_photo(file, path))
-        return [_local(file) for file in files]
-    if path.exists():
-        return [_local(path)]
-    found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-    return [_local(file) for file in sorted(found) if file.is_file() and not _is_hidden(file, path)]
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return [_local(path)]
+        return [_local(file) for file in sorted(_below(path)) if _is_photo(file, path)]
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):  # reading it says so
+            return [_local(path)]
+    try:
+        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    except (OSError, ValueError):  # no pattern, and too long for a name; `**` beside other letters
+        return []
+    return [_local(file) for file in found if file.is_file() and not _is_hidden(file, path)]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, also through links, as sweeps read it. Raises UserError for a part that cannot be
+    read: a few photos less would go unseen."""
+
+    def refuse(error: OSError) -> None:
+        where = printable(str(error.filename or folder))
+        raise UserError(f"{where}: {error.strerror}", "name places that you may read") from error
+
+    seen: set[str] = set()  # links may lead round in circles
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [name for name in folders if not is_hidden(name)]
+        yield from () if real in seen else (Path(place) / file for file in files)
+        seen.add(real)
 
 
 def _is_photo(file: PurePath, place: PurePath) -> bool:

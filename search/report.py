@@ -34,6 +34,7 @@ def write_report(folder: Path, ended_by: str = "", out: Path | None = None) -> P
     layout = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = layout.render(**contents(read_course(folder, ended_by)))
     try:
+        page.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(page, text.encode())
     except OSError as error:
         raise UserError(f"{page}: {error.strerror}", "name a place where you may write") from error

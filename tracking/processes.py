@@ -326,3 +326,10 @@ def tail(log: Path, start: int = 0, lines: int = 15) -> str:
     except OSError:
         return ""
     return "\n".join(text.strip().splitlines()[-lines:])
+
+
+def deepest(error: BaseException) -> str:
+    """The kind of the first error behind `error`, and its words."""
+    while (behind := error.__cause__ or error.__context__) is not None:
+        error = behind
+    return f"{type(error).__name__}: {error}"[:200]

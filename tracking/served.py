@@ -57,6 +57,8 @@ def _from_base64(text: str) -> bytes:
 
 def _decode_base64(text: Any, size: int) -> np.ndarray | str:
     """uint8 RGB [size, size, 3], or what is wrong."""
+    if text is None or text != text or text in ("None", "nan"):  # as MLflow hands a null on
+        return "expected base64 text, got nothing (null)"
     if not isinstance(text, str):
         return f"expected base64 text, got {type(text).__name__}"
     too_large = f"more than the {MAX_BYTES:,} bytes that are allowed"
@@ -76,17 +78,25 @@ def _decode_base64(text: Any, size: int) -> np.ndarray | str:
 
 def _one_line(error: Exception) -> str:
     """What is wrong, without the input that MLflow sets before it, and without a stack trace."""
+    if isinstance(error.__context__, UnicodeDecodeError):  # of which the words hold the whole body
+        return "the body is not UTF-8 text (nothing compressed is understood)"
     said = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}"
+    if "enforce schema" in said:
+        said = re.split(r"\sError: ", said)[-1]
     said = said.rpartition("\nError: ")[2].strip()
     return (said.splitlines() or ["the request cannot be read"])[0][:500]
 
 
 def _refuse_in_one_line(answer: Callable[..., Any]) -> Callable[..., Any]:
-    def answer_or_refuse(data: Any, *arguments: Any) -> Any:
+    def answer_or_refuse(data: Any, content_type: str | None, *arguments: Any) -> Any:
+        if content_type is None:
+            raise MlflowException.invalid_parameter_value(
+                "the request has no Content-Type: application/json is usual"
+            )
         if isinstance(data, bytes):  # Excel and PowerShell begin a file with it
             data = data.removeprefix(_BYTE_ORDER_MARK)
         try:
-            return answer(data, *arguments)
+            return answer(data, content_type.lower(), *arguments)  # their case means nothing
         except Exception as error:
             cause = error.__context__ or error  # what fails in the model MLflow calls a bad request
             if _OURS in getattr(cause, "__notes__", ()) or isinstance(error, MemoryError | OSError):

@@ -33,6 +33,7 @@ from tracking.processes import (
     LOOPBACK,
     Server,
     clean_environment,
+    deepest,
     end,
     fate,
     free_port,
@@ -54,6 +55,9 @@ WATCH_SECONDS = 2.0
 DATABASE = "mlflow.db"
 # Stores that MLflow would use without a server; no other process may see them while a sweep writes to them.
 _LOCAL = ("", "file", "sqlite", "postgresql", "mysql", "mssql")
+# Servers that MLflow knows by a word alone.
+_MANAGED = ("databricks", "databricks-uc")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # a letter alone is a disk of Windows
 _REMEDY = "start that server or correct MLFLOW_TRACKING_URI; unset it to use the embedded server"
 _COPY = re.compile(r"mlflow\.before-(\d+)\.db")
 _HOSTS = ("localhost", "localhost:*", LOOPBACK, f"{LOOPBACK}:*")
@@ -188,8 +192,8 @@ def named_server() -> str | None:
     uri = tidy(os.environ.get(VARIABLE, ""))
     if not uri:
         return None
-    scheme = uri.partition(":")[0].lower() if ":" in uri else ""
-    if scheme.partition("+")[0] in _LOCAL:
+    scheme = found[1].lower() if (found := _SCHEME.match(uri)) else ""
+    if scheme.partition("+")[0] in _LOCAL and uri.lower() not in _MANAGED:
         raise UserError(f"{VARIABLE}: must be the http(s) address of a server, got {uri!r}", _REMEDY)
     if scheme in ("http", "https"):
         try:
@@ -241,9 +245,11 @@ def _unreachable(uri: str, error: Exception) -> UserError:
     status = int(answered[1] or answered[2]) if answered else None
     body = said.rpartition("Response body: ")[2][:150]
     code = getattr(error, "error_code", "")
+    if "WRONG_VERSION_NUMBER" in said:
+        return UserError(f"MLflow server {uri} cannot be reached: nothing there speaks TLS", "write http://")
     if isinstance(cause, requests.exceptions.SSLError):
         return UserError(
-            f"MLflow server {uri} cannot be trusted: {_deepest(cause)}",
+            f"MLflow server {uri} cannot be trusted: {deepest(cause)}",
             "name your authority's certificate in MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE "
             "(MLFLOW_TRACKING_INSECURE_TLS=true checks nothing)",
         )
@@ -253,14 +259,16 @@ def _unreachable(uri: str, error: Exception) -> UserError:
             f"{_REMEDY}; MLFLOW_HTTP_REQUEST_TIMEOUT gives it more seconds",
         )
     if status is None and isinstance(cause, requests.RequestException):
-        return UserError(f"MLflow server {uri} cannot be reached: {_deepest(cause)}", _REMEDY)
+        return UserError(f"MLflow server {uri} cannot be reached: {deepest(cause)}", _REMEDY)
     if status in (401, 403) or code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
         return UserError(
-            f"MLflow server {uri} refuses us: it answered {status or 401}: {body}",
+            f"MLflow server {uri} refuses us: {f'it answered {status}: ' if status else ''}{body}",
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
             "or allow this host name at the server (--allowed-hosts)",
         )
-    if "not in a valid JSON format" in said or status in (404, 405):
+    # Of JSON in which is no error of MLflow's the client says the latter; of an API without this call ENDPOINT_....
+    strange = said.startswith("INTERNAL_ERROR: Response: ") or code == "ENDPOINT_NOT_FOUND"
+    if strange or "not in a valid JSON format" in said or status in (404, 405):
         return UserError(
             f"{uri} answers, but it is no MLflow server (a login page, or a wrong path?): {body}",
             f"{_REMEDY}; a proxy that asks for a login wants MLFLOW_TRACKING_USERNAME or MLFLOW_TRACKING_TOKEN",
@@ -269,13 +277,6 @@ def _unreachable(uri: str, error: Exception) -> UserError:
         more = f": {body}" if "Response body" in said else ""
         return UserError(f"{uri} is not a healthy MLflow server: it answered {status}{more}", _REMEDY)
     return UserError(f"MLflow at {uri} cannot be used: {said[:300] or type(error).__name__}", _REMEDY)
-
-
-def _deepest(error: BaseException) -> str:
-    """The kind of the first error behind `error`, and its words."""
-    while (behind := error.__cause__ or error.__context__) is not None:
-        error = behind
-    return f"{type(error).__name__}: {error}"[:200]
 
 
 def migrate_database(home: Path) -> Path:

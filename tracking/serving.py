@@ -23,6 +23,7 @@ from data.errors import UserError
 from tracking.processes import (
     LOOPBACK,
     Server,
+    deepest,
     end,
     fate,
     free_port,
@@ -109,9 +110,7 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
     try:
         reply = requests.post(f"{url}/invocations", json=body, timeout=timeout)
     except requests.RequestException as error:
-        reason = (
-            f"no answer in {timeout:g} s" if isinstance(error, requests.Timeout) else type(error).__name__
-        )
+        reason = f"no answer in {timeout:g} s" if isinstance(error, requests.Timeout) else deepest(error)
         raise UserError(
             f"the model server {url} cannot be asked: {reason}",
             "start one with `binsweep serve`, or correct the URL",
@@ -214,6 +213,8 @@ def _reason(reply: requests.Response) -> str:
         said = str(reply.json()["message"])
     except (ValueError, KeyError, TypeError):
         said = reply.text
+    if "enforce schema" in said:
+        said = re.split(r"\sError: ", said)[-1]
     said = said.rpartition("\nError: ")[2]
     return (said.strip().splitlines() or ["nothing more"])[0][:300]
 

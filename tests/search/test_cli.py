@@ -190,6 +190,27 @@ def test_other_mistakes(tmp_path: Path) -> None:
     mistaken(here("data", "synth", tmp_path / "out", "--classes", "five", home=tmp_path), "five")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("report", "none"), ("evaluate", "none", "none"), ("data", "report", "none"), ("data", "audit", "none")],
+)
+def test_an_answer_that_cannot_be_written_is_told_before_any_work(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Before anybody looks for the sweep, the model or the photos, which do not exist either."""
+    (tmp_path / "file").write_text("mine")
+    page = "page.html" if "report" in words else ""
+    for place in (tmp_path / "file" / page, tmp_path / "file" / "deep" / "er" / page):
+        done = here(*words, "--out", place, home=tmp_path / "home")
+        mistaken(done, f"--out {place}", "Not a directory")
+    if page:
+        (tmp_path / page).mkdir()
+        mistaken(here(*words, "--out", tmp_path / page, home=tmp_path / "home"), "is a folder")
+    mistaken(here(*words, "--out", tmp_path / "new" / page, home=tmp_path / "home"), "none")
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "page.html", "home"}
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_sweep_answers_in_json_and_keeps_its_secrets(
     tmp_path: Path, bins: Path, server: str, server_home: Path
 ) -> None:

@@ -1,16 +1,30 @@
 """Where photos are found: files, folders, globs, stdin and buckets."""
 
+import base64
 import io
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from data.decode import ImageError
+from data.decode import ImageError, decode
 from data.errors import UserError
 from search.predict import find_photos
+
+KINDS: dict[str, Any] = {
+    "jpg": {"format": "JPEG"},
+    "png": {"format": "PNG"},
+    "webp": {"format": "WEBP"},
+    "tif": {"format": "TIFF"},
+    "big.tif": {"format": "TIFF", "big_tiff": True},
+    "avif": {"format": "AVIF"},
+    "gif": {"format": "GIF"},
+    "bmp": {"format": "BMP"},
+    "ico": {"format": "ICO"},
+}
 
 
 @pytest.fixture
@@ -79,8 +93,65 @@ def test_a_place_without_a_photo(photos: Path) -> None:
     for place in ("", str(empty), f"{photos}/*.gif", str(photos / "none.jpg")):
         with pytest.raises(UserError, match="no such file"):
             find_photos([place], io.BytesIO())
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="neither a photo nor a name on stdin"):
         find_photos(["-"], io.BytesIO())
+    for place in (
+        f"{photos}/**a.jpg",
+        "a" * 5000,
+        f"{photos}/{'*' * 300}",
+    ):  # what no pattern and no name can be
+        with pytest.raises(UserError, match="no such file"):
+            find_photos([place], io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    "kind", ["jpg", "png", "webp", "tif", "big.tif", "avif", "heic", "gif", "bmp", "ico"]
+)
+def test_a_file_on_stdin_is_never_taken_for_names(kind: str, tmp_path: Path) -> None:
+    if kind == "heic":
+        content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
+    else:
+        Image.new("RGB", (40, 30), "red").save(tmp_path / kind, **KINDS[kind])
+        content = (tmp_path / kind).read_bytes()
+    (one,) = find_photos(["-"], io.BytesIO(content))
+    assert (one.name, one.read()) == ("-", content)
+    if kind not in ("heic", "gif", "bmp", "ico"):
+        assert decode(one.read()).shape == (30, 40, 3)
+
+
+def test_text_on_stdin_that_is_no_list_is_one_thing(photos: Path) -> None:
+    (one,) = find_photos(["-"], io.BytesIO(base64.b64encode(bytes(9000))))
+    with pytest.raises(ImageError, match="not a JPEG"):
+        decode(one.read())
+
+
+def test_folders_are_read_as_sweeps_read_them(photos: Path, tmp_path: Path) -> None:
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.jpg").write_bytes((photos / "a.jpg").read_bytes())
+    (photos / "round").symlink_to(photos)
+    assert names([str(photos)]) == ["a.jpg", "b.png", "c.webp", "d.jpg"]
+
+
+def test_a_place_that_one_may_not_read_is_named() -> None:
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to everybody else
+        shut = Path(folder) / "photos" / "shut"
+        shut.mkdir(parents=True)
+        (shut / "c.jpg").write_bytes(b"")
+        Path(folder).chmod(0o755)
+        shut.chmod(0)
+        try:
+            os.seteuid(65534 if user == 0 else user)  # nothing is shut to root
+            for place in (shut.parent, shut):
+                with pytest.raises(UserError, match=f"{shut}: Permission denied"):
+                    find_photos([str(place)], None)
+            (one,) = find_photos([str(shut / "c.jpg")], None)
+            with pytest.raises(ImageError, match="Permission denied"):
+                one.read()
+        finally:
+            os.seteuid(user)
+            shut.chmod(0o755)
 
 
 def test_a_bucket(s3: Any, photos: Path) -> None:

@@ -164,6 +164,7 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
             "resources.large.gpus_per_trial: must be whole",
         ),
         ("register.model", "a/b", "register.model"),
+        ("register.model", "a?b", "register.model"),
         ("register.gate", {"beats_guess": ["f1"]}, "register.gate.beats_guess.0: input should be 'accuracy'"),
         ("register.gate", {"correction": "ladder"}, "register.gate.correction: input should be 'none'"),
         ("name", "a b", "name"),

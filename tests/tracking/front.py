@@ -22,6 +22,12 @@ PAGES = {
     "json": (200, "application/json", b"{}"),
     "other json": (200, "application/json", b'{"experiment": {"name": "Default"}, "status": "ok"}'),
     "absent": (404, "text/html", b"<html>404</html>"),
+    "other absent": (404, "application/json", b'{"detail": "Not Found"}'),
+    "other API": (
+        404,
+        "application/json",
+        b'{"error_code": "ENDPOINT_NOT_FOUND", "message": "no such call"}',
+    ),
     "error": (503, "text/html", b"<html>come back later</html>"),
 }
 

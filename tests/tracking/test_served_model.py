@@ -1,6 +1,7 @@
 """A served counter over HTTP: every form of a request, its limits, and what no request may do to it."""
 
 import codecs
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -84,6 +85,32 @@ def test_a_bad_row_costs_no_other_its_answer_and_all_bad_is_refused(address: str
         "no readable image",
         "not a JPEG, PNG, WebP, TIFF, AVIF or HEIC",
     )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_in_the_place_of_a_photo_is_told_as_nothing(address: str, form: str) -> None:
+    (bad, good) = ask(address, wrapped(form, [None, encoded(photo())])).json()["predictions"]
+    assert "got nothing (null)" in bad["error"] and not good["error"]
+
+
+def test_the_reason_stands_in_the_answer_and_not_the_input(address: str) -> None:
+    cell = encoded(photo())
+    for body in (
+        {"instances": [{"Image": cell}]},
+        {"inputs": {"Image": [cell]}},
+        {"dataframe_split": {"columns": ["Image"], "data": [[cell]]}},
+    ):
+        reply = ask(address, body)
+        refused(reply, "Model is missing inputs ['image']")
+        assert cell[:20] not in reply.text
+    packed = ask(address, gzip.compress(json.dumps(wrapped("inputs", [cell])).encode()))
+    refused(packed, "not UTF-8 text (nothing compressed is understood)")
+    loud = ask(address, wrapped("inputs", [cell]), **{"Content-Type": "Application/JSON; Charset=UTF-8"})
+    assert loud.json() == ask(address, wrapped("inputs", [cell])).json()
+    untyped = requests.Request("POST", address, data=b"{}").prepare()
+    untyped.headers.pop("Content-Type", None)
+    with requests.Session() as session:
+        refused(session.send(untyped, timeout=SECONDS), "no Content-Type")
 
 
 def test_limits_of_rows_bytes_and_pixels(address: str) -> None:

@@ -209,6 +209,8 @@ def test_an_address_as_people_copy_it(copied: str, meant: str) -> None:
         "http://",
         "http://host:notaport",
         "http:///x",
+        "http//host:5000",
+        r"C:\mlruns",
     ],
 )
 def test_what_is_no_servers_address(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +248,9 @@ def test_a_server_behind_a_proxy_is_asked_with_the_users_settings(
             assert MlflowClient(found).get_experiment_by_name("Default") is not None
 
 
-@pytest.mark.parametrize("kind", ["login", "page", "json", "other json", "absent", "error"])
+@pytest.mark.parametrize(
+    "kind", ["login", "page", "json", "other json", "absent", "other absent", "other API", "error"]
+)
 def test_a_page_that_is_no_mlflow_is_told_from_one(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -257,6 +261,21 @@ def test_a_page_that_is_no_mlflow_is_told_from_one(
         )
         with pytest.raises(UserError, match=f"{uri} .*{said}"), tracking_server(tmp_path):
             pass
+
+
+def test_a_server_that_speaks_no_tls_is_told_as_such(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.replace("http", "https"))
+    with pytest.raises(UserError, match="nothing there speaks TLS") as mistake, tracking_server(tmp_path):
+        pass
+    assert mistake.value.hint == "write http://"
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks://profile", "arn:aws:sagemaker:eu-west-1:1:x/y"])
+def test_managed_servers_are_left_to_mlflows_client(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert named_server() == uri
 
 
 def test_the_ui_under_other_host_names_and_a_path(server: str, server_home: Path) -> None:

@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from data.errors import UserError
 from tracking.processes import Server, free_port, require_port
+from tracking.registry import versions_of
 from tracking.serving import ServedModel, open_model, predict, serve_model
 
 ALIAS = "models:/echo@champion"
@@ -70,6 +71,7 @@ def test_nobody_to_ask(server: str) -> None:
         with pytest.raises(UserError, match=f"{url} cannot be asked") as mistake:
             predict(url, [b"a"], timeout=5)
         assert "binsweep serve" in mistake.value.hint
+        assert ("Connection refused" in mistake.value.message) == (url != "nonsense")
     with pytest.raises(UserError, match="answered 40"):
         predict(server, [b"a"], timeout=5)  # it is a server, but not of a model
 
@@ -202,6 +204,7 @@ def test_names_that_a_filter_cannot_quote(echo: str, name: str) -> None:
         open_model(f"models:/{name}/2", echo)
     with pytest.raises(UserError, match="its aliases: none"):
         open_model(f"models:/{name}@champion", echo)
+    assert [(version.name, version.version) for version in versions_of(echo, name)] == [(name, "1")]
 
 
 @pytest.mark.integration  # four servers of a model
