@@ -159,10 +159,9 @@ def versions_of(tracking_uri: str, name: str) -> list[ModelVersion]:
     """Every version of a registered model; none where there is no such model."""
     client, token = MlflowClient(tracking_uri), None
     versions: list[ModelVersion] = []
-    quote = '"' if "'" in name else "'"
     while True:
-        page = client.search_model_versions(f"name={quote}{name}{quote}", page_token=token)
-        versions += page
+        page = client.search_model_versions(_filter(name), page_token=token)
+        versions += [version for version in page if version.name == name]
         token = page.token
         if not token:
             return versions
@@ -177,6 +176,14 @@ def champion_of(tracking_uri: str, name: str) -> ModelVersion | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         # A server with accounts refuses to speak of a model that does not exist, as of one that is another's.
-        if error.error_code == "PERMISSION_DENIED" and not client.search_registered_models(f"name='{name}'"):
-            return None
+        if error.error_code == "PERMISSION_DENIED":
+            known = client.search_registered_models(_filter(name))
+            if all(model.name != name for model in known):
+                return None
         raise
+
+
+def _filter(name: str) -> str | None:
+    """MLflow's filter for a registered model's name; None for one with both quotes, which no filter can write."""
+    quote = '"' if "'" in name else "'"
+    return None if quote in name else f"name={quote}{name}{quote}"
