@@ -407,6 +407,9 @@ def sync(sweep_id: str | None) -> None:
 
     home = home_folder()
     folders = [find_folder(home, sweep_id)] if sweep_id else sweep_folders(home)
+    if not folders:
+        print(f"no sweep in {home}: nothing to send", file=sys.stderr)
+        return
     unsent = 0
     with tracking_server(home) as uri:
         for folder in folders:
