@@ -63,7 +63,11 @@ def home_folder() -> Path:
 
     Raises UserError where that is no folder. A home that does not exist yet is made by whoever writes there.
     """
-    home = Path(os.environ.get("BINSWEEP_HOME") or ".binsweep").expanduser().absolute()
+    asked = os.environ.get("BINSWEEP_HOME") or ".binsweep"
+    try:
+        home = Path(asked).expanduser().absolute()
+    except RuntimeError as error:  # ~NAME of somebody who has no account here, or ~ without HOME
+        raise UserError(f"BINSWEEP_HOME: nobody knows which folder {asked} is", HOME_HINT) from error
     if home.exists() and not home.is_dir():
         raise UserError(f"BINSWEEP_HOME: {home} is not a folder", HOME_HINT)
     if "?" in str(home):  # there its options begin in a database's address
@@ -405,6 +409,9 @@ def sync(sweep_id: str | None) -> None:
 
     home = home_folder()
     folders = [find_folder(home, sweep_id)] if sweep_id else sweep_folders(home)
+    if not folders:
+        print(f"no sweep in {home}: nothing to send", file=sys.stderr)
+        return
     unsent = 0
     with tracking_server(home) as uri:
         for folder in folders:
@@ -679,6 +686,17 @@ def _reader_is_gone() -> bool:
         return False
 
 
+def _stands_somewhere() -> bool:
+    """Whether the working folder still exists, without which PyTorch ends the process for a reason of its own."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("binsweep: the folder in which this was started does not exist any more", file=sys.stderr)
+        print("  hint: `cd` to one that does", file=sys.stderr)
+        return False
+    return True
+
+
 def main() -> None:
     """The entry point: every mistake of the user is one message and exit code 2."""
     atexit.register(_hear_no_more)  # the first that is registered is the last that is called
@@ -688,7 +706,7 @@ def main() -> None:
     for number in ENDINGS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, _leave)
-    code = _run("--debug" in sys.argv)
+    code = _run("--debug" in sys.argv) if _stands_somewhere() else 2
     try:
         sys.stdout.flush()
     except BrokenPipeError:

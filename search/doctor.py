@@ -80,8 +80,11 @@ def _shared_memory(home: Path) -> Finding:
 def _disk(home: Path) -> Finding:
     place = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(place).free / GIB
+    if not os.access(place, os.W_OK | os.X_OK):
+        remedy = f"set BINSWEEP_HOME to a folder where you may write (now {home})"
+        return Finding("disk", False, f"{place} cannot be written", remedy)
     remedy = "" if free >= 2 else f"free some space, or set BINSWEEP_HOME to a larger disk (now {home})"
-    return Finding("disk", free >= 2 and os.access(place, os.W_OK), f"{free:.1f} GiB free at {place}", remedy)
+    return Finding("disk", free >= 2, f"{free:.1f} GiB free at {place}", remedy)
 
 
 def _banks(home: Path) -> Finding:

@@ -380,6 +380,12 @@ def test_doctor_has_a_line_for_everything(tmp_path: Path) -> None:
     assert findings["ray"]["ok"] and "efficientnet_lite0" in findings["weights"]["text"]
 
 
+def test_nothing_to_send_is_said_and_makes_no_home(tmp_path: Path) -> None:
+    done = here("sync", home=tmp_path / "home")
+    assert done.returncode == 0 and f"no sweep in {tmp_path / 'home'}" in done.stderr
+    assert not (tmp_path / "home").exists()
+
+
 def test_synth_renders_a_data_set(tmp_path: Path) -> None:
     done = here("data", "synth", tmp_path / "out", "--images", "6", "--size", "64", home=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -75,7 +75,8 @@ def test_an_answer_without_a_reader_or_room_is_one_line_at_most(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("home", "command"), [("file", "status"), ("what?", "status"), ("/proc/none", "sweep")]
+    ("home", "command"),
+    [("file", "status"), ("what?", "status"), ("~nobody-of-this-name/x", "status"), ("/proc/none", "sweep")],
 )
 def test_a_home_that_cannot_be_used_is_told_before_any_work(
     home: str, command: str, tmp_path: Path, bins: Path
@@ -97,3 +98,10 @@ def test_a_place_that_may_not_be_read_is_one_message(tmp_path: Path) -> None:
     words = ["data", "synth", str(tmp_path / "out" / "bins"), "--images", "3"]
     done = python("PYTHON", CLI, *words, cwd=tmp_path)
     assert done.returncode == 2 and b"out" in done.stderr and b"failed" not in done.stderr, done.stderr
+
+
+def test_a_working_folder_that_was_deleted_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = python("cd gone && rmdir ../gone && PYTHON", CLI, "status", cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert b"does not exist any more" in done.stderr and done.stderr.count(b"\n") == 2, done.stderr

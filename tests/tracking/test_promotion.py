@@ -214,6 +214,7 @@ def test_a_version_keeps_what_it_has_seen_and_an_older_one_is_known_by_its_data(
     client.set_model_version_tag("seen", older.version, "decision", "waiting for approval")
     assert _decisions(server, "seen", candidate) == 1
     assert len(versions_of(server, "seen")) == 2 and versions_of(server, "nobody's") == []
+    assert versions_of(server, """both ' and " """) == []
 
 
 def test_a_candidate_that_cannot_be_evaluated_leaves_a_version_that_says_so(
