@@ -28,6 +28,7 @@ from search.course import spent_on
 from search.decisions import DecisionLog
 from search.earlier import Earlier
 from search.exclude import spec_manifest
+from search.interrupts import take_note
 from search.local_runner import run_local
 from search.recorder import Recorder
 from search.resources import Node, check_resources, fits, ray_place, share_of, this_machine
@@ -210,6 +211,7 @@ def run_sweep(
                 controller.close()
                 recorder.sweep_ended("FINISHED")
         except BaseException as error:
+            take_note()
             hurried, interrupted = True, isinstance(error, KeyboardInterrupt)
             why = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
             if full := no_room(error):

@@ -1,5 +1,6 @@
 """The controller over a real study: lost workers, errors, a full disk, pauses, and what a later process takes up."""
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from models.state import TrainingState
 from models.train import TrialData, train
 from search.controller import Controller, TrialRecord
 from search.health import keep_findings, write_table
-from search.interrupts import interrupt
+from search.interrupts import interrupt, take_note
 from search.spec import parse_spec
 from search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
 from search.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_attempts, run_trial
@@ -98,9 +99,22 @@ def test_an_epoch_is_told_and_judged_or_neither_when_an_interrupt_comes(
     monkeypatch.setattr(place, moment, interrupted)
     with pytest.raises(KeyboardInterrupt):
         controller.report(number, 1, GOOD)
+    take_note()
     assert told.epochs == [(number, 1)]
     (record,) = controller._strategy.trials()
     assert list(record.values) == [1]
+
+
+def test_an_interrupt_that_a_library_lost_is_raised_again(tmp_path: Path) -> None:
+    controller = opened(tmp_path)
+    number = started(controller).number
+    with contextlib.suppress(KeyboardInterrupt):  # as in a destructor, or in a callback from C
+        interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        controller.report(number, 1, GOOD)
+    assert controller.trials[number].epochs_done == 0
+    take_note()
+    assert controller.report(number, 1, GOOD)
 
 
 def test_an_epoch_that_was_told_and_not_judged_is_told_again(
