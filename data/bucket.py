@@ -303,8 +303,9 @@ def open_bucket(
 
 
 def _opened(place: Place, endpoint: str | None, workers: int, timeout: float, empty: bool) -> Bucket:
-    session = boto3.session.Session()
-    style = (session._session.get_scoped_config().get("s3") or {}).get("addressing_style")
+    core = botocore.session.get_session()
+    session = boto3.session.Session(botocore_session=core)
+    style = (core.get_scoped_config().get("s3") or {}).get("addressing_style")
     credentials: Any = None
     refusal: UserError | None = None
     try:

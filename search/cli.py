@@ -713,8 +713,9 @@ def main() -> None:
         pass
     except OSError as error:
         lead_nowhere(sys.stdout.fileno())  # where Python's own last flush must not fail again
-        print(f"binsweep: the answer cannot be written: {error.strerror}", file=sys.stderr)
-        code = code or 1
+        if code == 0:  # else it has been said why
+            print(f"binsweep: the answer cannot be written: {error.strerror}", file=sys.stderr)
+            code = 1
     if _reader_is_gone():
         lead_nowhere(sys.stdout.fileno())
         code = 128 + signal.SIGPIPE  # as any program that a closed pipe ends

@@ -15,7 +15,6 @@ import re
 import shlex
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import psutil
 import requests
 
 from data.errors import UserError
+from data.start import python_module, without_working_folder
 from tracking.address import VARIABLE, tidy
 from tracking.locks import locked, open_lock, try_lock
 from tracking.processes import (
@@ -319,9 +319,9 @@ def _migrate(database: Path) -> Path:
             ):
                 old.backup(new)
         done = subprocess.run(
-            [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{work}"],
+            python_module("mlflow", "db", "upgrade", f"sqlite:///{work}"),
             cwd=database.parent,
-            env=clean_environment({}),
+            env=without_working_folder(clean_environment({})),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -157,7 +157,10 @@ def test_a_model_that_is_not_registered(tmp_path: Path, server: str) -> None:
 
 def test_only_the_dash_reads_stdin(tmp_path: Path) -> None:
     """Started without one, as by some schedulers and service managers."""
-    for place, said in ((str(tmp_path / "none.jpg"), "no such file"), ("-", "stdin is closed")):
+    for place, said in (
+        (str(tmp_path / "none.jpg"), "no such file"),
+        ("-", "neither a photo nor a name on stdin"),
+    ):
         closed = 'exec "$@" <&-'
         done = subprocess.run(
             ["bash", "-c", closed, "bash", sys.executable, "-m", "search.cli", "predict", place],
