@@ -96,7 +96,8 @@ def _candidate(
     part = spec.data
     photos = {
         "source": part.source,
-        "classes": part.classes,
+        # Those that the model knows, also where the spec leaves them to the data.
+        "classes": list(manifest.classes),
         "split": part.split.model_dump(),
         # Evaluations to come read the source whole: data.exclude takes from train alone.
         "fingerprint": manifest.whole or manifest.fingerprint,
