@@ -12,6 +12,12 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
+def in_utf8_mode() -> None:
+    """Replace this process by the same program, whose text is UTF-8 whatever the locale says."""
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def without_working_folder(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment in which `python -m` does not look into its working folder first.
 

@@ -7,6 +7,8 @@ import locale
 import os
 import sys
 
+from data.start import in_utf8_mode
+
 _kept: list[
     object
 ] = []  # streams that were replaced: with the last reference to one its file would be closed
@@ -22,8 +24,7 @@ def settle_streams() -> None:
     _open_closed_ones()
     if not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8"):
         sys.stderr.flush()
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+        in_utf8_mode()
     # Whoever calls the program from Python may have put a stream of their own in the place of one.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -295,7 +295,7 @@ def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server:
     other = tmp_path / "other"
     write_synthetic(other, 30, 1, 64, [0, 1, 2])
     done = binsweep("evaluate", "checked", other, "--out", tmp_path / "report", **said)
-    assert done.returncode == 0 and "on 30 photos: all of" in done.stdout, done.stderr
+    assert done.returncode == 0 and "on 30 photos: all photos of" in done.stdout, done.stderr
     assert (tmp_path / "report" / "report.html").exists()
 
     some = sorted((bins / "bin-images").iterdir())[:40]
