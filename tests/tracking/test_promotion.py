@@ -267,11 +267,11 @@ def test_a_photo_above_the_one_limit_is_left_out_at_the_start(
 
 def test_a_rollback_to_a_deleted_version_is_refused(server: str) -> None:
     client = MlflowClient(server)
-    run = new_run(server, "deleted")
+    run = new_run(server, "with-a-gap")
     for tags in ({}, {"champion.before": "1"}):
-        register(server, run, "deleted", predictor(), tags)
-    client.set_registered_model_alias("deleted", "champion", "2")
-    client.delete_model_version("deleted", "1")
-    with pytest.raises(UserError, match="version 1 of 'deleted', which version 2 followed, was deleted"):
-        rollback(server, "deleted", "x")
-    assert client.get_model_version_by_alias("deleted", "champion").version == "2"
+        register(server, run, "with-a-gap", predictor(), tags)
+    client.set_registered_model_alias("with-a-gap", "champion", "2")
+    client.delete_model_version("with-a-gap", "1")
+    with pytest.raises(UserError, match="version 1 of 'with-a-gap', which version 2 followed, was deleted"):
+        rollback(server, "with-a-gap", "x")
+    assert client.get_model_version_by_alias("with-a-gap", "champion").version == "2"
