@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
@@ -34,3 +35,17 @@ def same_path() -> str:
 def same_modules() -> dict[str, str]:
     """This process's environment for another one that finds its modules where this one does."""
     return {**without_working_folder(os.environ), "PYTHONPATH": same_path()}
+
+
+@contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Give an environment variable a value within this block, and for the processes that are started there."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -28,7 +28,7 @@ from ray.tune.search import Searcher
 
 from data.errors import UserError
 from data.limits import memory
-from data.start import same_path
+from data.start import environment_variable, same_path
 from models.train import TrialData
 from search.controller import Controller
 from search.ray_site import Site, bring_banks, open_site, tidy_nodes
@@ -154,7 +154,7 @@ def start_ray(cores: int) -> Iterator[Node]:
     has."""
     # A token of this process alone: without one, Ray would write one into the person's home directory.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _own_folder() as folder, _on_the_loopback(), _setting("PYTHONPATH", same_path()):
+    with _own_folder() as folder, _on_the_loopback(), environment_variable("PYTHONPATH", same_path()):
         _init_ray(
             folder,
             address="local",
@@ -183,24 +183,10 @@ def _on_the_loopback() -> Iterator[None]:
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        with _setting(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"):
+        with environment_variable(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"):
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextlib.contextmanager
-def _setting(name: str, value: str) -> Iterator[None]:
-    """Give an environment variable a value for the processes that are started in this block."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ import psutil
 import requests
 
 from data.errors import UserError
-from data.start import python_module, without_working_folder
+from data.start import environment_variable, python_module, without_working_folder
 from tracking.address import VARIABLE, tidy
 from tracking.locks import locked, open_lock, try_lock
 from tracking.processes import (
@@ -216,26 +216,13 @@ def require_reachable(uri: str) -> None:
     from mlflow.tracking import MlflowClient
 
     name = "binsweep: does MLflow answer?"
-    with _set(RETRIES.name, "0"):  # once: whoever waits in front of the screen can try again
+    with environment_variable(RETRIES.name, "0"):  # once: whoever waits in front of the screen can try again
         try:
             found = MlflowClient(uri).get_experiment_by_name(name)
         except Exception as error:  # also of a plug-in, a missing library, a store of its own
             raise _unreachable(uri, error) from error
     if found is not None and found.name != name:
         raise UserError(f"{uri} answers, but it is no MLflow server", _REMEDY)
-
-
-@contextmanager
-def _set(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _unreachable(uri: str, error: Exception) -> UserError:
