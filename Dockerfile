@@ -39,6 +39,7 @@ print(*project['dependencies'], *extras['cluster'], *extras['service'], sep='\n'
  && pip install -c constraints.txt -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt
 COPY README.md LICENSE ./
+COPY src src
 COPY data data
 COPY models models
 COPY tracking tracking

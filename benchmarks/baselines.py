@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
+from benchmarks.packages import SyneTune, dehb, smac
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from benchmarks.packages import SyneTune, dehb, smac
-from search.simulator import Task
-from search.space import to_distribution
-from search.strategy import Decision, Outcome, Strategy, Suggestion, Verdict, open_strategy
+from binsweep.search.spec.space import to_distribution
+from binsweep.search.strategy import Decision, Outcome, Strategy, Suggestion, Verdict, open_strategy
+from binsweep.search.strategy.simulator import Task
 
 
 class StockOptuna:

@@ -21,16 +21,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 import torch
 import torch.distributed as dist
 from trials import trial_data
 
-from data.limits import cores
-from data.synthetic import write_synthetic
-from models.settings import Settings
-from models.train import TrialData, build_banks, train
+from binsweep.data.resource_limits import cores
+from binsweep.data.synthetic.dataset import write_synthetic
+from binsweep.models.settings import Settings
+from binsweep.models.train import TrialData, build_banks, train
 
 SIZE = 224
 

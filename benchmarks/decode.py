@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as transforms
 
-from data import decode as product
+from binsweep.data import decode as product
 
 Way = Callable[[bytes, int], np.ndarray]
 

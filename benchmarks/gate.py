@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-from tracking.gate import judge_against
+from binsweep.tracking.promotion.gate import judge_against
 
 ACCURACY = 0.35
 

@@ -8,9 +8,9 @@
 It needs of this repository only data and models, and makes its photos itself. The plain side is what PyTorch's
 tutorials say: a Dataset that opens, resizes, mirrors and normalises each JPEG in each epoch, a DataLoader with a
 worker on each core and pinned memory, bf16 autocast, channels_last, and one loss read in every step. Ours is
-models.train, whose banks are built before its clock starts (`bank`: in how many seconds). Both train the same network
-with the same batches and AdamW; each round measures both in turn, one epoch after one that warms up, and the best of
-the rounds counts.
+binsweep.models.train, whose banks are built before its clock starts (`bank`: in how many seconds). Both train the
+same network with the same batches and AdamW; each round measures both in turn, one epoch after one that warms up, and
+the best of the rounds counts.
 
 `others`: ours again, best over best: with banks that stay in the host's memory (streamed), with cuDNN's own search for
 kernels, with kernels that are deterministic, and without health rules and profile (what these cost). Whatever does not
@@ -34,7 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 import numpy as np
 import torch
@@ -44,13 +44,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import models.batches
-import models.train
-from data.pixels import PixelBank
-from models.arithmetic import choose_arithmetic, cores, give_back_memory
-from models.build import build_counter
-from models.settings import Settings
-from models.train import TrialData, build_banks, train
+import binsweep.models.batches
+import binsweep.models.train
+from binsweep.data.banks.pixels import PixelBank
+from binsweep.models.build import build_counter
+from binsweep.models.precision import choose_arithmetic, cores, give_back_memory
+from binsweep.models.settings import Settings
+from binsweep.models.train import TrialData, build_banks, train
 
 CLASSES = (1, 2, 3, 4, 5)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -204,11 +204,11 @@ def swapped(owner: Any, **values: Any) -> Iterator[None]:
 
 
 def without_insight() -> contextlib.AbstractContextManager[None]:
-    return swapped(models.train, Watch=Nothing, Profile=NoProfile)
+    return swapped(binsweep.models.train, Watch=Nothing, Profile=NoProfile)
 
 
 def streamed() -> contextlib.AbstractContextManager[None]:
-    return swapped(models.batches, fits_beside=lambda size, device: False)
+    return swapped(binsweep.models.batches, fits_beside=lambda size, device: False)
 
 
 def searched() -> contextlib.AbstractContextManager[None]:

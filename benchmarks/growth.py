@@ -21,17 +21,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import psutil
 
-from data.limits import cores
-from data.synthetic import render_source
-from search.spec import parse_spec
-from search.sweep import check_before_start, prepare, run_sweep
-from tracking.server import tracking_server
+from binsweep.data.resource_limits import cores
+from binsweep.data.synthetic.dataset import render_source
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.workflows.sweep import check_before_start, prepare, run_sweep
+from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 SIZE = 64
 COLUMNS = ("bins", "trials", "prepare_seconds", "sweep_seconds", "outside_training", "trial_mb", "driver_mb")

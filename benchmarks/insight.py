@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 from trials import trial_data
 
-import models.train
-from data.limits import cores
-from models.arithmetic import threads_of
-from models.health import Watch
-from models.profile import Profile
-from models.settings import Settings
-from models.train import TrialData, train
+import binsweep.models.train
+from binsweep.data.resource_limits import cores
+from binsweep.models.health_rules import Watch
+from binsweep.models.precision import threads_of
+from binsweep.models.profiler import Profile
+from binsweep.models.settings import Settings
+from binsweep.models.train import TrialData, train
 
 WATCHED = ("before_step", "after_backward", "after_step", "epoch_done")
 PROFILED = ("epoch_begins", "mark", "step_done", "training_done", "epoch_done")
@@ -114,9 +114,9 @@ def measure(settings: Settings, data: TrialData, repeats: int) -> dict[str, floa
     with_both, without, own = [], [], []
     for _ in range(repeats):
         with_both.append(training(settings, data))
-        models.train.Watch, models.train.Profile = _Nothing, _NoProfile  # type: ignore[assignment, misc]
+        binsweep.models.train.Watch, binsweep.models.train.Profile = _Nothing, _NoProfile  # type: ignore[assignment, misc]
         without.append(training(settings, data))
-        models.train.Watch, models.train.Profile = Watch, Profile
+        binsweep.models.train.Watch, binsweep.models.train.Profile = Watch, Profile
         with _Clock(Watch, WATCHED) as watch, _Clock(Profile, PROFILED) as profile:
             steps = training(settings, data)
         own.append((watch.seconds / steps, profile.seconds / steps))

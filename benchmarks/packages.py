@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from search.simulator import Task
-from search.space import Choice, Dimension
-from search.strategy import Decision, Outcome, Suggestion, Verdict
-from search.strategy.encode import Encoder
+from binsweep.search.spec.space import Choice, Dimension
+from binsweep.search.strategy import Decision, Outcome, Suggestion, Verdict
+from binsweep.search.strategy.encoding import Encoder
+from binsweep.search.strategy.simulator import Task
 
 LEAST, ETA = 2, 3
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from models.weights import (
+from binsweep.models.pretrained import (
     load_state,
     weights_file,
 )  # no model hub is assumed: the weights come from a package

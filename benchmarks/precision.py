@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 from trials import trial_data
 
-from models.settings import Settings
-from models.train import TrialData, build_banks, train
+from binsweep.models.settings import Settings
+from binsweep.models.train import TrialData, build_banks, train
 
 
 def best_accuracy(settings: Settings, data: TrialData) -> float:

@@ -33,7 +33,7 @@ def loop(download: Callable[[str, Path], object], ids: list[str], folder: Path) 
 
 def pull(url: str, dest: Path, *options: str) -> tuple[float, float, float]:
     """Wall seconds, processor seconds and peak memory in MB of `binsweep data pull`."""
-    command = [sys.executable, "-m", "search.cli", "data", "pull", f"s3://{BUCKET}", str(dest), *options]
+    command = [sys.executable, "-m", "binsweep", "data", "pull", f"s3://{BUCKET}", str(dest), *options]
     start = time.perf_counter()
     process = subprocess.Popen([*command, "--endpoint", url], cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

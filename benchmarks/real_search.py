@@ -20,15 +20,15 @@ from typing import Any
 import torch
 
 # A script's own folder comes first on the path, where `search.py` would hide the package of that name.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 
-from models.train import TrialData  # noqa: E402
-from search.controller import Controller  # noqa: E402
-from search.local_runner import run_local  # noqa: E402
-from search.spec import SweepSpec, load_spec  # noqa: E402
-from search.strategy import open_strategy  # noqa: E402
-from search.sweep import check_before_start, prepare  # noqa: E402
-from search.trial import Share  # noqa: E402
+from binsweep.models.train import TrialData  # noqa: E402
+from binsweep.search.execution.controller import Controller  # noqa: E402
+from binsweep.search.execution.local_runner import run_local  # noqa: E402
+from binsweep.search.execution.trial import Share  # noqa: E402
+from binsweep.search.spec.parser import SweepSpec, load_spec  # noqa: E402
+from binsweep.search.strategy import open_strategy  # noqa: E402
+from binsweep.search.workflows.sweep import check_before_start, prepare  # noqa: E402
 
 UNLIMITED = 10_000  # trials of the arm whose time is limited
 

@@ -36,9 +36,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-from models.arithmetic import choose_arithmetic, cores
+from binsweep.models.precision import choose_arithmetic, cores
 
 BACKBONE = "efficientnet_lite0"
 ANSWERS = (1, 2, 3, 4, 5)
@@ -121,8 +121,8 @@ EACH_EPOCH = 0.99  # the one that is judged after every epoch, the others after 
 
 def pack(folder: Path, out: Path, half: bool) -> None:
     """Write photos, labels, splits and auxiliary numbers of everything but the test split into `out`."""
-    from data.split import Split, assign
-    from models.weights import load_state, weights_file
+    from binsweep.data.split import Split, assign
+    from binsweep.models.pretrained import load_state, weights_file
 
     split = Split()
     photos, rows = [], []
@@ -577,7 +577,7 @@ def _work(
 
 
 def _render(folder: Path, images: int) -> None:
-    from data.synthetic import write_synthetic
+    from binsweep.data.synthetic.dataset import write_synthetic
 
     write_synthetic(folder, images, seed=1, size=224, classes=tuple(range(6)))
 

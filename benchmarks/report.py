@@ -18,12 +18,12 @@ from pathlib import Path
 from shutil import which
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "search"))
 
 from recorded_sweeps import random_sweep
 
-from search.report import write_report
+from binsweep.search.report.sweep_report import write_report
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

@@ -20,8 +20,8 @@ from typing import Any
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from tracking.runlog import RunLog
-from tracking.server import tracking_server
+from binsweep.tracking.mlflow_server.embedded import tracking_server
+from binsweep.tracking.runlog.run_log import RunLog
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "tracking"))
 

@@ -25,11 +25,11 @@ from pathlib import Path
 import optuna
 
 # A script's own folder comes first on the path, where `search.py` would hide the package of that name.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 
-from search.simulator import SyntheticTask  # noqa: E402
-from search.strategy import Decision, Outcome, open_strategy  # noqa: E402
-from tracking.runlog import RunLog  # noqa: E402
+from binsweep.search.strategy import Decision, Outcome, open_strategy  # noqa: E402
+from binsweep.search.strategy.simulator import SyntheticTask  # noqa: E402
+from binsweep.tracking.runlog.run_log import RunLog  # noqa: E402
 
 METRICS = 20  # of an epoch's report
 REPORTS = 500  # of each of the trials that do nothing else
@@ -74,7 +74,7 @@ def main() -> None:
 
 def ray_seconds() -> float:
     """The driver's time for one report of METRICS metrics, by Ray Tune alone."""
-    import search.ray_runner as runner  # it sets Ray up before Ray is imported
+    import binsweep.search.ray_backend.runner as runner  # it sets Ray up before Ray is imported
 
     def report_only(config: dict[str, int]) -> None:
         for epoch in range(REPORTS):
@@ -90,8 +90,8 @@ def ray_seconds() -> float:
 
 def keeper_rates() -> list[tuple[float, float]]:
     """For each size of a checkpoint in megabytes, how many a second the keeper takes in from several senders."""
-    import search.ray_runner as runner
-    import search.ray_site as site
+    import binsweep.search.ray_backend.file_transfer as site
+    import binsweep.search.ray_backend.runner as runner
 
     found = []
     with runner.start_ray(2), tempfile.TemporaryDirectory() as folder:

@@ -24,8 +24,9 @@ import optuna
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.baselines import STRATEGIES  # noqa: E402
-from search.simulator import Step, SyntheticTask, Task, simulate  # noqa: E402
-from search.space import to_distribution  # noqa: E402
+
+from binsweep.search.spec.space import to_distribution  # noqa: E402
+from binsweep.search.strategy.simulator import Step, SyntheticTask, Task, simulate  # noqa: E402
 
 RANDOM_CONFIGURATIONS = 3_000
 

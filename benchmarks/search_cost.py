@@ -21,13 +21,13 @@ import numpy as np
 import optuna
 
 # A script's own folder comes first on the path, where `search.py` would hide the package of that name.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 
-from search.simulator import SyntheticTask  # noqa: E402
-from search.space import to_distribution  # noqa: E402
-from search.strategy import Decision, Outcome, open_strategy  # noqa: E402
-from search.strategy.encode import Encoder  # noqa: E402
-from search.strategy.standing import levels  # noqa: E402
+from binsweep.search.spec.space import to_distribution  # noqa: E402
+from binsweep.search.strategy import Decision, Outcome, open_strategy  # noqa: E402
+from binsweep.search.strategy.encoding import Encoder  # noqa: E402
+from binsweep.search.strategy.simulator import SyntheticTask  # noqa: E402
+from binsweep.search.strategy.trial_pool import levels  # noqa: E402
 
 TURNS = 60
 

@@ -24,17 +24,17 @@ import numpy as np
 import psutil
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-from data.decode import decode
-from data.limits import cores
-from data.synthetic import write_synthetic
-from models.build import build_counter
-from models.network import fold_norms
-from models.predictor import MAX_ROWS, Predictor
-from models.settings import Settings
-from tracking.registry import saved_model
-from tracking.serving import predict, serve_model
+from binsweep.data.decode import decode
+from binsweep.data.resource_limits import cores
+from binsweep.data.synthetic.dataset import write_synthetic
+from binsweep.models.build import build_counter
+from binsweep.models.network import fold_norms
+from binsweep.models.predictor import MAX_ROWS, Predictor
+from binsweep.models.settings import Settings
+from binsweep.tracking.registry.versions import saved_model
+from binsweep.tracking.serving.model_server import predict, serve_model
 
 SIZE, ROUNDS, EACH, BATCH = 224, 10, 10, 32
 CROWD_SECONDS = 5

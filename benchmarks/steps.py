@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 from trials import trial_data
 
-from data.limits import cores
-from models.arithmetic import Arithmetic, choose_arithmetic, threads_of
-from models.settings import Settings
-from models.train import (
+from binsweep.data.resource_limits import cores
+from binsweep.models.precision import Arithmetic, choose_arithmetic, threads_of
+from binsweep.models.settings import Settings
+from binsweep.models.train import (
     TrialData,
     _forward,
     _optimizer,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from search.space import Choice, Dimension, Range, in_order
-from search.strategy.seam import Goal
+from binsweep.search.spec.space import Choice, Dimension, Range, in_order
+from binsweep.search.strategy.base import Goal
 
 FRACTION_LEVELS = 27  # a fidelity that is a fraction, such as a train size, is cut into this many "epochs"
 

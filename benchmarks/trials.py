@@ -21,18 +21,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-from data.limits import cores
-from data.manifest import load_manifest
-from data.pixels import open_pixel_bank
-from data.split import Split
-from models.train import TrialData
-from search.spec import parse_spec
-from search.sweep import check_before_start, prepare, run_sweep
-from tracking.server import tracking_server
+from binsweep.data.banks.pixels import open_pixel_bank
+from binsweep.data.manifest import load_manifest
+from binsweep.data.resource_limits import cores
+from binsweep.data.split import Split
+from binsweep.models.train import TrialData
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.workflows.sweep import check_before_start, prepare, run_sweep
+from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 SIZE = 224
 

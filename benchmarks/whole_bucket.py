@@ -23,11 +23,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[0] = str(ROOT / "src")
 
-from data.bucket import open_bucket, parse_place  # noqa: E402
-from data.listing import Wanted  # noqa: E402
-from data.pull import pull  # noqa: E402
+from binsweep.data.s3.bucket import open_bucket, parse_place  # noqa: E402
+from binsweep.data.s3.listing import Wanted  # noqa: E402
+from binsweep.data.s3.pull import pull  # noqa: E402
 
 PAGE = 1000
 KINDS = 6

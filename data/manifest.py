@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.crew import Progress
-from data.decode import decode, read
-from data.errors import UserError
-from data.layout import printable, seat_of
-from data.readonce import Finding, FindingCache, read_all
-from data.sources import Candidate, Skipped, scan
-from data.split import SPLITS, Split, SplitName, assign
-from data.synthetic import is_synthetic, render_source
+from binsweep.data.decode import decode, read
+from binsweep.data.errors import UserError
+from binsweep.data.parallel import Progress
+from binsweep.data.sources.folder import Candidate, Skipped, scan
+from binsweep.data.sources.object_names import printable, seat_of
+from binsweep.data.sources.scan_cache import Finding, FindingCache, read_all
+from binsweep.data.split import SPLITS, Split, SplitName, assign
+from binsweep.data.synthetic.dataset import is_synthetic, render_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def _local(
     if is_synthetic(source):
         return render_source(source, home, progress, classes), []
     if scheme == "s3" and separator:
-        from data.remote import (
+        from binsweep.data.s3.source import (
             fetch_source,  # boto3 takes a second to import, and a bare GPU machine has none
         )
 
@@ -202,7 +202,7 @@ def _check_folders(source: str, split: Split, candidates: Sequence[Candidate], a
 
 def _splits(split: Split, candidates: Sequence[Candidate], root: Path, home: Path) -> list[SplitName]:
     if split.by == "group":
-        from data.groups import group_heads  # its libraries take a second to import
+        from binsweep.data.split_groups import group_heads  # its libraries take a second to import
 
         heads = group_heads(candidates, root, home)
     else:

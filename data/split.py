@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from data.errors import UserError
+from binsweep.data.errors import UserError
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)

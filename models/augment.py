@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.arithmetic import send
+from binsweep.models.precision import send
 
 Augment = Literal["none", "flip", "flip_shift", "full"]
 

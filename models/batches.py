@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.arithmetic import send
-from models.augment import Augment, augment_images
-from models.profile import Mark, nothing
+from binsweep.models.augment import Augment, augment_images
+from binsweep.models.precision import send
+from binsweep.models.profiler import Mark, nothing
 
 
 class Batches(Protocol):

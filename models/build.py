@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.network import ARCHITECTURES, Counter, CounterConfig, build_backbone
-from models.settings import Settings
-from models.weights import load_state, weights_file
+from binsweep.models.network import ARCHITECTURES, Counter, CounterConfig, build_backbone
+from binsweep.models.pretrained import load_state, weights_file
+from binsweep.models.settings import Settings
 
 
 class Postponed(nn.Module):

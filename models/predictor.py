@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.network import Counter, CounterConfig
+from binsweep.models.network import Counter, CounterConfig
 
 # The count that is right most often; the one that is off by least on average; the one with the least squared error.
 Decoding = Literal["argmax", "median", "mean"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
-from models.augment import Augment
+from binsweep.models.augment import Augment
 
 Trainable = Literal["head", "last_stage", "all"]
 Head = Literal["classify", "ordinal", "regress"]

@@ -14,22 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.features import open_feature_bank
-from data.limits import cores
-from data.pixels import PixelBank
-from models.arithmetic import Arithmetic, choose_arithmetic, compute_exactly, give_back_memory, send
-from models.augment import VERSION as AUGMENT_VERSION
-from models.augment import Augment, augment_images, views_of
-from models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
-from models.build import Checkpoint, build_counter
-from models.group import Group, current_group
-from models.health import Finding, Rule, Watch
-from models.metrics import count_metrics, per_class
-from models.network import Counter
-from models.profile import Mark, Profile, nothing
-from models.settings import Settings
-from models.state import TrainingState, capture, restore
-from models.weights import file_hash, weights_file
+from binsweep.data.banks.features import open_feature_bank
+from binsweep.data.banks.pixels import PixelBank
+from binsweep.data.resource_limits import cores
+from binsweep.models.augment import VERSION as AUGMENT_VERSION
+from binsweep.models.augment import Augment, augment_images, views_of
+from binsweep.models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
+from binsweep.models.build import Checkpoint, build_counter
+from binsweep.models.distributed import Group, current_group
+from binsweep.models.health_rules import Finding, Rule, Watch
+from binsweep.models.metrics import count_metrics, per_class
+from binsweep.models.network import Counter
+from binsweep.models.precision import Arithmetic, choose_arithmetic, compute_exactly, give_back_memory, send
+from binsweep.models.pretrained import file_hash, weights_file
+from binsweep.models.profiler import Mark, Profile, nothing
+from binsweep.models.settings import Settings
+from binsweep.models.training_state import TrainingState, capture, restore
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import pytest
 import requests
 import torch
 
-from data.manifest import Manifest, load_manifest
-from data.pixels import open_pixel_bank
-from data.split import Split
-from data.synthetic import write_synthetic
-from models.train import TrialData
-from tracking.server import tracking_server
+from binsweep.data.banks.pixels import open_pixel_bank
+from binsweep.data.manifest import Manifest, load_manifest
+from binsweep.data.split import Split
+from binsweep.data.synthetic.dataset import write_synthetic
+from binsweep.models.train import TrialData
+from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 SIZE = 64
 SLOWEST_FIRST = ("test_resume.py", "test_sweep.py", "test_cli.py")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.synthetic import write_synthetic
+from binsweep.data.synthetic.dataset import write_synthetic
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

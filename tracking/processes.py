@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import requests
 
-from data.errors import UserError
-from data.start import python_module, without_working_folder
+from binsweep.data.errors import UserError
+from binsweep.data.python_process import python_module, without_working_folder
 
 LOOPBACK = "127.0.0.1"
 # Those that this process started and has not ended yet, for the moment when there is no time to end them politely.

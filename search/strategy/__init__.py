@@ -1,8 +1,8 @@
 """Strategies: what to try next, and what to stop. Optuna only; no Ray."""
 
-from search.strategy.open import open_strategy
-from search.strategy.optuna_strategy import OptunaStrategy
-from search.strategy.seam import Decision, Outcome, Record, Strategy, Suggestion, Verdict
+from binsweep.search.strategy.base import Decision, Outcome, Record, Strategy, Suggestion, Verdict
+from binsweep.search.strategy.factory import open_strategy
+from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 
 __all__ = [
     "Decision",

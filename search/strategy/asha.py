@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from search.strategy.stopping import Curve, StoppingRule
+from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
 
 
 def rungs(min_epochs: int, eta: int, max_epochs: int) -> list[int]:

@@ -18,13 +18,13 @@ import numpy as np
 from scipy.spatial import cKDTree
 from threadpoolctl import ThreadpoolController
 
-from search.space import Dimension
-from search.strategy.curve_model import CurveModel, Data
-from search.strategy.encode import Encoder, Points
-from search.strategy.end_model import EndModel
-from search.strategy.kernel import log_improvement
-from search.strategy.planner import Plan
-from search.strategy.standing import Stand, Standing, promoted
+from binsweep.search.spec.space import Dimension
+from binsweep.search.strategy.curve_gp import CurveModel, Data
+from binsweep.search.strategy.encoding import Encoder, Points
+from binsweep.search.strategy.final_value_gp import EndModel
+from binsweep.search.strategy.kernel import log_improvement
+from binsweep.search.strategy.planner import Plan
+from binsweep.search.strategy.trial_pool import Stand, Standing, promoted
 
 START = 4.0  # trainings' worth of epochs by halving, before the model decides
 STRAIGHT_FROM = 5.0  # trainings' worth of epochs, from which trials go straight for their end,

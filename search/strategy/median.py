@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping
 
-from search.strategy.stopping import Curve, StoppingRule
+from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
 
 
 def median(min_epochs: int, min_trials: int = 5) -> StoppingRule:

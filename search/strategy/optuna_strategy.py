@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.space import Dimension, to_distribution
-from search.strategy.ledger import INFEASIBLE, Ledger
-from search.strategy.planner import Plan, Planner
-from search.strategy.samplers import Sampler
-from search.strategy.seam import Decision, Goal, Outcome, Record, Suggestion, Verdict
-from search.strategy.standing import Standing, behind, promoted
-from search.strategy.standing import State as Stands
-from search.strategy.stopping import Curve, StoppingRule
+from binsweep.search.spec.space import Dimension, to_distribution
+from binsweep.search.strategy.base import Decision, Goal, Outcome, Record, Suggestion, Verdict
+from binsweep.search.strategy.planner import Plan, Planner
+from binsweep.search.strategy.samplers import Sampler
+from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
+from binsweep.search.strategy.study_storage import INFEASIBLE, Ledger
+from binsweep.search.strategy.trial_pool import Standing, behind, promoted
+from binsweep.search.strategy.trial_pool import State as Stands
 
 SUGGESTED = "suggested_because"  # user attributes of a trial in the study
 ENDED = "ended_because"

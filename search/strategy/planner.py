@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from search.strategy.standing import Standing, promoted
+from binsweep.search.strategy.trial_pool import Standing, promoted
 
 
 @dataclass(frozen=True)

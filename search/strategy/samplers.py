@@ -13,8 +13,8 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from data.errors import UserError
-from search.space import (
+from binsweep.data.errors import UserError
+from binsweep.search.spec.space import (
     Dimension,
     Value,
     active,

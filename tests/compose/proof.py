@@ -19,9 +19,9 @@ from typing import Any
 import requests
 import yaml
 
-from data.synthetic import write_synthetic
-from tracking.processes import free_port
-from tracking.serving import predict
+from binsweep.data.synthetic.dataset import write_synthetic
+from binsweep.tracking.processes import free_port
+from binsweep.tracking.serving.model_server import predict
 
 ROOT = Path(__file__).parents[2]
 PROJECT = f"binsweep-proof-{os.getpid()}"
@@ -152,7 +152,7 @@ class Stack:
 
     def binsweep(self, *words: str) -> str:
         """A command of the person outside, who has the cluster's token; what it answers."""
-        command = [sys.executable, "-m", "search.cli", *words, "--address", self.ray]
+        command = [sys.executable, "-m", "binsweep", *words, "--address", self.ray]
         env = {**os.environ, "RAY_AUTH_TOKEN": self.env["RAY_AUTH_TOKEN"]}
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"binsweep {' '.join(words)}:\n{done.stderr}"

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from data.banks import bank_folder, banks_in, make_room, open_bank, size_limit
-from data.errors import UserError
+from binsweep.data.banks.store import bank_folder, banks_in, make_room, open_bank, size_limit
+from binsweep.data.errors import UserError
 
 # Opens (or builds, with 1,000 bytes) the bank argv[1], says what it did, and waits for a line when told to.
 OPENER = """
 import sys, time
 from pathlib import Path
-from data.banks import open_bank
+from binsweep.data.banks.store import open_bank
 built = []
 def build(beside):
     (beside / "content").write_bytes(b"x" * 1000)
@@ -38,7 +38,7 @@ if len(sys.argv) == 2:
     ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE: counts from the next exec on
     os.execv(sys.executable, [sys.executable, "-c", open("/proc/self/cmdline").read().split("\\0")[2], sys.argv[1], ""])
 from pathlib import Path
-from data.banks import bank_folder, open_bank
+from binsweep.data.banks.store import bank_folder, open_bank
 home = Path(sys.argv[1])
 folders = {bank_folder(home), bank_folder(home)}
 (folder,) = folders
@@ -59,7 +59,7 @@ def build(path: Path, size: int = 1000) -> bytes:
 
 def release() -> None:
     """Let go of what this process holds, as if it had ended."""
-    from data import banks
+    from binsweep.data.banks import store as banks
 
     for fd in banks._held.values():
         os.close(fd)

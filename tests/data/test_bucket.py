@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from data.bucket import Bucket, ObjectError, open_bucket, parse_place
-from data.errors import UserError
+from binsweep.data.errors import UserError
+from binsweep.data.s3.bucket import Bucket, ObjectError, open_bucket, parse_place
 
 Answer = tuple[int, str]  # a status, and the code of an error in S3's words; 0: let it through
 Rule = Callable[[str, str, Mapping[str, str]], Answer]  # method, address, headers

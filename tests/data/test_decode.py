@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from data.decode import MAX_PIXELS, ImageError, ReadFailed, decode, read
+from binsweep.data.decode import MAX_PIXELS, ImageError, ReadFailed, decode, read
 
 
 def scene(width: int = 64, height: int = 48) -> Image.Image:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from data.bucket import open_bucket, parse_place
-from data.errors import UserError
-from data.layout import is_photo, named, printable
-from data.listing import Wanted
-from data.manifest import Manifest, load_manifest
-from data.pull import pull
-from data.push import push
-from data.report import examine, write_report
-from data.split import Split
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Manifest, load_manifest
+from binsweep.data.report.data_report import examine, write_report
+from binsweep.data.s3.bucket import open_bucket, parse_place
+from binsweep.data.s3.listing import Wanted
+from binsweep.data.s3.pull import pull
+from binsweep.data.s3.push import push
+from binsweep.data.sources.object_names import is_photo, named, printable
+from binsweep.data.split import Split
 
 
 def load(source: object, home: Path, by: Any = "id") -> Manifest:

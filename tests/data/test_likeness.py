@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from data.likeness import NEAR, components, near_pairs, pixels_hash
-from data.scene import render
+from binsweep.data.near_duplicates import NEAR, components, near_pairs, pixels_hash
+from binsweep.data.synthetic.scene import render
 
 
 def test_every_near_pair_is_joined_and_no_other() -> None:

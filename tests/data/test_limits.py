@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from data.limits import cores, memory
 from tests.limited import limited
+
+from binsweep.data.resource_limits import cores, memory
 
 MIB = 2**20
 V2 = "31 24 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -117,7 +117,7 @@ def test_the_smallest_limit_of_all_groups_counts_and_a_tenth_of_a_core_is_one(tm
 
 
 SAY = """
-from data.limits import cores, limit_threads, memory
+from binsweep.data.resource_limits import cores, limit_threads, memory
 limit_threads()
 import torch
 print(cores(), torch.get_num_threads(), memory().total, 0 < memory().free < memory().total)

@@ -12,9 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from data.errors import UserError
-from data.manifest import Manifest, load_manifest
-from data.split import SPLITS, Split, assign
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Manifest, load_manifest
+from binsweep.data.split import SPLITS, Split, assign
 
 
 def load(root: Path, home: Path, classes: list[int] | None = None, split: Split | None = None) -> Manifest:

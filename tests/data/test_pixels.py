@@ -13,18 +13,18 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from data.decode import decode
-from data.errors import UserError
-from data.manifest import Manifest, load_manifest
-from data.pixels import PixelBank, open_pixel_bank
-from data.split import SPLITS, Split
+from binsweep.data.banks.pixels import PixelBank, open_pixel_bank
+from binsweep.data.decode import decode
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Manifest, load_manifest
+from binsweep.data.split import SPLITS, Split
 
 OPEN = """
 import sys
 from pathlib import Path
-from data.manifest import load_manifest
-from data.pixels import open_pixel_bank
-from data.split import Split
+from binsweep.data.manifest import load_manifest
+from binsweep.data.banks.pixels import open_pixel_bank
+from binsweep.data.split import Split
 source, home, size = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 steps = []
 manifest = load_manifest(source, None, Split(), home)

@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from data.bucket import Gate, open_bucket, parse_place
-from data.errors import UserError
-from data.listing import Wanted
-from data.manifest import load_manifest
-from data.pull import Pulled, claimed, pull
-from data.split import Split
-from data.synthetic import write_synthetic
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import load_manifest
+from binsweep.data.s3.bucket import Gate, open_bucket, parse_place
+from binsweep.data.s3.listing import Wanted
+from binsweep.data.s3.pull import Pulled, claimed, pull
+from binsweep.data.split import Split
+from binsweep.data.synthetic.dataset import write_synthetic
 
 HIDDEN = ".binsweep"
 
@@ -382,7 +382,7 @@ def killed(command: list[str], after: float) -> bool:
 
 
 def command(uri: str, dest: Path) -> list[str]:
-    return [sys.executable, "-m", "search.cli", "data", "pull", uri, str(dest)]
+    return [sys.executable, "-m", "binsweep", "data", "pull", uri, str(dest)]
 
 
 def test_killed_and_resumed(s3: Any, bucket: Path, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from types import ModuleType
 
 import pytest
 
-from data import readonce
-from data.banks import open_bank
-from data.errors import UserError
-from data.manifest import load_manifest
-from data.readonce import Finding, FindingCache, read_all
-from data.split import Split
+from binsweep.data.banks.store import open_bank
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import load_manifest
+from binsweep.data.sources import scan_cache as readonce
+from binsweep.data.sources.scan_cache import Finding, FindingCache, read_all
+from binsweep.data.split import Split
 
 PASSING = [
     OSError(errno.EMFILE, "Too many open files"),
@@ -81,7 +81,7 @@ def test_a_disk_that_fails_under_a_photo(bins: ModuleType, tmp_path: Path, home:
 
 
 def test_too_many_open_files(bins: ModuleType, tmp_path: Path, home: Path) -> None:
-    from data.manifest import _content
+    from binsweep.data.manifest import _content
 
     bins.paint(tmp_path / "a.jpg", 1)
     cache = FindingCache(tmp_path, home)
@@ -101,7 +101,7 @@ def test_no_memory_for_a_picture() -> None:
     code = """
 import io, resource
 from PIL import Image
-from data.decode import ReadFailed, decode
+from binsweep.data.decode import ReadFailed, decode
 stream = io.BytesIO()
 Image.new("L", (7000, 7000)).save(stream, "PNG")
 decode(stream.getvalue(), 8)

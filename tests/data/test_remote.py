@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from data.bucket import open_bucket, parse_place
-from data.errors import UserError
-from data.manifest import Manifest, load_manifest
-from data.push import Arrangement, Pushed, push
-from data.split import SPLITS, Split
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Manifest, load_manifest
+from binsweep.data.s3.bucket import open_bucket, parse_place
+from binsweep.data.s3.push import Arrangement, Pushed, push
+from binsweep.data.split import SPLITS, Split
 
 
 def load(source: object, home: Path, classes: list[int] | None = None, by: Any = "id") -> Manifest:

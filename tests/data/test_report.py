@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageFilter
 
-from data.errors import UserError
-from data.looks import look_at
-from data.manifest import load_manifest
-from data.report import examine, write_report
-from data.scene import render
-from data.split import Split
-from search.cli import cli
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import load_manifest
+from binsweep.data.report.data_report import examine, write_report
+from binsweep.data.report.image_stats import look_at
+from binsweep.data.split import Split
+from binsweep.data.synthetic.scene import render
+from binsweep.search.cli.main import cli
 
 
 @pytest.fixture

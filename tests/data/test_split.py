@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from data.errors import UserError
-from data.split import SPLITS, Split, assign
+from binsweep.data.errors import UserError
+from binsweep.data.split import SPLITS, Split, assign
 
 
 def test_the_split_never_changes_between_versions() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data import crew
-from data.start import python_module, same_modules
+from binsweep.data import parallel as crew
+from binsweep.data.python_process import python_module, same_modules
 
 STEP = """
 def step(job, part, parts):
@@ -38,7 +38,7 @@ def test_the_processes_of_a_crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("_hostile")
-@pytest.mark.parametrize("words", [("tracking.evaluation",), ("mlflow", "--version")])
+@pytest.mark.parametrize("words", [("binsweep.tracking.evaluation.predictions",), ("mlflow", "--version")])
 def test_the_modules_that_we_run(words: tuple[str, ...]) -> None:
     done = subprocess.run(
         python_module(*words), env=same_modules(), capture_output=True, text=True, timeout=60

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import UserError
-from data.goods import make_good
-from data.manifest import load_manifest
-from data.scene import _arrange
-from data.shelf import make_shelf
-from data.split import Split
-from data.synthetic import parse_source, render, render_source, write_synthetic
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import load_manifest
+from binsweep.data.split import Split
+from binsweep.data.synthetic.dataset import parse_source, render, render_source, write_synthetic
+from binsweep.data.synthetic.products import make_good
+from binsweep.data.synthetic.scene import _arrange
+from binsweep.data.synthetic.shelf import make_shelf
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -34,7 +34,9 @@ def tree(root: Path) -> dict[str, str]:
 
 
 def start_writing(dest: Path, images: int, size: int) -> subprocess.Popen[bytes]:
-    code = "import sys; from pathlib import Path; from data.synthetic import write_synthetic; "
+    code = (
+        "import sys; from pathlib import Path; from binsweep.data.synthetic.dataset import write_synthetic; "
+    )
     code += "write_synthetic(Path(sys.argv[1]), int(sys.argv[2]), size=int(sys.argv[3]))"
     return subprocess.Popen([sys.executable, "-c", code, str(dest), str(images), str(size)])
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.pixels import PixelBank
-from models.train import TrialData
+from binsweep.data.banks.pixels import PixelBank
+from binsweep.models.train import TrialData
 
 CLASSES = (1, 2, 3)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from models.train import train
-from search.trial import Share, TrialTask, run_trial
+from binsweep.models.train import train
+from binsweep.search.execution.trial import Share, TrialTask, run_trial
 
 Curve = list[dict[str, float]]
 

@@ -17,17 +17,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import models.batches
-import models.profile
-import models.train
-from models.arithmetic import Arithmetic, give_back_memory
-from models.augment import augment_images
-from models.batches import FeatureBatches, PixelBatches
-from models.build import counter_from
-from models.settings import Settings
-from models.state import TrainingState, load_training_state
-from models.train import Snapshot, TrialData, train
-from search.trial import Share, TrialTask, out_of_memory, run_trial
+import binsweep.models.batches
+import binsweep.models.profiler
+import binsweep.models.train
+from binsweep.models.augment import augment_images
+from binsweep.models.batches import FeatureBatches, PixelBatches
+from binsweep.models.build import counter_from
+from binsweep.models.precision import Arithmetic, give_back_memory
+from binsweep.models.settings import Settings
+from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.training_state import TrainingState, load_training_state
+from binsweep.search.execution.trial import Share, TrialTask, out_of_memory, run_trial
 
 Curve = list[dict[str, float]]
 Measured = Callable[[str], None]
@@ -107,7 +107,9 @@ def on_the_cpu() -> Iterator[None]:
     """Trainings compute there, in fp32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            models.train, "choose_arithmetic", lambda precision: Arithmetic(torch.device("cpu"), None)
+            binsweep.models.train,
+            "choose_arithmetic",
+            lambda precision: Arithmetic(torch.device("cpu"), None),
         )
         yield
 
@@ -167,7 +169,7 @@ def test_the_first_step_of_all_in_bf16_is_close(little: TrialData, measured: Mea
 
 @pytest.mark.parametrize("augment", ["flip", "flip_shift", "full"])
 def test_a_photo_is_augmented_as_on_a_cpu(augment: str, little: TrialData, measured: Measured) -> None:
-    models.train.compute_exactly()
+    binsweep.models.train.compute_exactly()
     images = torch.from_numpy(np.array(little.train.pixels[:64]))
     rows = torch.arange(64)
     there = augment_images(images, rows, rows % 5, augment).int()  # type: ignore[arg-type]
@@ -184,7 +186,7 @@ def test_streamed_banks_give_the_losses_of_resident_ones(
     settings = replace(SGD, trainable=trainable)  # type: ignore[arg-type]
     curves = []
     for fits in (True, False):
-        monkeypatch.setattr(models.batches, "fits_beside", lambda size, device, fits=fits: fits)
+        monkeypatch.setattr(binsweep.models.batches, "fits_beside", lambda size, device, fits=fits: fits)
         curves.append(curve_of(settings, little))
     measured(f"{trainable}: streamed and resident differ by {apart(*curves):.1e}")
     assert apart(*curves) < 1e-4
@@ -196,16 +198,16 @@ def test_streamed_batches_are_the_resident_ones(
 ) -> None:
     """Bit for bit, at every step of a training: kernels that are not deterministic come behind them."""
     settings = replace(SGD, trainable=trainable, augment="full", views=3)  # type: ignore[arg-type]
-    plain, taken = models.train._training_batches, list[list[tuple[Tensor, ...]]]()
+    plain, taken = binsweep.models.train._training_batches, list[list[tuple[Tensor, ...]]]()
 
     def kept(*arguments: Any) -> Iterator[Any]:
         for batch in plain(*arguments):
             taken[-1].append(tuple(values.clone() for values in batch))
             yield batch
 
-    monkeypatch.setattr(models.train, "_training_batches", kept)
+    monkeypatch.setattr(binsweep.models.train, "_training_batches", kept)
     for fits in (True, False):
-        monkeypatch.setattr(models.batches, "fits_beside", lambda size, device, fits=fits: fits)
+        monkeypatch.setattr(binsweep.models.batches, "fits_beside", lambda size, device, fits=fits: fits)
         taken.append([])
         curve_of(settings, many)
     resident, streamed = taken
@@ -223,8 +225,10 @@ def test_what_fits_is_resident(little: TrialData) -> None:
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(0.01)
     try:
-        assert models.batches.fits_beside(10**6, device)
-        assert not models.batches.fits_beside(total // 100, device), "more than this process may take"
+        assert binsweep.models.batches.fits_beside(10**6, device)
+        assert not binsweep.models.batches.fits_beside(total // 100, device), (
+            "more than this process may take"
+        )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -232,7 +236,7 @@ def test_what_fits_is_resident(little: TrialData) -> None:
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """From an epoch's first batch to the end of its last step, whatever waits for the GPU raises. Counts the steps."""
-    plain, steps = models.train._training_batches, [0]
+    plain, steps = binsweep.models.train._training_batches, [0]
 
     def watched(*arguments: Any) -> Iterator[Any]:
         torch.cuda.set_sync_debug_mode("error")
@@ -243,7 +247,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(models.train, "_training_batches", watched)
+    monkeypatch.setattr(binsweep.models.train, "_training_batches", watched)
     yield steps
     torch.cuda.set_sync_debug_mode("default")
 
@@ -272,7 +276,7 @@ def test_what_waits_for_the_gpu_raises() -> None:
 def test_no_step_waits_for_the_gpu(
     changes: dict[str, Any], fits: bool, many: TrialData, strict: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.batches, "fits_beside", lambda size, device: fits)
+    monkeypatch.setattr(binsweep.models.batches, "fits_beside", lambda size, device: fits)
     settings = replace(SGD, batch_size=64, **changes)
     # Steps 0 and 50 are those that health rules look at, 25 and 50 those that are timed by phase.
     curve_of(settings, many, parts=1 if fits else 2, refit=not fits)
@@ -282,7 +286,7 @@ def test_no_step_waits_for_the_gpu(
 def test_the_phases_are_the_device_s(many: TrialData, measured: Measured) -> None:
     settings = replace(SGD, trainable="all", batch_size=64, epochs=3, precision="bf16")
     last = curve_of(settings, many)[-1]
-    phases = {phase: last[f"profile/{phase}_ms"] for phase in models.profile.PHASES}
+    phases = {phase: last[f"profile/{phase}_ms"] for phase in binsweep.models.profiler.PHASES}
     step = 1000 * 64 / last["images_per_second"]
     told = ", ".join(f"{phase} {spent:.2f}" for phase, spent in phases.items())
     measured(f"a step {step:.2f} ms: {told}; slow steps {last['profile/slow_steps']:.0f} of 30")
@@ -294,8 +298,8 @@ def test_a_gpu_that_does_not_tell_its_use_ends_no_trial(
     little: TrialData, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pynvml = pytest.importorskip("pynvml")
-    measured(f"the GPU tells {models.profile._gpu_look()}")
-    monkeypatch.setattr(models.profile, "SYSTEM_SECONDS", 0.0)
+    measured(f"the GPU tells {binsweep.models.profiler._gpu_look()}")
+    monkeypatch.setattr(binsweep.models.profiler, "SYSTEM_SECONDS", 0.0)
 
     def refusing(code: int) -> Callable[..., None]:
         def refuse(*arguments: Any) -> None:

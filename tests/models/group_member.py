@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from models.settings import Settings
-from models.state import load_training_state
-from models.train import Snapshot, TrialData, train
+from binsweep.models.settings import Settings
+from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.training_state import load_training_state
 
 Curve = list[dict[str, float]]
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.errors import UserError
-from models.audit import Doubt, Effect, audit
-from models.train import TrialData
-from search.audit import effect_lines
+from binsweep.data.errors import UserError
+from binsweep.models.label_audit import Doubt, Effect, audit
+from binsweep.models.train import TrialData
+from binsweep.search.workflows.label_audit import effect_lines
 
 WRONG = (3, 10, 17, 24, 31, 38, 44, 50)  # rows of train
 

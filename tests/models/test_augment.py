@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.augment import JITTER, Augment, _draws, augment_images, shift_images
+from binsweep.models.augment import JITTER, Augment, _draws, augment_images, shift_images
 
 IMAGES = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.arange(6)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.batches import fits_beside
+from binsweep.models.batches import fits_beside
 
 
 @pytest.fixture

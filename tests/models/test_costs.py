@@ -1,7 +1,7 @@
 """What a photo costs: measured once for what costs alike, and larger for the larger network."""
 
-from models.costs import photo_costs
-from models.settings import Settings
+from binsweep.models.inference_cost import photo_costs
+from binsweep.models.settings import Settings
 
 
 def test_a_larger_network_costs_more_and_training_settings_change_nothing() -> None:

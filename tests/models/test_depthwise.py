@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.depthwise import FastDepthwise, _Depthwise
+from binsweep.models.depthwise import FastDepthwise, _Depthwise
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])

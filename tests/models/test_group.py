@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.arithmetic import choose_arithmetic
-from models.group import Group, _normalise_together
-from models.settings import Settings
-from models.state import load_training_state
-from models.train import TrialData, _predict, open_batches, open_counter, train
+from binsweep.models.distributed import Group, _normalise_together
+from binsweep.models.precision import choose_arithmetic
+from binsweep.models.settings import Settings
+from binsweep.models.train import TrialData, _predict, open_batches, open_counter, train
+from binsweep.models.training_state import load_training_state
 
 # A head has neither dropout nor batch normalisation: two processes must learn what one does.
 # Plain gradient descent, as AdamW would hide gradients that are too large by a factor.

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-import models.health
-from models.health import (
+import binsweep.models.health_rules
+from binsweep.models.health_rules import (
     RULES,
     Finding,
     Rule,
@@ -35,8 +35,8 @@ from models.health import (
     vanishing_gradient,
     weight_update_ratio,
 )
-from models.settings import Settings
-from models.train import Snapshot, TrialData, train
+from binsweep.models.settings import Settings
+from binsweep.models.train import Snapshot, TrialData, train
 
 FALLING = [2.0 - 0.1 * epoch for epoch in range(15)]
 FLAT = [1.0] * 15
@@ -106,8 +106,8 @@ def findings(data: TrialData, rules: Mapping[str, Rule] | None = None, **changes
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step is sampled: the trials here are short."""
-    monkeypatch.setattr(models.health, "SAMPLED_STEPS", 1)
-    monkeypatch.setattr(models.health, "SAMPLED_IMAGES", 1)
+    monkeypatch.setattr(binsweep.models.health_rules, "SAMPLED_STEPS", 1)
+    monkeypatch.setattr(binsweep.models.health_rules, "SAMPLED_IMAGES", 1)
 
 
 def test_a_healthy_training_gives_no_alarm(trial_data: TrialData, often: None) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.metrics import (
+from binsweep.models.metrics import (
     all_scores,
     calibration_error,
     commonest,
@@ -13,7 +13,7 @@ from models.metrics import (
     per_class,
     reliability,
 )
-from models.predictor import decode_counts
+from binsweep.models.predictor import decode_counts
 
 ACTUAL = np.array([0, 2, 2, 5])
 SAID = np.array([0, 2, 5, 2])

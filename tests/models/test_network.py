@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from models.network import (
+from binsweep.models.network import (
     ARCHITECTURES,
     HEADS,
     Counter,

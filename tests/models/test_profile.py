@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import models.profile
-from models.batches import FeatureBatches
-from models.health import Finding
-from models.profile import (
+import binsweep.models.profiler
+from binsweep.models.batches import FeatureBatches
+from binsweep.models.health_rules import Finding
+from binsweep.models.profiler import (
     MEGABYTE,
     PHASES,
     SAMPLED,
@@ -28,8 +28,8 @@ from models.profile import (
     slow_start,
     step_outlier,
 )
-from models.settings import Settings
-from models.train import Snapshot, TrialData, train
+from binsweep.models.settings import Settings
+from binsweep.models.train import Snapshot, TrialData, train
 
 EVEN = [0.01] * 50
 CASES: list[tuple[Callable[..., str], tuple[Any, ...], tuple[Any, ...], str]] = [
@@ -72,7 +72,7 @@ def trained(data: TrialData, **options: Any) -> tuple[list[dict[str, float]], li
 
 
 def test_the_phases_add_up_to_the_step(trial_data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.profile, "SYSTEM_SECONDS", 0.0)
+    monkeypatch.setattr(binsweep.models.profiler, "SYSTEM_SECONDS", 0.0)
     seen, _ = trained(trial_data)
     for metrics in seen:
         steps = -(-len(trial_data.train) // 8)
@@ -107,7 +107,7 @@ def test_a_gpu_that_may_not_be_asked_is_trained_on_all_the_same(
     def refuse() -> Any:
         raise error
 
-    monkeypatch.setattr(models.profile, "SYSTEM_SECONDS", 0.0)
+    monkeypatch.setattr(binsweep.models.profiler, "SYSTEM_SECONDS", 0.0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (MEGABYTE, 4 * MEGABYTE))
     monkeypatch.setattr(torch.cuda, "utilization", lambda: 60)
     monkeypatch.setattr(torch.cuda, "Event", LateDevice)

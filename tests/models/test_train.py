@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-import models.train
-from data.errors import UserError
-from data.features import open_feature_bank
-from models.arithmetic import Arithmetic
-from models.build import Checkpoint, build_counter, counter_from, load_checkpoint
-from models.network import HEADS
-from models.settings import Settings
-from models.state import TrainingState, load_training_state
-from models.train import Snapshot, TrialData, _epoch_rows, build_banks, train
+import binsweep.models.train
+from binsweep.data.banks.features import open_feature_bank
+from binsweep.data.errors import UserError
+from binsweep.models.build import Checkpoint, build_counter, counter_from, load_checkpoint
+from binsweep.models.network import HEADS
+from binsweep.models.precision import Arithmetic
+from binsweep.models.settings import Settings
+from binsweep.models.train import Snapshot, TrialData, _epoch_rows, build_banks, train
+from binsweep.models.training_state import TrainingState, load_training_state
 
 SETTINGS = Settings(lr=0.01, batch_size=16, epochs=3, precision="fp32")
 Kept = list[tuple[dict[str, float], Checkpoint]]
@@ -134,15 +134,15 @@ def test_micro_batches_add_up_to_the_whole_batch(trial_data: TrialData, changes:
 
 def test_prediction_is_cut_as_batches_are(trial_data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is out of memory for want of parts may be so in validation: nothing is left whole."""
-    monkeypatch.setattr(models.train, "FORWARD", 8)
-    forward, sizes = models.train._forward, list[int]()
+    monkeypatch.setattr(binsweep.models.train, "FORWARD", 8)
+    forward, sizes = binsweep.models.train._forward, list[int]()
 
     def seen(net: torch.nn.Module, inputs: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
         if not net.training:
             sizes.append(len(inputs))
         return forward(net, inputs, arithmetic)
 
-    monkeypatch.setattr(models.train, "_forward", seen)
+    monkeypatch.setattr(binsweep.models.train, "_forward", seen)
     photos, curves = len(trial_data.validation), list[float]()
     for parts, most in ((1, 8), (4, 2), (16, 1)):
         sizes.clear()
@@ -319,7 +319,7 @@ def test_a_head_whose_features_are_stored_needs_no_backbone(trial_data: TrialDat
     code = """if True:
         import pickle, sys
         from pathlib import Path
-        from models.train import train
+        from binsweep.models.train import train
         epochs = []
         train(*pickle.loads(Path(sys.argv[1]).read_bytes()), lambda epoch, *_: epochs.append(epoch) or True)
         print(epochs, {"timm", "torchvision"} & set(sys.modules))

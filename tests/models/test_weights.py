@@ -6,9 +6,16 @@ import pytest
 import timm
 import torch
 
-from data.errors import UserError
-from models.network import ARCHITECTURES, build_backbone
-from models.weights import LITE, available_offline, check_weights, file_hash, load_state, weights_file
+from binsweep.data.errors import UserError
+from binsweep.models.network import ARCHITECTURES, build_backbone
+from binsweep.models.pretrained import (
+    LITE,
+    available_offline,
+    check_weights,
+    file_hash,
+    load_state,
+    weights_file,
+)
 
 
 @pytest.mark.parametrize("backbone", LITE)

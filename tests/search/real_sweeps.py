@@ -17,8 +17,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from search.cli import main
-from search.state import load_state
+from binsweep.search.cli.main import main
+from binsweep.search.history.sweep_state import load_state
 
 EPOCHS = 24  # so that what is killed is killed within a trial
 RAW: dict[str, Any] = {
@@ -46,7 +46,7 @@ def spec_file(folder: Path, bins: Path, name: str, trials: int, **changes: Any) 
 
 
 def command(spec: Path, runner: str, *more: str) -> list[str]:
-    return [sys.executable, "-m", "search.cli", "sweep", str(spec), "--runner", runner, *more]
+    return [sys.executable, "-m", "binsweep", "sweep", str(spec), "--runner", runner, *more]
 
 
 def environment(home: Path, server: str) -> dict[str, str]:

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from search.keys import finalist_key, refit_key, trial_key
-from search.spec import parse_spec
-from tracking.spool import Spool
+from binsweep.search.history.run_keys import finalist_key, refit_key, trial_key
+from binsweep.search.spec.parser import parse_spec
+from binsweep.tracking.runlog.spool import Spool
 
 START = 1_700_000_000.0
 RAW: dict[str, Any] = {

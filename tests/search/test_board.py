@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search.board import Board
-from search.controller import Controller, TrialRecord
-from search.spec import parse_spec
-from search.trial import ONE_CORE
+from binsweep.search.execution.controller import Controller, TrialRecord
+from binsweep.search.execution.trial import ONE_CORE
+from binsweep.search.recording.live_table import Board
+from binsweep.search.spec.parser import parse_spec
 
 RAW: dict[str, Any] = {
     "name": "small",

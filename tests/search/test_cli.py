@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 from real_sweeps import run_here
 
-from data.synthetic import write_synthetic
-from search.cli import model_uri
-from search.data_commands import parse_counts
+from binsweep.data.synthetic.dataset import write_synthetic
+from binsweep.search.cli.data import parse_counts
+from binsweep.search.cli.main import model_uri
 
 QUICK = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 SPACE = {"lr": {"low": 1e-4, "high": 0.01, "log": True}, "batch_size": [8], "epochs": [3, 4]}
@@ -29,7 +29,7 @@ def binsweep(
     *arguments: str | Path, home: Path, timeout: float = 120, **env: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "search.cli", *map(str, arguments)],
+        [sys.executable, "-m", "binsweep", *map(str, arguments)],
         env={**os.environ, "BINSWEEP_HOME": str(home), **env},
         capture_output=True,
         text=True,
@@ -131,7 +131,7 @@ def test_following_waits_for_an_mlflow_that_is_not_there_yet(tmp_path: Path) -> 
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     with subprocess.Popen(
-        [sys.executable, "-m", "search.cli", "serve", "counter", "--follow", "--port", port],
+        [sys.executable, "-m", "binsweep", "serve", "counter", "--follow", "--port", port],
         env={**os.environ, "BINSWEEP_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},
         stdout=subprocess.PIPE,
         text=True,
@@ -163,7 +163,7 @@ def test_only_the_dash_reads_stdin(tmp_path: Path) -> None:
     ):
         closed = 'exec "$@" <&-'
         done = subprocess.run(
-            ["bash", "-c", closed, "bash", sys.executable, "-m", "search.cli", "predict", place],
+            ["bash", "-c", closed, "bash", sys.executable, "-m", "binsweep", "predict", place],
             env={**os.environ, "BINSWEEP_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
@@ -175,7 +175,7 @@ def test_only_the_dash_reads_stdin(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["sweep", str(QUICK), "--dry-run"], ["--help"], ["status", "--help"]])
 def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path, words: list[str]) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "search.cli", *words],
+        [sys.executable, "-m", "binsweep", *words],
         env={**os.environ, "BINSWEEP_HOME": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -299,7 +299,7 @@ def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server:
     assert (tmp_path / "report" / "report.html").exists()
 
     some = sorted((bins / "bin-images").iterdir())[:40]
-    command = [sys.executable, "-m", "search.cli", "predict", "-", "--model", "checked"]
+    command = [sys.executable, "-m", "binsweep", "predict", "-", "--model", "checked"]
     env = {**os.environ, "BINSWEEP_HOME": str(said["home"]), "MLFLOW_TRACKING_URI": server}
     listed = "\n".join(map(str, some)).encode()
     asked = subprocess.run(command, input=listed, env=env, capture_output=True, timeout=120)
@@ -340,7 +340,7 @@ def test_an_interrupted_sweep_ends_with_130_and_leaves_nothing_running(
     spec = write_spec(tmp_path, bins, name=name, budget={"trials": 500})
     home = tmp_path / "home"
     process = subprocess.Popen(
-        [sys.executable, "-m", "search.cli", "sweep", str(spec), "--runner", runner],
+        [sys.executable, "-m", "binsweep", "sweep", str(spec), "--runner", runner],
         env={**os.environ, "BINSWEEP_HOME": str(home), "MLFLOW_TRACKING_URI": server},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -408,7 +408,7 @@ def test_the_ui_answers_and_ends_on_interrupt(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "search.cli", "ui", "--port", str(port)],
+        [sys.executable, "-m", "binsweep", "ui", "--port", str(port)],
         env={**os.environ, "BINSWEEP_HOME": str(tmp_path / "home")},
         stdout=subprocess.PIPE,
         text=True,

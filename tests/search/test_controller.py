@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-import search.controller
-import search.trial
-from models.health import RULES, Finding, Rule
-from models.state import TrainingState
-from models.train import TrialData, train
-from search.controller import Controller, TrialRecord
-from search.health import keep_findings, write_table
-from search.interrupts import interrupt, take_note
-from search.spec import parse_spec
-from search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
-from search.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_attempts, run_trial
+import binsweep.search.execution.controller
+import binsweep.search.execution.trial
+from binsweep.models.health_rules import RULES, Finding, Rule
+from binsweep.models.train import TrialData, train
+from binsweep.models.training_state import TrainingState
+from binsweep.search.execution.controller import Controller, TrialRecord
+from binsweep.search.execution.health import keep_findings, write_table
+from binsweep.search.execution.interrupts import interrupt, take_note
+from binsweep.search.execution.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_attempts, run_trial
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
 
 RAW: dict[str, Any] = {
     "name": "small",
@@ -162,7 +162,7 @@ def test_timeouts_and_diverged_trials_halt_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk_begins_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     controller = opened(tmp_path)
-    monkeypatch.setattr(search.controller, "MIN_FREE", 2**62)
+    monkeypatch.setattr(binsweep.search.execution.controller, "MIN_FREE", 2**62)
     assert controller.next_task() is None
     assert (
         controller.halted
@@ -261,7 +261,7 @@ def give_memory_for(enough: int, monkeypatch: pytest.MonkeyPatch, error: Excepti
             raise error
         train(*arguments, parts=parts, **named)
 
-    monkeypatch.setattr(search.trial, "train", limited)
+    monkeypatch.setattr(binsweep.search.execution.trial, "train", limited)
 
 
 def test_out_of_memory_trains_in_smaller_parts(

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from data.split import Split, assign
-from search.cli import cli
+from binsweep.data.split import Split, assign
+from binsweep.search.cli.main import cli
 
 
 def paint(file: Path, value: int) -> None:

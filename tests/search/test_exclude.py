@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from data.errors import UserError
-from data.manifest import Manifest, load_manifest
-from data.split import Split
-from search.data_commands import _read_ids
-from search.exclude import spec_manifest
-from search.spec import SweepSpec, parse_spec
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Manifest, load_manifest
+from binsweep.data.split import Split
+from binsweep.search.cli.data import _read_ids
+from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.workflows.sweep_data import spec_manifest
 
 
 def spec_of(bins: Path, file: Path) -> SweepSpec:

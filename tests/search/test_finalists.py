@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from data.errors import UserError
-from models.batches import JoinedBatches
-from models.build import Checkpoint, load_checkpoint
-from models.settings import Settings
-from models.train import TrialData
-from search.finalists import Finalist, Training, choose_answer, find_answer, train_finalists
-from search.keys import trial_key, trial_number
-from search.spec import SweepSpec, parse_spec
-from search.trial import TrialTask, run_trial
-from tracking.runlog import RunLog
-from tracking.spool import read_spool
+from binsweep.data.errors import UserError
+from binsweep.models.batches import JoinedBatches
+from binsweep.models.build import Checkpoint, load_checkpoint
+from binsweep.models.settings import Settings
+from binsweep.models.train import TrialData
+from binsweep.search.execution.trial import TrialTask, run_trial
+from binsweep.search.history.run_keys import trial_key, trial_number
+from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.workflows.finalists import (
+    Finalist,
+    Training,
+    choose_answer,
+    find_answer,
+    train_finalists,
+)
+from binsweep.tracking.runlog.run_log import RunLog
+from binsweep.tracking.runlog.spool import read_spool
 
 NOBODY = "http://127.0.0.1:9"  # the run log keeps everything until a server answers
 

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
-from search.space import Choice, Dimension, Range, to_distribution
-from search.strategy.curve_model import CurveModel, Data
-from search.strategy.encode import Encoder
-from search.strategy.end_model import EndModel
-from search.strategy.freeze_thaw import APART, FULL, START, FreezeThaw
-from search.strategy.kernel import log_improvement
-from search.strategy.standing import ETA, Standing, behind, levels, promoted
-from search.strategy.stopping import Curve
+from binsweep.search.spec.space import Choice, Dimension, Range, to_distribution
+from binsweep.search.strategy.curve_gp import CurveModel, Data
+from binsweep.search.strategy.encoding import Encoder
+from binsweep.search.strategy.final_value_gp import EndModel
+from binsweep.search.strategy.freeze_thaw import APART, FULL, START, FreezeThaw
+from binsweep.search.strategy.kernel import log_improvement
+from binsweep.search.strategy.stopping_rule import Curve
+from binsweep.search.strategy.trial_pool import ETA, Standing, behind, levels, promoted
 
 SPACE: dict[str, Dimension] = {
     "lr": Range(1e-4, 1e-1, log=True),

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from models.train import TrialData
-from search.controller import Controller
-from search.course import read_course
-from search.spec import parse_spec
-from search.state import load_state
-from search.sweep import prepare, run_sweep
-from search.trial import ERROR, ONE_CORE, TrialTask, no_room, run_trial
+from binsweep.models.train import TrialData
+from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask, no_room, run_trial
+from binsweep.search.history.sweep_history import read_course
+from binsweep.search.history.sweep_state import load_state
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.workflows.sweep import prepare, run_sweep
 
 EPOCHS = 12
 

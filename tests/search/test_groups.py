@@ -21,9 +21,9 @@ from real_sweeps import (
 )
 from two_nodes import two_nodes
 
-from data.errors import UserError
-from search.resources import check_resources, gpus_of
-from search.spec import ResourcesPart
+from binsweep.data.errors import UserError
+from binsweep.search.execution.resources import check_resources, gpus_of
+from binsweep.search.spec.parser import ResourcesPart
 
 # Rates at which training is stable: a chaotic one blows up the last bit of a sum.
 SPACE = {"lr": {"low": 1e-4, "high": 3e-3, "log": True}, "epochs": [EPOCHS]}

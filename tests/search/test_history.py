@@ -11,13 +11,13 @@ from mlflow import MlflowClient
 from real_sweeps import run_here, spec_file
 from recorded_sweeps import START, Recorded, random_trials
 
-from data.synthetic import write_synthetic
-from search.advice import importances, next_steps, verdict
-from search.course import as_json, read_course
-from search.keys import SWEEP, finalist_key, refit_key, trial_key, trial_number
-from search.report import contents, describe
-from search.status import lines
-from tracking.spool import Spool
+from binsweep.data.synthetic.dataset import write_synthetic
+from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key, trial_key, trial_number
+from binsweep.search.history.sweep_history import as_json, read_course
+from binsweep.search.report.advice import importances, next_steps, verdict
+from binsweep.search.report.status import lines
+from binsweep.search.report.sweep_report import contents, describe
+from binsweep.tracking.runlog.spool import Spool
 
 PARAMS = {"backbone": "resnet18", "lr": 0.01, "weight_decay": 0.1, "epochs": 2}
 

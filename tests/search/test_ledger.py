@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from optuna.storages import RDBStorage
 
-from search.space import Range
-from search.strategy import Decision, Outcome, open_strategy
-from search.strategy.optuna_strategy import OptunaStrategy
-from search.strategy.seam import Record
+from binsweep.search.spec.space import Range
+from binsweep.search.strategy import Decision, Outcome, open_strategy
+from binsweep.search.strategy.base import Record
+from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 
 WRITES = (
     "create_new_trial",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from search.ray_site import node_home, remove_left_trials, trial_folder
+from binsweep.search.ray_backend.file_transfer import node_home, remove_left_trials, trial_folder
 
 HOLD = """
 import sys, time
-from search.ray_site import trial_folder
+from binsweep.search.ray_backend.file_transfer import trial_folder
 with trial_folder("trial-0007") as folder:
     (folder / "last.pt").write_bytes(b"much")
     print(folder, flush=True)

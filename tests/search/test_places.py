@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import UserError
-from search.resources import LONGEST_PLACE, ray_place
-from search.rooms import ROOMS
+from binsweep.data.errors import UserError
+from binsweep.search.execution.resources import LONGEST_PLACE, ray_place
+from binsweep.search.ray_backend.source_folders import ROOMS
 
 OURS = ("data", "models", "search", "tracking")
 ASK = """
 import importlib, sys
-from search.ray_runner import start_ray
+from binsweep.search.ray_backend.runner import start_ray
 import ray
 
 def of_a_worker():
@@ -85,7 +85,7 @@ def test_another_module_of_our_name_is_told_by_its_place(name: str, tmp_path: Pa
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("print('mine')\n")
     done = subprocess.run(
-        [sys.executable, "-c", "from search.cli import main; main()", "status"],
+        [sys.executable, "-c", "from binsweep.search.cli.main import main; main()", "status"],
         env={"PYTHONPATH": f"{tmp_path}:{ROOMS[0].parent}", "PYTHONSAFEPATH": "1"},
         cwd="/",
         capture_output=True,

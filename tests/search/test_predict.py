@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data.decode import ImageError, decode
-from data.errors import UserError
-from search.predict import find_photos
+from binsweep.data.decode import ImageError, decode
+from binsweep.data.errors import UserError
+from binsweep.search.workflows.predict import find_photos
 
 KINDS: dict[str, Any] = {
     "jpg": {"format": "JPEG"},

@@ -4,7 +4,7 @@ import os
 import psutil
 import pytest
 
-from search.ray_runner import ray_constants, start_ray
+from binsweep.search.ray_backend.runner import ray_constants, start_ray
 
 
 @pytest.mark.integration

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-import search.recorder
-from search.controller import Controller
-from search.recorder import KEPT, Recorder
-from search.spec import parse_spec
-from search.trial import BEST, ONE_CORE
+import binsweep.search.recording.recorder
+from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.trial import BEST, ONE_CORE
+from binsweep.search.recording.recorder import KEPT, Recorder
+from binsweep.search.spec.parser import parse_spec
 
 RAW: dict[str, Any] = {
     "name": "small",
@@ -73,8 +73,8 @@ def test_weights_behind_the_first_ones_go(recorder: Recorder, controller: Contro
 def test_the_end_of_a_sweep_waits_for_the_data_report_aloud_and_not_for_ever(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(search.recorder, "SILENT_SECONDS", 0.05)
-    monkeypatch.setattr(search.recorder, "REPORT_SECONDS", 0.3)
+    monkeypatch.setattr(binsweep.search.recording.recorder, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(binsweep.search.recording.recorder, "REPORT_SECONDS", 0.3)
     over = threading.Event()
     recorder._reporting = threading.Thread(target=over.wait, daemon=True)
     recorder._reporting.start()
@@ -93,7 +93,7 @@ def test_the_end_of_a_sweep_waits_for_the_data_report_aloud_and_not_for_ever(
 def test_figures_that_take_long_are_told(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(search.recorder, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(binsweep.search.recording.recorder, "SILENT_SECONDS", 0.05)
     recorder._pending = [recorder._drawing.submit(time.sleep, 0.2) for _ in range(2)]
     recorder._wait_for_figures()
     assert all(future.done() for future in recorder._pending)

@@ -10,12 +10,12 @@ from shutil import which
 import pytest
 from recorded_sweeps import START, Recorded, random_sweep
 
-from data.errors import UserError
-from search.advice import importances, improvements, next_steps, verdict
-from search.charts import Axis, Chart, shade
-from search.course import as_json, read_course
-from search.report import write_report
-from search.status import lines
+from binsweep.data.errors import UserError
+from binsweep.search.history.sweep_history import as_json, read_course
+from binsweep.search.report.advice import importances, improvements, next_steps, verdict
+from binsweep.search.report.status import lines
+from binsweep.search.report.svg_charts import Axis, Chart, shade
+from binsweep.search.report.sweep_report import write_report
 
 CHROMIUM = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

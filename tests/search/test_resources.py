@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from data.errors import UserError
-from models.settings import Settings
-from search.resources import check_resources, fits, share_of
-from search.spec import LargePart, ResourcesPart
-from search.trial import Share, hide_gpus
+from binsweep.data.errors import UserError
+from binsweep.models.settings import Settings
+from binsweep.search.execution.resources import check_resources, fits, share_of
+from binsweep.search.execution.trial import Share, hide_gpus
+from binsweep.search.spec.parser import LargePart, ResourcesPart
 
 HEAD = {"memory": 2.0**31}
 NODE = {"CPU": 4.0, "GPU": 1.0, "memory": 8 * 2.0**30}

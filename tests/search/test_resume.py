@@ -32,8 +32,8 @@ from real_sweeps import (
     wait_for_epochs,
 )
 
-from search.state import load_state
-from tracking.server import tracking_server
+from binsweep.search.history.sweep_state import load_state
+from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 
 @pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.integration)])

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from models.settings import Settings
-from models.train import train
-from search.spec import parse_spec
-from search.sweep import prepare
+from binsweep.models.settings import Settings
+from binsweep.models.train import train
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.workflows.sweep import prepare
 
 
 def first_loss(source: str, home: Path) -> tuple[str, list[Any], float]:

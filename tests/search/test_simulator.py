@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from search.simulator import SyntheticTask, simulate
-from search.space import Choice
-from search.strategy import Decision, Outcome, Strategy, Suggestion, Verdict, open_strategy
+from binsweep.search.spec.space import Choice
+from binsweep.search.strategy import Decision, Outcome, Strategy, Suggestion, Verdict, open_strategy
+from binsweep.search.strategy.simulator import SyntheticTask, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search.space import Choice, Range, active, grid_size, grid_values, parse_space, to_distribution
+from binsweep.search.spec.space import (
+    Choice,
+    Range,
+    active,
+    grid_size,
+    grid_values,
+    parse_space,
+    to_distribution,
+)
 
 
 def problems_of(dimension: Any) -> list[tuple[str, str]]:

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import UserError
-from models.settings import Settings
-from search.spec import load_spec, parse_spec
+from binsweep.data.errors import UserError
+from binsweep.models.settings import Settings
+from binsweep.search.spec.parser import load_spec, parse_spec
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 GOOD: dict[str, Any] = {

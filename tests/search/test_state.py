@@ -12,12 +12,12 @@ import pytest
 from real_sweeps import run_here
 from recorded_sweeps import Recorded
 
-from data.errors import UserError
-from search.course import spent_on
-from search.spec import SweepSpec, parse_spec
-from search.state import find_unfinished, load_state, newest_folder
-from tracking.runlog import RunLog
-from tracking.spool import Spool, owner_of
+from binsweep.data.errors import UserError
+from binsweep.search.history.sweep_history import spent_on
+from binsweep.search.history.sweep_state import find_unfinished, load_state, newest_folder
+from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.tracking.runlog.run_log import RunLog
+from binsweep.tracking.runlog.spool import Spool, owner_of
 
 NOBODY = "http://127.0.0.1:9"
 PARAMS = {"backbone": "resnet18", "lr": 0.01, "weight_decay": 0.1, "epochs": 2}
@@ -44,7 +44,8 @@ def test_status_shows_a_sweep_that_has_no_spec_file_yet(tmp_path: Path) -> None:
 def test_whoever_looks_at_a_run_log_does_not_hinder_its_owner(tmp_path: Path) -> None:
     """Others look without end while run logs are opened, and two who look do not take one another for an owner."""
     RunLog(tmp_path, NOBODY, "s").close(0.0)
-    look = "import sys; from pathlib import Path; from tracking.spool import owner_of\nprint(1, flush=True)\n"
+    look = "import sys; from pathlib import Path; from binsweep.tracking.runlog.spool import owner_of\n"
+    look += "print(1, flush=True)\n"
     look += "while True: owner_of(Path(sys.argv[1]))"
     lookers = [
         subprocess.Popen([sys.executable, "-c", look, str(tmp_path)], stdout=subprocess.PIPE)

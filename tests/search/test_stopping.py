@@ -2,9 +2,9 @@
 
 import pytest
 
-from search.strategy.asha import asha, rungs
-from search.strategy.median import median
-from search.strategy.stopping import Curve, never
+from binsweep.search.strategy.asha import asha, rungs
+from binsweep.search.strategy.median import median
+from binsweep.search.strategy.stopping_rule import Curve, never
 
 
 def curves(*values: dict[int, float], last_epoch: int = 27) -> dict[int, Curve]:

@@ -10,11 +10,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from data.errors import UserError
-from search.space import Choice, Dimension, Range
-from search.strategy import Decision, OptunaStrategy, Outcome, Suggestion, open_strategy
-from search.strategy.freeze_thaw import FULL, STRAIGHT_FROM
-from search.strategy.standing import ETA
+from binsweep.data.errors import UserError
+from binsweep.search.spec.space import Choice, Dimension, Range
+from binsweep.search.strategy import Decision, OptunaStrategy, Outcome, Suggestion, open_strategy
+from binsweep.search.strategy.freeze_thaw import FULL, STRAIGHT_FROM
+from binsweep.search.strategy.trial_pool import ETA
 
 EPOCHS = 9
 SPACE: dict[str, Dimension] = {

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from optuna.trial import TrialState
 
-from search.space import Choice, Dimension, Range
-from search.strategy import Decision, OptunaStrategy, Outcome, freeze_thaw, open_strategy
-from search.strategy.asha import rungs
+from binsweep.search.spec.space import Choice, Dimension, Range
+from binsweep.search.strategy import Decision, OptunaStrategy, Outcome, freeze_thaw, open_strategy
+from binsweep.search.strategy.asha import rungs
 
 EPOCHS = 9
 RUNGS = rungs(1, 3, EPOCHS)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parents[2]
-PROGRAM = "import sys; from search.streams import settle_streams; settle_streams(); "
-CLI = "from search.cli import main; main()"
+PROGRAM = "import sys; from binsweep.search.terminal.streams import settle_streams; settle_streams(); "
+CLI = "from binsweep.search.cli.main import main; main()"
 
 
 def python(shell: str, code: str, *words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[bytes]:

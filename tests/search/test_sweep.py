@@ -13,31 +13,31 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from data.errors import UserError
-from data.limits import cores
-from data.manifest import load_manifest
-from data.synthetic import write_synthetic
-from models.build import counter_from, load_checkpoint
-from models.network import Counter
-from models.predictor import Predictor
-from search.course import as_json, read_course
-from search.health import read_findings
-from search.predict import predict_images
-from search.promote import promote_sweep
-from search.report import describe
-from search.spec import SweepSpec, parse_spec
-from search.state import find_folder, load_state
-from search.sweep import (
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import load_manifest
+from binsweep.data.resource_limits import cores
+from binsweep.data.synthetic.dataset import write_synthetic
+from binsweep.models.build import counter_from, load_checkpoint
+from binsweep.models.network import Counter
+from binsweep.models.predictor import Predictor
+from binsweep.search.execution.health import read_findings
+from binsweep.search.history.sweep_history import as_json, read_course
+from binsweep.search.history.sweep_state import find_folder, load_state
+from binsweep.search.report.sweep_report import describe
+from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.workflows.predict import predict_images
+from binsweep.search.workflows.promote import promote_sweep
+from binsweep.search.workflows.sweep import (
     Runner,
     SweepResult,
     check_before_start,
     prepare,
     run_sweep,
 )
-from tracking.gate import Gate
-from tracking.promotion import Candidate, Decision, promote, rollback
-from tracking.registry import champion_of
-from tracking.serving import open_model, predict, serve_model
+from binsweep.tracking.promotion.gate import Gate
+from binsweep.tracking.promotion.promote import Candidate, Decision, promote, rollback
+from binsweep.tracking.registry.versions import champion_of
+from binsweep.tracking.serving.model_server import open_model, predict, serve_model
 
 TRIALS = 5
 RAW: dict[str, Any] = {

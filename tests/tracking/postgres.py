@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tracking.processes import (
+from binsweep.tracking.processes import (
     LOOPBACK,
     clean_environment,
     end,

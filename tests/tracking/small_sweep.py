@@ -5,8 +5,8 @@ import time
 from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 
-from tracking.runlog import RunLog
-from tracking.sender import KEY_TAG
+from binsweep.tracking.runlog.run_log import RunLog
+from binsweep.tracking.runlog.sender import KEY_TAG
 
 # One epoch's worth: 20 metrics.
 NAMES = [f"metric_{i}" for i in range(20)]

@@ -10,8 +10,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tracking.processes import clean_environment, end, free_port, spawn, tail, wait_until_answers
-from tracking.registry import champion_of
+from binsweep.tracking.processes import clean_environment, end, free_port, spawn, tail, wait_until_answers
+from binsweep.tracking.registry.versions import champion_of
 
 PREPARE = Path(__file__).parents[2] / "deploy" / "prepare.py"
 

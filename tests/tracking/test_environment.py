@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from data import VERSION
-from search.cli import cli
-from search.doctor import examine
-from tracking.environment import environment_tags
+from binsweep import __version__
+from binsweep.search.cli.main import cli
+from binsweep.search.workflows.doctor import examine
+from binsweep.tracking.run_tags import environment_tags
 
 
 @pytest.mark.parametrize("missing", ["binsweep", "ray"])
@@ -25,10 +25,10 @@ def test_a_package_that_is_not_installed_ends_nothing(missing: str, monkeypatch:
 
     monkeypatch.setattr(importlib.metadata, "distribution", some)
     tags = environment_tags()
-    assert tags["version.binsweep"] == VERSION and tags["version.torch"]
+    assert tags["version.binsweep"] == __version__ and tags["version.torch"]
     assert ("version.ray" in tags) == (missing != "ray")
     said = CliRunner().invoke(cli, ["--version"])
-    assert (said.exit_code, said.output) == (0, f"binsweep, version {VERSION}\n")
+    assert (said.exit_code, said.output) == (0, f"binsweep, version {__version__}\n")
 
 
 def test_doctor_goes_on_behind_a_check_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,4 +44,4 @@ def test_doctor_goes_on_behind_a_check_that_fails(tmp_path: Path, monkeypatch: p
 def test_the_package_has_the_codes_version() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "data.VERSION"}
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "binsweep.__version__"}

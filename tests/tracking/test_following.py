@@ -19,10 +19,10 @@ from flaky import flaky
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from data.errors import UserError
-from search.cli import cli
-from tracking import following
-from tracking.processes import free_port
+from binsweep.data.errors import UserError
+from binsweep.search.cli.main import cli
+from binsweep.tracking.processes import free_port
+from binsweep.tracking.serving import follow_champion as following
 
 PATIENCE = 90.0
 
@@ -48,7 +48,7 @@ def follower(
     server: str, client: MlflowClient, tmp_path: Path
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     port = free_port()
-    command = [sys.executable, "-m", "search.cli", "serve", "followed", "--follow", "--port", str(port)]
+    command = [sys.executable, "-m", "binsweep", "serve", "followed", "--follow", "--port", str(port)]
     environment = {**os.environ, "BINSWEEP_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": server}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from models.metrics import Counts, count_metrics, intervals
-from tracking.gate import (
+from binsweep.models.metrics import Counts, count_metrics, intervals
+from binsweep.tracking.promotion.gate import (
     ALPHA,
     better_by_bootstrap,
     better_by_mcnemar,

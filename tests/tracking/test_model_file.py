@@ -22,10 +22,10 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from models.network import ARCHITECTURES, HEADS, Counter, CounterConfig
-from models.predictor import Predictor
-from tracking.model_file import model_source
-from tracking.registry import image_rows, register
+from binsweep.models.network import ARCHITECTURES, HEADS, Counter, CounterConfig
+from binsweep.models.predictor import Predictor
+from binsweep.tracking.registry.model_source import model_source
+from binsweep.tracking.registry.versions import image_rows, register
 
 # Loads a model in a process where the project's packages cannot be imported.
 ALONE = """

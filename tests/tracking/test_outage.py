@@ -18,11 +18,11 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
 from small_sweep import NAMES, assert_complete, runs_of, write_sweep
 
-from tracking import feeder
-from tracking.processes import Server, end
-from tracking.runlog import RunLog
-from tracking.sender import never_stored
-from tracking.server import tracking_server
+from binsweep.tracking.mlflow_server.embedded import tracking_server
+from binsweep.tracking.processes import Server, end
+from binsweep.tracking.runlog import delivery as feeder
+from binsweep.tracking.runlog.run_log import RunLog
+from binsweep.tracking.runlog.sender import never_stored
 
 
 @pytest.fixture

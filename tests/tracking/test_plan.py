@@ -2,8 +2,8 @@ import json
 
 from mlflow.entities import Metric, Param, RunTag
 
-from tracking.legal import legal_name, legal_params
-from tracking.plan import Entity, pack, plan_runs
+from binsweep.tracking.runlog.batching import Entity, pack, plan_runs
+from binsweep.tracking.runlog.sanitize import legal_name, legal_params
 
 
 def test_requests_stay_within_the_servers_limits_and_lose_nothing() -> None:

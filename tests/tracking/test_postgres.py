@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 from postgres import mlflow_on, postgres
 from small_sweep import assert_complete, write_sweep
 
-from tracking.runlog import RunLog, replay
+from binsweep.tracking.runlog.run_log import RunLog, replay
 
 pytestmark = pytest.mark.integration
 

@@ -11,17 +11,32 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from data.errors import UserError
-from data.manifest import Manifest, load_manifest
-from data.split import Split
-from models.network import ARCHITECTURES, Counter, CounterConfig
-from models.predictor import Predictor
-from tracking.evaluation import Predictions, evaluate
-from tracking.gate import Gate
-from tracking.photos import digest_of, new_test_photos, seen_by, seen_contents, store_photos
-from tracking.promotion import Candidate, Decision, _Asked, _Champion, _decide, _decisions, promote, rollback
-from tracking.registry import register, versions_of
-from tracking.scorecard import score
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Manifest, load_manifest
+from binsweep.data.split import Split
+from binsweep.models.network import ARCHITECTURES, Counter, CounterConfig
+from binsweep.models.predictor import Predictor
+from binsweep.tracking.evaluation.predictions import Predictions, evaluate
+from binsweep.tracking.evaluation.scorecard import score
+from binsweep.tracking.promotion.gate import Gate
+from binsweep.tracking.promotion.promote import (
+    Candidate,
+    Decision,
+    _Asked,
+    _Champion,
+    _decide,
+    _decisions,
+    promote,
+    rollback,
+)
+from binsweep.tracking.registry.photo_splits import (
+    digest_of,
+    new_test_photos,
+    seen_by,
+    seen_contents,
+    store_photos,
+)
+from binsweep.tracking.registry.versions import register, versions_of
 
 CLASSES = (0, 1, 2)
 

@@ -10,9 +10,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 from small_sweep import NAMES, assert_complete, runs_of, value, write_sweep
 
-from data.errors import UserError
-from tracking.runlog import RunLog, replay
-from tracking.sender import KEY_TAG
+from binsweep.data.errors import UserError
+from binsweep.tracking.runlog.run_log import RunLog, replay
+from binsweep.tracking.runlog.sender import KEY_TAG
 
 
 def test_everything_arrives_exactly_once(server: str, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[3]]
 import small_sweep
-from tracking.runlog import RunLog
+from binsweep.tracking.runlog.run_log import RunLog
 log = RunLog(Path(sys.argv[1]), sys.argv[2], sys.argv[4])
 log.start_run("sweep", "the sweep")
 print("ready", flush=True)

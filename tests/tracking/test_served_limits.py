@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from models.network import ARCHITECTURES, Counter, CounterConfig
-from models.predictor import Predictor
 from tests.limited import limited
-from tracking.registry import saved_model
+
+from binsweep.models.network import ARCHITECTURES, Counter, CounterConfig
+from binsweep.models.predictor import Predictor
+from binsweep.tracking.registry.versions import saved_model
 
 LOAD = """
 import sys, mlflow, torch

@@ -13,11 +13,11 @@ from fuzz import FORMS, JSON, encoded, photo, wrapped
 from fuzz import requests as fuzzed
 from mlflow.tracking import MlflowClient
 
-from data.decode import MAX_BYTES
-from models.network import ARCHITECTURES, Counter, CounterConfig
-from models.predictor import MAX_ROWS, Predictor
-from tracking.registry import register
-from tracking.serving import serve_model
+from binsweep.data.decode import MAX_BYTES
+from binsweep.models.network import ARCHITECTURES, Counter, CounterConfig
+from binsweep.models.predictor import MAX_ROWS, Predictor
+from binsweep.tracking.registry.versions import register
+from binsweep.tracking.serving.model_server import serve_model
 
 pytestmark = pytest.mark.integration  # a server of its own, and thousands of requests
 SECONDS = 60

@@ -14,15 +14,15 @@ import requests
 from front import front
 from mlflow.tracking import MlflowClient
 
-from data.errors import UserError
-from tracking.address import tidy
-from tracking.processes import Server, end, free_port
-from tracking.server import migrate_database, named_server, run_ui, tracking_server
+from binsweep.data.errors import UserError
+from binsweep.tracking.mlflow_server.credentials import tidy
+from binsweep.tracking.mlflow_server.embedded import migrate_database, named_server, run_ui, tracking_server
+from binsweep.tracking.processes import Server, end, free_port
 
 STAY = """
 import sys, time
 from pathlib import Path
-from tracking.server import tracking_server
+from binsweep.tracking.mlflow_server.embedded import tracking_server
 with tracking_server(Path(sys.argv[1])) as uri:
     print(uri, flush=True)
     time.sleep(120)
@@ -320,7 +320,7 @@ def test_a_second_ui_says_where_the_first_is(server: str, server_home: Path, tmp
 ASKED_TWICE = """
 import functools, sys
 from pathlib import Path
-from tracking.server import run_ui
+from binsweep.tracking.mlflow_server.embedded import run_ui
 sys.exit(run_ui(Path(sys.argv[1]), int(sys.argv[2]), functools.partial(print, flush=True)))
 """
 
@@ -328,10 +328,10 @@ sys.exit(run_ui(Path(sys.argv[1]), int(sys.argv[2]), functools.partial(print, fl
 @pytest.mark.parametrize(
     ("words", "first", "gap"),
     [
-        (["-m", "search.cli", "ui", "--port", "{port}"], signal.SIGHUP, 0.3),  # a terminal that is closed
+        (["-m", "binsweep", "ui", "--port", "{port}"], signal.SIGHUP, 0.3),  # a terminal that is closed
         (["-c", ASKED_TWICE, "{home}", "{port}"], signal.SIGTERM, 0.0),
         pytest.param(
-            ["-m", "search.cli", "ui", "--port", "{port}"],
+            ["-m", "binsweep", "ui", "--port", "{port}"],
             signal.SIGTERM,
             0.0,
             marks=pytest.mark.integration,
@@ -362,7 +362,7 @@ def test_a_signal_while_a_server_is_started_leaves_nothing_behind(
 ) -> None:
     """It comes in the middle of Popen, where the new process is known to nobody yet."""
     script = (
-        "import os, signal, subprocess, sys; from pathlib import Path; from tracking import processes\n"
+        "import os, signal, subprocess, sys; from pathlib import Path; from binsweep.tracking import processes\n"
         "start = subprocess.Popen\n"
         "def interrupted(*words, **options):\n"
         "    child = start(*words, **options); print(child.pid, flush=True)\n"

@@ -13,10 +13,10 @@ import requests
 from flaky import flaky
 from mlflow.tracking import MlflowClient
 
-from data.errors import UserError
-from tracking.processes import Server, free_port, require_port
-from tracking.registry import versions_of
-from tracking.serving import ServedModel, open_model, predict, serve_model
+from binsweep.data.errors import UserError
+from binsweep.tracking.processes import Server, free_port, require_port
+from binsweep.tracking.registry.versions import versions_of
+from binsweep.tracking.serving.model_server import ServedModel, open_model, predict, serve_model
 
 ALIAS = "models:/echo@champion"
 
@@ -99,7 +99,7 @@ def test_a_served_model_is_gone_with_all_its_processes(echo: str) -> None:
 def test_serving_in_the_foreground_ends_on_sigterm(echo: str) -> None:
     port = free_port()
     script = (
-        "import sys; from tracking.serving import serve_foreground; "
+        "import sys; from binsweep.tracking.serving.model_server import serve_foreground; "
         "sys.exit(serve_foreground(sys.argv[1], int(sys.argv[2]), sys.argv[3], lambda u: print(u, flush=True)))"
     )
     child = subprocess.Popen(
@@ -214,7 +214,7 @@ def test_a_served_model_that_is_asked_to_end_twice_leaves_nothing_behind(
     echo: str, tmp_path: Path, options: list[str], gap: float
 ) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "search.cli", "serve", "echo", "--port", str(port), *options]
+    command = [sys.executable, "-m", "binsweep", "serve", "echo", "--port", str(port), *options]
     environment = {**os.environ, "BINSWEEP_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": echo}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as serving:
         assert serving.stdout is not None and "serving" in serving.stdout.readline()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import UserError
-from tracking.plan import plan_runs
-from tracking.spool import MARK, Record, Spool, encode
+from binsweep.data.errors import UserError
+from binsweep.tracking.runlog.batching import plan_runs
+from binsweep.tracking.runlog.spool import MARK, Record, Spool, encode
 
 
 def ignore(record: Record) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 class _Faults(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "models.train":
+        if name != "binsweep.models.train":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         assert spec is not None and spec.loader is not None

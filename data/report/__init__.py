@@ -1,0 +1,1 @@
+"""What a data set looks like: statistics of its images, duplicates and its page."""

@@ -1,0 +1,166 @@
+"""What is in a data set, for people: one page and the same facts as JSON."""
+
+import base64
+import io
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from binsweep.data.decode import ImageError, decode
+from binsweep.data.manifest import Item, Manifest
+from binsweep.data.near_duplicates import components, near_pairs
+from binsweep.data.parallel import Progress
+from binsweep.data.report.image_stats import Look, look_at
+from binsweep.data.report.page import render
+from binsweep.data.sources.metadata import parse_document
+from binsweep.data.sources.scan_cache import Finding, FindingCache, read_all
+from binsweep.data.split import SPLITS
+
+_BINS = 24
+_SHOWN = 200  # rows of a table on the page; the JSON has all
+_SHEET, _THUMB = 12, 96
+
+
+@dataclass(frozen=True)
+class Report:
+    """`facts` are ready for JSON; `sheets` are contact sheets, a JPEG for each class."""
+
+    facts: dict[str, Any]
+    sheets: dict[int, bytes]
+
+
+def examine(manifest: Manifest, home: Path, progress: Progress | None = None) -> Report:
+    """Look at every image of a manifest; what was seen is remembered under `home` until a file changes."""
+    items = manifest.items
+    root = Path(os.path.commonpath([item.path.parent for item in items]))
+    found = read_all([item.path for item in items], look_at, FindingCache(root, home, "looks"), progress)
+    seen = [(i, Look(**json.loads(str(v)))) for i, (v, _) in zip(items, found, strict=True) if v is not None]
+    looks = [look for _, look in seen]
+    exact = _clusters(_equal(item.sha256 for item in items), items)
+    alike = [item for item, _ in seen]
+    near = [c for c in _clusters(near_pairs([look.hash for look in looks]), alike) if not _one_file(c)]
+    counts = {str(label): {n: manifest.class_counts(n)[label] for n in SPLITS} for label in manifest.classes}
+    totals = [total for row in counts.values() if (total := sum(row.values()))]
+    sizes = Counter(f"{look.width} x {look.height}" for look in looks)
+    facts = {
+        "source": manifest.source,
+        "fingerprint": manifest.fingerprint,
+        "images": len(items),
+        "classes": counts,
+        "imbalance": round(max(totals) / min(totals), 2),
+        "sizes": dict(sizes.most_common()),
+        "bytes": _distribution([look.bytes for look in looks]),
+        "brightness": _distribution([look.brightness for look in looks]),
+        "sharpness": _distribution([look.sharpness for look in looks]),
+        "darkest": _extreme(seen, "brightness"),
+        "most_blurred": _extreme(seen, "sharpness"),
+        "exact_duplicates": [_cluster(cluster) for cluster in exact],
+        "near_duplicates": [_cluster(cluster) for cluster in near],
+        "across_splits": sum(_cluster(c)["across_splits"] for c in [*exact, *near]),
+        "unreadable": [{"id": one.id, "reason": one.reason} for one in manifest.skipped],
+        "label_disagreements": _disagreements(manifest, root, home),
+    }
+    return Report(facts, {label: _sheet(manifest, label) for label in sorted({item.label for item in items})})
+
+
+def write_report(report: Report, page: Path) -> tuple[Path, Path]:
+    """Write the self-contained page, and the facts beside it as .json; returns both paths."""
+    sheets = {str(label): base64.b64encode(data).decode() for label, data in report.sheets.items()}
+    page.parent.mkdir(parents=True, exist_ok=True)
+    facts = page.with_suffix(".json")
+    for file, text in (
+        (page, render(report.facts, sheets, _SHOWN)),
+        (facts, json.dumps(report.facts, indent=1)),
+    ):
+        beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        beside.write_text(text)
+        beside.replace(file)
+    return page, facts
+
+
+def _distribution(values: Sequence[float]) -> dict[str, Any]:
+    """Quantiles, and a histogram from the 0.5 % to the 99.5 % quantile whose ends take what lies outside."""
+    array = np.asarray(values, np.float64)
+    low, high = np.quantile(array, [0.005, 0.995])
+    edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    heights, _ = np.histogram(array.clip(edges[0], edges[-1]), edges)
+    names = ("min", "median", "max")
+    quantiles = dict(zip(names, np.quantile(array, [0, 0.5, 1]).round(1).tolist(), strict=True))
+    return {
+        **quantiles,
+        "from": round(float(edges[0]), 1),
+        "to": round(float(edges[-1]), 1),
+        "counts": heights.tolist(),
+    }
+
+
+def _extreme(seen: Sequence[tuple[Item, Look]], name: str, count: int = 10) -> list[dict[str, Any]]:
+    ranked = sorted(seen, key=lambda pair: (getattr(pair[1], name), pair[0].id))[:count]
+    return [{"id": item.id, "label": item.label, name: getattr(look, name)} for item, look in ranked]
+
+
+def _equal(keys: Iterable[str]) -> np.ndarray:
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(key, index), index) for index, key in enumerate(keys)]
+    return np.array([pair for pair in pairs if pair[0] != pair[1]], np.int64).reshape(-1, 2)
+
+
+def _clusters(pairs: np.ndarray, items: Sequence[Item]) -> list[list[Item]]:
+    """The groups of at least two that pairs of indices join."""
+    members: dict[int, list[Item]] = defaultdict(list)
+    joined = set(pairs.ravel().tolist())
+    for index, group in enumerate(components(len(items), pairs).tolist()):
+        if index in joined:
+            members[group].append(items[index])
+    return list(members.values())
+
+
+def _one_file(cluster: Sequence[Item]) -> bool:
+    return len({item.sha256 for item in cluster}) == 1
+
+
+def _cluster(cluster: Sequence[Item]) -> dict[str, Any]:
+    splits, labels = {item.split for item in cluster}, {item.label for item in cluster}
+    return {
+        "ids": [item.id for item in cluster],
+        "labels": sorted(labels),
+        "splits": sorted(splits),
+        "across_splits": len(splits) > 1,
+    }
+
+
+def _disagreements(manifest: Manifest, root: Path, home: Path) -> list[dict[str, str]]:
+    """Labels that the metadata's own quantities contradict; only the bucket's layout has any to compare."""
+    folder = root.parent / "metadata"
+    if root.name != "bin-images" or not folder.is_dir():
+        return []
+    documents = [folder / f"{item.path.stem}.json" for item in manifest.items]
+    cache = FindingCache(folder, home, "disagreements")
+    found = zip(manifest.items, read_all(documents, _disagreement, cache), strict=True)
+    return [{"id": item.id, "reason": str(reason)} for item, (reason, _) in found if reason]
+
+
+def _disagreement(document: Path) -> Finding:
+    return parse_document(document.read_bytes()).disagreement, ""
+
+
+def _sheet(manifest: Manifest, label: int) -> bytes:
+    """Some images of a class, spread evenly over its ids, side by side in a JPEG."""
+    items = [item for item in manifest.items if item.label == label]
+    chosen = items[:: max(1, len(items) // _SHEET)][:_SHEET]
+    sheet = Image.new("RGB", (_THUMB * len(chosen), _THUMB))
+    for place, item in enumerate(chosen):
+        try:
+            sheet.paste(Image.fromarray(decode(item.path, _THUMB)), (place * _THUMB, 0))
+        except ImageError:  # it changed meanwhile: its place stays black
+            continue
+    stream = io.BytesIO()
+    sheet.save(stream, "JPEG", quality=80)
+    return stream.getvalue()

@@ -1,0 +1,47 @@
+"""What can be measured of a photo without knowing what is in it: size, brightness, sharpness, likeness."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from binsweep.data.decode import decode, dimensions, read
+from binsweep.data.near_duplicates import SIDE, pixels_hash
+from binsweep.data.sources.scan_cache import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """`brightness` is the mean gray from 0 to 255; `sharpness` the variance of the Laplacian, small when blurred.
+
+    Both are measured at SIDE x SIDE pixels, so that pictures of any size compare. `hash` is perceptual.
+    """
+
+    width: int
+    height: int
+    bytes: int
+    brightness: float
+    sharpness: float
+    hash: str
+
+
+def look_at(path: Path) -> Finding:
+    """A Look as JSON."""
+    data = read(path)
+    width, height = dimensions(data)
+    pixels = decode(data, SIDE)
+    gray = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    look = Look(
+        width, height, len(data), round(float(gray.mean()), 1), round(sharpness(gray), 1), pixels_hash(pixels)
+    )
+    return json.dumps(asdict(look)), ""
+
+
+def sharpness(gray: np.ndarray) -> float:
+    """The variance of the 4-neighbour Laplacian of [H, W].
+
+    Source: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy" (2000).
+    """
+    around = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:]
+    return float((around - 4 * gray[1:-1, 1:-1]).var())

@@ -1,0 +1,1 @@
+"""Buckets: listing, downloading and uploading bins, and reading a bucket as a source."""

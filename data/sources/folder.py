@@ -1,0 +1,219 @@
+"""The layouts in which bins lie on a disk, and the label of each image in them."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from binsweep.data.errors import UserError
+from binsweep.data.sources.metadata import parse_document
+from binsweep.data.sources.object_names import (
+    NO_COUNT,
+    NO_PHOTO,
+    NO_SPLIT,
+    Layout,
+    count_of,
+    id_of,
+    is_hidden,
+    is_photo,
+    printable,
+    split_of,
+    unclear,
+)
+from binsweep.data.sources.scan_cache import Finding, FindingCache, read_all
+from binsweep.data.split import SplitName
+
+BESIDE = ("manifest.parquet", "problems.csv")  # what a pull writes beside the images
+LAYOUTS = (
+    "either bin-images/ID.jpg with metadata/ID.json (EXPECTED_QUANTITY), "
+    "or a folder for each count (1/, 2/, ...) with images, or such folders in train/, validation/ and test/"
+)
+
+
+NO_IMAGE = "a folder of a class without any photo"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An image whose label is known and whose file nobody has opened yet; `split` where the folders say it."""
+
+    id: str
+    label: int
+    path: Path
+    split: SplitName | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that was left out, and why: `id` is the image's, or the file's path inside the source."""
+
+    id: str
+    reason: str
+
+
+def scan(root: Path, cache: FindingCache) -> tuple[list[Candidate], list[Skipped]]:
+    """All labelled images under `root`, and what else is there (except hidden names).
+
+    Raises UserError when `root` is not a folder, is empty, cannot be listed as a whole, or has none of the layouts.
+    """
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"data.source {what}: {root}", f"a folder that holds {LAYOUTS}")
+    try:
+        layout = _layout(root)
+        if layout == "bucket":
+            return _scan_bucket(root, cache)
+        if layout == "classes":
+            return _scan_folders(root)
+        if layout == "splits":
+            return _scan_splits(root)
+        folders = [f"{printable(path.name)}/" for path in _entries(root) if path.is_dir()]
+        inside = [path for path in _entries(root) if _holds_data(path)]
+    except OSError as error:
+        place = printable(str(error.filename or root))
+        raise UserError(
+            f"data.source: cannot list {place}: {error.strerror}",
+            "a folder that can be read as a whole: without a part of it, it would be another data set",
+        ) from error
+    if not any(root.iterdir()):
+        raise UserError(f"data.source is empty: {root}", f"a folder that holds {LAYOUTS}")
+    there = f", only {', '.join(folders[:10])}{' ...' if len(folders) > 10 else ''}" if folders else ""
+    hint = f"a folder that holds {LAYOUTS}"
+    if len(inside) == 1:
+        hint = f"perhaps {inside[0]}, which does"
+    raise UserError(f"data.source has none of the layouts: {root}{there}", hint)
+
+
+def _holds_data(path: Path) -> bool:
+    try:
+        return path.is_dir() and _layout(path) is not None
+    except OSError:  # a folder of somebody else's
+        return False
+
+
+def _layout(root: Path) -> Layout | None:
+    names = {entry.name for entry in _entries(root) if entry.is_dir()}
+    if {"bin-images", "metadata"} <= names:
+        return "bucket"
+    if any(count_of(name) is not None for name in names):
+        return "classes"
+    return "splits" if any(map(split_of, names)) else None
+
+
+def _scan_bucket(root: Path, cache: FindingCache) -> tuple[list[Candidate], list[Skipped]]:
+    """The layout of the public bucket: bin-images/ID.jpg and metadata/ID.json."""
+    images, skipped = _flat(root / "bin-images")
+    documents = sorted(path for path in _entries(root / "metadata") if path.suffix == ".json")
+    ids = [printable(path.stem) for path in documents]
+    findings = dict(zip(ids, read_all(documents, _quantity, cache), strict=True))
+    candidates = []
+    for id, (label, reason) in findings.items():
+        if isinstance(label, int):
+            candidates.append(Candidate(id, label, images.get(id, root / "bin-images" / f"{id}.jpg")))
+        else:
+            skipped.append(Skipped(id, f"metadata/{id}.json: {reason}"))
+    skipped += [Skipped(id, f"metadata/{id}.json: no such file") for id in images if id not in findings]
+    return candidates, skipped
+
+
+def _flat(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
+    """The image files of a folder by id, and what else is in it."""
+    images: dict[str, Path] = {}
+    skipped = []
+    for path in _entries(folder):
+        id, place = printable(path.stem), f"{folder.name}/{printable(path.name)}"
+        if not is_photo(path.name):
+            skipped.append(Skipped(place, NO_PHOTO))
+        elif id in images:
+            skipped.append(Skipped(place, f"has the same id as {printable(images[id].name)}"))
+        else:
+            images[id] = path
+    return images, skipped
+
+
+def _scan_splits(root: Path) -> tuple[list[Candidate], list[Skipped]]:
+    """train/, validation/ and test/, or as they are usually called, each with a folder for each class."""
+    candidates, skipped = [], []
+    for folder in _entries(root):
+        split = split_of(folder.name)
+        if split is not None and folder.is_dir():
+            some, others = _scan_folders(folder, split)
+            candidates += some
+            skipped += others
+        elif folder.name not in BESIDE:
+            skipped.append(_left_out(folder, "", NO_SPLIT))
+    return candidates, skipped
+
+
+def _scan_folders(root: Path, split: SplitName | None = None) -> tuple[list[Candidate], list[Skipped]]:
+    """A folder for each class, named by its count, with all the images below it."""
+    candidates: list[Candidate] = []
+    skipped = []
+    above = f"{root.name}/" if split else ""
+    for folder in _entries(root):
+        label = count_of(folder.name)
+        if label is not None and folder.is_dir():
+            images, others = _images(folder, above, label)
+            candidates += [Candidate(id, label, path, split) for id, path in images.items()]
+            skipped += others
+            if not images and not others:
+                skipped.append(Skipped(f"{above}{folder.name}/", NO_IMAGE))
+        elif split or folder.name not in BESIDE:
+            skipped.append(_left_out(folder, above, NO_COUNT))
+    return candidates, skipped
+
+
+def _images(root: Path, above: str, label: int) -> tuple[dict[str, Path], list[Skipped]]:
+    """The image files below the folder of a class, by id, and what else is there; `above` is where it lies.
+
+    The id is a file's path without its suffix; of several files that differ in nothing else, all but the first
+    keep theirs.
+    """
+    images: dict[str, Path] = {}
+    skipped = []
+    waiting = [root]
+    seen = {root.resolve(), *root.resolve().parents}  # links may lead round in circles
+    while waiting:
+        folder = waiting.pop()
+        for path in _entries(folder):
+            name = f"{above}{path.relative_to(root.parent).as_posix()}"
+            if path.is_dir():
+                real = path.resolve()
+                reason = "a link to a folder that is read already" if real in seen else ""
+                if reason := reason or unclear(path.name, label):
+                    skipped.append(_left_out(path, name.removesuffix(path.name), reason))
+                else:
+                    seen.add(real)
+                    waiting.append(path)
+                continue
+            id = id_of(name)
+            if id in images and printable(name) not in images:
+                id = printable(name)
+            if not is_photo(path.name):
+                skipped.append(Skipped(printable(name), NO_PHOTO))
+            elif id in images:
+                skipped.append(Skipped(printable(name), f"has the same id as {printable(images[id].name)}"))
+            else:
+                images[id] = path
+    return images, skipped
+
+
+def _left_out(path: Path, above: str, reason: str) -> Skipped:
+    """A folder that is not understood, with how many photos are lost with it; or a file."""
+    photos = (
+        sum(is_photo(name) for _, _, names in os.walk(path) for name in names)
+        if path.is_dir() and not path.is_symlink()
+        else 0
+    )
+    many = f"; its {photos:,} photos are left out" if photos > 1 else ""
+    return Skipped(f"{above}{printable(path.name)}{'/' if path.is_dir() else ''}", f"{reason}{many}")
+
+
+def _quantity(document: Path) -> Finding:
+    """The label in a bin's metadata, or why there is none."""
+    found = parse_document(document.read_bytes())
+    return found.label, found.reason
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if not is_hidden(path.name))

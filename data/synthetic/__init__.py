@@ -1,0 +1,1 @@
+"""Rendered bins with exact labels, for the quick start and the tests."""

@@ -1,0 +1,178 @@
+"""Synthetic bins on disk, in the public bucket's own layout: a source that anybody can make anywhere."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from filelock import FileLock
+
+from binsweep.data.errors import UserError
+from binsweep.data.parallel import Progress, run
+from binsweep.data.synthetic.products import Good
+from binsweep.data.synthetic.scene import CLASSES, MAX_COUNT, VERSION, render
+
+__all__ = ["SyntheticSource", "is_synthetic", "parse_source", "render", "render_source", "write_synthetic"]
+
+_SCHEME = "synthetic://"
+_EXAMPLE = "synthetic://?images=600&seed=0&classes=0-5&size=224"
+_STAMP = "synthetic.json"
+_LIMITS = {"images": (1, 1_000_000), "seed": (0, 2**63), "size": (32, 2048)}
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticSource:
+    """What a synthetic:// source asks for: `size` is the side of the square pictures in pixels."""
+
+    images: int = 600
+    seed: int = 0
+    size: int = 224
+    classes: tuple[int, ...] = CLASSES
+
+    def __post_init__(self) -> None:
+        for key, (low, high) in _LIMITS.items():
+            value = getattr(self, key)
+            if not low <= value <= high:
+                raise _mistake(f"{key} must be from {low} to {high}, and is {value}")
+        if not self.classes or not all(0 <= label <= MAX_COUNT for label in self.classes):
+            raise _mistake(f"classes must be counts from 0 to {MAX_COUNT}, and are {list(self.classes)}")
+        if len(set(self.classes)) < len(self.classes):
+            raise _mistake(f"classes must differ, and are {list(self.classes)}")
+
+
+def is_synthetic(source: str) -> bool:
+    """Whether a data.source asks for synthetic bins."""
+    return source.startswith(_SCHEME)
+
+
+def parse_source(source: str, wanted: Sequence[int] | None = None) -> SyntheticSource:
+    """Read synthetic://?images=600&seed=0&classes=0-5&size=224; every part may be left out.
+
+    Where it names no classes, they are the `wanted` ones: none is rendered only to be thrown away.
+    Raises UserError for unknown parts and for values out of range.
+    """
+    parts = urlsplit(source)
+    values: dict[str, Any] = {}
+    if parts.netloc or parts.path or parts.fragment:
+        raise _mistake(f"nothing may stand between {_SCHEME} and ?, received {source}")
+    for key, text in parse_qsl(parts.query, keep_blank_values=True):
+        if key not in (*_LIMITS, "classes") or key in values:
+            raise _mistake(f"{'repeated' if key in values else 'unknown'} part {key!r} in {source}")
+        try:
+            values[key] = _parse_classes(text) if key == "classes" else int(text)
+        except ValueError:
+            raise _mistake(f"{key} is {text!r} in {source}") from None
+    if wanted is not None:
+        values.setdefault("classes", tuple(wanted))
+    return SyntheticSource(**values)
+
+
+def render_source(
+    source: str, home: Path, progress: Progress | None = None, wanted: Sequence[int] | None = None
+) -> Path:
+    """The folder under `home`/datasets with a synthetic:// source's bins, rendered the first time only."""
+    asked = parse_source(source, wanted)
+    classes = "-".join(map(str, asked.classes))
+    name = f"synthetic-v{VERSION}-{asked.images}x{asked.size}-seed{asked.seed}-classes{classes}"
+    dest = home / "datasets" / name
+    write_synthetic(dest, asked.images, asked.seed, asked.size, asked.classes, progress)
+    return dest
+
+
+def write_synthetic(
+    dest: Path,
+    images: int,
+    seed: int = 0,
+    size: int = 224,
+    classes: Sequence[int] = CLASSES,
+    progress: Progress | None = None,
+) -> None:
+    """Render bins 00000, 00001, ... of a seed into bin-images/ and metadata/ under `dest`, on all cores.
+
+    They appear at once, when all are done; an interrupted call is resumed by the next one, and a finished
+    one has nothing left to do. Raises UserError where `dest` holds anything else or cannot be written.
+    """
+    wanted = SyntheticSource(images, seed, size, tuple(classes))
+    stamp = json.dumps({"renderer": VERSION, **asdict(wanted)}, indent=1)
+    beside = dest.with_name(f".{dest.name}.partial")
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(dest.with_name(f".{dest.name}.lock")):
+            if _stamp_of(dest) == stamp:
+                return
+            if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+                raise UserError(
+                    f"{dest} exists and holds something else", "another folder, or delete this one"
+                )
+            if _stamp_of(beside) != stamp:
+                shutil.rmtree(beside, ignore_errors=True)
+                for folder in ("bin-images", "metadata"):
+                    (beside / folder).mkdir(parents=True)
+                (beside / _STAMP).write_text(stamp)
+            for half_written in beside.glob("bin-images/*.tmp"):
+                half_written.unlink()
+            job = {"folder": str(beside), **asdict(wanted)}
+            run(_render_part, job, images, least=8, progress=progress)
+            beside.replace(dest)
+    except OSError as error:
+        raise UserError(
+            f"cannot write synthetic bins to {dest}: {error.strerror or error}",
+            "a place with enough room where you may write",
+        ) from error
+
+
+def _stamp_of(folder: Path) -> str | None:
+    try:
+        return (folder / _STAMP).read_text()
+    except OSError:
+        return None
+
+
+def _render_part(job: dict[str, Any], part: int, parts: int) -> Iterator[None]:
+    """Write every `parts`-th bin that is not there yet; the image comes last and by renaming."""
+    folder = Path(job["folder"])
+    for index in range(part, job["images"], parts):
+        image_path = folder / "bin-images" / f"{index:05d}.jpg"
+        if not image_path.exists():
+            image, label, goods = render(job["seed"], index, job["size"], job["classes"])
+            document = {"BIN_FCSKU_DATA": _listing(goods), "EXPECTED_QUANTITY": label}
+            (folder / "metadata" / f"{index:05d}.json").write_text(json.dumps(document, indent=1))
+            beside = image_path.with_suffix(f".{os.getpid()}.tmp")
+            image.save(beside, "JPEG", quality=92)
+            beside.replace(image_path)
+        yield
+
+
+def _listing(goods: Sequence[Good]) -> dict[str, Any]:
+    """The goods as the public bucket's metadata lists them: once for each product, with its quantity."""
+    quantities = Counter(goods)
+    return {
+        good.code: {
+            "asin": good.code,
+            "name": f"Synthetic {good.kind}",
+            "normalizedName": f"Synthetic {good.kind}",
+            "quantity": quantity,
+            "length": {"unit": "IN", "value": good.depth},
+            "width": {"unit": "IN", "value": good.width},
+            "height": {"unit": "IN", "value": good.height},
+            "weight": {"unit": "pounds", "value": good.weight},
+        }
+        for good, quantity in quantities.items()
+    }
+
+
+def _parse_classes(text: str) -> tuple[int, ...]:
+    """Counts as 0,1,2 or as 0-5."""
+    first, separator, last = text.partition("-")
+    if separator:
+        return tuple(range(int(first), int(last) + 1))
+    return tuple(int(part) for part in text.split(","))
+
+
+def _mistake(message: str) -> UserError:
+    return UserError(f"synthetic bins: {message}", f"for example {_EXAMPLE}")

@@ -1,0 +1,300 @@
+"""The commands that make, fetch, send and look at data sets: `binsweep data ...`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from binsweep.data.errors import UserError
+from binsweep.search.terminal.format import clock
+
+MEGABYTE = 1e6
+
+
+@click.group("data")
+def data_group() -> None:
+    """Make, fetch, send and look at data sets."""
+
+
+_BY = click.option(
+    "--by",
+    type=click.Choice(["id", "group", "folder"]),
+    default="id",
+    show_default=True,
+    help="What the splits divide, as in data.split.",
+)
+_CLASSES = click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
+
+
+def parse_counts(text: str, option: str = "--classes") -> list[int]:
+    """`0-5` or `1,2,3` as a list; raises UserError for anything else."""
+    try:
+        low, dash, high = text.partition("-")
+        counts = list(range(int(low), int(high) + 1)) if dash else [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 0:
+        raise UserError(f"{option} {text}: not counts", "write 0-5 or 1,2,3")
+    return counts
+
+
+class Meter:
+    """Progress of named phases: a bar with rate and time left on a terminal, one line for each phase elsewhere."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}/s"),
+            TimeRemainingColumn(),
+        )
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._phase, self._task, self._done, self._start = "", TaskID(0), 0, time.time()
+
+    def __enter__(self) -> Meter:
+        self._bars.start()
+        return self
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if phase != self._phase:
+            self._end()
+            self._phase, self._start = phase, time.time()
+            self._task = self._bars.add_task(phase, total=None, rate="-")
+        self._done = done
+        if done % 20 == 0 or done == total:
+            rate = f"{done / max(time.time() - self._start, 1e-3):,.0f}"
+            self._bars.update(self._task, completed=done, total=total or None, rate=rate)
+
+    def _end(self) -> None:
+        if self._phase:
+            seconds = time.time() - self._start
+            many = f"{self._done:,} in " if self._done else ""
+            print(f"{self._phase}: {many}{clock(seconds)}", file=sys.stderr, flush=True)
+            self._bars.remove_task(self._task)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._end()
+        self._bars.stop()
+
+
+@data_group.command()
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--images", default=600, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Pixels a side.")
+@click.option("--classes", default="0-5", show_default=True, help="Counts, as 0-5 or 1,2,3.")
+def synth(dest: Path, images: int, seed: int, size: int, classes: str) -> None:
+    """Render synthetic bins into DEST, in the public bucket's layout."""
+    from binsweep.data.synthetic.dataset import write_synthetic
+
+    write_synthetic(dest, images, seed, size, parse_counts(classes))
+    print(f"{images} bins in {dest}")
+
+
+@data_group.command()
+@click.argument("source", metavar="s3://BUCKET[/PREFIX]")
+@click.argument("dest", type=click.Path(path_type=Path))
+@_CLASSES
+@click.option("--limit", type=click.IntRange(1), help="At most so many images.")
+@click.option("--per-class", type=click.IntRange(1), help="At most so many images of each count.")
+@click.option(
+    "--ids", type=click.Path(path_type=Path), help="Only the images whose ids FILE lists, one a line."
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=int, help="Which ones --limit and --per-class take."
+)
+@click.option("--endpoint", metavar="URL", help="Another server than Amazon's; also AWS_ENDPOINT_URL.")
+@click.option(
+    "--workers", default=32, show_default=True, type=click.IntRange(1, 256), help="Requests at once."
+)
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def pull(
+    source: str,
+    dest: Path,
+    classes: str | None,
+    limit: int | None,
+    per_class: int | None,
+    ids: Path | None,
+    seed: int,
+    endpoint: str | None,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Fetch the wanted images of a bucket into DEST; the same command again goes on where it stopped."""
+    from dataclasses import asdict
+
+    from binsweep.data.s3.bucket import open_bucket, parse_place
+    from binsweep.data.s3.listing import Wanted
+    from binsweep.data.s3.pull import PROBLEMS
+    from binsweep.data.s3.pull import pull as run
+
+    counts = tuple(sorted(set(parse_counts(classes)))) if classes else None
+    wanted = Wanted(counts, limit, per_class, _read_ids(ids), seed)
+    bucket = open_bucket(parse_place(source), endpoint, workers)
+    start = time.time()
+    with Meter() as meter:
+        pulled = run(bucket, dest, wanted, meter, workers)
+    if as_json:
+        print(json.dumps(asdict(pulled)))
+        return
+    many = ", ".join(f"{number:,} of {label}" for label, number in pulled.classes.items())
+    print(f"{pulled.images:,} images in {dest}: {many}")
+    seconds = time.time() - start
+    print(f"{pulled.fetched:,} objects, {pulled.bytes / MEGABYTE:,.1f} MB fetched in {clock(seconds)}")
+    if pulled.problems:
+        print(
+            f"{pulled.problems:,} problems in {dest / PROBLEMS}, of which {pulled.disagreements:,} labels "
+            "disagree with their items"
+        )
+
+
+@data_group.command()
+@click.argument("source")
+@click.argument("dest", metavar="s3://BUCKET[/PREFIX]")
+@click.option(
+    "--layout",
+    type=click.Choice(["same", "splits"]),
+    default="same",
+    show_default=True,
+    help="same: as the files lie; splits: train/, validation/ and test/, each with a folder for each count.",
+)
+@_BY
+@click.option("--endpoint", metavar="URL", help="Another server than Amazon's; also AWS_ENDPOINT_URL.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_json: bool) -> None:
+    """Send the readable images of SOURCE to a bucket, with their metadata and manifest.parquet."""
+    from dataclasses import asdict
+
+    from binsweep.data.manifest import load_manifest, skipped_text
+    from binsweep.data.s3.bucket import open_bucket, parse_place
+    from binsweep.data.s3.push import push as run
+    from binsweep.data.split import Split
+    from binsweep.search.cli.main import home_folder
+
+    bucket = open_bucket(parse_place(dest), endpoint, empty=True)
+    with Meter() as meter:
+        manifest = load_manifest(
+            source, None, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=layout == "same"
+        )
+        pushed = run(manifest, bucket, layout, meter)
+    if as_json:
+        print(json.dumps(asdict(pushed)))
+        return
+    print(f"{pushed.images:,} images in {dest}: {pushed.sent:,} of {pushed.objects:,} objects sent")
+    if manifest.skipped:
+        print(f"left out {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
+
+
+@data_group.command()
+@click.argument("source")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The page; FILE.json goes beside it."
+)
+@_CLASSES
+@_BY
+def report(source: str, out: Path, classes: str | None, by: Any) -> None:
+    """Show what is in SOURCE: classes, sizes, light, blur, duplicates, leaks, doubtful labels, samples."""
+    from binsweep.data.atomic_write import require_page
+    from binsweep.data.manifest import load_manifest, skipped_text
+    from binsweep.data.report.data_report import examine, write_report
+    from binsweep.data.split import Split
+    from binsweep.search.cli.main import home_folder
+
+    require_page(out)
+    counts = parse_counts(classes) if classes else None
+    with Meter() as meter:
+        manifest = load_manifest(
+            source, counts, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=True
+        )
+        found = examine(manifest, home_folder(), partial(meter, "looking"))
+    if manifest.skipped:
+        print(f"left out {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
+    for gap in manifest.gaps():
+        print(f"warning: {gap}", file=sys.stderr)
+    try:
+        page, facts = write_report(found, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}", "a place where you may write") from error
+    for name in ("exact_duplicates", "near_duplicates", "unreadable", "label_disagreements"):
+        print(f"{len(found.facts[name]):>8,} {name.replace('_', ' ')}")
+    print(f"{found.facts['across_splits']:>8,} duplicates across splits")
+    print(f"{page}\n{facts}")
+
+
+def _read_ids(file: Path | None) -> tuple[str, ...] | None:
+    if file is None:
+        return None
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # Excel and Notepad write a byte-order mark
+        ids = tuple(sorted({line.strip() for line in text.splitlines()} - {""}))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--ids {file}: cannot be read ({error})", "a text file with one id a line"
+        ) from error
+    if not ids:
+        raise UserError(f"--ids {file}: lists no id", "a text file with one id a line")
+    return ids
+
+
+@data_group.command("audit")
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for what is found.")
+@_CLASSES
+@_BY
+@click.option(
+    "--backbone", default="efficientnet_lite0", show_default=True, help="Whose stored features are used."
+)
+@click.option("--image-size", default=224, show_default=True, type=click.IntRange(32, 1024))
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def audit_labels(
+    source: str, out: Path, classes: str | None, by: Any, backbone: str, image_size: int, as_json: bool
+) -> None:
+    """Find photos of SOURCE whose label is probably wrong (train and validation; the test split is not read)."""
+    from dataclasses import asdict
+
+    from binsweep.data.atomic_write import require_folder
+    from binsweep.data.manifest import load_manifest
+    from binsweep.data.split import Split
+    from binsweep.models.network import ARCHITECTURES
+    from binsweep.models.pretrained import check_weights
+    from binsweep.search.cli.main import home_folder
+    from binsweep.search.workflows.label_audit import effect_lines, run_audit
+
+    if backbone not in ARCHITECTURES:
+        raise UserError(f"--backbone {backbone}: unknown", f"known: {', '.join(sorted(ARCHITECTURES))}")
+    check_weights(backbone, "imagenet")
+    require_folder(out)
+    counts = parse_counts(classes) if classes else None
+    with Meter() as meter:
+        manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))
+    try:
+        doubts, effect = run_audit(manifest, home_folder(), out, image_size, backbone)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}", "a folder where you may write") from error
+    issues = [doubt for doubt in doubts if doubt.issue]
+    if as_json:
+        print(
+            json.dumps(
+                {"photos": len(doubts), "issues": len(issues), "effect": asdict(effect), "out": str(out)}
+            )
+        )
+        return
+    print(f"{len(issues):,} of {len(doubts):,} labels are doubtful; the most doubtful:")
+    for doubt in issues[:10]:
+        says = f"the model says {doubt.suggested} ({doubt.p_suggested:.0%})"
+        print(f"  {doubt.id} ({doubt.split}): label {doubt.label}, {says}")
+    print("\n".join(effect_lines(effect)))
+    print(
+        f"{out / 'doubtful.jpg'}, {out / 'audit.csv'}\n{out / 'exclude.csv'}: what data.exclude of a sweep takes"
+    )

@@ -1,0 +1,27 @@
+"""The in-process runner: one trial after the other, no Ray. For debugging, and exactly repeatable by seed."""
+
+from __future__ import annotations
+
+import logging
+
+from binsweep.models.train import TrialData
+from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.trial import no_room, run_trial
+
+log = logging.getLogger(__name__)
+
+
+def run_local(controller: Controller, data: TrialData) -> None:
+    """Run trials until the controller has no more; a failing trial ends that trial alone."""
+    while (task := controller.next_task()) is not None:
+        number = task.number
+        try:
+            run_trial(task, data, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
+        except Exception as error:
+            if no_room(error):
+                controller.lost(number, f"the disk is full: {error}".splitlines()[0])
+                continue
+            log.warning("trial %d failed: %s", number, error)
+            controller.finish(number, controller.error_of(number) or f"{type(error).__name__}: {error}")
+        else:
+            controller.finish(number)

@@ -1,0 +1,173 @@
+"""What a sweep's folder says of it: sweep.json, for whoever promotes it, goes on with it, or asks how it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from binsweep.data.atomic_write import write_json
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Manifest
+from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.trial import BEST
+from binsweep.search.history.run_keys import SWEEP, trial_key
+from binsweep.search.spec.parser import SweepSpec
+from binsweep.tracking.runlog.run_log import RunLog
+from binsweep.tracking.runlog.spool import owner_of
+
+STATE = "sweep.json"
+# What may change when a sweep goes on: how much, not what.
+CHANGEABLE = ("budget", "resources", "register", "health")
+Status = Literal["running", "unfinished", "finished"]
+
+
+def save_state(
+    folder: Path, spec: SweepSpec, manifest: Manifest, controller: Controller, runlog: RunLog, status: Status
+) -> None:
+    """Write sweep.json: the spec, the data's fingerprint, and where each trial's best epoch lies.
+
+    A sweep that is still `running` when nobody owns its run log has lost its process.
+    """
+    trials = [
+        {
+            "number": trial.number,
+            "run_id": runlog.run_id(trial_key(trial.number), timeout=0.0),
+            "value": trial.value,
+            "checkpoint": f"{trial.folder.name}/{BEST}",
+        }
+        for trial in controller.leaderboard()
+    ]
+    state: dict[str, Any] = {
+        "id": folder.name,
+        "status": status,
+        "process": os.getpid(),
+        "ended_by": controller.ended_by,
+        **asdict(controller.spent),
+        "spec": spec.raw,
+        "run_id": runlog.run_id(SWEEP, timeout=0.0),
+        "fingerprint": manifest.fingerprint,
+        "leaderboard": trials,
+    }
+    write_json(folder / STATE, state)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What `save_state` wrote last. Raises UserError where the file is damaged."""
+    file = folder / STATE
+    try:
+        state = json.loads(file.read_text())
+    except ValueError:
+        state = None
+    if not isinstance(state, dict) or not {"id", "status", "spec"} <= state.keys():
+        raise UserError(
+            f"{file} is damaged: nothing can be done with this sweep",
+            "restore the file, or move its folder away; `binsweep sweep SPEC --new` starts another sweep",
+        )
+    return state
+
+
+def sweep_folders(home: Path) -> list[Path]:
+    """The folders of all sweeps of a home."""
+    return sorted(file.parent for file in (home / "sweeps").glob(f"*/{STATE}"))
+
+
+def _named(home: Path, name: str) -> list[Path]:
+    """The folders of the sweeps of a name, newest first."""
+    pattern = re.compile(re.escape(name) + r"-(\d+)", re.ASCII)
+    named = [(int(found[1]), f) for f in sweep_folders(home) if (found := pattern.fullmatch(f.name))]
+    return [folder for _, folder in sorted(named, reverse=True)]
+
+
+def find_folder(home: Path, sweep: str) -> Path:
+    """The folder of a sweep by its id, or of the newest one by its name. Raises UserError for neither."""
+    exact = next((folder for folder in sweep_folders(home) if folder.name == sweep), None)
+    found = exact or next(iter(_named(home, sweep)), None)
+    if found is None:
+        have = ", ".join(sorted(folder.name for folder in sweep_folders(home))) or "none yet"
+        raise UserError(f"no sweep {sweep!r} in {home}", f"sweeps here: {have}")
+    return found
+
+
+def newest_folder(home: Path) -> Path:
+    """The folder of the sweep that was begun last. Raises UserError where there is none."""
+    folders = sweep_folders(home)
+    if not folders:
+        raise UserError(f"no sweep in {home}", "start one with `binsweep sweep SPEC`, or set BINSWEEP_HOME")
+    return max(folders, key=_begun)
+
+
+def _begun(folder: Path) -> float:
+    """When a sweep was last begun: its spec.yaml is written then, a moment after its sweep.json is there."""
+    for name in ("spec.yaml", STATE):
+        with contextlib.suppress(FileNotFoundError):
+            return (folder / name).stat().st_mtime
+    return 0.0  # it was deleted just now
+
+
+def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) -> Path | None:
+    """The sweep to go on with: the newest of the spec's name that was cut short, is the same but for its budget, and
+    that no process is at.
+
+    With `asked` (--resume) the newest of that name is meant, finished or not, and UserError says why it cannot be.
+    Raises UserError where the newest one's state is damaged.
+    """
+    named = _named(home, spec.name)
+    if asked:
+        if not named:
+            raise UserError(f"--resume: no sweep {spec.name!r} in {home}", "leave out --resume to start it")
+        if found := _obstacle(named[0], spec, fingerprint):
+            problem, hint = found
+            raise UserError(f"--resume: cannot go on with {named[0].name}: {problem}", hint)
+        return named[0]
+    if named:
+        load_state(named[0])
+    return next((folder for folder in named if _cut_short(folder, spec, fingerprint)), None)
+
+
+def _cut_short(folder: Path, spec: SweepSpec, fingerprint: str) -> bool:
+    """Whether a sweep can go on, and was not finished."""
+    try:
+        return load_state(folder)["status"] != "finished" and not _obstacle(folder, spec, fingerprint)
+    except UserError:
+        return False  # an old one is damaged
+
+
+def _obstacle(folder: Path, spec: SweepSpec, fingerprint: str) -> tuple[str, str] | None:
+    """Why a sweep cannot go on by this spec over data of that fingerprint, and what to do about it."""
+    state = load_state(folder)
+    owner = owner_of(folder / "spool")
+    problem, hint = "", "leave out --resume to start a new sweep"
+    differ = _differences(state["spec"], spec.raw)
+    if owner is not None:
+        problem, hint = f"process {owner} is at it", "wait until it has ended, or end it"
+    elif differ:
+        problem = f"it was begun with another {differ[0]}"
+        hint = (
+            f"leave out --resume to start a new sweep; --warm-start {folder.name} lets it know these results"
+        )
+    elif state["fingerprint"] != fingerprint:
+        problem = f"{spec.data.source} has changed since"
+    return (problem, hint) if problem else None
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys, section.name, whose values differ, those that may change left out."""
+    differ = []
+    for section in sorted(before.keys() | now.keys()):
+        old, new = before.get(section), now.get(section)
+        if section in CHANGEABLE or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            differ += [
+                f"{section}.{name} ({old.get(name)!r}, now {new.get(name)!r})"
+                for name in sorted(old.keys() | new.keys())
+                if old.get(name) != new.get(name)
+            ]
+        else:
+            differ.append(f"{section} ({old!r}, now {new!r})")
+    return differ

@@ -1,0 +1,350 @@
+"""The sweep as MLflow shows it: a parent run, a child run per trial, written through the run log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from binsweep.data.manifest import Manifest
+from binsweep.models.build import load_checkpoint
+from binsweep.models.health_rules import Finding
+from binsweep.models.precision import choose_arithmetic
+from binsweep.models.train import TrialData
+from binsweep.search.execution.controller import ENDED, Controller, TrialRecord, pareto_front
+from binsweep.search.execution.health import read_findings, write_table
+from binsweep.search.execution.trial import BEST, ERROR, TRACE, better
+from binsweep.search.history.run_keys import SWEEP, trial_key
+from binsweep.search.recording.decision_log import DECISIONS
+from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.terminal.format import clock, short
+from binsweep.tracking.evaluation.figures import write_csv, write_evaluation
+from binsweep.tracking.run_tags import environment_tags
+from binsweep.tracking.runlog.run_log import RunLog
+
+log = logging.getLogger(__name__)
+FIGURES = "validation"
+DESCRIPTION = "mlflow.note.content"  # what the MLflow UI shows above a run
+REFRESH_SECONDS = 30.0  # the report is written again this long after the last time,
+REFRESH_SHARE = 0.05  # or later, so that it costs at most this part of one core
+SILENT_SECONDS = 2.0  # who waits longer at the end of a sweep is told for what,
+REPORT_SECONDS = 60.0  # and for the data report no longer than this: of large data it takes minutes
+KEPT = 5  # trials whose weights stay in the sweep's folder; the tracking server has everybody's
+
+
+class Recorder:
+    """A listener of the controller; its calls only append to the run log's spool and return at once.
+
+    Figures are drawn in one background thread, so that no trial waits for them.
+    """
+
+    def __init__(
+        self,
+        runlog: RunLog,
+        spec: SweepSpec,
+        sweep_id: str,
+        manifest: Manifest,
+        data: TrialData,
+        folder: Path,
+        controller: Controller,
+        slots: int = 1,
+    ) -> None:
+        """`slots` trials run at once."""
+        self._controller, self._slots = controller, slots
+        self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
+        self._sweep_id = sweep_id
+        self._best: float | None = None
+        self._ended = 0
+        self._drawing = ThreadPoolExecutor(1, "figures")
+        self._pending: list[Future[None]] = []
+        # A daemon, so that nobody who leaves waits for it: it takes a minute on large data.
+        self._reporting = threading.Thread(target=self._report_data, name="data-report", daemon=True)
+        self._refreshing = threading.Thread(target=self._refresh_report, name="sweep-report", daemon=True)
+        self._over = threading.Event()
+        self._leaving = False
+        self._tags = environment_tags() | {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
+
+    def sweep_started(self) -> None:
+        """Open the parent run with the resolved spec and the data set; then catch up with what ended before."""
+        self._open_parent()
+        controller = self._controller
+        best = controller.leaderboard()
+        self._best = best[0].value if best else None
+        ended = [trial for trial in controller.trials.values() if trial.state in ENDED]
+        self._ended = len(ended)
+        for trial in ended:
+            # Its process ended between the study's end of it and the run's, or before its figures were drawn.
+            if not (self._log.ended(trial_key(trial.number)) and self._drawn(trial)):
+                self._note_end(trial)
+        self._note_best()
+        self._refreshing.start()
+
+    def _open_parent(self) -> None:
+        spec = self._spec
+        tags = {**self._tags, "slots": str(self._slots), "seed": str(spec.search.seed)}
+        tags["binsweep.kind"] = "sweep"
+        params = {
+            "sampler": spec.search.sampler,
+            "stopping": spec.search.stopping,
+            "trials": spec.budget.trials,
+            "metric": spec.metric,
+            "goal": spec.goal,
+            "source": spec.data.source,
+        }
+        text = f"Sweep `{self._sweep_id}`: {spec.goal} {spec.metric} over {', '.join(spec.space)}."
+        self._log.start_run(SWEEP, self._sweep_id, None, tags, params, text)
+        self._log_dataset(SWEEP)
+        file = self._folder / "spec.yaml"
+        file.write_text(yaml.safe_dump(spec.raw, sort_keys=False))
+        self._log.artifact(SWEEP, file)
+        if self._manifest.skipped:
+            skipped = self._folder / "skipped.csv"
+            write_csv(skipped, ["id", "reason"], [(item.id, item.reason) for item in self._manifest.skipped])
+            self._log.artifact(SWEEP, skipped)
+        self._reporting.start()
+
+    def _report_data(self) -> None:
+        try:
+            from binsweep.data.report.data_report import (  # its libraries take a second to import
+                examine,
+                write_report,
+            )
+
+            home = self._folder.parent.parent
+            for file in write_report(examine(self._manifest, home), self._folder / "data" / "report.html"):
+                self._log.artifact(SWEEP, file, "data")
+        except Exception:  # a page that cannot be made must not cost the sweep
+            if not (self._leaving or self._over.is_set()):  # else nobody waits for it any more
+                log.exception("data report of %s", self._sweep_id)
+
+    def _refresh_report(self) -> None:
+        pause = REFRESH_SECONDS
+        while not self._over.wait(pause):
+            pause = max(REFRESH_SECONDS, self._report_sweep() / REFRESH_SHARE)
+
+    def _report_sweep(self, ended_by: str = "") -> float:
+        """Write the sweep's report and log it; returns the seconds it took."""
+        start = time.thread_time()
+        try:
+            from binsweep.search.report.sweep_report import (  # they read what the run log holds by now
+                describe,
+                write_report,
+            )
+
+            self._log.artifact(SWEEP, write_report(self._folder, ended_by))
+            page = self._log.page(SWEEP)
+            link = f"[Report]({page}/artifacts/report.html)\n\n" if page else ""
+            self._log.tags(SWEEP, {DESCRIPTION: link + describe(self._folder, ended_by)})
+        except Exception:  # a page that cannot be made must not cost the sweep
+            if not self._leaving:
+                log.exception("report of %s", self._sweep_id)
+        return time.thread_time() - start
+
+    def _log_dataset(self, key: str) -> None:
+        manifest = self._manifest
+        digest = manifest.fingerprint[:32]
+        self._log.dataset(key, self._spec.name, digest, manifest.source, "training", manifest.summary())
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        arithmetic = choose_arithmetic(trial.settings.precision).name
+        tags = {
+            **self._tags,
+            "seed": str(trial.settings.seed),
+            "optuna.trial": str(trial.number),
+            "arithmetic": f"{arithmetic}, channels_last, fused {trial.settings.optimizer}",
+            "threads": str(trial.threads),
+            "workers": str(trial.share.workers),
+            "cpus": f"{trial.share.cpus:g}",
+            "gpus": f"{trial.share.gpus:g}",
+            "suggested_because": trial.suggested,
+            **({"resumed_because": trial.resumed} if trial.resumed else {}),
+            "binsweep.kind": "trial",
+            "state": trial.state,
+        }
+        settings = trial.settings
+        # Short enough for the lists of the UI; the rest stands in the description and the parameters.
+        name = f"{trial.number:03d} {settings.backbone} lr {short(settings.lr)} batch {settings.batch_size}"
+        params: Mapping[str, Any] = asdict(trial.settings)
+        self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _searched(trial))
+        self._log_dataset(trial_key(trial.number))
+
+    def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
+        self._log.metrics(trial_key(trial.number), epoch, metrics)
+
+    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+        tags = {finding.name: f"since epoch {finding.epoch}: {finding.text}" for finding in found}
+        self._log.tags(trial_key(trial.number), tags)
+
+    def trial_halted(self, trial: TrialRecord, reason: str) -> None:
+        self._log.tags(trial_key(trial.number), {"state": trial.state, "halted_because": reason})
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        self._ended += 1
+        if (
+            trial.state != "failed"
+            and trial.feasible
+            and trial.value is not None
+            and better(trial.value, self._best, self._spec.goal)
+        ):
+            self._best = trial.value
+        self._note_best()
+        self._note_end(trial)
+
+    def _note_best(self) -> None:
+        if self._best is not None:
+            # Counted by ends, not by numbers: trials end out of order, and MLflow shows the highest step as the latest.
+            self._log.metrics(SWEEP, self._ended, {f"best_{self._spec.metric}": self._best})
+
+    def _note_end(self, trial: TrialRecord) -> None:
+        key = trial_key(trial.number)
+        state = f"{trial.state} after {trial.epochs_done} of {trial.settings.epochs} epochs: {trial.reason}"
+        warnings = [
+            f"- {finding.name} since epoch {finding.epoch}: {finding.text}"
+            for finding in read_findings(trial.folder)
+        ]
+        note = "\n\n".join([_searched(trial), state, "\n".join(warnings)]).strip()
+        within = str(trial.feasible).lower()
+        tags = {
+            "state": trial.state,
+            "ended_because": trial.reason,
+            "within_limits": within,
+            DESCRIPTION: note,
+        }
+        self._log.tags(key, tags)
+        if trial.value is not None:
+            best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
+            self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
+        self._pending.append(self._drawing.submit(self._close_trial, trial))
+
+    def _drawn(self, trial: TrialRecord) -> bool:
+        return (trial.folder / FIGURES).exists() or not (trial.folder / BEST).exists()
+
+    def _close_trial(self, trial: TrialRecord) -> None:
+        key = trial_key(trial.number)
+        try:
+            self._write_artifacts(trial, key)
+        except Exception:  # a picture that cannot be drawn must not cost the sweep
+            log.exception("artifacts of %s", key)
+        self._log.end_run(key, _status(trial))
+        self.prune()
+
+    def _write_artifacts(self, trial: TrialRecord, key: str) -> None:
+        error, best = trial.folder / ERROR, trial.folder / BEST
+        if error.exists():
+            self._log.artifact(key, error)
+        if trial.epochs_done:
+            self._log.artifact(key, write_table(trial.folder, self._spec.health))
+        if (trial.folder / TRACE).exists():
+            self._log.artifact(key, trial.folder / TRACE, "profile")
+        if best.exists():
+            self._log.artifact(key, best, "weights")
+            checkpoint = load_checkpoint(best)
+            bank = self._data.validation
+            folder = trial.folder / FIGURES
+            actual = np.asarray(self._data.classes)[bank.labels]
+            probabilities = checkpoint.log_probabilities.exp().numpy()
+            title = f"validation, epoch {checkpoint.epoch}: accuracy {checkpoint.metrics['val_accuracy']:.1%}"
+            write_evaluation(
+                folder, probabilities, actual, self._data.classes, bank.ids, bank.pixels.__getitem__, title
+            )
+            self._log.artifact(key, folder, FIGURES)
+
+    def prune(self) -> None:
+        """Remove the weights of ended trials behind the first KEPT of these, once the tracking server has them.
+
+        One that has not ended holds nobody's place: it may still fail, and then the next one moves up.
+        """
+        ended = [trial for trial in self._controller.leaderboard() if trial.state in ENDED]
+        for trial in ended[KEPT:]:
+            if self._log.delivered(trial_key(trial.number)):
+                (trial.folder / BEST).unlink(missing_ok=True)
+
+    def sweep_interrupted(self, why: str, status: str) -> None:
+        """Leave soon: what has not ended is marked so that it can go on, and figures wait for then."""
+        self._leaving = True
+        self._over.set()
+        self._drawing.shutdown(wait=True, cancel_futures=True)  # for the figure in hand; one takes a second
+        for trial in self._controller.trials.values():
+            key = trial_key(trial.number)
+            if trial.state not in ENDED:
+                self._log.tags(key, {"state": "interrupted", "halted_because": why})
+                self._log.end_run(key, "KILLED")
+            elif not self._log.ended(key):
+                self._log.end_run(key, _status(trial))
+        self._log.tags(SWEEP, {"ended_by": why})
+        self._log.end_run(SWEEP, status)
+
+    def sweep_ended(self, status: str) -> None:
+        """Wait for the last figures and a while for the data report; then close the parent run with the leaderboard."""
+        self._wait_for_figures()
+        self._wait_for_data_report()
+        self._over.set()
+        self._refreshing.join()
+        controller = self._controller
+        file = self._folder / "leaderboard.csv"
+        names = list(self._spec.space)
+        rows = [
+            [place, t.number, t.value, t.epoch, t.state, *(t.params.get(name, "") for name in names)]
+            for place, t in enumerate(controller.leaderboard(), 1)
+        ]
+        write_csv(file, ["place", "trial", self._spec.metric, "epoch", "state", *names], rows)
+        self._log.artifact(SWEEP, file)
+        self._log.artifact(SWEEP, self._folder / DECISIONS)
+        if cost := self._spec.objective.against:
+            self._write_front(cost)
+        states = [trial.state for trial in controller.trials.values()]
+        counts = {f"trials.{state}": str(states.count(state)) for state in ("completed", "stopped", "failed")}
+        self._log.tags(SWEEP, {**counts, "ended_by": controller.ended_by or status})
+        self._report_sweep(controller.ended_by or status)
+        self._log.end_run(SWEEP, status)
+
+    def _wait_for_figures(self) -> None:
+        wait(self._pending, SILENT_SECONDS)
+        if left := sum(not future.done() for future in self._pending):
+            print(
+                f"the figures of {left} trial{'s' * (left > 1)} are being drawn", file=sys.stderr, flush=True
+            )
+        for future in self._pending:
+            future.result()
+        self._drawing.shutdown()
+
+    def _wait_for_data_report(self) -> None:
+        self._reporting.join(SILENT_SECONDS)
+        if self._reporting.is_alive():
+            many = f"{len(self._manifest.items):,} images"
+            said = f"waiting up to {clock(REPORT_SECONDS)} for the data report of {many}"
+            print(said, file=sys.stderr, flush=True)
+            self._reporting.join(REPORT_SECONDS)
+        if self._reporting.is_alive():
+            said = f"the sweep ends without it: `binsweep data report {self._manifest.source}` makes it"
+            print(said, file=sys.stderr, flush=True)
+
+    def _write_front(self, cost: str) -> None:
+        """The trials that no other one beats in both the metric and a cost."""
+        file = self._folder / "pareto.csv"
+        metric, names = self._spec.metric, list(self._spec.space)
+        rows = [
+            [t.number, t.value, t.metrics[cost], *(t.params.get(name, "") for name in names)]
+            for t in pareto_front(self._controller.leaderboard(), cost)
+        ]
+        write_csv(file, ["trial", metric, cost, *names], rows)
+        self._log.artifact(SWEEP, file)
+
+
+def _status(trial: TrialRecord) -> str:
+    return "FAILED" if trial.state == "failed" else "FINISHED"
+
+
+def _searched(trial: TrialRecord) -> str:
+    """What a trial tries, in a sentence."""
+    searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+    return f"Trial {trial.number}: {searched}."

@@ -1,0 +1,1 @@
+"""A sweep for its reader: page, charts, advice and status."""

@@ -1,0 +1,1 @@
+"""The sweep specification: its YAML, its schema and its search space."""

@@ -1,0 +1,138 @@
+"""A sweep without trainings: drives any Strategy with W workers and a virtual clock over known curves.
+
+The strategy is the one that production uses, not a copy. What training would have answered comes from a
+`Task`: a formula (`SyntheticTask`) or a surrogate fitted to real learning curves.
+"""
+
+import heapq
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from binsweep.search.spec.space import Choice, Dimension, Range
+from binsweep.search.strategy import Decision, Outcome, Strategy
+from binsweep.search.strategy.base import Goal
+
+
+class Task(Protocol):
+    """Something to tune: its space, its longest training, and the curve of every configuration."""
+
+    space: Mapping[str, Dimension]
+    max_epochs: int
+    goal: Goal
+
+    def curve(self, params: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+        """The value after every epoch, and the seconds passed until then; `max_epochs` of each."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The incumbent after one more epoch of any trial."""
+
+    epochs: int  # trained so far, by all workers together
+    seconds: float  # of virtual time
+    best: float
+    number: int  # the trial that holds the best
+
+
+def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[Step]:
+    """Run trials on `workers` until `budget` epochs are trained in all, and end those that still run.
+
+    Epochs finish in the order of the virtual clock. Equal times are taken in the order in which they began,
+    so that a simulation repeats exactly.
+    """
+    sign = 1.0 if task.goal == "maximize" else -1.0
+    steps: list[Step] = []
+    curves: dict[int, tuple[Sequence[float], Sequence[float], int]] = {}
+    events: list[tuple[float, int, int, int]] = []  # the time an epoch ends, a tie-breaker, trial, epoch
+    begun, free = 0, workers
+    now, best, holder = 0.0, -math.inf, -1
+
+    def begin(number: int, epoch: int) -> None:
+        nonlocal begun
+        seconds = curves[number][1]
+        heapq.heappush(
+            events,
+            (now + seconds[epoch - 1] - (seconds[epoch - 2] if epoch > 1 else 0.0), begun, number, epoch),
+        )
+        begun += 1
+
+    def hire() -> None:
+        nonlocal free
+        while free and (suggestion := strategy.suggest()) is not None:
+            free -= 1
+            if suggestion.number not in curves:
+                length = int(suggestion.params.get("epochs", task.max_epochs))
+                curves[suggestion.number] = (*task.curve(suggestion.params), length)
+            begin(suggestion.number, suggestion.epochs_done + 1)
+
+    hire()
+    while events and len(steps) < budget:
+        now, _, number, epoch = heapq.heappop(events)
+        values, _, length = curves[number]
+        value = float(values[epoch - 1])
+        if sign * value > best:
+            best, holder = sign * value, number
+        steps.append(Step(len(steps) + 1, now, sign * best, holder))
+        decision = strategy.observe(number, epoch, value).decision
+        if decision is Decision.CONTINUE and epoch < length:
+            begin(number, epoch + 1)
+            continue
+        if decision is not Decision.PAUSE:
+            strategy.finish(number, Outcome("completed" if decision is Decision.CONTINUE else "stopped"))
+        free += 1
+        hire()
+    for number in curves:  # in flight or paused; those that have ended stay as they are
+        strategy.finish(number, Outcome("stopped", "the budget is spent"))
+    return steps
+
+
+class SyntheticTask:
+    """A made-up family of learning curves, so that tests and first looks need no data.
+
+    A curve climbs to a ceiling that falls with the distance from a hidden optimum, at a speed that depends on
+    the learning rate, with a little noise; two of the dimensions hardly matter, and the wide backbone costs
+    more. Everything follows from `seed`.
+    """
+
+    goal: Goal = "maximize"
+
+    def __init__(self, seed: int, max_epochs: int = 27) -> None:
+        self.max_epochs = max_epochs
+        self.space: dict[str, Dimension] = {
+            "lr": Range(1e-4, 1e-1, log=True),
+            "batch_size": Range(16, 512, log=True),
+            "weight_decay": Range(1e-5, 1e-1, log=True),
+            "dropout": Range(0.0, 0.9),
+            "backbone": Choice(("narrow", "wide", "deep")),
+        }
+        rng = np.random.default_rng(seed)
+        self._optimum = rng.uniform(0.15, 0.85, 4)
+        self._weight = rng.permutation([1.0, 0.6, 0.1, 0.1])
+        self._lift = dict(zip(("narrow", "wide", "deep"), rng.uniform(-0.08, 0.0, 3), strict=True))
+        self._seed = seed
+
+    def curve(self, params: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+        names = ("lr", "batch_size", "weight_decay", "dropout")
+        x = np.array([_unit(self.space[name], params[name]) for name in names])
+        gap = float(np.sum(self._weight * (x - self._optimum) ** 2))
+        ceiling = 0.9 + self._lift[params["backbone"]] - 0.5 * gap / (0.1 + gap)
+        speed = 0.05 + 0.6 * x[0]
+        epochs = np.arange(1, self.max_epochs + 1)
+        noise = np.random.default_rng(zlib.crc32(repr((self._seed, sorted(params.items()))).encode()))
+        values = ceiling * (1 - np.exp(-speed * epochs)) + noise.normal(0, 0.003, self.max_epochs)
+        cost = {"narrow": 1.0, "wide": 3.0, "deep": 2.0}[params["backbone"]]
+        return values.tolist(), (cost * epochs).tolist()
+
+
+def _unit(dimension: Dimension, value: float) -> float:
+    """Where a value lies between the ends of its range, from 0 to 1."""
+    assert isinstance(dimension, Range)
+    low, high = float(dimension.low), float(dimension.high)
+    if dimension.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)

@@ -1,0 +1,1 @@
+"""Text for terminals: formats of values, and streams."""

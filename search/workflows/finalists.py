@@ -1,0 +1,306 @@
+"""Candidates, not lucky winners: a sweep's best configurations trained again, and what answers in the end.
+
+The best of many trials is partly lucky. So the first few are trained again with fresh seeds, from the same banks,
+and chosen by their mean validation value. Whatever a model may do beyond (average, mirror, round) it does only if
+the validation split says so beyond chance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from binsweep.data.atomic_write import write_json
+from binsweep.data.errors import UserError
+from binsweep.data.resource_limits import cores
+from binsweep.models.build import Checkpoint, counter_from, load_checkpoint
+from binsweep.models.metrics import Counts, count_metrics
+from binsweep.models.precision import threads_of
+from binsweep.models.predictor import DECODINGS, Decoding, Predictor, decode_counts
+from binsweep.models.settings import Settings
+from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.training_state import load_training_state
+from binsweep.search.execution.trial import BEST, LAST, TrialTask, run_trial
+from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
+from binsweep.search.recording.recorder import FIGURES
+from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.terminal.format import shown
+from binsweep.tracking.evaluation.figures import write_evaluation
+from binsweep.tracking.promotion.gate import ALPHA, chance_of_no_better
+from binsweep.tracking.promotion.promote import measure_of
+from binsweep.tracking.run_tags import environment_tags
+from binsweep.tracking.runlog.run_log import RunLog
+
+DONE = "done.json"
+PRIME = 15_485_863  # far from the seeds of neighbouring trials
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Training:
+    """A configuration trained again: the run log's key of its run, and its best epoch's checkpoint."""
+
+    key: str
+    checkpoint: Path
+    value: float
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial of the sweep, its value there, and its trainings with fresh seeds, best first."""
+
+    number: int
+    value: float
+    trainings: list[Training]
+
+    @property
+    def mean(self) -> float:
+        """The mean value of the fresh seeds."""
+        return mean(training.value for training in self.trainings)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What answers in the end, its run's key, what it says about the validation split [N, K], and why it is this."""
+
+    key: str
+    predictor: Predictor
+    validation: NDArray[np.float32]
+    notes: list[str]
+
+
+def _fresh(settings: Settings, number: int) -> Settings:
+    return replace(settings, seed=(settings.seed + number * PRIME) % 2**31)
+
+
+def train_finalists(
+    folder: Path, spec: SweepSpec, data: TrialData, leaders: Sequence[Mapping[str, Any]], runlog: RunLog
+) -> list[Finalist]:
+    """Train the first `register.finalists` of the leaderboard again, best mean first; each training is a child run.
+
+    What an earlier call finished is taken as it is, and a training that was cut short goes on from its last epoch.
+    A configuration with a training that diverged is left out; UserError where that leaves none.
+    """
+    finalists = []
+    chosen = leaders[: spec.register.finalists]
+    for place, leader in enumerate(chosen, 1):
+        file = folder / leader["checkpoint"]
+        if not file.exists():
+            raise UserError(
+                f"{file}: the weights of finalist {place} are gone",
+                f"put weights/{BEST} of trial {leader['number']}'s run in MLflow there, or run the sweep again",
+            )
+        settings = load_checkpoint(file).settings
+        trainings = []
+        for seed in range(1, spec.register.seeds + 1):
+            name = f"trial {leader['number']}, seed {seed} of {spec.register.seeds}"
+            training = _train_again(folder, spec, data, leader["number"], seed, settings, runlog)
+            said = "diverged" if training is None else f"{spec.metric} {shown(spec.metric, training.value)}"
+            print(f"finalist {place} of {len(chosen)}: {name}: {said}", file=sys.stderr)
+            if training is not None:
+                trainings.append(training)
+        if len(trainings) == spec.register.seeds:
+            sign = -1 if spec.goal == "maximize" else 1
+            trainings.sort(key=lambda one: sign * one.value)
+            finalists.append(Finalist(leader["number"], leader["value"], trainings))
+    if not finalists:
+        raise UserError(
+            f"every finalist of {folder.name} diverged with a fresh seed",
+            "a narrower space, or register.finalists: 0",
+        )
+    return sorted(finalists, key=lambda one: one.mean, reverse=spec.goal == "maximize")
+
+
+def _train_again(
+    folder: Path,
+    spec: SweepSpec,
+    data: TrialData,
+    number: int,
+    seed: int,
+    settings: Settings,
+    runlog: RunLog,
+) -> Training | None:
+    """One training of a finalist, unless it is done; None if it diverged."""
+    key = finalist_key(number, seed)
+    place = folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
+    fresh = _fresh(settings, seed)
+    if not (place / DONE).exists():
+        _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, fresh)
+        threads = threads_of(fresh.trainable, cores())
+        task = TrialTask(number, fresh, place, spec.metric, spec.goal, threads, rules=spec.health)
+        diverged = False
+
+        def send(epoch: int, metrics: dict[str, float]) -> bool:
+            nonlocal diverged
+            runlog.metrics(key, epoch, metrics)
+            diverged = not (math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["val_loss"]))
+            return not diverged
+
+        with _same_threads_afterwards():
+            try:
+                run_trial(task, data, send)
+            except BaseException:
+                runlog.end_run(key, "KILLED")
+                raise
+        (place / LAST).unlink(missing_ok=True)
+        _end_run(runlog, key, place, data, diverged)
+        write_json(place / DONE, {"diverged": diverged})
+    if json.loads((place / DONE).read_text())["diverged"]:
+        return None
+    return Training(key, place / BEST, load_checkpoint(place / BEST).metrics[spec.metric])
+
+
+@contextlib.contextmanager
+def _same_threads_afterwards() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, settings: Settings) -> None:
+    tags = environment_tags() | {"binsweep.kind": kind, "trial": str(number), "seed": str(settings.seed)}
+    runlog.start_run(key, name, SWEEP, tags, asdict(settings))
+
+
+def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: bool) -> None:
+    if not diverged:
+        checkpoint = load_checkpoint(place / BEST)
+        bank, classes = data.validation, data.classes
+        probabilities = checkpoint.log_probabilities.exp().numpy()
+        actual = np.asarray(classes)[bank.labels]
+        title = f"validation, epoch {checkpoint.epoch}: accuracy {checkpoint.metrics['val_accuracy']:.1%}"
+        write_evaluation(
+            place / FIGURES, probabilities, actual, classes, bank.ids, bank.pixels.__getitem__, title
+        )
+        runlog.artifact(key, place / FIGURES, FIGURES)
+        runlog.artifact(key, place / BEST, "weights")
+        runlog.metrics(key, checkpoint.epoch, {"best_epoch": float(checkpoint.epoch)})
+    runlog.end_run(key, "FAILED" if diverged else "FINISHED")
+
+
+def refit(
+    folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, members: int, runlog: RunLog
+) -> list[Training]:
+    """The finalist's first `members` trainings done over on train and validation together, for as many epochs as its
+    trainings took to their best on average. Their validation values prove nothing any more."""
+    epochs = round(mean(load_checkpoint(training.checkpoint).epoch for training in finalist.trainings))
+    again = []
+    for training in finalist.trainings[:members]:
+        key = refit_key(training.key)
+        place = training.checkpoint.parent / f"refit-{epochs}"
+        if not (place / DONE).exists():
+            place.mkdir(exist_ok=True)
+            settings = load_checkpoint(training.checkpoint).settings
+            _begin_run(runlog, key, f"refit of {training.key}", "refit", finalist.number, settings)
+            with _same_threads_afterwards():
+                _train_on_both(settings, data, epochs, place, key, runlog)
+            runlog.artifact(key, place / BEST, "weights")
+            runlog.end_run(key, "FINISHED")
+            write_json(place / DONE, {"epochs": epochs})
+        print(f"refit on train and validation: {epochs} epochs, as its trainings took", file=sys.stderr)
+        again.append(Training(key, place / BEST, training.value))
+    return again
+
+
+def _train_on_both(
+    settings: Settings, data: TrialData, epochs: int, place: Path, key: str, runlog: RunLog
+) -> None:
+    """The first `epochs` of a training on both splits, from where an earlier one was cut short."""
+
+    def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        # What validation says of a model that learned from it is not worth a curve.
+        runlog.metrics(key, epoch, {k: v for k, v in metrics.items() if not k.startswith("val_")})
+        if epoch == epochs:
+            snapshot.checkpoint().save(place / BEST)
+        else:
+            snapshot.state().save(place / LAST)
+        return epoch < epochs
+
+    torch.set_num_threads(threads_of(settings.trainable, cores()))
+    train(settings, data, report, start_from=load_training_state(place / LAST), refit=True)
+    (place / LAST).unlink(missing_ok=True)
+
+
+def choose_answer(
+    spec: SweepSpec, data: TrialData, checkpoints: Sequence[Checkpoint]
+) -> tuple[int, bool, Decoding, list[str]]:
+    """How a model answers: how many of the `checkpoints` (best first) are averaged, whether the mirror image counts,
+    and how a distribution becomes one count; with a note about each thing that was tried.
+
+    Each is taken only if it is better on validation beyond chance, in the sweep's objective.
+    """
+    classes, measure = data.classes, measure_of(spec.metric)
+    actual: Counts = np.asarray(classes)[data.validation.labels]
+    notes: list[str] = []
+
+    def p_of(name: str, other: Counts, now: Counts, alpha: float) -> float:
+        p = chance_of_no_better(other, now, actual, measure)
+        new, old = (shown(measure, count_metrics(counts, actual)[measure]) for counts in (other, now))
+        verdict = "taken" if p < alpha else "not taken"
+        notes.append(f"{name}: validation {measure} {new} against {old} (p {p:.3f}), {verdict}")
+        return p
+
+    members, flip, table = 1, False, _mean(checkpoints[:1])
+    if spec.register.ensemble and len(checkpoints) > 1:
+        mean_table = _mean(checkpoints)
+        counts = [decode_counts(one, classes, "argmax") for one in (mean_table, table)]
+        if p_of(f"mean of {len(checkpoints)} trainings", counts[0], counts[1], ALPHA) < ALPHA:
+            members, table = len(checkpoints), mean_table
+    if spec.register.flip:
+        both = _ask(Predictor([counter_from(one) for one in checkpoints[:members]], flip=True), data)
+        counts = [decode_counts(one, classes, "argmax") for one in (both, table)]
+        if p_of("mean with the mirror image", counts[0], counts[1], ALPHA) < ALPHA:
+            flip, table = True, both
+    now = decode_counts(table, classes, "argmax")
+    alpha = ALPHA / (len(DECODINGS) - 1)  # as many others are tried, so each must be surer
+    chances = {
+        decoding: p_of(f"{decoding} instead of argmax", decode_counts(table, classes, decoding), now, alpha)
+        for decoding in DECODINGS[1:]
+    }
+    surest = min(chances, key=lambda decoding: chances[decoding])
+    return members, flip, surest if chances[surest] < alpha else "argmax", notes
+
+
+def find_answer(folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, runlog: RunLog) -> Answer:
+    """The model that a finalist becomes."""
+    checkpoints = [load_checkpoint(training.checkpoint) for training in finalist.trainings]
+    members, flip, decoding, notes = choose_answer(spec, data, checkpoints)
+    trainings, chosen = finalist.trainings[:members], checkpoints[:members]
+    if spec.register.refit:
+        trainings = refit(folder, spec, data, finalist, members, runlog)
+        chosen = [load_checkpoint(training.checkpoint) for training in trainings]
+        notes.append(f"trained again on train and validation together for {chosen[0].epoch} epochs")
+    predictor = Predictor([counter_from(one) for one in chosen], flip, decoding).eval()
+    validation = _ask(predictor, data) if flip else _mean(chosen)
+    return Answer(trainings[0].key, predictor, validation, notes)
+
+
+def _mean(checkpoints: Sequence[Checkpoint]) -> NDArray[np.float32]:
+    """What they say on average about the validation split, float32 [N, K]."""
+    tables = [checkpoint.log_probabilities.exp().numpy() for checkpoint in checkpoints]
+    average: NDArray[np.float32] = np.mean(tables, axis=0)
+    return average
+
+
+def _ask(predictor: Predictor, data: TrialData) -> NDArray[np.float32]:
+    """What it says about the validation split, float32 [N, K]."""
+    predictor.eval().to(memory_format=torch.channels_last)
+    pixels = data.validation.pixels
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), BATCH):
+            parts.append(predictor(torch.from_numpy(np.array(pixels[start : start + BATCH]))).numpy())
+    return np.concatenate(parts)

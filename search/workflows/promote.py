@@ -1,0 +1,122 @@
+"""From a finished sweep to a decision about its best model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Manifest
+from binsweep.models.build import load_checkpoint
+from binsweep.models.pretrained import weights_licence
+from binsweep.models.train import TrialData
+from binsweep.search.history.run_keys import SWEEP, trial_key
+from binsweep.search.history.sweep_state import STATE, find_folder, load_state
+from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.terminal.format import clock, short, shown
+from binsweep.search.workflows.finalists import Finalist, Training, find_answer, train_finalists
+from binsweep.search.workflows.sweep import open_data
+from binsweep.search.workflows.sweep_data import spec_manifest
+from binsweep.tracking.promotion.promote import Candidate, Decision, promote
+from binsweep.tracking.runlog.run_log import RunLog
+
+SEND_SECONDS = 60.0
+
+
+def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
+    """A sweep's specification and its data, which must be what the sweep learned from."""
+    folder = find_folder(home, sweep)
+    state = load_state(folder)
+    spec = parse_spec(state["spec"], str(folder / STATE))
+    manifest = spec_manifest(spec, home)
+    if manifest.fingerprint != state["fingerprint"]:
+        raise UserError(
+            f"{spec.data.source} has changed since {folder.name} ran: its test split may hold what trials learned from",
+            "run the sweep again on the data as it is now",
+        )
+    return spec, manifest
+
+
+def promote_sweep(
+    sweep: str, home: Path, tracking_uri: str, approved: bool = False, dry_run: bool = False
+) -> tuple[str, Decision]:
+    """Let the sweep's best finalist face the gate; returns the model's name and the decision.
+
+    Finalists are trained first, also for a dry run; what an earlier call trained is taken as it is.
+    """
+    folder = find_folder(home, sweep)
+    spec, manifest = sweep_manifest(sweep, home)
+    state = load_state(folder)
+    if not state["leaderboard"]:
+        raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
+    candidate = _candidate(folder, spec, manifest, open_data(spec, manifest, home), state, tracking_uri)
+    decision = promote(
+        tracking_uri, spec.model_name, candidate, spec.gate, folder / "test", approved, dry_run, home
+    )
+    return spec.model_name, decision
+
+
+def _candidate(
+    folder: Path,
+    spec: SweepSpec,
+    manifest: Manifest,
+    data: TrialData,
+    state: dict[str, Any],
+    tracking_uri: str,
+) -> Candidate:
+    """The model of the finalist that is best on average, once MLflow has its run."""
+    runlog = RunLog(folder / "spool", tracking_uri, spec.name)
+    try:
+        if spec.register.finalists:
+            finalists = train_finalists(folder, spec, data, state["leaderboard"], runlog)
+        else:
+            best = state["leaderboard"][0]
+            training = Training(trial_key(best["number"]), folder / best["checkpoint"], best["value"])
+            finalists = [Finalist(best["number"], best["value"], [training])]
+        answer = find_answer(folder, spec, data, finalists[0], runlog)
+        runlog.flush(SEND_SECONDS)
+        run_id, page = runlog.sent_run_id(answer.key), runlog.sent_page(SWEEP)
+    finally:
+        runlog.close(0.0)
+    if run_id is None:
+        raise UserError(
+            f"the run {answer.key} of {folder.name} has not reached {tracking_uri}",
+            "try again when that server answers; nothing is lost",
+        )
+    settings = load_checkpoint(finalists[0].trainings[0].checkpoint).settings
+    origin = {
+        "sweep": f"[{folder.name}]({page})" if page else folder.name,
+        "searched": f"{spec.goal} {spec.metric} over {', '.join(spec.space)}",
+        "cost": f"{len(state['leaderboard'])} trials with a result in {clock(state['seconds'])}",
+        "settings": ", ".join(f"{name} {short(value)}" for name, value in asdict(settings).items()),
+        "licence of the data": spec.data.licence,
+        "licence of the weights": weights_licence(settings.backbone, settings.weights),
+    }
+    part = spec.data
+    photos = {
+        "source": part.source,
+        # Those that the model knows, also where the spec leaves them to the data.
+        "classes": list(manifest.classes),
+        "split": part.split.model_dump(),
+        # Evaluations to come read the source whole: data.exclude takes from train alone.
+        "fingerprint": manifest.whole or manifest.fingerprint,
+    }
+    notes = [*_finalist_notes(spec, finalists), *answer.notes]
+    return Candidate(
+        run_id, answer.predictor, manifest, spec.metric, folder.name, answer.validation, notes, origin, photos
+    )
+
+
+def _finalist_notes(spec: SweepSpec, finalists: list[Finalist]) -> list[str]:
+    if not spec.register.finalists:
+        return [f"trial {finalists[0].number} as the sweep left it, the best of many by validation"]
+
+    def told(one: Finalist) -> str:
+        *again, before = (
+            shown(spec.metric, value) for value in [*(each.value for each in one.trainings), one.value]
+        )
+        return f"trial {one.number}: {shown(spec.metric, one.mean)} ({' and '.join(again)}; in the sweep {before})"
+
+    seeds = f"{spec.register.seeds} fresh seed{'s' if spec.register.seeds > 1 else ''}"
+    return [f"finalists by mean {spec.metric} of {seeds}: " + "; ".join(map(told, finalists))]

@@ -1,0 +1,65 @@
+"""`binsweep serve --check`: does the server of a registered model say what was stored when the model was judged?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from binsweep.data.errors import UserError
+from binsweep.search.recording.live_table import Step
+from binsweep.search.workflows.evaluate import require_own_test_split
+from binsweep.tracking.promotion.gate import Rule, judge_served
+from binsweep.tracking.registry.versions import find_version, stored_predictions
+from binsweep.tracking.serving.model_server import ROWS, predict, require_model, serve_model
+
+SINGLES = 100  # photos sent one by one, for the latency
+ANSWER_SECONDS = 120.0
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Whether the server agrees, and the milliseconds of one photo at the given percentiles."""
+
+    model: str
+    rule: Rule
+    milliseconds: dict[int, float]
+
+
+def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | None = None) -> Checked:
+    """Serve a registered model, send it its whole test split, compare with the stored predictions, and end it.
+
+    Raises UserError where the version, its predictions or its data cannot be had.
+    """
+    require_model(model_uri, tracking_uri)
+    version = find_version(model_uri, tracking_uri)
+    if version is None:
+        raise UserError(f"{model_uri} is not a registered version", "NAME, NAME@alias or NAME/version")
+    name = f"{version.name} version {version.version}"
+    items = require_own_test_split(version.tags, name, home)
+    stored = stored_predictions(tracking_uri, version)
+    # Test photos that are in train or validation too were not asked about.
+    kept = set(stored["id"])
+    items = tuple(item for item in items if item.id in kept)
+    if list(stored["id"]) != [item.id for item in items]:
+        raise UserError(f"the stored predictions of {name} are of other photos", "promote a sweep anew")
+    columns = [column for column in stored.columns if column.startswith("p") and column[1:].isdigit()]
+    classes = tuple(int(column[1:]) for column in columns)
+    rows, seconds = [], []
+    with serve_model(f"models:/{version.name}/{version.version}", tracking_uri, port) as served:
+        with Step("asking the server") as step:
+            for start in range(0, len(items), ROWS):
+                photos = [item.path.read_bytes() for item in items[start : start + ROWS]]
+                rows += predict(served.url, photos, ANSWER_SECONDS)
+                step(len(rows), len(items))
+        for item in items[:SINGLES]:
+            photo = item.path.read_bytes()
+            began = time.perf_counter()
+            predict(served.url, [photo], ANSWER_SECONDS)
+            seconds.append(time.perf_counter() - began)
+    rule = judge_served(stored["predicted"].to_numpy(), stored[columns].to_numpy(), rows, classes)
+    milliseconds = {p: 1000 * float(np.percentile(seconds, p)) for p in PERCENTILES}
+    return Checked(name, rule, milliseconds)

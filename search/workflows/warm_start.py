@@ -1,0 +1,66 @@
+"""What an earlier sweep knows that a new one may use (`--warm-start`)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from binsweep.models.settings import Settings
+from binsweep.search.history.sweep_state import load_state
+from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.space import active, contains
+from binsweep.search.strategy import Record, open_strategy
+
+POINTS = 5  # configurations tried first where the earlier values do not count
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """`records` count as results of the new sweep; `points` are only the first configurations to try."""
+
+    sweep: str
+    records: list[Record]
+    points: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        if self.records:
+            return f"{len(self.records)} results of {self.sweep} are known"
+        best = f"the best {len(self.points)} configurations of {self.sweep} are tried first"
+        return f"{best}: its values do not count here"
+
+
+def know_earlier(folder: Path, spec: SweepSpec, fingerprint: str) -> Earlier:
+    """Read the sweep in `folder` for a new one over data of that fingerprint.
+
+    A trial's values count if they were measured on the same data by the same metric, and if the new sweep could
+    have begun that very trial: every searched value within its space, every other setting the same. Where no
+    trial's do, the best configurations that fit into the new space are worth trying first.
+    """
+    state = load_state(folder)
+    before = parse_spec(state["spec"])
+    strategy = open_strategy(
+        folder / "study.db",
+        state["id"],
+        before.space,
+        before.goal,
+        sampler="random",
+        stopping="none",
+        seed=0,
+        max_epochs=before.max_epochs,
+    )
+    names = [field.name for field in fields(Settings) if field.name != "seed"]
+    same = state["fingerprint"] == fingerprint and before.metric == spec.metric
+    same = same and before.data.image_size == spec.data.image_size
+    records, fitting = [], []
+    for record in strategy.trials():
+        settings = asdict(before.trial_settings(record.params, seed=0))
+        params = active(spec.space, settings)
+        if record.value is None or not all(contains(spec.space[name], params[name]) for name in params):
+            continue
+        fitting.append(replace(record, params=params))
+        if same and all(settings[n] == getattr(spec.settings, n) for n in names if n not in params):
+            records.append(fitting[-1])
+    sign = -1 if before.goal == "maximize" else 1
+    best = sorted(fitting, key=lambda record: (sign * (record.value or 0.0), record.number))
+    return Earlier(state["id"], records, [] if records else [record.params for record in best[:POINTS]])

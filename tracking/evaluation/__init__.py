@@ -1,0 +1,1 @@
+"""How well a model counts: its predictions, scores, figures, report and card."""

@@ -1,0 +1,1 @@
+"""The embedded MLflow server, and the credentials of servers that run elsewhere."""

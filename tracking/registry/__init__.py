@@ -1,0 +1,1 @@
+"""Model versions: how they are registered, with which source and which photos."""

@@ -1,0 +1,111 @@
+"""Which photos a registered version learned from, was chosen by and was judged on, by the content of their files.
+
+What a model has seen it may remember, whatever the file is called and wherever it lies now. So a version keeps the
+sha256 of every photo of its data, and whoever asks it about photos looks there first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Item, Manifest, load_manifest
+from binsweep.data.split import Split
+
+FOLDER = (
+    "photos"  # in the run of the model; one file for each version, because a run may become several versions
+)
+SEEN = ("train", "validation")  # learned from, and chosen by
+
+
+def seen_contents(items: Iterable[Item]) -> frozenset[str]:
+    """The contents of a manifest's items by which a model was trained or chosen."""
+    return frozenset(item.sha256 for item in items if item.split in SEEN)
+
+
+def new_test_photos(manifest: Manifest) -> tuple[Item, ...]:
+    """The test split without photos that lie, byte for byte, in train or validation too. UserError if none is left."""
+    seen = seen_contents(manifest.items)
+    items = tuple(item for item in manifest.split("test") if item.sha256 not in seen)
+    if not items:
+        raise UserError(
+            f"every photo in the test split of {manifest.source} is also in train or validation, byte for byte",
+            "take the copies out, or divide with data.split.by: group, which keeps copies together",
+        )
+    return items
+
+
+def digest_of(items: Sequence[Item]) -> str:
+    """A short name for a test split: it changes with its photos and their labels, and with nothing else."""
+    lines = sorted(f"{item.sha256} {item.label}\n" for item in items)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def store_photos(tracking_uri: str, version: ModelVersion, manifest: Manifest) -> None:
+    """Keep the content and the split of every photo of a version's data in its run."""
+    table = {
+        "sha256": [bytes.fromhex(item.sha256) for item in manifest.items],
+        "split": pd.Categorical([item.split for item in manifest.items]),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / _name(version)
+        pd.DataFrame(table).to_parquet(file, index=False)
+        MlflowClient(tracking_uri).log_artifact(version.run_id or "", str(file), FOLDER)
+
+
+def seen_by(tracking_uri: str, version: ModelVersion, home: Path | None) -> frozenset[str] | None:
+    """The contents by which a version was trained or chosen; None where that is not known.
+
+    Versions that were registered before this was kept are known by their data, if these still lie on this machine
+    as they were: their fingerprint says so. Without a `home` for what is read, they are not looked for.
+    """
+    client = MlflowClient(tracking_uri)
+    try:
+        kept = {Path(file.path).name for file in client.list_artifacts(version.run_id or "", FOLDER)}
+    except MlflowException as error:
+        # The run was deleted, or is another's, who does not let this user read it.
+        if error.error_code not in (
+            "RESOURCE_DOES_NOT_EXIST",
+            "INVALID_PARAMETER_VALUE",
+            "PERMISSION_DENIED",
+        ):
+            raise
+        kept = set()
+    if _name(version) not in kept:
+        return None if home is None else _read_again(version.tags, home)
+    with tempfile.TemporaryDirectory() as folder:
+        file = client.download_artifacts(version.run_id or "", f"{FOLDER}/{_name(version)}", folder)
+        table = pd.read_parquet(file)
+    rows = table["split"].isin(SEEN)
+    return frozenset(content.hex() for content in table["sha256"][rows])
+
+
+def judged_by(tags: Mapping[str, str]) -> str | None:
+    """The fingerprint of the data by which a version was judged; the oldest have it in a tag of its own alone."""
+    data = json.loads(tags.get("data") or "{}")
+    fingerprint: str | None = data.get("fingerprint", tags.get("dataset.fingerprint"))
+    return fingerprint
+
+
+def _read_again(tags: Mapping[str, str], home: Path) -> frozenset[str] | None:
+    data = json.loads(tags.get("data") or "{}")
+    if not data or "://" in data["source"]:  # nothing is fetched for this
+        return None
+    try:
+        manifest = load_manifest(data["source"], data["classes"], Split(**data["split"]), home)
+    except UserError:
+        return None
+    return seen_contents(manifest.items) if manifest.fingerprint == judged_by(tags) else None
+
+
+def _name(version: ModelVersion) -> str:
+    return f"version-{version.version}.parquet"

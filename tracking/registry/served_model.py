@@ -1,0 +1,258 @@
+"""The served model: base64 photos in, counts out. The end of the one file that goes to the registry."""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import gc
+import json
+import logging
+import re
+import sys
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from binsweep.data.decode import MAX_BYTES, ImageError, decode
+from binsweep.data.resource_limits import cores
+from binsweep.models.network import fold_norms
+from binsweep.models.predictor import MAX_ROWS, Predictor, decode_counts
+
+# Photos that the network computes at a time: twice as many a core are no faster (docs/promotion.md), and other requests
+# wait for longer. Each number up to the most is compiled beforehand, so the most is few.
+PHOTOS_A_CORE, MOST_PHOTOS = 2, 8
+
+
+_DATA_ADDRESS = re.compile(r"\s*data:[^,]*;\s*base64\s*,", re.IGNORECASE)
+_BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v"))
+_URL_SAFE = str.maketrans("-_", "+/")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+# The note on whatever fails in the model after a request was read.
+_OURS = "not the request's fault"
+
+
+def _from_base64(text: str) -> bytes:
+    """The bytes behind base64 as clients write it: in lines, as a data: address, with - and _, without padding."""
+    address = _DATA_ADDRESS.match(text)
+    if address is not None:
+        text = unquote(text[address.end() :])
+    text = text.translate(_BLANKS).translate(_URL_SAFE).rstrip("=")
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+def _decode_base64(text: Any, size: int) -> np.ndarray | str:
+    """uint8 RGB [size, size, 3], or what is wrong."""
+    if text is None or text != text or text in ("None", "nan"):  # as MLflow hands a null on
+        return "expected base64 text, got nothing (null)"
+    if not isinstance(text, str):
+        return f"expected base64 text, got {type(text).__name__}"
+    too_large = f"more than the {MAX_BYTES:,} bytes that are allowed"
+    if len(text) > 2 * MAX_BYTES:  # a third more is usual, and some for line breaks
+        return too_large
+    try:
+        content = _from_base64(text)
+    except ValueError as error:
+        return f"not base64: {error}"
+    if len(content) > MAX_BYTES:
+        return too_large
+    try:
+        return decode(content, size)
+    except ImageError as error:
+        return str(error)
+
+
+def _one_line(error: Exception) -> str:
+    """What is wrong, without the input that MLflow sets before it, and without a stack trace."""
+    if isinstance(error.__context__, UnicodeDecodeError):  # of which the words hold the whole body
+        return "the body is not UTF-8 text (nothing compressed is understood)"
+    said = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}"
+    if "enforce schema" in said:
+        said = re.split(r"\sError: ", said)[-1]
+    said = said.rpartition("\nError: ")[2].strip()
+    return (said.splitlines() or ["the request cannot be read"])[0][:500]
+
+
+def _refuse_in_one_line(answer: Callable[..., Any]) -> Callable[..., Any]:
+    def answer_or_refuse(data: Any, content_type: str | None, *arguments: Any) -> Any:
+        if content_type is None:
+            raise MlflowException.invalid_parameter_value(
+                "the request has no Content-Type: application/json is usual"
+            )
+        if isinstance(data, bytes):  # Excel and PowerShell begin a file with it
+            data = data.removeprefix(_BYTE_ORDER_MARK)
+        try:
+            return answer(data, content_type.lower(), *arguments)  # their case means nothing
+        except Exception as error:
+            cause = error.__context__ or error  # what fails in the model MLflow calls a bad request
+            if _OURS in getattr(cause, "__notes__", ()) or isinstance(error, MemoryError | OSError):
+                logging.getLogger(__name__).error("", exc_info=cause)
+                said = f"the server failed, not the request: {type(cause).__name__}: {cause}"
+                raise MlflowException(said.splitlines()[0][:500], INTERNAL_ERROR) from None
+            raise MlflowException.invalid_parameter_value(_one_line(error)) from None
+
+    return answer_or_refuse
+
+
+def _settle_server() -> None:
+    """Where this process is MLflow's scoring server, make it refuse well, without pauses, and keep its memory.
+
+    Its own answers to bad requests carry the whole input or a stack trace, and some (no content type, deep
+    nesting, a CSV of nothing) are an error 500; here they are 400 and one line. What fails in the model it calls a
+    bad request; here it is an error 500, of which the log has the stack trace. Python looks through half a million
+    objects of libraries for garbage now and then, which stops every answer for 0.3 s: they are said to stay. And
+    glibc gives what a layer has used back at once and takes it again page by page, which costs a fifth of a batch's
+    time (docs/promotion.md).
+    """
+    server = sys.modules.get("mlflow.pyfunc.scoring_server")
+    if server is None:
+        return
+    server.invocations = _refuse_in_one_line(server.invocations)  # type: ignore[attr-defined]
+    gc.collect()
+    gc.freeze()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, other C libraries have not
+    if mallopt is not None:
+        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: what may stay unused at the heap's end, bytes
+        mallopt(-4, 0)  # M_MMAP_MAX: no memory outside the heap
+
+
+def _registered_version(model: Path) -> str | None:
+    """The version that MLflow notes beside a model which it fetched from the registry; None for any other."""
+    for folder in model.parents:
+        if (folder / "MLmodel").exists():
+            note = folder / "registered_model_meta"
+            return str(yaml.safe_load(note.read_text())["model_version"]) if note.exists() else None
+    return None
+
+
+class ServedCounter(PythonModel):
+    """Input: a string column `image`, base64 of JPEG, PNG, WebP, TIFF, AVIF or HEIC.
+
+    Output, a row each: `count`, `expected_count` (mean of the distribution), `confidence` (probability of `count`),
+    `probabilities` (count -> probability), `model_version` and `error`.
+
+    A bad image of a batch gets its reason in `error`, and the others are answered; a request without any good
+    image is refused as a whole.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        # One thread, which opens the network, too, computes with all cores. Beside a second one that has ever used
+        # more than one core OpenMP (libgomp) counts more threads than cores, and lets them sleep after every layer.
+        self.counting = ThreadPoolExecutor(1, "counting")
+        self.waiting: deque[tuple[torch.Tensor, Future[np.ndarray]]] = deque()
+        config, weights = Path(context.artifacts["config"]), context.artifacts["weights"]
+        threads = self.counting.submit(self._load, config, weights).result()
+        self.chunk = min(PHOTOS_A_CORE * threads, MOST_PHOTOS)
+        self.readers = ThreadPoolExecutor(threads, "reading")
+        _settle_server()
+        # The first pass of so many photos allocates and compiles; no caller should wait for that.
+        for rows in range(1, self.chunk + 1):
+            self._probabilities(np.zeros((rows, *2 * (self.predictor.image_size,), 3), np.uint8))
+
+    def _load(self, config: Path, weights: str) -> int:
+        """The network from its files; how many threads will compute it."""
+        if cores() < torch.get_num_threads():  # PyTorch does not look at the limits of containers
+            torch.set_num_threads(cores())
+        self.version = _registered_version(config)
+        self.predictor = Predictor.from_dict(json.loads(config.read_text())).eval()
+        self.predictor.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        fold_norms(self.predictor)
+        self.predictor.to(memory_format=torch.channels_last)
+        return torch.get_num_threads()
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        if "image" not in model_input or len(model_input) == 0:
+            raise MlflowException.invalid_parameter_value("expected a column 'image' with at least one row")
+        if len(model_input) > MAX_ROWS:
+            raise MlflowException.invalid_parameter_value(
+                f"{len(model_input)} rows; at most {MAX_ROWS} a request"
+            )
+        try:
+            return self._predict(model_input)
+        except MlflowException:
+            raise
+        except Exception as error:
+            error.add_note(_OURS)
+            raise
+
+    def _predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
+        decode_one = partial(_decode_base64, size=self.predictor.image_size)
+        read = list(self.readers.map(decode_one, model_input["image"]))
+        images = [one for one in read if not isinstance(one, str)]
+        errors = [one if isinstance(one, str) else "" for one in read]
+        if not images:
+            raise MlflowException.invalid_parameter_value(f"no readable image: {errors[0]}")
+        answers = iter(self._answers(np.stack(images)))
+        nothing = dict.fromkeys(("count", "expected_count", "confidence", "probabilities"))
+        rows = [
+            {**(nothing if error else next(answers)), "model_version": self.version, "error": error}
+            for error in errors
+        ]
+        # As objects: pandas would make floats of whole numbers beside a missing one.
+        return pd.DataFrame(rows, dtype=object)
+
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
+        """float32 [N, K] for uint8 images [N, S, S, 3]. Requests take turns after each chunk."""
+        parts = []
+        for chunk in torch.from_numpy(images).split(self.chunk):
+            answer: Future[np.ndarray] = Future()
+            self.waiting.append((chunk, answer))
+            self.counting.submit(self._compute)
+            parts.append(answer.result())
+        return np.concatenate(parts)
+
+    def _compute(self) -> None:
+        """Answer the chunk that waits longest, and with it the next ones as far as they make one chunk together."""
+        chunks: list[torch.Tensor] = []
+        answers: list[Future[np.ndarray]] = []
+        while self.waiting and sum(len(one) for one in (*chunks, self.waiting[0][0])) <= self.chunk:
+            chunk, answer = self.waiting.popleft()
+            chunks.append(chunk)
+            answers.append(answer)
+        if not chunks:  # they went with an earlier one
+            return
+        try:
+            with torch.inference_mode():
+                parts = self.predictor(torch.cat(chunks)).split([len(one) for one in chunks])
+        except Exception as error:
+            for answer in answers:
+                answer.set_exception(error)
+        else:
+            for answer, part in zip(answers, parts, strict=True):
+                answer.set_result(part.numpy())
+
+    def _answers(self, images: np.ndarray) -> list[dict[str, Any]]:
+        classes = self.predictor.classes
+        table = self._probabilities(images)
+        answers = []
+        for row, count in zip(table, decode_counts(table, classes, self.predictor.decoding), strict=True):
+            spread = {str(one): float(p) for one, p in zip(classes, row, strict=True)}
+            expected = float(sum(one * p for one, p in zip(classes, row, strict=True)))
+            answers.append(
+                {
+                    "count": int(count),
+                    "expected_count": expected,
+                    "confidence": spread[str(count)],
+                    "probabilities": spread,
+                }
+            )
+        return answers
+
+
+set_model(ServedCounter())

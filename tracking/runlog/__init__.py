@@ -1,0 +1,1 @@
+"""Metrics and artifacts of runs: spooled on disk first, then delivered to MLflow in batches."""

@@ -1,0 +1,295 @@
+"""The spool: an append-only file of checksummed records, the first to know what happened in a sweep.
+
+A record is MARK, the payload's length and a CRC-32 over length and payload (both 4 bytes, big-endian), then
+the payload: one JSON document in ASCII (NaN and Infinity as Python writes them). No byte of MARK is ASCII, so
+behind a damaged place the next record is found by looking for MARK: damage costs the records it touches and
+no others. Every record carries its number `n`, counted from 1: a number that comes twice is taken once, and
+what has been sent is remembered as the last number and those before it that are late, which stays true when
+parts of the file are lost.
+"""
+
+import contextlib
+import json
+import os
+import struct
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from binsweep.data.errors import UserError
+from binsweep.data.locks import open_lock, try_lock
+
+Record = dict[str, Any]
+
+MARK = b"\xb1\xf5\xbe\xd7"
+_HEADER = struct.Struct(">4sII")
+_LENGTH = struct.Struct(">I")
+_LARGEST = 32 * 2**20  # a length above this is damage, not a record
+_CHUNK = 2**16
+_LOCK = "runlog.lock"
+_LOOK_SECONDS = 1.0  # far more than `owner_of` takes
+
+
+def encode(record: Record) -> bytes:
+    """The bytes of one record, ready to be appended."""
+    payload = json.dumps(record, separators=(",", ":")).encode("ascii")
+    if len(payload) > _LARGEST:
+        raise ValueError(f"a record must have at most {_LARGEST} bytes, got {len(payload)}")
+    return _HEADER.pack(MARK, len(payload), _crc(payload)) + payload
+
+
+def decode(fd: int, start: int, end: int) -> Iterator[tuple[Record | None, int]]:
+    """Walk the bytes `start` to `end` of an open file.
+
+    Yields each intact record with the offset behind it, and None with the offset where the next may begin for
+    each damaged stretch.
+    """
+    at = start
+    while at < end:
+        record, behind = _record_at(fd, at, end)
+        if record is None:
+            behind = _next_mark(fd, at + 1, end)
+        yield record, behind
+        at = behind
+
+
+def _crc(payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(_LENGTH.pack(len(payload))))
+
+
+def _record_at(fd: int, at: int, end: int) -> tuple[Record | None, int]:
+    header = os.pread(fd, _HEADER.size, at)
+    if len(header) < _HEADER.size:
+        return None, at
+    mark, length, crc = _HEADER.unpack(header)
+    behind = at + _HEADER.size + length
+    if mark != MARK or length > _LARGEST or behind > end:
+        return None, at
+    payload = os.pread(fd, length, at + _HEADER.size)
+    if len(payload) < length or _crc(payload) != crc:
+        return None, at
+    try:
+        record = json.loads(payload)
+    except ValueError:
+        return None, at
+    return (record, behind) if isinstance(record, dict) and isinstance(record.get("n"), int) else (None, at)
+
+
+def _next_mark(fd: int, at: int, end: int) -> int:
+    while at < end:
+        chunk = os.pread(fd, min(_CHUNK, end - at), at)
+        found = chunk.find(MARK)
+        if found >= 0:
+            return at + found
+        if at + len(chunk) >= end or not chunk:
+            break
+        at += len(chunk) - len(MARK) + 1  # a mark may straddle two chunks
+    return end
+
+
+class Spool:
+    """The spool of one directory, owned by one process at a time.
+
+    `identity` names it for ever (it is part of the file's name, where no flipped bit can reach it); `fresh`
+    tells whether this process made it; `damaged` counts the damaged stretches found on opening, `unsent` the
+    intact records that wait. Any thread may append; `take` and `acknowledge` belong to one.
+    """
+
+    def __init__(self, directory: Path, visit: Callable[[Record], None]) -> None:
+        """Open or make the spool of `directory`; `visit` is shown every intact record it already holds.
+
+        Raises UserError if another process owns the directory's spool.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        self._owner = _own(directory)
+        known = find_spool(directory)
+        self.fresh = known is None
+        self.path = known or directory / f"runlog-{uuid.uuid4().hex[:12]}.spool"
+        self.identity = self.path.stem.removeprefix("runlog-")
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lock = threading.Lock()
+        self._size = os.fstat(self._fd).st_size
+        self._sent, known_late = self._load_sent()
+        self._late: set[int] = set()  # numbers up to _sent that have not arrived
+        self._last = self._sent
+        self._taken: set[int] = set()  # numbers that were read for sending and have not arrived
+        self.damaged = 0
+        waiting: set[int] = set()
+        self._position: int | None = None  # where the reader goes on
+        for record, start in self._scan():
+            self._last = max(self._last, record["n"])
+            if record["n"] in known_late:
+                self._late.add(record["n"])
+            if record["n"] > self._sent or record["n"] in known_late:
+                waiting.add(record["n"])
+                self._position = start if self._position is None else self._position
+            visit(record)
+        self._position = self._size if self._position is None else self._position
+        self.unsent = len(waiting)
+        if self.fresh:
+            _sync_folder(directory)
+
+    def append(self, record: Record) -> int:
+        """Number `record` and hand it to the operating system: from here on it survives this process.
+
+        Returns its number; MLflow has it once `sent` has reached that.
+
+        Raises OSError if the disk takes it no more; what was written of it then counts as a damaged stretch.
+        """
+        with self._lock:
+            data = encode({"n": self._last + 1, **record})
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+            finally:
+                self._size = os.fstat(self._fd).st_size
+            self._last += 1
+            self.unsent += 1
+            return self._last
+
+    @property
+    def sent(self) -> int:
+        """The number up to which all records have arrived."""
+        with self._lock:
+            return min(self._late) - 1 if self._late else self._sent
+
+    def sync(self) -> None:
+        """Wait until the disk has all that was appended: from here on it survives a power cut."""
+        with self._lock:
+            if self._fd < 0:
+                return
+            # A duplicate: appending and closing need not wait for the disk.
+            fd = os.dup(self._fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def take(self, limit: int) -> list[Record]:
+        """The next records to send, at most `limit`, by number; each is given out once."""
+        with self._lock:
+            start, end = self._position or 0, self._size
+        batch: list[Record] = []
+        for record, behind in decode(self._fd, start, end):
+            start = behind
+            if record is not None and self._waits(record["n"]):
+                self._taken.add(record["n"])
+                batch.append(record)
+                if len(batch) == limit:
+                    break
+        self._position = start
+        return sorted(batch, key=lambda record: int(record["n"]))
+
+    def acknowledge(self, numbers: Collection[int], late: Collection[int] = ()) -> None:
+        """Remember durably that the records of these numbers have arrived, but for those that are `late`.
+
+        A crash in between only sends them once more.
+        """
+        with self._lock:
+            if self._fd < 0:
+                return
+            arrived = set(numbers).difference(late)
+            self.unsent -= len(arrived)
+            self._sent = max(self._sent, *numbers)
+            self._late = self._late.union(late) - arrived
+            self._taken = {n for n in self._taken if n > self._sent or n in self._late}
+            written = self.path.with_suffix(".sent.new")
+            written.write_bytes(encode({"n": self._sent, "late": sorted(self._late)}))
+            written.replace(self.path.with_suffix(".sent"))
+
+    def close(self) -> None:
+        """Sync, and let the next owner have it."""
+        self.sync()
+        with self._lock:
+            os.close(self._fd)
+            self._fd = -1
+            os.close(self._owner)
+
+    def _scan(self) -> Iterator[tuple[Record, int]]:
+        start = 0
+        for record, behind in decode(self._fd, 0, self._size):
+            if record is None:
+                self.damaged += 1
+            else:
+                yield record, start
+            start = behind
+
+    def _waits(self, number: int) -> bool:
+        return (number > self._sent or number in self._late) and number not in self._taken
+
+    def _load_sent(self) -> tuple[int, frozenset[int]]:
+        """The last number that was sent, and those before it that have not arrived."""
+        with contextlib.suppress(OSError):
+            fd = os.open(self.path.with_suffix(".sent"), os.O_RDONLY)
+            try:
+                record, _ = _record_at(fd, 0, os.fstat(fd).st_size)
+            finally:
+                os.close(fd)
+            if record is not None:
+                return int(record["n"]), frozenset(record.get("late", ()))
+        # Unknown or damaged: everything is sent again, which changes nothing on the server.
+        return 0, frozenset()
+
+
+def find_spool(directory: Path) -> Path | None:
+    """The spool file of `directory`, or None."""
+    return next(iter(sorted(directory.glob("runlog-*.spool"))), None)
+
+
+def read_spool(directory: Path) -> Iterator[Record]:
+    """Every intact record of a spool in the order they were made, also while its owner appends to it."""
+    path = find_spool(directory)
+    if path is None:
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        for record, _ in decode(fd, 0, os.fstat(fd).st_size):
+            if record is not None:
+                yield record
+    finally:
+        os.close(fd)
+
+
+def owner_of(directory: Path) -> str | None:
+    """The id of the process that has the spool of `directory` open; None when nobody has."""
+    try:
+        fd = os.open(directory / _LOCK, os.O_RDONLY)  # to look, one need not be allowed to write
+    except FileNotFoundError:
+        return None
+    try:
+        if try_lock(fd, shared=True):  # so that two who look do not take one another for an owner
+            return None
+        return os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
+    finally:
+        os.close(fd)
+
+
+def _own(directory: Path) -> int:
+    fd = open_lock(directory / _LOCK)
+    deadline = time.monotonic() + _LOOK_SECONDS
+    while not (owned := try_lock(fd)) and time.monotonic() < deadline:
+        time.sleep(0.01)  # it may be somebody who only looks whether there is an owner
+    if not owned:
+        owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise UserError(
+            f"the run log in {directory} is in use by process {owner or 'unknown'}",
+            "wait until that process has ended, or end it",
+        )
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+    return fd
+
+
+def _sync_folder(directory: Path) -> None:
+    """Make the name of a new file survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

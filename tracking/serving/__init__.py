@@ -1,0 +1,1 @@
+"""Model servers: one version, or whichever is champion."""

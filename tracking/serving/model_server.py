@@ -1,0 +1,239 @@
+"""A registered model behind HTTP, by MLflow's own command, and asking it what is in a photo."""
+
+import base64
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import requests
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from binsweep.data.errors import UserError
+from binsweep.tracking.processes import (
+    LOOPBACK,
+    Server,
+    deepest,
+    end,
+    fate,
+    free_port,
+    interrupted_by_sigterm,
+    require_port,
+    spawn,
+    tail,
+    wait_in_foreground,
+    wait_until_answers,
+)
+
+ROWS = 32  # photos at a time
+START_SECONDS = 120.0  # downloading the model and importing PyTorch on a busy machine
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that answers at `url` (POST `url`/invocations), and the process that serves it."""
+
+    url: str
+    server: Server
+
+
+@contextmanager
+def serve_model(
+    model_uri: str, tracking_uri: str, port: int | None = None, host: str = LOOPBACK
+) -> Iterator[ServedModel]:
+    """Serve `model_uri` on `host` (a free port unless `port` says otherwise) for the block.
+
+    Runs `mlflow models serve -m MODEL_URI --env-manager local --host HOST -p PORT`, nothing else, and ends
+    all of its processes afterwards. `host` is any address of this machine (0.0.0.0: all of them).
+    Raises UserError if the model does not exist, the port is taken, or the model does not answer /ping within
+    120 s.
+    """
+    if port is None:
+        port = free_port(host)
+    else:
+        require_port(port, host)
+    require_model(model_uri, tracking_uri)
+    with tempfile.TemporaryDirectory(prefix="binsweep-serve-") as temporary:
+        folder = Path(temporary)
+        log = folder / "serve.log"
+        command = ["models", "serve", "-m", model_uri, "--env-manager", "local"]
+        command += ["--host", host, "-p", str(port)]
+        server = spawn(command, port, folder, log, _environment(folder, tracking_uri), host)
+        try:
+            if not wait_until_answers(server, "/ping", START_SECONDS):
+                raise UserError(
+                    f"the server of model {model_uri} {fate(server, START_SECONDS)}; its log ends:\n{tail(log)}",
+                    "mend what the log says; `mlflow models serve` with the same model shows all of it",
+                )
+            yield ServedModel(server.url, server)
+        finally:
+            end(server)
+
+
+def serve_foreground(
+    model_uri: str, port: int, tracking_uri: str, ready: Callable[[str], None], host: str = LOOPBACK
+) -> int:
+    """Serve `model_uri` on `host`:`port` until Ctrl-C or SIGTERM (130) or until it ends itself (1).
+
+    `ready` is called once with the address when the model answers. Errors as for `serve_model`.
+    """
+    with interrupted_by_sigterm():
+        try:
+            with serve_model(model_uri, tracking_uri, port, host) as served:
+                ready(served.url)
+                return wait_in_foreground(served.server)
+        except KeyboardInterrupt:
+            return 130
+
+
+def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str, Any]]:
+    """Ask the model at `url` about `images` (the bytes of photos' files); one answer each, in order.
+
+    `url` may leave out http://, and may end with a slash or with the /invocations that is asked.
+    Raises UserError if there is no answer within `timeout` seconds, or an error.
+    """
+    if not images:
+        return []
+    url = url.strip() if "://" in url else f"http://{url.strip()}"
+    url = url.rstrip("/").removesuffix("/invocations").rstrip("/")
+    body = {"dataframe_split": {"columns": ["image"], "data": [[text] for text in _base64(images)]}}
+    try:
+        reply = requests.post(f"{url}/invocations", json=body, timeout=timeout)
+    except requests.RequestException as error:
+        reason = f"no answer in {timeout:g} s" if isinstance(error, requests.Timeout) else deepest(error)
+        raise UserError(
+            f"the model server {url} cannot be asked: {reason}",
+            "start one with `binsweep serve`, or correct the URL",
+        ) from error
+    if reply.status_code >= 500:
+        raise UserError(
+            f"the model server {url} failed: it answered {reply.status_code}: {_reason(reply)}",
+            "what it has printed says more; ask again once that is mended",
+        )
+    if not reply.ok:
+        raise UserError(
+            f"the model server {url} answered {reply.status_code}: {_reason(reply)}",
+            "send photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC) to a model that Binsweep registered",
+        )
+    return _rows(url, reply, len(images))
+
+
+def open_model(model_uri: str, tracking_uri: str) -> Callable[[Sequence[bytes]], list[dict[str, Any]]]:
+    """A function that answers as `predict` does, by the same model file loaded into this process, without a server.
+
+    Raises UserError if the model does not exist; so does the function if it refuses the images.
+    """
+    require_model(model_uri, tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri)
+    with tempfile.TemporaryDirectory(prefix="binsweep-model-") as folder:
+        model = mlflow.pyfunc.load_model(model_uri, dst_path=folder)
+
+    def answer(images: Sequence[bytes]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        try:
+            for start in range(0, len(images), ROWS):
+                answers = model.predict(pd.DataFrame({"image": _base64(images[start : start + ROWS])}))
+                rows += answers.to_dict("records")
+        except MlflowException as error:
+            reason, hint = (
+                f"{model_uri} refuses: {error.message}",
+                "give photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)",
+            )
+            raise UserError(reason, hint) from error
+        return [{key: _plain(value) for key, value in row.items()} for row in rows]
+
+    return answer
+
+
+def require_model(model_uri: str, tracking_uri: str) -> None:
+    """Raise UserError, naming what there is, if `model_uri` is a registry address that leads nowhere.
+
+    Other addresses (runs:/, a path, models:/ with a model's own id) are left to MLflow.
+    """
+    address = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))", model_uri)
+    if address is None:
+        return
+    name, alias, version = address["name"], address["alias"], address["version"]
+    client = MlflowClient(tracking_uri)
+    try:
+        model: RegisteredModel = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise UserError(
+                f"MLflow at {tracking_uri} cannot say whether model {name!r} exists: {error.message}",
+                "check that the server is up, then try again",
+            ) from error
+        names = sorted(found.name for found in client.search_registered_models(max_results=100))
+        there = f"registered models: {', '.join(names)}" if names else "no model is registered yet"
+        raise UserError(
+            f"model {name!r} is not registered at {tracking_uri}",
+            f"{there}; `binsweep promote SWEEP` registers a sweep's best",
+        ) from error
+    if alias is not None and alias not in model.aliases:
+        known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
+        raise UserError(f"model {name!r} has no alias {alias!r}", f"its aliases: {known or 'none'}")
+    if version is not None and version != "latest":
+        try:
+            client.get_model_version(name, version)
+        except MlflowException as error:
+            # Compared here: a filter of MLflow's knows no way to write every name that a model may have.
+            versions = [int(found.version) for found in client.search_model_versions() if found.name == name]
+            raise UserError(
+                f"model {name!r} has no version {version!r}",
+                f"its versions: {', '.join(map(str, sorted(versions))) or 'none'}",
+            ) from error
+
+
+def _environment(folder: Path, tracking_uri: str) -> Mapping[str, str]:
+    """For the serving process: it asks our server for the model and leaves its copy in `folder`.
+
+    MLflow finds uvicorn by PATH, and this Python may run without its virtual environment being active.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "PATH": path, "TMPDIR": str(folder)}
+
+
+def _base64(images: Sequence[bytes]) -> list[str]:
+    return [base64.b64encode(content).decode("ascii") for content in images]
+
+
+def _reason(reply: requests.Response) -> str:
+    """The first line of what is wrong; MLflow sets a picture of the input before the model's own words."""
+    try:
+        said = str(reply.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        said = reply.text
+    if "enforce schema" in said:
+        said = re.split(r"\sError: ", said)[-1]
+    said = said.rpartition("\nError: ")[2]
+    return (said.strip().splitlines() or ["nothing more"])[0][:300]
+
+
+def _rows(url: str, reply: requests.Response, expected: int) -> list[dict[str, Any]]:
+    try:
+        rows = reply.json()["predictions"]
+    except (ValueError, KeyError, TypeError):
+        rows = None
+    if not isinstance(rows, list) or len(rows) != expected or not all(isinstance(row, dict) for row in rows):
+        raise UserError(
+            f"{url} does not answer with one object for each of {expected} image(s): {reply.text[:200]!r}",
+            "name the address of a model that Binsweep registered",
+        )
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a data frame as JSON would carry it: no NumPy types, None where nothing is."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and np.isnan(value) else value
