@@ -160,9 +160,9 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 
 def test_a_circle_that_is_put_in_is_found() -> None:
-    changed = {**CODE, "data.errors": "from binsweep.data.decode import decode\n"}
+    changed = {**CODE, "data.errors": "from binsweep.data.manifest import load_manifest\n"}
     (group,) = circles(graph_of(changed))
-    assert {"data.errors", "data.decode"} <= set(group)
+    assert {"data.errors", "data.manifest"} <= set(group)
 
 
 @pytest.mark.parametrize("folder", ["tests", "benchmarks", "deploy"])

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from binsweep.data.errors import UserError
+from binsweep.search.cli.options import classes_option, home_folder, parse_counts, split_by_option
 from binsweep.search.terminal.format import clock
+from binsweep.search.terminal.progress import Meter
 
 MEGABYTE = 1e6
 
@@ -22,70 +22,6 @@ MEGABYTE = 1e6
 @click.group("data")
 def data_group() -> None:
     """Make, fetch, send and look at data sets."""
-
-
-_BY = click.option(
-    "--by",
-    type=click.Choice(["id", "group", "folder"]),
-    default="id",
-    show_default=True,
-    help="What the splits divide, as in data.split.",
-)
-_CLASSES = click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
-
-
-def parse_counts(text: str, option: str = "--classes") -> list[int]:
-    """`0-5` or `1,2,3` as a list; raises UserError for anything else."""
-    try:
-        low, dash, high = text.partition("-")
-        counts = list(range(int(low), int(high) + 1)) if dash else [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 0:
-        raise UserError(f"{option} {text}: not counts", "write 0-5 or 1,2,3")
-    return counts
-
-
-class Meter:
-    """Progress of named phases: a bar with rate and time left on a terminal, one line for each phase elsewhere."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}/s"),
-            TimeRemainingColumn(),
-        )
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._phase, self._task, self._done, self._start = "", TaskID(0), 0, time.time()
-
-    def __enter__(self) -> Meter:
-        self._bars.start()
-        return self
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        if phase != self._phase:
-            self._end()
-            self._phase, self._start = phase, time.time()
-            self._task = self._bars.add_task(phase, total=None, rate="-")
-        self._done = done
-        if done % 20 == 0 or done == total:
-            rate = f"{done / max(time.time() - self._start, 1e-3):,.0f}"
-            self._bars.update(self._task, completed=done, total=total or None, rate=rate)
-
-    def _end(self) -> None:
-        if self._phase:
-            seconds = time.time() - self._start
-            many = f"{self._done:,} in " if self._done else ""
-            print(f"{self._phase}: {many}{clock(seconds)}", file=sys.stderr, flush=True)
-            self._bars.remove_task(self._task)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._end()
-        self._bars.stop()
 
 
 @data_group.command()
@@ -105,7 +41,7 @@ def synth(dest: Path, images: int, seed: int, size: int, classes: str) -> None:
 @data_group.command()
 @click.argument("source", metavar="s3://BUCKET[/PREFIX]")
 @click.argument("dest", type=click.Path(path_type=Path))
-@_CLASSES
+@classes_option
 @click.option("--limit", type=click.IntRange(1), help="At most so many images.")
 @click.option("--per-class", type=click.IntRange(1), help="At most so many images of each count.")
 @click.option(
@@ -169,7 +105,7 @@ def pull(
     show_default=True,
     help="same: as the files lie; splits: train/, validation/ and test/, each with a folder for each count.",
 )
-@_BY
+@split_by_option
 @click.option("--endpoint", metavar="URL", help="Another server than Amazon's; also AWS_ENDPOINT_URL.")
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_json: bool) -> None:
@@ -180,7 +116,6 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
     from binsweep.data.s3.bucket import open_bucket, parse_place
     from binsweep.data.s3.push import push as run
     from binsweep.data.split import Split
-    from binsweep.search.cli.main import home_folder
 
     bucket = open_bucket(parse_place(dest), endpoint, empty=True)
     with Meter() as meter:
@@ -201,15 +136,14 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The page; FILE.json goes beside it."
 )
-@_CLASSES
-@_BY
+@classes_option
+@split_by_option
 def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     """Show what is in SOURCE: classes, sizes, light, blur, duplicates, leaks, doubtful labels, samples."""
     from binsweep.data.atomic_write import require_page
     from binsweep.data.manifest import load_manifest, skipped_text
     from binsweep.data.report.data_report import examine, write_report
     from binsweep.data.split import Split
-    from binsweep.search.cli.main import home_folder
 
     require_page(out)
     counts = parse_counts(classes) if classes else None
@@ -250,8 +184,8 @@ def _read_ids(file: Path | None) -> tuple[str, ...] | None:
 @data_group.command("audit")
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for what is found.")
-@_CLASSES
-@_BY
+@classes_option
+@split_by_option
 @click.option(
     "--backbone", default="efficientnet_lite0", show_default=True, help="Whose stored features are used."
 )
@@ -268,7 +202,6 @@ def audit_labels(
     from binsweep.data.split import Split
     from binsweep.models.network import ARCHITECTURES
     from binsweep.models.pretrained import check_weights
-    from binsweep.search.cli.main import home_folder
     from binsweep.search.workflows.label_audit import effect_lines, run_audit
 
     if backbone not in ARCHITECTURES:

@@ -18,8 +18,7 @@ from PIL import Image
 from real_sweeps import run_here
 
 from binsweep.data.synthetic.dataset import write_synthetic
-from binsweep.search.cli.data import parse_counts
-from binsweep.search.cli.main import model_uri
+from binsweep.search.cli.options import model_uri, parse_counts
 
 QUICK = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 SPACE = {"lr": {"low": 1e-4, "high": 0.01, "log": True}, "batch_size": [8], "epochs": [3, 4]}

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from binsweep.data.errors import UserError
+from binsweep.data.python_process import PACKAGE
 from binsweep.search.execution.resources import LONGEST_PLACE, ray_place
-from binsweep.search.ray_backend.source_folders import ROOMS
 
-OURS = ("data", "models", "search", "tracking")
+NAMES = ("data", "models", "search", "tracking", "binsweep")
 ASK = """
-import importlib, sys
+import sys
 from binsweep.search.ray_backend.runner import start_ray
 import ray
 
 def of_a_worker():
-    return [importlib.import_module(room).__path__[0] for room in %r], [p for p in sys.path if p == %r]
+    import binsweep
+    return binsweep.__path__[0], [p for p in sys.path if p == %r]
 
 with start_ray(1) as has:
     print(*ray.get(ray.remote(of_a_worker).remote()), sep="\\n")
@@ -28,7 +29,7 @@ with start_ray(1) as has:
 
 def hostile(folder: Path) -> Path:
     """A working folder where everything is called as something of ours, or of Python's."""
-    for name in OURS:
+    for name in NAMES:
         (folder / f"{name}.py").write_text("raise SystemExit('mine')\n")
     (folder / "random.py").write_text("raise SystemExit('mine')\n")
     return folder
@@ -69,29 +70,12 @@ def test_a_worker_of_ray_takes_our_code_though_the_working_folder_has_the_same_n
     here = hostile(tmp_path / "here")
     monkeypatch.setenv("TMPDIR", str(odd(tmp_path, "long")))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOMS[0].parent))
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE.parent))
     script = tmp_path / "ask.py"
-    script.write_text(ASK % (OURS, str(here)))
+    script.write_text(ASK % str(here))
     done = subprocess.run([sys.executable, script], cwd=here, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-2000:]
-    rooms, looked_in, session = done.stdout.splitlines()
-    assert rooms == str([str(ROOMS[0].parent / name) for name in OURS])
+    package, looked_in, session = done.stdout.splitlines()
+    assert package == str(PACKAGE)
     assert looked_in == "[]"
     assert not Path(session).exists(), "what Ray wrote goes with it"
-
-
-@pytest.mark.parametrize("name", ["data.py", "models.py", "tracking/__init__.py"])
-def test_another_module_of_our_name_is_told_by_its_place(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("print('mine')\n")
-    done = subprocess.run(
-        [sys.executable, "-c", "from binsweep.search.cli.main import main; main()", "status"],
-        env={"PYTHONPATH": f"{tmp_path}:{ROOMS[0].parent}", "PYTHONSAFEPATH": "1"},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2 and not done.stdout
-    assert str(tmp_path / name) in done.stderr and "PYTHONPATH" in done.stderr
-    assert "Traceback" not in done.stderr

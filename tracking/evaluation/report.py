@@ -1,19 +1,24 @@
-"""An evaluation's page: HTML that needs nothing but itself."""
+"""An evaluation's files: scores, predictions, pictures, and a page of HTML that needs nothing but itself."""
 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from mimetypes import guess_type
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from binsweep.tracking.evaluation.scorecard import Scorecard
+from binsweep.models.metrics import Counts, confusion_matrix
+from binsweep.tracking.evaluation.figures import Picture, draw_reliability, write_figures
+from binsweep.tracking.evaluation.predictions import Predictions
+from binsweep.tracking.evaluation.scorecard import Scorecard, confidence
 
 NAMES = {
     "accuracy": "accuracy",
@@ -94,3 +99,34 @@ def _inline(picture: Path) -> str:
     """A picture as a data URL."""
     kind, _ = guess_type(picture.name)
     return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def write_scorecard(
+    folder: Path,
+    card: Scorecard,
+    said: Predictions,
+    actual: Counts,
+    ids: Sequence[str],
+    picture: Picture,
+    facts: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write into `folder`: report.html (one page that needs nothing else), scores.json, predictions.parquet,
+    confusion_matrix.csv and .png, per_class.csv, reliability.png and mistakes.jpg.
+
+    `facts` head the page; `notes` are sentences below them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sure = confidence(said)
+    columns = {f"p{count}": said.probabilities[:, place] for place, count in enumerate(said.classes)}
+    table = {"id": list(ids), "true": actual, "predicted": said.counts, "confidence": sure, **columns}
+    pd.DataFrame(table).to_parquet(folder / "predictions.parquet", index=False)
+    title = f"accuracy {card.scores['accuracy']:.1%} on {card.images} photos"
+    kinds = list(card.classes.keys() | set(said.classes))
+    write_figures(folder, said.counts, sure, actual, sorted(kinds), ids, picture, title)
+    draw_reliability(card.reliability, card.calibration_error, folder / "reliability.png")
+    (folder / "scores.json").write_text(json.dumps(asdict(card) | {"facts": dict(facts)}, indent=1))
+    matrix = confusion_matrix(said.counts, actual, sorted(kinds))
+    (folder / "report.html").write_text(
+        render(card, matrix, sorted(kinds), facts, notes, folder), encoding="utf-8"
+    )

@@ -28,7 +28,8 @@ from binsweep.models.metrics import Counts, all_scores, commonest
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.evaluation.model_card import write_model_card
 from binsweep.tracking.evaluation.predictions import Predictions, evaluate, require_answers
-from binsweep.tracking.evaluation.scorecard import Scorecard, Scores, score, write_scorecard
+from binsweep.tracking.evaluation.report import write_scorecard
+from binsweep.tracking.evaluation.scorecard import Scorecard, Scores, score
 from binsweep.tracking.promotion.gate import (
     ALPHA,
     FEWEST,

@@ -1,0 +1,242 @@
+"""The commands around registered models: promote, rollback, evaluate, serve, predict."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from binsweep.data.errors import UserError
+from binsweep.search.cli.options import home_folder, model_uri, parse_counts
+
+DEFAULT_PORT = 5001
+
+
+def promote_and_print(
+    sweep_id: str, home: Path, uri: str, approved: bool = False, dry_run: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    from binsweep.search.workflows.promote import promote_sweep
+
+    model, decision = promote_sweep(sweep_id, home, uri, approved, dry_run)
+    if quiet:
+        return {"model": model, **asdict(decision)}
+    earned = all(rule.passed for rule in decision.rules)
+    state = "champion" if decision.promoted else "challenger"
+    if dry_run:
+        print(f"\n{model}: would {'become champion' if earned else 'be refused'} (nothing was registered)")
+    else:
+        print(f"\n{model} version {decision.version}: {state}")
+    for note in decision.notes:
+        print(f"  {note}")
+    print(f"  on {decision.images} photos of the test split (95 % intervals by bootstrap):")
+    columns = {"candidate": decision.candidate}
+    if decision.champion is not None:
+        where = "" if decision.compared == decision.images else f", on {decision.compared} of these photos"
+        columns[f"champion before (version {decision.champion_version}{where})"] = decision.champion
+    columns["constant guess"] = decision.guess
+    for name, scores in columns.items():
+        print(f"  {name}: {scores_line(scores, decision.intervals if name == 'candidate' else {})}")
+    for rule in decision.rules:
+        print(f"  {'passed' if rule.passed else 'FAILED'}  {rule.name}: {rule.text}")
+    if decision.warning:
+        print(f"  but it is {decision.warning}")
+    return {"model": model, **asdict(decision)}
+
+
+def scores_line(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
+    """Scores on one line, with those intervals that there are."""
+    from binsweep.tracking.evaluation.report import NAMES, show
+
+    def one(key: str) -> str:
+        low, high = (show(key, end) for end in intervals.get(key, (0.0, 0.0)))
+        return f"{NAMES[key]} {show(key, scores[key])}" + (f" ({low} to {high})" if key in intervals else "")
+
+    return ", ".join(one(key) for key in NAMES)
+
+
+def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any] | None:
+    """Serve the champion, whichever version it is, and ask it about one bin; None while there is no champion."""
+    from binsweep.search.workflows.promote import sweep_manifest
+    from binsweep.tracking.registry.photo_splits import seen_by
+    from binsweep.tracking.registry.versions import champion_of
+    from binsweep.tracking.serving.model_server import predict as ask
+    from binsweep.tracking.serving.model_server import serve_model
+
+    spec, manifest = sweep_manifest(sweep_id, home)
+    champion = champion_of(uri, spec.model_name)
+    if champion is None:
+        if not quiet:
+            print("no champion yet: nothing to serve")
+        return None
+    # The champion may be one of another sweep, which divided the photos otherwise.
+    seen = seen_by(uri, champion, home)
+    tested = manifest.split("test")
+    item = next((one for one in tested if one.sha256 not in (seen or ())), tested[0])
+    new = "which no trial has seen"
+    if seen is None:
+        new = f"which no trial of {sweep_id} has seen, and of which is not known whether the champion has"
+    elif item.sha256 in seen:
+        new = "by which it was trained or chosen"
+    with serve_model(f"models:/{spec.model_name}@champion", tracking_uri=uri) as served:
+        row = ask(served.url, [item.path.read_bytes()], timeout=60)[0]
+    if not quiet:
+        print(f"\nserved champion (version {champion.version}), asked about bin {item.id}, {new}:")
+        print(f"  true count {item.label}, predicted {row['count']} (confidence {row['confidence']:.0%})")
+    return {"version": champion.version, "bin": item.id, "true": item.label, **row}
+
+
+@click.command()
+@click.argument("sweep_id", metavar="SWEEP")
+@click.option(
+    "--approve", "approved", is_flag=True, help="The approval that register.gate.approval asks for."
+)
+@click.option("--dry-run", is_flag=True, help="Say what the gate would decide; register and move nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def promote(sweep_id: str, approved: bool, dry_run: bool, as_json: bool) -> None:
+    """Test the best model of SWEEP (its id, or its name for the newest) and make it champion if it is better."""
+    from binsweep.tracking.mlflow_server.embedded import tracking_server
+
+    home = home_folder()
+    with tracking_server(home) as uri:
+        answer = promote_and_print(sweep_id, home, uri, approved, dry_run, quiet=as_json)
+    if as_json:
+        print(json.dumps(answer))
+
+
+@click.command()
+@click.argument("model", default="bin-counter")
+@click.option("--reason", default="no reason given", show_default=True, help="Kept with both versions.")
+def rollback(model: str, reason: str) -> None:
+    """Make the champion before the present one champion of MODEL again."""
+    from binsweep.tracking.mlflow_server.embedded import tracking_server
+    from binsweep.tracking.promotion.promote import rollback as roll_back
+
+    with tracking_server(home_folder()) as uri:
+        left, back = roll_back(uri, model, reason)
+    print(f"{model}: version {back} is champion again, instead of version {left}")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("source")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    help="Of its own data the test split is asked, of others every photo, unless this says otherwise.",
+)
+@click.option("--classes", help="The counts to ask about, such as 1-5; else those that the model knows.")
+@click.option("--seen", is_flag=True, help="Ask about photos that it was trained on or chosen by, too.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder for the report and its files.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def evaluate(
+    model: str, source: str, split: Any, classes: str | None, seen: bool, out: Path | None, as_json: bool
+) -> None:
+    """Score MODEL (a registered name, NAME@alias, NAME/version or any model URI) on the photos of SOURCE."""
+    from binsweep.data.atomic_write import require_folder
+    from binsweep.search.workflows.evaluate import evaluate_source
+    from binsweep.tracking.mlflow_server.embedded import tracking_server
+
+    home = home_folder()
+    counts = parse_counts(classes) if classes else None
+    if out is not None:
+        require_folder(out)
+    with tracking_server(home) as uri:
+        done = evaluate_source(model_uri(model), source, home, uri, split, counts, out, seen)
+    card = done.card
+    if as_json:
+        place = {"facts": done.facts, "folder": str(done.folder), "notes": done.notes}
+        print(json.dumps(place | asdict(card)))
+        return
+    print(f"{done.facts['model']} on {card.images} photos: {done.facts['photos']}")
+    for note in done.notes:
+        print(f"  {note}")
+    print(f"  model: {scores_line(card.scores, card.intervals)}")
+    print(f"  always {card.guess}: {scores_line(card.guess_scores, card.guess_intervals)}")
+    for count, row in card.classes.items():
+        said = f"accuracy {row['accuracy']:.1%}, RMSE {row['rmse']:.3f}"
+        print(f"  {count} items ({row['support']:.0f} photos): {said}")
+    print(f"  expected calibration error {card.calibration_error:.3f}")
+    print(f"report: {done.folder / 'report.html'}")
+
+
+@click.command()
+@click.argument("model", default="bin-counter")
+@click.option("--port", type=click.IntRange(1, 65535), help=f"{DEFAULT_PORT} unless --check is given.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 is everyone's."
+)
+@click.option("--follow", is_flag=True, help="Serve whichever version is champion, also once that changes.")
+@click.option("--check", is_flag=True, help="Replay its test photos against a server, compare, time, end.")
+@click.option("--json", "as_json", is_flag=True, help="The answer of --check as JSON.")
+def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as_json: bool) -> None:
+    """Serve MODEL (a registered name, NAME@alias, NAME/version or any model URI) with `mlflow models serve`."""
+    if follow and (check or any(sign in model for sign in "@/:")):
+        raise UserError(
+            f"serve {model} --follow{' --check' if check else ''}: only the champion of a registered name is followed",
+            "give the name alone, or leave out --follow",
+        )
+    from binsweep.tracking.mlflow_server.embedded import named_server, tracking_server
+    from binsweep.tracking.serving.model_server import serve_foreground
+
+    home = home_folder()
+    if follow:
+        from binsweep.tracking.serving.follow_champion import follow_champion
+
+        # A named server may still be starting, or be away for a while: following waits for it.
+        named = named_server()
+        with contextlib.nullcontext(named) if named else tracking_server(home) as uri:
+            told = functools.partial(print, flush=True)
+            sys.exit(follow_champion(model, host, port or DEFAULT_PORT, uri, told))
+    with tracking_server(home) as uri:
+        if check:
+            from binsweep.search.workflows.serving_check import check_serving
+
+            checked = check_serving(model_uri(model), home, uri, port)
+            if as_json:
+                print(json.dumps(asdict(checked)))
+            else:
+                print(f"{checked.model}: {'agrees' if checked.rule.passed else 'DOES NOT AGREE'}")
+                print(f"  {checked.rule.text}")
+                spread = ", ".join(f"p{p} {ms:.1f} ms" for p, ms in checked.milliseconds.items())
+                print(f"  one photo over HTTP: {spread}")
+            sys.exit(0 if checked.rule.passed else 1)
+        code = serve_foreground(
+            model_uri(model),
+            port or DEFAULT_PORT,
+            uri,
+            ready=lambda url: print(f"serving {model} at {url}", flush=True),
+            host=host,
+        )
+    sys.exit(code)
+
+
+@click.command()
+@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
+@click.option("--url", help="Ask a running server; without it the model is loaded here.")
+@click.option("--model", default="bin-counter", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def predict(places: Sequence[str], url: str | None, model: str, as_json: bool) -> None:
+    """Count the items in the photos at each PLACE: a file, a folder, a glob, s3://BUCKET/PREFIX, or - for stdin
+    (a photo, or a place a line)."""
+    from binsweep.search.workflows.predict import predict_images
+
+    unread, header = 0, False
+    for name, row in predict_images(places, url, model_uri(model), home_folder()):
+        unread += bool(row["error"])
+        if as_json:
+            print(json.dumps({"image": name, **row}), flush=True)
+        elif row["error"]:
+            print(f"{name}: {row['error']}", file=sys.stderr)
+        else:
+            if not header:
+                print("items  confidence  expected  photo")
+                header = True
+            print(f"{row['count']:>5}  {row['confidence']:>10.0%}  {row['expected_count']:>8.2f}  {name}")
+    sys.exit(1 if unread else 0)
