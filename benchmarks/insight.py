@@ -26,7 +26,7 @@ from trials import trial_data
 
 import binsweep.models.train
 from binsweep.data.resource_limits import cores
-from binsweep.models.health_rules import Watch
+from binsweep.models.health_rules import HealthMonitor
 from binsweep.models.precision import threads_of
 from binsweep.models.profiler import Profile
 from binsweep.models.settings import Settings
@@ -116,8 +116,8 @@ def measure(settings: Settings, data: TrialData, repeats: int) -> dict[str, floa
         with_both.append(training(settings, data))
         binsweep.models.train.Watch, binsweep.models.train.Profile = _Nothing, _NoProfile  # type: ignore[assignment, misc]
         without.append(training(settings, data))
-        binsweep.models.train.Watch, binsweep.models.train.Profile = Watch, Profile
-        with _Clock(Watch, WATCHED) as watch, _Clock(Profile, PROFILED) as profile:
+        binsweep.models.train.Watch, binsweep.models.train.Profile = HealthMonitor, Profile
+        with _Clock(HealthMonitor, WATCHED) as watch, _Clock(Profile, PROFILED) as profile:
             steps = training(settings, data)
         own.append((watch.seconds / steps, profile.seconds / steps))
     return {

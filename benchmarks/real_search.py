@@ -25,7 +25,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 from binsweep.models.train import TrialData  # noqa: E402
 from binsweep.search.execution.controller import Controller  # noqa: E402
 from binsweep.search.execution.local_runner import run_local  # noqa: E402
-from binsweep.search.execution.trial import Share  # noqa: E402
+from binsweep.search.execution.trial import TrialResources  # noqa: E402
 from binsweep.search.spec.parser import SweepSpec, load_spec  # noqa: E402
 from binsweep.search.strategy import open_strategy  # noqa: E402
 from binsweep.search.workflows.sweep import check_before_start, prepare  # noqa: E402
@@ -80,7 +80,7 @@ def _run(spec: SweepSpec, data: TrialData) -> dict[str, Any]:
             folder / "study.db", "s", spec.space, spec.goal, max_epochs=spec.max_epochs, **search
         )
         controller = Controller(
-            spec, strategy, folder, lambda settings: Share({"CPU": float(torch.get_num_threads())})
+            spec, strategy, folder, lambda settings: TrialResources({"CPU": float(torch.get_num_threads())})
         )
         began = time.monotonic()
         run_local(controller, data)

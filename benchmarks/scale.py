@@ -95,7 +95,7 @@ def keeper_rates() -> list[tuple[float, float]]:
 
     found = []
     with runner.start_ray(2), tempfile.TemporaryDirectory() as folder:
-        actor = site.ray.remote(site.Keeper).options(num_cpus=0, max_concurrency=site.CALLS)
+        actor = site.ray.remote(site.FileServer).options(num_cpus=0, max_concurrency=site.CALLS)
         keeper = actor.remote(Path(folder), Path(folder))
         for megabytes, count in CHECKPOINTS:
             content = random.Random(0).randbytes(int(1e6 * megabytes))

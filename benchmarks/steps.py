@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 from trials import trial_data
 
 from binsweep.data.resource_limits import cores
-from binsweep.models.precision import Arithmetic, choose_arithmetic, threads_of
+from binsweep.models.precision import Precision, choose_arithmetic, threads_of
 from binsweep.models.settings import Settings
 from binsweep.models.train import (
     TrialData,
@@ -57,7 +57,7 @@ class Steps:
         )
         self.net = counter.suffix(counter.cut(settings.trainable)).train()
         if settings.trainable == "head":
-            self.arithmetic = Arithmetic(self.arithmetic.device, None)
+            self.arithmetic = Precision(self.arithmetic.device, None)
         self.optimizer = _optimizer(self.net, settings)
         self.schedule = _schedule(self.optimizer, settings, 1_000_000)
 

@@ -11,9 +11,9 @@ from typing import Any
 from binsweep.data.decode import decode, read
 from binsweep.data.errors import UserError
 from binsweep.data.parallel import Progress
-from binsweep.data.sources.folder import Candidate, Skipped, scan
+from binsweep.data.sources.folder import FoundPhoto, Skipped, scan
 from binsweep.data.sources.object_names import printable, seat_of
-from binsweep.data.sources.scan_cache import Finding, FindingCache, read_all
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
 from binsweep.data.split import SPLITS, Split, SplitName, assign
 from binsweep.data.synthetic.dataset import is_synthetic, render_source
 
@@ -120,7 +120,7 @@ def load_manifest(
     """
     wanted = None if classes is None else _checked(classes, 1 if any_photos else 2)
     root, absent = _local(source, wanted, home, progress)
-    cache = FindingCache(root, home)
+    cache = ScanCache(root, home)
     candidates, skipped = scan(root, cache)
     skipped += absent
     _check_folders(source, split, candidates, any_photos)
@@ -186,7 +186,7 @@ def _local(
     return Path(source).expanduser(), []
 
 
-def _check_folders(source: str, split: Split, candidates: Sequence[Candidate], any_photos: bool) -> None:
+def _check_folders(source: str, split: Split, candidates: Sequence[FoundPhoto], any_photos: bool) -> None:
     divided = any(candidate.split for candidate in candidates)
     if divided and split.by != "folder" and not any_photos:
         raise UserError(
@@ -200,7 +200,7 @@ def _check_folders(source: str, split: Split, candidates: Sequence[Candidate], a
         )
 
 
-def _splits(split: Split, candidates: Sequence[Candidate], root: Path, home: Path) -> list[SplitName]:
+def _splits(split: Split, candidates: Sequence[FoundPhoto], root: Path, home: Path) -> list[SplitName]:
     if split.by == "group":
         from binsweep.data.split_groups import group_heads  # its libraries take a second to import
 
@@ -210,7 +210,7 @@ def _splits(split: Split, candidates: Sequence[Candidate], root: Path, home: Pat
     return [head.split or assign(split, seat_of(head.id, head.path.name), head.label) for head in heads]
 
 
-def _content(path: Path) -> Finding:
+def _content(path: Path) -> ScanResult:
     """The sha256 of a file that decodes to a whole picture."""
     data = read(path)
     decode(data)
@@ -227,7 +227,7 @@ def _check_labels(
     source: str,
     classes: Sequence[int],
     items: Sequence[Item],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[FoundPhoto],
     skipped: Sequence[Skipped],
 ) -> None:
     present = {item.label for item in items}

@@ -11,14 +11,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from binsweep.data.decode import decode
-from binsweep.data.sources.scan_cache import Finding
+from binsweep.data.sources.scan_cache import ScanResult
 
 # Bits of 64 that may differ. Photos of other bins differ by more, the same photo saved or scaled anew by less.
 NEAR = 3
 SIDE = 128  # pixels a side of what is hashed; the hash itself transforms 32
 
 
-def hash_of(path: Path) -> Finding:
+def hash_of(path: Path) -> ScanResult:
     """The 64-bit perceptual hash of an image file in hexadecimal digits.
 
     Source: the DCT hash of Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010).

@@ -15,10 +15,10 @@ from binsweep.data.resource_limits import cores
 
 Progress = Callable[[int, int], None]
 # Does every `parts`-th unit of a job from number `part` on, and yields after each one.
-Step = Callable[[Any, int, int], Iterator[None]]
+ParallelTask = Callable[[Any, int, int], Iterator[None]]
 
 
-def run(step: Step, job: Any, total: int, least: int, progress: Progress | None = None) -> None:
+def run(step: ParallelTask, job: Any, total: int, least: int, progress: Progress | None = None) -> None:
     """Do a job of `total` units with `step`, on all cores but with at least `least` units for each process.
 
     `step` is a function at the top of its module and `job` is JSON. The processes are started afresh rather
@@ -67,7 +67,7 @@ def _run_processes(arguments: list[str], parts: int, total: int, progress: Progr
 
 
 def _work(module: str, function: str, job_file: str, part: str, parts: str) -> None:
-    step: Step = getattr(importlib.import_module(module), function)
+    step: ParallelTask = getattr(importlib.import_module(module), function)
     try:
         for _ in step(json.loads(Path(job_file).read_text()), int(part), int(parts)):
             os.write(1, b".")

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from binsweep.models.network import ARCHITECTURES, Counter, CounterConfig, build_backbone
+from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig, build_backbone
 from binsweep.models.pretrained import load_state, weights_file
 from binsweep.models.settings import Settings
 
 
-class Postponed(nn.Module):
+class LazyBackbone(nn.Module):
     """A frozen backbone that is built when the first photo goes through it, where and as that photo lies.
 
     A head whose features are stored never asks for it. Building it means importing timm and torchvision, which takes
@@ -43,7 +43,7 @@ class Postponed(nn.Module):
 
 def build_counter(
     settings: Settings, classes: Sequence[int], image_size: int, postponed: bool = False
-) -> Counter:
+) -> CountingModel:
     """A counter with the settings' pre-trained backbone and a fresh head.
 
     The head is drawn from the trial's seed; a frozen part without pre-trained weights is drawn from a seed of
@@ -53,7 +53,7 @@ def build_counter(
     """
     architecture = ARCHITECTURES[settings.backbone]
     file = weights_file(settings.backbone, settings.weights)
-    config = CounterConfig(
+    config = CountingModelConfig(
         settings.backbone, settings.head, tuple(classes), image_size, architecture.mean, architecture.std
     )
     stamp = file.stat().st_mtime_ns if file else 0
@@ -61,7 +61,7 @@ def build_counter(
     build = partial(_backbone, settings.backbone, file, stamp, drawn_from)
     with torch.random.fork_rng(devices=[]):
         whole = postponed and settings.trainable == "head"
-        counter = Counter(config, backbone=nn.Sequential(Postponed(build)) if whole else build())
+        counter = CountingModel(config, backbone=nn.Sequential(LazyBackbone(build)) if whole else build())
         cut = counter.cut(settings.trainable)
         stages = enumerate(counter.backbone.named_children())
         counter.backbone = nn.Sequential(
@@ -113,7 +113,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(**{**raw, "settings": Settings(**raw["settings"])})
 
 
-def counter_from(checkpoint: Checkpoint) -> Counter:
+def counter_from(checkpoint: Checkpoint) -> CountingModel:
     """The whole counter, frozen and trained part, in eval mode on the CPU."""
     counter = build_counter(checkpoint.settings, checkpoint.classes, checkpoint.image_size)
     cut = counter.cut(checkpoint.settings.trainable)

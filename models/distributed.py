@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """So many processes (`size`), of which this is number `rank`; every one of them makes the same calls.
 
     Alone, each method gives back what it was given, and nothing is sent.
@@ -102,8 +102,8 @@ def _normalise_together(net: nn.Module) -> None:
     convert_sync_batchnorm(net)
 
 
-def current_group() -> Group:
+def current_group() -> ProcessGroup:
     """The group that this process belongs to."""
     if not dist.is_available() or not dist.is_initialized():
-        return Group()
-    return Group(dist.get_rank(), dist.get_world_size())
+        return ProcessGroup()
+    return ProcessGroup(dist.get_rank(), dist.get_world_size())

@@ -1,9 +1,9 @@
 """Rules that watch a trial learn, and say in words what is wrong.
 
 Names and defaults are those of the rules of the SageMaker Debugger where it has such a rule; a default that
-differs says why. A rule is a pure function from a few numbers to what was seen, or an empty text. `Watch` collects
-those numbers in the training loop: at a few sampled steps, always the same ones, and at the end of every epoch. What a
-step leaves stays on the device until the epoch is over, as reading it would make the step wait for a GPU.
+differs says why. A rule is a pure function from a few numbers to what was seen, or an empty text. `HealthMonitor`
+collects those numbers in the training loop: at a few sampled steps, always the same ones, and at the end of every
+epoch. What a step leaves stays on the device until the epoch is over, as reading it would make the step wait for a GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Action = Literal["note", "stop", "ignore"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class HealthRule:
     """What is asked of a rule: what happens when it sees something, and thresholds other than its defaults."""
 
     action: Action = "note"
@@ -42,7 +42,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Finding:
+class HealthFinding:
     """What a rule saw, first at this epoch; `kind` says whether the rule is one of health or of the profile."""
 
     rule: str
@@ -346,7 +346,7 @@ class _Sample:
     lr: float = 0.0
 
 
-class Watch:
+class HealthMonitor:
     """Watches one training: told before, within and after each step, and at the end of each epoch.
 
     `rules` are those that are to do other than note what they see by their default thresholds.
@@ -358,7 +358,7 @@ class Watch:
         settings: Settings,
         labels: Tensor,
         classes: Sequence[int],
-        rules: Mapping[str, Rule] | None = None,
+        rules: Mapping[str, HealthRule] | None = None,
     ) -> None:
         self._net, self._settings, self._classes = net, settings, classes
         self._rules = rules or {}
@@ -374,7 +374,7 @@ class Watch:
         self._seen: dict[str, str] = {}  # by rule, since the last epoch
         self._told: set[str] = set()
         self._ratios: list[dict[str, float]] = []
-        asked = self._rules.get("unchanged_tensor", Rule()).thresholds
+        asked = self._rules.get("unchanged_tensor", HealthRule()).thresholds
         self._kept = int({**thresholds_of("unchanged_tensor"), **asked}["num_steps"])
         self._samples: list[_Sample] = []  # of this epoch
         self._sample = _Sample(False)
@@ -467,7 +467,7 @@ class Watch:
 
     def _judge(self, rule: Callable[..., str], *numbers: Any) -> None:
         name = rule.__name__
-        asked = self._rules.get(name, Rule())
+        asked = self._rules.get(name, HealthRule())
         if asked.action == "ignore":
             return
         text = rule(*numbers, **asked.thresholds)
@@ -477,7 +477,7 @@ class Watch:
 
     def epoch_done(
         self, epoch: int, history: History, predicted: Tensor, actual: Tensor
-    ) -> tuple[Finding, ...]:
+    ) -> tuple[HealthFinding, ...]:
         """What was found since the last epoch and not before.
 
         `predicted` and `actual` are class indices int64 [N] of validation.
@@ -498,7 +498,7 @@ class Watch:
         self._judge(stalled_training, self._gap)
         self._judge(exploding_tensor, {"the loss": train[-1], "the validation loss": validation[-1]})
         found = tuple(
-            Finding(rule, epoch, text) for rule, text in self._seen.items() if rule not in self._told
+            HealthFinding(rule, epoch, text) for rule, text in self._seen.items() if rule not in self._told
         )
         self._told |= self._seen.keys()
         self._seen, self._gap, self._last = {}, 0.0, 0.0

@@ -13,7 +13,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Bin:
+class CalibrationBin:
     """Photos of about the same confidence, from `low` up: how many, their mean confidence, how many are right."""
 
     low: float
@@ -69,18 +69,22 @@ def _cell_scores(pairs: Counts, photos: Counts) -> dict[str, NDArray[np.float64]
     }
 
 
-def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10) -> list[Bin]:
+def reliability(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10
+) -> list[CalibrationBin]:
     """Photos by confidence in `bins` equal parts of 0 to 1, those without a photo left out; arrays [N]."""
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     groups = [(number, place == number) for number in range(bins)]
     return [
-        Bin(number / bins, int(rows.sum()), float(confidence[rows].mean()), float(right[rows].mean()))
+        CalibrationBin(
+            number / bins, int(rows.sum()), float(confidence[rows].mean()), float(right[rows].mean())
+        )
         for number, rows in groups
         if rows.any()
     ]
 
 
-def calibration_error(table: Sequence[Bin]) -> float:
+def calibration_error(table: Sequence[CalibrationBin]) -> float:
     """The expected calibration error: |confidence - accuracy| of the bins, by their share of the photos
     (Guo et al., On calibration of modern neural networks, ICML 2017)."""
     photos = sum(row.photos for row in table)

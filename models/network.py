@@ -23,7 +23,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class CounterConfig:
+class CountingModelConfig:
     """All that is needed to rebuild a counter before its weights are loaded; it lies beside them.
 
     `image_size` in pixels (square); `mean` and `std` per RGB channel on the 0..1 scale; `classes` are the
@@ -45,10 +45,10 @@ class CounterConfig:
         }
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any]) -> CounterConfig:
+    def from_dict(raw: Mapping[str, Any]) -> CountingModelConfig:
         """The inverse of `to_dict`."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return CounterConfig(**values)
+        return CountingModelConfig(**values)
 
 
 def _resnet(net: Any) -> Stages:
@@ -242,7 +242,7 @@ def fold_norms(module: nn.Module) -> None:
         fold_norms(child)
 
 
-class Counter(nn.Module):
+class CountingModel(nn.Module):
     """Photos in, log-probabilities of the counts out; it carries its own preprocessing.
 
     `forward` takes uint8 RGB [B, S, S, 3] and returns float32 [B, K]. `prefix` and `suffix` split the same
@@ -254,7 +254,7 @@ class Counter(nn.Module):
 
     def __init__(
         self,
-        config: CounterConfig,
+        config: CountingModelConfig,
         state: Mapping[str, Tensor] | None = None,
         backbone: nn.Sequential | None = None,
     ) -> None:

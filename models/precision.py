@@ -14,7 +14,7 @@ from binsweep.models.depthwise import FastDepthwise
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class Precision:
     """Where and in which number format a trial computes."""
 
     device: torch.device
@@ -74,8 +74,8 @@ def compute_exactly() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def choose_arithmetic(precision: str = "auto") -> Arithmetic:
+def choose_arithmetic(precision: str = "auto") -> Precision:
     """`auto` takes the GPU where there is one, and bf16 where the hardware has it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
-    return Arithmetic(device, torch.bfloat16 if bf16 else None)
+    return Precision(device, torch.bfloat16 if bf16 else None)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from binsweep.models.network import Counter, CounterConfig
+from binsweep.models.network import CountingModel, CountingModelConfig
 
 # The count that is right most often; the one that is off by least on average; the one with the least squared error.
 Decoding = Literal["argmax", "median", "mean"]
@@ -49,7 +49,7 @@ class Predictor(nn.Module):
     its mirror image. All counters know the same classes and take the same image size."""
 
     def __init__(
-        self, counters: Sequence[Counter], flip: bool = False, decoding: Decoding = "argmax"
+        self, counters: Sequence[CountingModel], flip: bool = False, decoding: Decoding = "argmax"
     ) -> None:
         super().__init__()
         self.counters = nn.ModuleList(counters)
@@ -74,5 +74,5 @@ class Predictor(nn.Module):
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Predictor:
         """The inverse of `to_dict`, with weights of its own that are still to be loaded."""
-        counters = [Counter(CounterConfig.from_dict(config)) for config in raw["counters"]]
+        counters = [CountingModel(CountingModelConfig.from_dict(config)) for config in raw["counters"]]
         return Predictor(counters, raw["flip"], raw["decoding"])

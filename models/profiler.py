@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from binsweep.data.resource_limits import cores
-from binsweep.models.health_rules import Finding
+from binsweep.models.health_rules import HealthFinding
 
 log = logging.getLogger(__name__)
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")
@@ -202,7 +202,7 @@ class Profile:
             if phase:
                 self._phases[phase] += before.elapsed_time(after) / 1000
 
-    def epoch_done(self, epoch: int, parts: int = 1) -> tuple[dict[str, float], tuple[Finding, ...]]:
+    def epoch_done(self, epoch: int, parts: int = 1) -> tuple[dict[str, float], tuple[HealthFinding, ...]]:
         """The epoch's figures, ready to be logged, and what the rules say for the first time; validation is over."""
         if self._tracing is not None:  # an epoch of fewer steps: what there was of it
             self._steps = TRACED.stop
@@ -234,7 +234,9 @@ class Profile:
         self._clear()
         found = {rule: text for rule, text in said.items() if text and rule not in self._told}
         self._told |= found.keys()
-        return figures | system, tuple(Finding(rule, epoch, text, "profile") for rule, text in found.items())
+        return figures | system, tuple(
+            HealthFinding(rule, epoch, text, "profile") for rule, text in found.items()
+        )
 
     def _look(self, now: float) -> dict[str, float]:
         """CPU, memory and GPU now, under the names of MLflow's own system metrics; nothing if just looked."""

@@ -12,7 +12,7 @@ Head = Literal["classify", "ordinal", "regress"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["one_cycle", "constant"]
 Balance = Literal["none", "weights", "sampler"]
-Precision = Literal["auto", "fp32", "bf16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Settings:
     augment: Augment = "flip"
     views: int = 8  # of each photo in a feature bank, where the augmentation has more than the two of flip
     balance: Balance = "none"  # weights: in the loss; sampler: draws every class equally often
-    precision: Precision = "auto"
+    precision: PrecisionChoice = "auto"
     seed: int = 0
 
 

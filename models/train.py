@@ -21,11 +21,11 @@ from binsweep.models.augment import VERSION as AUGMENT_VERSION
 from binsweep.models.augment import Augment, augment_images, views_of
 from binsweep.models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
 from binsweep.models.build import Checkpoint, build_counter
-from binsweep.models.distributed import Group, current_group
-from binsweep.models.health_rules import Finding, Rule, Watch
+from binsweep.models.distributed import ProcessGroup, current_group
+from binsweep.models.health_rules import HealthFinding, HealthMonitor, HealthRule
 from binsweep.models.metrics import count_metrics, per_class
-from binsweep.models.network import Counter
-from binsweep.models.precision import Arithmetic, choose_arithmetic, compute_exactly, give_back_memory, send
+from binsweep.models.network import CountingModel
+from binsweep.models.precision import Precision, choose_arithmetic, compute_exactly, give_back_memory, send
 from binsweep.models.pretrained import file_hash, weights_file
 from binsweep.models.profiler import Mark, Profile, nothing
 from binsweep.models.settings import Settings
@@ -42,7 +42,7 @@ class Snapshot:
     checkpoint: Callable[[], Checkpoint]
     state: Callable[[], TrainingState]
     findings: tuple[
-        Finding, ...
+        HealthFinding, ...
     ] = ()  # what rules of health and profile saw in this epoch for the first time
 
 
@@ -50,7 +50,7 @@ class Snapshot:
 Report = Callable[[int, dict[str, float], Snapshot], bool]
 Progress = Callable[[int, int], None]
 PLAIN: Augment = "none"
-ALONE = Group()
+ALONE = ProcessGroup()
 PRIME = 1_000_003
 FORWARD = 256  # photos at a time where no gradients are kept
 FRESH = 2**31  # so many views, drawn anew each time, are as good as endless
@@ -67,7 +67,7 @@ class TrialData:
     banks: Path  # the folder of the feature banks
 
 
-def open_counter(settings: Settings, data: TrialData, arithmetic: Arithmetic) -> Counter:
+def open_counter(settings: Settings, data: TrialData, arithmetic: Precision) -> CountingModel:
     """A fresh counter for these photos, where and as the arithmetic computes; a backbone that is frozen as a whole is
     built when it is needed."""
     if arithmetic.device.type == "cuda":
@@ -77,11 +77,11 @@ def open_counter(settings: Settings, data: TrialData, arithmetic: Arithmetic) ->
 
 
 def open_batches(
-    counter: Counter,
+    counter: CountingModel,
     settings: Settings,
     bank: PixelBank,
     folder: Path,
-    arithmetic: Arithmetic,
+    arithmetic: Precision,
     augment: Augment,
     stored: bool = True,
     progress: Progress | None = None,
@@ -171,7 +171,7 @@ def _training_batches(
     settings: Settings,
     generator: torch.Generator,
     mark: Mark = nothing,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Inputs and labels of this rank's shards of one epoch's batches, and the labels of each whole batch.
 
@@ -190,7 +190,7 @@ def _training_batches(
         yield inputs, labels[shard], labels
 
 
-def _forward(net: nn.Module, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
+def _forward(net: nn.Module, inputs: Tensor, arithmetic: Precision) -> Tensor:
     """Log-probabilities float32 [B, K]."""
     if arithmetic.autocast is None:
         inputs = inputs.float()  # a bank may hold bfloat16
@@ -206,10 +206,10 @@ def _backward(
     batch_labels: Tensor,
     weight: Tensor | None,
     settings: Settings,
-    arithmetic: Arithmetic,
+    arithmetic: Precision,
     parts: int,
     mark: Mark,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of a batch, of which this rank has a shard; returns what the shard adds to the batch's mean
     loss, and its log-probabilities [B, K], both detached.
@@ -242,7 +242,7 @@ def _backward(
 
 
 def _predict(
-    net: nn.Module, split: Batches, arithmetic: Arithmetic, group: Group = ALONE, batch: int = FORWARD
+    net: nn.Module, split: Batches, arithmetic: Precision, group: ProcessGroup = ALONE, batch: int = FORWARD
 ) -> Tensor:
     """Log-probabilities float32 [N, K] of a split, unaugmented; each rank computes a part and has them all."""
     net.eval()
@@ -274,7 +274,7 @@ def train(
     parts: int = 1,
     refit: bool = False,
     trace: Path | None = None,
-    rules: Mapping[str, Rule] | None = None,
+    rules: Mapping[str, HealthRule] | None = None,
 ) -> None:
     """Train one trial and report every epoch; return when the epochs are done or `report` says stop.
 
@@ -313,7 +313,7 @@ def train(
 
     net = counter.suffix(counter.cut(settings.trainable))
     if settings.trainable == "head":
-        arithmetic = Arithmetic(arithmetic.device, None)  # a head is too small to gain from bf16
+        arithmetic = Precision(arithmetic.device, None)  # a head is too small to gain from bf16
     model = group.parallel(net)
     classes = np.asarray(data.classes)
     steps = settings.epochs * len(_epoch_rows(learn.labels, settings, torch.Generator()))
@@ -323,7 +323,7 @@ def train(
     if settings.balance == "weights":
         weight = _class_weights(learn.labels, len(classes)).to(arithmetic.device)
 
-    watch = Watch(net, settings, learn.labels, data.classes, rules)
+    watch = HealthMonitor(net, settings, learn.labels, data.classes, rules)
     history: list[dict[str, float]] = []
     if start_from is not None:
         restore(start_from, net, optimizer, schedule, generator)

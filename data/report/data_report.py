@@ -17,10 +17,10 @@ from binsweep.data.decode import ImageError, decode
 from binsweep.data.manifest import Item, Manifest
 from binsweep.data.near_duplicates import components, near_pairs
 from binsweep.data.parallel import Progress
-from binsweep.data.report.image_stats import Look, look_at
+from binsweep.data.report.image_stats import ImageStats, look_at
 from binsweep.data.report.page import render
 from binsweep.data.sources.metadata import parse_document
-from binsweep.data.sources.scan_cache import Finding, FindingCache, read_all
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
 from binsweep.data.split import SPLITS
 
 _BINS = 24
@@ -29,19 +29,21 @@ _SHEET, _THUMB = 12, 96
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """`facts` are ready for JSON; `sheets` are contact sheets, a JPEG for each class."""
 
     facts: dict[str, Any]
     sheets: dict[int, bytes]
 
 
-def examine(manifest: Manifest, home: Path, progress: Progress | None = None) -> Report:
+def examine(manifest: Manifest, home: Path, progress: Progress | None = None) -> DataReport:
     """Look at every image of a manifest; what was seen is remembered under `home` until a file changes."""
     items = manifest.items
     root = Path(os.path.commonpath([item.path.parent for item in items]))
-    found = read_all([item.path for item in items], look_at, FindingCache(root, home, "looks"), progress)
-    seen = [(i, Look(**json.loads(str(v)))) for i, (v, _) in zip(items, found, strict=True) if v is not None]
+    found = read_all([item.path for item in items], look_at, ScanCache(root, home, "looks"), progress)
+    seen = [
+        (i, ImageStats(**json.loads(str(v)))) for i, (v, _) in zip(items, found, strict=True) if v is not None
+    ]
     looks = [look for _, look in seen]
     exact = _clusters(_equal(item.sha256 for item in items), items)
     alike = [item for item, _ in seen]
@@ -67,10 +69,12 @@ def examine(manifest: Manifest, home: Path, progress: Progress | None = None) ->
         "unreadable": [{"id": one.id, "reason": one.reason} for one in manifest.skipped],
         "label_disagreements": _disagreements(manifest, root, home),
     }
-    return Report(facts, {label: _sheet(manifest, label) for label in sorted({item.label for item in items})})
+    return DataReport(
+        facts, {label: _sheet(manifest, label) for label in sorted({item.label for item in items})}
+    )
 
 
-def write_report(report: Report, page: Path) -> tuple[Path, Path]:
+def write_report(report: DataReport, page: Path) -> tuple[Path, Path]:
     """Write the self-contained page, and the facts beside it as .json; returns both paths."""
     sheets = {str(label): base64.b64encode(data).decode() for label, data in report.sheets.items()}
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +105,7 @@ def _distribution(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _extreme(seen: Sequence[tuple[Item, Look]], name: str, count: int = 10) -> list[dict[str, Any]]:
+def _extreme(seen: Sequence[tuple[Item, ImageStats]], name: str, count: int = 10) -> list[dict[str, Any]]:
     ranked = sorted(seen, key=lambda pair: (getattr(pair[1], name), pair[0].id))[:count]
     return [{"id": item.id, "label": item.label, name: getattr(look, name)} for item, look in ranked]
 
@@ -142,12 +146,12 @@ def _disagreements(manifest: Manifest, root: Path, home: Path) -> list[dict[str,
     if root.name != "bin-images" or not folder.is_dir():
         return []
     documents = [folder / f"{item.path.stem}.json" for item in manifest.items]
-    cache = FindingCache(folder, home, "disagreements")
+    cache = ScanCache(folder, home, "disagreements")
     found = zip(manifest.items, read_all(documents, _disagreement, cache), strict=True)
     return [{"id": item.id, "reason": str(reason)} for item, (reason, _) in found if reason]
 
 
-def _disagreement(document: Path) -> Finding:
+def _disagreement(document: Path) -> ScanResult:
     return parse_document(document.read_bytes()).disagreement, ""
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from binsweep.data.decode import decode, dimensions, read
 from binsweep.data.near_duplicates import SIDE, pixels_hash
-from binsweep.data.sources.scan_cache import Finding
+from binsweep.data.sources.scan_cache import ScanResult
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ImageStats:
     """`brightness` is the mean gray from 0 to 255; `sharpness` the variance of the Laplacian, small when blurred.
 
     Both are measured at SIDE x SIDE pixels, so that pictures of any size compare. `hash` is perceptual.
@@ -26,13 +26,13 @@ class Look:
     hash: str
 
 
-def look_at(path: Path) -> Finding:
+def look_at(path: Path) -> ScanResult:
     """A Look as JSON."""
     data = read(path)
     width, height = dimensions(data)
     pixels = decode(data, SIDE)
     gray = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
-    look = Look(
+    look = ImageStats(
         width, height, len(data), round(float(gray.mean()), 1), round(sharpness(gray), 1), pixels_hash(pixels)
     )
     return json.dumps(asdict(look)), ""

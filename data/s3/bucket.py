@@ -157,7 +157,7 @@ def parse_place(uri: str) -> Place:
     return Place(bucket, f"{prefix}/" if prefix else "")
 
 
-class Gate:
+class ConcurrencyLimiter:
     """Lets at most `limit` in at a time: fewer each time a server says slow down, slowly more again."""
 
     def __init__(self, limit: int) -> None:
@@ -186,7 +186,7 @@ class Bucket:
 
     def __init__(self, place: Place, client: Any, credentials: Any, workers: int, timeout: float) -> None:
         self.place = place
-        self.gate = Gate(workers)
+        self.gate = ConcurrencyLimiter(workers)
         self._client, self._credentials = client, credentials
         self.endpoint: str = client.meta.endpoint_url
         parts = urlsplit(self.endpoint)

@@ -14,8 +14,8 @@ from binsweep.data.decode import MAX_BYTES, ImageError, ReadFailed, dimensions
 from binsweep.data.errors import UserError
 from binsweep.data.s3.bucket import Bucket, Content, ObjectError
 from binsweep.data.s3.listing import FEW, STATE, Report, Wanted, layout_of, list_bucket, remove_gone
-from binsweep.data.s3.pull_state import Ledger
-from binsweep.data.sources.metadata import Document, parse_document
+from binsweep.data.s3.pull_state import PullState
+from binsweep.data.sources.metadata import BinMetadata, parse_document
 from binsweep.data.sources.object_names import Layout
 
 _AHEAD = 4  # requests that wait for each one under way
@@ -24,7 +24,7 @@ Out = TypeVar("Out")
 
 
 def fetch(
-    bucket: Bucket, root: Path, ledger: Ledger, wanted: Wanted, report: Report, workers: int
+    bucket: Bucket, root: Path, ledger: PullState, wanted: Wanted, report: Report, workers: int
 ) -> tuple[Layout, int, int]:
     """List, choose, and fetch what is chosen and not here; returns the layout and the objects and bytes fetched."""
     list_bucket(bucket, ledger, wanted, report)
@@ -46,7 +46,7 @@ class _Run:
     """One run over a bucket. Threads fetch and write images; only the caller's thread touches the ledger."""
 
     def __init__(
-        self, bucket: Bucket, root: Path, ledger: Ledger, layout: Layout, wanted: Wanted, report: Report
+        self, bucket: Bucket, root: Path, ledger: PullState, layout: Layout, wanted: Wanted, report: Report
     ) -> None:
         self._bucket, self._root, self._ledger, self._layout = bucket, root, ledger, layout
         self._wanted, self._report = wanted, report
@@ -103,20 +103,20 @@ class _Run:
             if self._full():
                 break
 
-    def _document(self, row: Any) -> tuple[Any, Document, Content | None]:
+    def _document(self, row: Any) -> tuple[Any, BinMetadata, Content | None]:
         """In a thread: what is known of a metadata file that has not changed; else it is read."""
         _, name, size, etag, known_size, known_etag, label, reason = row
         if (size, etag) == (known_size, known_etag) and (
             label is None or not self._in_classes(label) or _lies_here(self._root / name, size)
         ):
-            return row, Document(label, reason), None
+            return row, BinMetadata(label, reason), None
         try:
             content = self._bucket.get(name)
         except ObjectError as error:
-            return row, Document(None, str(error)), None
+            return row, BinMetadata(None, str(error)), None
         return row, parse_document(content.data), content
 
-    def _note_document(self, id: str, content: Content, document: Document) -> None:
+    def _note_document(self, id: str, content: Content, document: BinMetadata) -> None:
         self.fetched, self.bytes = self.fetched + 1, self.bytes + len(content.data)
         self._ledger.write(
             "insert or replace into documents values (?, ?, ?, ?, ?, ?, ?, ?)",

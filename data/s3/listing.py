@@ -8,7 +8,7 @@ from typing import Any
 
 from binsweep.data.errors import UserError
 from binsweep.data.s3.bucket import Bucket
-from binsweep.data.s3.pull_state import Ledger
+from binsweep.data.s3.pull_state import PullState
 from binsweep.data.sources.folder import BESIDE
 from binsweep.data.sources.object_names import LAYOUTS, SHAPES, Layout, is_photo, named, unusable
 
@@ -30,7 +30,7 @@ class Wanted:
     seed: int = 0
 
 
-def list_bucket(bucket: Bucket, ledger: Ledger, wanted: Wanted, report: Report) -> None:
+def list_bucket(bucket: Bucket, ledger: PullState, wanted: Wanted, report: Report) -> None:
     """Write down what the bucket has, and what of that cannot be used."""
     prefixes = [""]
     if wanted.ids is not None:
@@ -85,7 +85,7 @@ def _folder(name: str, known: Counter[tuple[str, str]]) -> str:
     return f"{folder}/" if slash else name
 
 
-def layout_of(bucket: Bucket, ledger: Ledger) -> Layout:
+def layout_of(bucket: Bucket, ledger: PullState) -> Layout:
     """The first layout of which the bucket has images, and the doubts about it.
 
     Of several images whose names differ in the suffix alone, all but the first get it as a part of their ids; in the
@@ -127,7 +127,7 @@ def layout_of(bucket: Bucket, ledger: Ledger) -> Layout:
     return layout
 
 
-def remove_gone(root: Path, ledger: Ledger) -> None:
+def remove_gone(root: Path, ledger: PullState) -> None:
     """Take away what an earlier run fetched and the bucket no longer has."""
     for (name,) in list(ledger.rows("select name from images where name not in (select name from listed)")):
         (root / name).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from binsweep.data.s3.pull_state import Ledger
+from binsweep.data.s3.pull_state import PullState
 from binsweep.data.sources.object_names import Layout, seat_of
 from binsweep.data.split import Split, assign
 
@@ -36,7 +36,7 @@ where l.layout = ? and i.reason = '' group by c.id order by c.id
 """
 
 
-def ledger_rows(ledger: Ledger, layout: Layout, uri: str) -> Iterator[tuple[Any, ...]]:
+def ledger_rows(ledger: PullState, layout: Layout, uri: str) -> Iterator[tuple[Any, ...]]:
     """The rows of the readable images that a ledger has chosen, by ascending id.
 
     The split is the folder's where the layout has one, else what a sweep without `data.split` would give.

@@ -16,7 +16,7 @@ from binsweep.data.s3.bucket import Bucket
 from binsweep.data.s3.download import fetch
 from binsweep.data.s3.listing import STATE, Report, Wanted
 from binsweep.data.s3.parquet_manifest import ledger_rows, write_table
-from binsweep.data.s3.pull_state import Ledger, is_damage, remove_ledger
+from binsweep.data.s3.pull_state import PullState, is_damage, remove_ledger
 from binsweep.data.sources.folder import BESIDE
 from binsweep.data.sources.object_names import Layout
 
@@ -67,7 +67,7 @@ def pull(bucket: Bucket, dest: Path, wanted: Wanted, report: Report, workers: in
 
 
 @contextmanager
-def claimed(dest: Path, wait: bool) -> Iterator[Ledger]:
+def claimed(dest: Path, wait: bool) -> Iterator[PullState]:
     """The ledger of a folder into which this process alone writes meanwhile.
 
     `wait` for another process that does, or raise UserError; which is also what a full or forbidden disk
@@ -79,7 +79,7 @@ def claimed(dest: Path, wait: bool) -> Iterator[Ledger]:
         with FileLock(dest / STATE / "lock", timeout=-1 if wait else 0):
             shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
             partial.mkdir()
-            with closing(Ledger(dest / STATE)) as ledger:
+            with closing(PullState(dest / STATE)) as ledger:
                 yield ledger
             shutil.rmtree(partial, ignore_errors=True)
     except Timeout as error:
@@ -108,7 +108,7 @@ def _cannot_write(dest: Path, error: Exception) -> UserError:
     )
 
 
-def _keep_selection(dest: Path, ledger: Ledger, uri: str, wanted: Wanted) -> None:
+def _keep_selection(dest: Path, ledger: PullState, uri: str, wanted: Wanted) -> None:
     """One folder holds one selection: a folder with the rest of another one would contradict its manifest."""
     asked = json.dumps({"uri": uri, **asdict(wanted)}, sort_keys=True)
     before = ledger.fact("selection")
@@ -120,7 +120,7 @@ def _keep_selection(dest: Path, ledger: Ledger, uri: str, wanted: Wanted) -> Non
         )
 
 
-def _remove_unchosen(dest: Path, ledger: Ledger, layout: Layout) -> None:
+def _remove_unchosen(dest: Path, ledger: PullState, layout: Layout) -> None:
     """Take away what an earlier run chose and this one does not, because the bucket has changed."""
     stale = (
         "select name from images where name not in (select l.name from listed l join chosen using (id) "
@@ -132,7 +132,7 @@ def _remove_unchosen(dest: Path, ledger: Ledger, layout: Layout) -> None:
         ledger.write("delete from images where name = ?", (name,))
 
 
-def _write_problems(dest: Path, ledger: Ledger) -> None:
+def _write_problems(dest: Path, ledger: PullState) -> None:
     ledger.write(
         "insert or ignore into problems select id, disagreement from documents join chosen using (id) "
         "where disagreement != ''"
@@ -145,7 +145,7 @@ def _write_problems(dest: Path, ledger: Ledger) -> None:
     beside.replace(dest / PROBLEMS)
 
 
-def _first_problem(ledger: Ledger) -> str:
+def _first_problem(ledger: PullState) -> str:
     for id, reason in ledger.rows("select id, reason from problems order by id, reason limit 1"):
         return f" (the first problem: {id}, {reason})"
     return ""

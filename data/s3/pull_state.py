@@ -57,7 +57,7 @@ def remove_ledger(folder: Path) -> None:
         file.unlink()
 
 
-class Ledger:
+class PullState:
     """The ledger in `folder`; one thread uses it. Close it, or what was written last is lost."""
 
     def __init__(self, folder: Path) -> None:

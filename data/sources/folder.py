@@ -20,7 +20,7 @@ from binsweep.data.sources.object_names import (
     split_of,
     unclear,
 )
-from binsweep.data.sources.scan_cache import Finding, FindingCache, read_all
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
 from binsweep.data.split import SplitName
 
 BESIDE = ("manifest.parquet", "problems.csv")  # what a pull writes beside the images
@@ -34,7 +34,7 @@ NO_IMAGE = "a folder of a class without any photo"
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class FoundPhoto:
     """An image whose label is known and whose file nobody has opened yet; `split` where the folders say it."""
 
     id: str
@@ -51,7 +51,7 @@ class Skipped:
     reason: str
 
 
-def scan(root: Path, cache: FindingCache) -> tuple[list[Candidate], list[Skipped]]:
+def scan(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[Skipped]]:
     """All labelled images under `root`, and what else is there (except hidden names).
 
     Raises UserError when `root` is not a folder, is empty, cannot be listed as a whole, or has none of the layouts.
@@ -100,7 +100,7 @@ def _layout(root: Path) -> Layout | None:
     return "splits" if any(map(split_of, names)) else None
 
 
-def _scan_bucket(root: Path, cache: FindingCache) -> tuple[list[Candidate], list[Skipped]]:
+def _scan_bucket(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[Skipped]]:
     """The layout of the public bucket: bin-images/ID.jpg and metadata/ID.json."""
     images, skipped = _flat(root / "bin-images")
     documents = sorted(path for path in _entries(root / "metadata") if path.suffix == ".json")
@@ -109,7 +109,7 @@ def _scan_bucket(root: Path, cache: FindingCache) -> tuple[list[Candidate], list
     candidates = []
     for id, (label, reason) in findings.items():
         if isinstance(label, int):
-            candidates.append(Candidate(id, label, images.get(id, root / "bin-images" / f"{id}.jpg")))
+            candidates.append(FoundPhoto(id, label, images.get(id, root / "bin-images" / f"{id}.jpg")))
         else:
             skipped.append(Skipped(id, f"metadata/{id}.json: {reason}"))
     skipped += [Skipped(id, f"metadata/{id}.json: no such file") for id in images if id not in findings]
@@ -131,7 +131,7 @@ def _flat(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
     return images, skipped
 
 
-def _scan_splits(root: Path) -> tuple[list[Candidate], list[Skipped]]:
+def _scan_splits(root: Path) -> tuple[list[FoundPhoto], list[Skipped]]:
     """train/, validation/ and test/, or as they are usually called, each with a folder for each class."""
     candidates, skipped = [], []
     for folder in _entries(root):
@@ -145,16 +145,16 @@ def _scan_splits(root: Path) -> tuple[list[Candidate], list[Skipped]]:
     return candidates, skipped
 
 
-def _scan_folders(root: Path, split: SplitName | None = None) -> tuple[list[Candidate], list[Skipped]]:
+def _scan_folders(root: Path, split: SplitName | None = None) -> tuple[list[FoundPhoto], list[Skipped]]:
     """A folder for each class, named by its count, with all the images below it."""
-    candidates: list[Candidate] = []
+    candidates: list[FoundPhoto] = []
     skipped = []
     above = f"{root.name}/" if split else ""
     for folder in _entries(root):
         label = count_of(folder.name)
         if label is not None and folder.is_dir():
             images, others = _images(folder, above, label)
-            candidates += [Candidate(id, label, path, split) for id, path in images.items()]
+            candidates += [FoundPhoto(id, label, path, split) for id, path in images.items()]
             skipped += others
             if not images and not others:
                 skipped.append(Skipped(f"{above}{folder.name}/", NO_IMAGE))
@@ -209,7 +209,7 @@ def _left_out(path: Path, above: str, reason: str) -> Skipped:
     return Skipped(f"{above}{printable(path.name)}{'/' if path.is_dir() else ''}", f"{reason}{many}")
 
 
-def _quantity(document: Path) -> Finding:
+def _quantity(document: Path) -> ScanResult:
     """The label in a bin's metadata, or why there is none."""
     found = parse_document(document.read_bytes())
     return found.label, found.reason

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class BinMetadata:
     """What one metadata file says. `label` is None when it has none, and `reason` says why.
 
     `codes`, `names` and `quantities` have one entry for each product; 0 stands for a quantity that is missing.
@@ -26,22 +26,24 @@ class Document:
         return f"EXPECTED_QUANTITY is {self.label}, and the quantities of the items add up to {total}"
 
 
-def parse_document(data: bytes) -> Document:
+def parse_document(data: bytes) -> BinMetadata:
     """Read a metadata file; what it lacks is said in the result rather than raised."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        return Document(None, f"not JSON ({str(error).splitlines()[0]})")
+        return BinMetadata(None, f"not JSON ({str(error).splitlines()[0]})")
     if not isinstance(content, dict) or "EXPECTED_QUANTITY" not in content:
-        return Document(None, "has no EXPECTED_QUANTITY")
+        return BinMetadata(None, "has no EXPECTED_QUANTITY")
     label = content["EXPECTED_QUANTITY"]
     if not _is_count(label):
-        return Document(None, f"EXPECTED_QUANTITY must be a whole number from 0, and is {str(label)[:40]!r}")
+        return BinMetadata(
+            None, f"EXPECTED_QUANTITY must be a whole number from 0, and is {str(label)[:40]!r}"
+        )
     listing = content.get("BIN_FCSKU_DATA")
     goods = listing if isinstance(listing, dict) else {}
     entries = [entry if isinstance(entry, dict) else {} for entry in goods.values()]
     quantities = [entry.get("quantity") for entry in entries]
-    return Document(
+    return BinMetadata(
         label,
         codes=tuple(map(str, goods)),
         names=tuple(str(entry.get("name") or "") for entry in entries),

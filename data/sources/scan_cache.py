@@ -21,7 +21,7 @@ from binsweep.data.sources.object_names import printable
 log = logging.getLogger(__name__)
 
 # What a file gave: (value, "") when it is good, (None, reason) when it is not.
-Finding = tuple[int | str | None, str]
+ScanResult = tuple[int | str | None, str]
 # Size, modification and change time. The change time sees a file replaced by a copy that kept its date.
 Stamp = tuple[int, int, int]
 
@@ -32,14 +32,14 @@ _BATCH = 256
 PAUSES = (0.05, 0.3, 1.5)
 
 
-class FindingCache:
+class ScanCache:
     """Findings of one kind of the files under a root: a JSON file in `home`/cache, keyed by path and stamp."""
 
     def __init__(self, root: Path, home: Path, kind: str = "source") -> None:
         name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
         self._path = home / "cache" / f"{kind}-{name}.json"
         self._root = root
-        self._known: dict[str, tuple[Stamp, Finding]] = {}
+        self._known: dict[str, tuple[Stamp, ScanResult]] = {}
         try:
             stored = json.loads(self._path.read_bytes())
             if stored["format"] == _FORMAT:
@@ -49,11 +49,11 @@ class FindingCache:
         except (ValueError, TypeError, KeyError, AttributeError):
             log.warning("%s is damaged: the source is read again", self._path)
 
-    def get(self, file: Path, stamp: Stamp) -> Finding | None:
+    def get(self, file: Path, stamp: Stamp) -> ScanResult | None:
         known = self._known.get(self._key(file))
         return known[1] if known is not None and known[0] == stamp else None
 
-    def put(self, file: Path, stamp: Stamp, finding: Finding) -> None:
+    def put(self, file: Path, stamp: Stamp, finding: ScanResult) -> None:
         self._known[self._key(file)] = (stamp, finding)
 
     def save(self) -> None:
@@ -74,10 +74,10 @@ class FindingCache:
 
 def read_all(
     files: Sequence[Path],
-    read: Callable[[Path], Finding],
-    cache: FindingCache,
+    read: Callable[[Path], ScanResult],
+    cache: ScanCache,
     progress: Progress | None = None,
-) -> list[Finding]:
+) -> list[ScanResult]:
     """What `read` finds in each file, in their order; files unchanged since the last time are not opened.
 
     `read` gives a finding, or raises ImageError for a file that is at fault, or ReadFailed or OSError. What is not
@@ -116,7 +116,7 @@ def read_all(
     return [finding for finding in findings if finding is not None]
 
 
-def _find(read: Callable[[Path], Finding], file: Path) -> tuple[Finding, bool]:
+def _find(read: Callable[[Path], ScanResult], file: Path) -> tuple[ScanResult, bool]:
     """What a file gives, and whether that stays so until the file changes."""
     pauses = iter(PAUSES)
     while True:

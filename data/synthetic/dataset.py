@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from binsweep.data.errors import UserError
 from binsweep.data.parallel import Progress, run
-from binsweep.data.synthetic.products import Good
+from binsweep.data.synthetic.products import Product
 from binsweep.data.synthetic.scene import CLASSES, MAX_COUNT, VERSION, render
 
 __all__ = ["SyntheticSource", "is_synthetic", "parse_source", "render", "render_source", "write_synthetic"]
@@ -148,7 +148,7 @@ def _render_part(job: dict[str, Any], part: int, parts: int) -> Iterator[None]:
         yield
 
 
-def _listing(goods: Sequence[Good]) -> dict[str, Any]:
+def _listing(goods: Sequence[Product]) -> dict[str, Any]:
     """The goods as the public bucket's metadata lists them: once for each product, with its quantity."""
     quantities = Counter(goods)
     return {

@@ -9,7 +9,7 @@ from binsweep.data.synthetic.shapes import DRAW
 
 
 @dataclass(frozen=True, slots=True)
-class Good:
+class Product:
     """One product: sizes in inches, weight in pounds. `look` seeds its print, so that copies look alike."""
 
     code: str
@@ -34,16 +34,16 @@ _SIZES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
 _KINDS = ("box", "box", "carton", "book", "bottle", "bottle", "can", "bag", "bag", "ball")
 
 
-def make_good(rng: Random) -> Good:
+def make_good(rng: Random) -> Product:
     """A product of random kind, size and look."""
     kind = rng.choice(_KINDS)
     width, height, depth = (round(rng.uniform(*sides), 2) for sides in _SIZES[kind])
     code = "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ0123456789") for _ in range(8))
     weight = round(width * height * depth * rng.uniform(0.01, 0.04), 2)
-    return Good(f"B0{code}", kind, width, height, depth, weight, rng.getrandbits(32))
+    return Product(f"B0{code}", kind, width, height, depth, weight, rng.getrandbits(32))
 
 
-def draw_good(good: Good, inch: float) -> Image.Image:
+def draw_good(good: Product, inch: float) -> Image.Image:
     """The product upright and front on, as an RGBA patch of `inch` pixels per inch."""
     rng = Random(good.look)
     width = max(8, round(good.width * inch))

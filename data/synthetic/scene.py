@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from binsweep.data.synthetic.drawing import smooth
-from binsweep.data.synthetic.products import Good, draw_good, make_good
+from binsweep.data.synthetic.products import Product, draw_good, make_good
 from binsweep.data.synthetic.shelf import Shelf, draw_back, draw_front, make_shelf
 
 # Raise it whenever the same seed and index would give another picture.
@@ -38,7 +38,7 @@ class _Placed:
 
 def render(
     seed: int, index: int, size: int = 224, classes: Sequence[int] = CLASSES
-) -> tuple[Image.Image, int, list[Good]]:
+) -> tuple[Image.Image, int, list[Product]]:
     """Picture number `index` of a seed: RGB [size, size], its label, and its goods (label many).
 
     The labels go round the classes in turn. The same arguments give the same picture on every machine: all
@@ -58,15 +58,15 @@ def render(
     return _photograph(image, rng, size), label, goods
 
 
-def _choose_goods(rng: Random, count: int) -> list[Good]:
+def _choose_goods(rng: Random, count: int) -> list[Product]:
     """Now and then several of the same, as in a warehouse."""
-    goods: list[Good] = []
+    goods: list[Product] = []
     while len(goods) < count:
         goods.append(rng.choice(goods) if goods and rng.random() < 0.25 else make_good(rng))
     return goods
 
 
-def _arrange(rng: Random, shelf: Shelf, goods: Sequence[Good]) -> list[_Placed]:
+def _arrange(rng: Random, shelf: Shelf, goods: Sequence[Product]) -> list[_Placed]:
     """Place the goods back to front so that each one can be seen, smaller if they do not fit."""
     # Bins differ in how big their things are, so that the covered area alone does not tell the count.
     inch = shelf.side / 14 * rng.uniform(0.85, 1.4) * min(1.0, (7 / max(1, len(goods))) ** 0.5)
@@ -77,7 +77,7 @@ def _arrange(rng: Random, shelf: Shelf, goods: Sequence[Good]) -> list[_Placed]:
         inch *= 0.9
 
 
-def _try_to_arrange(rng: Random, shelf: Shelf, goods: Sequence[Good], inch: float) -> list[_Placed] | None:
+def _try_to_arrange(rng: Random, shelf: Shelf, goods: Sequence[Product], inch: float) -> list[_Placed] | None:
     """None when some good finds no place where it, and all before it, can still be seen."""
     placed: list[_Placed] = []
     owner = np.zeros((_PLAN, _PLAN), np.int16)  # which good is in front, 0 for none

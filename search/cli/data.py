@@ -14,7 +14,7 @@ import click
 from binsweep.data.errors import UserError
 from binsweep.search.cli.options import classes_option, home_folder, parse_counts, split_by_option
 from binsweep.search.terminal.format import clock
-from binsweep.search.terminal.progress import Meter
+from binsweep.search.terminal.progress import ProgressMeter
 
 MEGABYTE = 1e6
 
@@ -79,7 +79,7 @@ def pull(
     wanted = Wanted(counts, limit, per_class, _read_ids(ids), seed)
     bucket = open_bucket(parse_place(source), endpoint, workers)
     start = time.time()
-    with Meter() as meter:
+    with ProgressMeter() as meter:
         pulled = run(bucket, dest, wanted, meter, workers)
     if as_json:
         print(json.dumps(asdict(pulled)))
@@ -118,7 +118,7 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
     from binsweep.data.split import Split
 
     bucket = open_bucket(parse_place(dest), endpoint, empty=True)
-    with Meter() as meter:
+    with ProgressMeter() as meter:
         manifest = load_manifest(
             source, None, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=layout == "same"
         )
@@ -147,7 +147,7 @@ def report(source: str, out: Path, classes: str | None, by: Any) -> None:
 
     require_page(out)
     counts = parse_counts(classes) if classes else None
-    with Meter() as meter:
+    with ProgressMeter() as meter:
         manifest = load_manifest(
             source, counts, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=True
         )
@@ -209,7 +209,7 @@ def audit_labels(
     check_weights(backbone, "imagenet")
     require_folder(out)
     counts = parse_counts(classes) if classes else None
-    with Meter() as meter:
+    with ProgressMeter() as meter:
         manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))
     try:
         doubts, effect = run_audit(manifest, home_folder(), out, image_size, backbone)

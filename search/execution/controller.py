@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from binsweep.data.atomic_write import write_json
-from binsweep.models.health_rules import Finding
+from binsweep.models.health_rules import HealthFinding
 from binsweep.models.precision import threads_of
 from binsweep.models.settings import Settings
 from binsweep.models.training_state import load_training_state
-from binsweep.search.execution.health import HealthBook
+from binsweep.search.execution.health import HealthTracker
 from binsweep.search.execution.interrupts import uninterrupted
-from binsweep.search.execution.trial import ERROR, LAST, ONE_CORE, Goal, Share, TrialTask, better
+from binsweep.search.execution.trial import ERROR, LAST, ONE_CORE, Goal, TrialResources, TrialTask, better
 from binsweep.search.history.run_keys import trial_key
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.strategy import Decision, Outcome, Record, Strategy, Suggestion
@@ -44,7 +44,7 @@ class TrialRecord:
     settings: Settings
     folder: Path
     suggested: str
-    share: Share = ONE_CORE
+    share: TrialResources = ONE_CORE
     threads: int = 1
     reason: str = ""
     state: State = "running"
@@ -60,7 +60,7 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
-class Spent:
+class ResourceUsage:
     """Seconds that a sweep took, and those of all CPUs and GPUs that its trials had."""
 
     seconds: float = 0.0
@@ -73,7 +73,7 @@ class Listener(Protocol):
 
     def trial_started(self, trial: TrialRecord) -> None: ...
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None: ...
-    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None: ...
+    def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None: ...
     def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
     def trial_ended(self, trial: TrialRecord) -> None: ...
 
@@ -97,22 +97,22 @@ class Controller:
         spec: SweepSpec,
         strategy: Strategy,
         folder: Path,
-        share_of: Callable[[Settings], Share],
-        fits: Callable[[Sequence[Share]], bool] | None = None,
-        spent: Spent | None = None,
+        share_of: Callable[[Settings], TrialResources],
+        fits: Callable[[Sequence[TrialResources]], bool] | None = None,
+        spent: ResourceUsage | None = None,
         trace: bool = False,
     ) -> None:
         self.trials: dict[int, TrialRecord] = {}
         self.listeners: list[Listener] = []
         # What was spent, and until when: by a clock that nobody sets, and that stands still while the machine sleeps.
-        self._counted = (Spent() if spent is None else spent, time.monotonic())
+        self._counted = (ResourceUsage() if spent is None else spent, time.monotonic())
         self.ended_by = ""
         self.halted = False
         self.epochs = 0  # trained so far, by all trials
         self.goal: Goal = spec.goal
         self._spec, self._strategy, self._folder = spec, strategy, folder
         self._share_of, self._fits = share_of, fits
-        self._health = HealthBook(spec.health)
+        self._health = HealthTracker(spec.health)
         self._trace = trace
         self._waiting: deque[tuple[int, str]] = deque()  # trials that are next, and why they go on
         self._errors: list[str] = []
@@ -182,15 +182,15 @@ class Controller:
         self._counted = (self._spent_at(now), now)
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> ResourceUsage:
         """What the sweep has cost until now."""
         return self._spent_at(time.monotonic())
 
-    def _spent_at(self, now: float) -> Spent:
+    def _spent_at(self, now: float) -> ResourceUsage:
         running = [trial.share for trial in list(self.trials.values()) if trial.state == "running"]
         known, until = self._counted
         past = now - until
-        return Spent(
+        return ResourceUsage(
             known.seconds + past,
             known.cpu_seconds + past * sum(share.cpus for share in running),
             known.gpu_seconds + past * sum(share.gpus for share in running),

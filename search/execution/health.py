@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from binsweep.data.atomic_write import write_json
-from binsweep.models.health_rules import RULES, Finding, Rule, similar_across_runs
+from binsweep.models.health_rules import RULES, HealthFinding, HealthRule, similar_across_runs
 
 FILE = "health.json"
 TABLE = "health.csv"
 
 
-def keep_findings(folder: Path, found: Sequence[Finding]) -> None:
+def keep_findings(folder: Path, found: Sequence[HealthFinding]) -> None:
     """Add to a trial's health.json, beside and renamed; what a rule saw first stays."""
     folder.mkdir(parents=True, exist_ok=True)
     known = {finding.rule: finding for finding in read_findings(folder)}
@@ -23,13 +23,13 @@ def keep_findings(folder: Path, found: Sequence[Finding]) -> None:
     write_json(folder / FILE, [asdict(finding) for finding in merged.values()])
 
 
-def read_findings(folder: Path) -> list[Finding]:
+def read_findings(folder: Path) -> list[HealthFinding]:
     """What rules have seen of a trial so far, in this process or an earlier one."""
     file = folder / FILE
-    return [Finding(**finding) for finding in json.loads(file.read_text())] if file.exists() else []
+    return [HealthFinding(**finding) for finding in json.loads(file.read_text())] if file.exists() else []
 
 
-def write_table(folder: Path, rules: Mapping[str, Rule]) -> Path:
+def write_table(folder: Path, rules: Mapping[str, HealthRule]) -> Path:
     """health.csv of a trial: every rule of health and those of the profile that saw something, and since when."""
     found = {finding.rule: finding for finding in read_findings(folder)}
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as stream:
@@ -43,33 +43,35 @@ def write_table(folder: Path, rules: Mapping[str, Rule]) -> Path:
     return folder / TABLE
 
 
-class HealthBook:
+class HealthTracker:
     """What is known of the health of a sweep's trials. `rules` say which of them stop a trial, or are ignored."""
 
-    def __init__(self, rules: Mapping[str, Rule]) -> None:
+    def __init__(self, rules: Mapping[str, HealthRule]) -> None:
         self._rules = rules
         self._known: dict[int, set[str]] = {}
         # By epoch: each trial's losses. Equal settings but for the seed are other trials too.
         self._losses: dict[int, dict[int, Mapping[str, float]]] = {}
 
-    def look(self, number: int, epoch: int, metrics: Mapping[str, float], folder: Path) -> list[Finding]:
+    def look(
+        self, number: int, epoch: int, metrics: Mapping[str, float], folder: Path
+    ) -> list[HealthFinding]:
         """What was found since the last look at this trial; `metrics` are those of `epoch`."""
         others = self._losses.setdefault(epoch, {})
         ignored = _action(self._rules, "similar_across_runs") == "ignore"
         elsewhere = {n: losses for n, losses in others.items() if n != number}
         if not ignored and (text := similar_across_runs(metrics, elsewhere)):
-            keep_findings(folder, [Finding("similar_across_runs", epoch, text)])
+            keep_findings(folder, [HealthFinding("similar_across_runs", epoch, text)])
         others[number] = {loss: metrics[loss] for loss in ("train_loss", "val_loss")}
         known = self._known.setdefault(number, set())
         new = [finding for finding in read_findings(folder) if finding.rule not in known]
         known.update(finding.rule for finding in new)
         return new
 
-    def stop_reason(self, found: Sequence[Finding]) -> str:
+    def stop_reason(self, found: Sequence[HealthFinding]) -> str:
         """Why the trial must stop, or an empty text."""
         stopping = (finding for finding in found if _action(self._rules, finding.rule) == "stop")
         return next((f"{finding.name}: {finding.text}" for finding in stopping), "")
 
 
-def _action(rules: Mapping[str, Rule], name: str) -> str:
-    return rules.get(name, Rule()).action
+def _action(rules: Mapping[str, HealthRule], name: str) -> str:
+    return rules.get(name, HealthRule()).action

@@ -14,7 +14,7 @@ import torch
 
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores, memory
-from binsweep.search.execution.trial import Share
+from binsweep.search.execution.trial import TrialResources
 from binsweep.search.spec.parser import ResourcesPart
 
 GIB = 2**30
@@ -64,12 +64,12 @@ def gpus_of(resources: ResourcesPart, nodes: Sequence[Node]) -> float:
     return int(share)
 
 
-def share_of(resources: ResourcesPart, nodes: Sequence[Node]) -> Share:
+def share_of(resources: ResourcesPart, nodes: Sequence[Node]) -> TrialResources:
     """What a trial of one kind gets on these nodes."""
     each = {"CPU": float(resources.cpus_per_trial), "GPU": gpus_of(resources, nodes)}
     if resources.memory_gib_per_trial is not None:
         each["memory"] = resources.memory_gib_per_trial * GIB
-    return Share(each, resources.workers_per_trial)
+    return TrialResources(each, resources.workers_per_trial)
 
 
 def check_resources(resources: ResourcesPart, nodes: Sequence[Node], who: str) -> int:
@@ -87,7 +87,7 @@ def check_resources(resources: ResourcesPart, nodes: Sequence[Node], who: str) -
     return min(slots, resources.trials_at_once or slots)
 
 
-def _require_room(path: str, share: Share, nodes: Sequence[Node], who: str) -> None:
+def _require_room(path: str, share: TrialResources, nodes: Sequence[Node], who: str) -> None:
     keys = {"CPU": "cpus_per_trial", "GPU": "gpus_per_trial", "memory": "memory_gib_per_trial"}
     for kind, amount in share.each.items():
         most = max(node.get(kind, 0) for node in nodes)
@@ -106,14 +106,14 @@ def _require_room(path: str, share: Share, nodes: Sequence[Node], who: str) -> N
         raise UserError(rule, f"set it to at most {fit}, or ask for less for each")
 
 
-def _room(share: Share, node: Node) -> int:
+def _room(share: TrialResources, node: Node) -> int:
     """How many workers fit on a node; what is asked in parts adds up exactly (0.1 of a GPU ten times)."""
     return min(
         math.floor(node.get(kind, 0) / amount + 1e-9) for kind, amount in share.each.items() if amount > 0
     )
 
 
-def _fill(share: Share, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
+def _fill(share: TrialResources, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
     """How many trials fit on the nodes, and what they leave of them."""
     rooms = [_room(share, node) for node in nodes]
     trials = sum(rooms) // share.workers
@@ -126,7 +126,7 @@ def _fill(share: Share, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
     return trials, left
 
 
-def fits(shares: Sequence[Share], nodes: Sequence[Node]) -> bool:
+def fits(shares: Sequence[TrialResources], nodes: Sequence[Node]) -> bool:
     """Whether trials with these shares find room together, the largest placed first, and on the node with the fewest
     GPUs that has it."""
     left = [dict(node) for node in sorted(nodes, key=lambda node: node.get("GPU", 0))]

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from binsweep.models.distributed import current_group
-from binsweep.models.health_rules import Rule
+from binsweep.models.health_rules import HealthRule
 from binsweep.models.inference_cost import photo_costs
 from binsweep.models.precision import give_back_memory
 from binsweep.models.settings import Settings
@@ -37,7 +37,7 @@ class LostWorkerError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Share:
+class TrialResources:
     """What each of the `workers` of a trial gets, by Ray's names: CPU, GPU, memory in bytes."""
 
     each: Mapping[str, float]
@@ -54,13 +54,13 @@ class Share:
         return self.each.get("GPU", 0.0) * self.workers
 
 
-def hide_gpus(share: Share) -> None:
+def hide_gpus(share: TrialResources) -> None:
     """Take the node's GPUs out of the sight of this process if its trial has none: Ray leaves them there."""
     if not share.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def limit_memory(share: Share) -> None:
+def limit_memory(share: TrialResources) -> None:
     """A trial that has a part of a GPU may take that part of its memory, whatever its neighbours have left: one that
     wants more is cut into micro-batches, the same way each time."""
     if torch.cuda.is_available():
@@ -68,7 +68,7 @@ def limit_memory(share: Share) -> None:
         torch.cuda.set_per_process_memory_fraction(gpus if 0 < gpus < 1 else 1.0)
 
 
-ONE_CORE = Share({"CPU": 1.0})
+ONE_CORE = TrialResources({"CPU": 1.0})
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,10 @@ class TrialTask:
     trace: bool = False  # whether torch.profiler looks at a few steps
     minutes: float | None = None  # the longest that a trial may take at a stretch
     costs: bool = False  # whether to measure what one photo costs
-    share: Share = ONE_CORE
-    rules: Mapping[str, Rule] = field(default_factory=dict)  # of health, those that are not as by default
+    share: TrialResources = ONE_CORE
+    rules: Mapping[str, HealthRule] = field(
+        default_factory=dict
+    )  # of health, those that are not as by default
 
 
 def better(value: float, than: float | None, goal: Goal) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from binsweep.models.settings import TYPES
-from binsweep.search.execution.controller import Spent
+from binsweep.search.execution.controller import ResourceUsage
 from binsweep.search.execution.trial import better
 from binsweep.search.history.run_keys import SWEEP, trial_number
 from binsweep.search.history.sweep_state import STATE, load_state
@@ -27,7 +27,7 @@ ENDED = ("completed", "stopped", "failed")
 
 
 @dataclass
-class Stretch:
+class RunInterval:
     """From when to when a trial had a worker, in seconds since 1970; `lane` is that worker's number."""
 
     start: float
@@ -38,7 +38,7 @@ class Stretch:
 
 
 @dataclass
-class Course:
+class TrialHistory:
     """One trial's course: what it searched, the sweep's metric and the time by epoch, all metrics of two epochs."""
 
     number: int
@@ -53,7 +53,7 @@ class Course:
     curve: dict[int, float] = field(
         default_factory=dict
     )  # the sweep's metric by epoch; NaN where it diverged
-    stretches: list[Stretch] = field(default_factory=list)
+    stretches: list[RunInterval] = field(default_factory=list)
     warnings: dict[str, str] = field(default_factory=dict)  # health.RULE or profile.RULE: what was seen
     value: float | None = None
     epoch: int = 0
@@ -71,14 +71,14 @@ class Course:
 
 
 @dataclass
-class SweepCourse:
+class SweepHistory:
     """A sweep's course until now. `status`: running, finished, or unfinished (it may go on, nobody is at it)."""
 
     id: str
     spec: SweepSpec
     status: str
     ended_by: str
-    trials: list[Course]
+    trials: list[TrialHistory]
     slots: int
     guess: float | None  # the validation accuracy of always guessing the commonest training count
     started: float
@@ -86,7 +86,7 @@ class SweepCourse:
     guess_errors: Mapping[str, float] = field(default_factory=dict)  # val_rmse and val_mae of the same guess
 
     @property
-    def leaders(self) -> list[Course]:
+    def leaders(self) -> list[TrialHistory]:
         """Trials with a value that neither failed nor broke a limit, best first; ties go to the earlier one."""
         sign = -1 if self.spec.goal == "maximize" else 1
         sound = [t for t in self.trials if t.value is not None and t.state != "failed" and t.feasible]
@@ -140,7 +140,7 @@ class SweepCourse:
         return self.seconds * (1 - furthest) / furthest if furthest > 0 else None
 
 
-def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
+def read_course(folder: Path, ended_by: str = "") -> SweepHistory:
     """Read the sweep of a folder under `sweeps/`, running or not; `ended_by` says that it is over by now."""
     state = load_state(folder)
     if ended_by:
@@ -150,7 +150,7 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
     owner = owner_of(folder / "spool")
     alive = owner is not None and owner == str(state.get("process", owner))
     status = "unfinished" if state["status"] == "running" and not alive else state["status"]
-    trials: dict[int, Course] = {}
+    trials: dict[int, TrialHistory] = {}
     guess_errors: dict[str, float] = {}
     parent: dict[str, str] = {}
     guess, last, first = None, 0.0, math.inf
@@ -177,7 +177,7 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
             trial.state = "running" if status == "running" else "interrupted"
     ordered = [trials[number] for number in sorted(trials)]
     lanes = _assign_lanes(ordered)
-    return SweepCourse(
+    return SweepHistory(
         state["id"],
         spec,
         status,
@@ -191,16 +191,16 @@ def read_course(folder: Path, ended_by: str = "") -> SweepCourse:
     )
 
 
-def spent_on(folder: Path) -> Spent:
+def spent_on(folder: Path) -> ResourceUsage:
     """What earlier processes gave to the sweep of a folder; to be asked while no process is at it.
 
     One that was killed could not write it down at its end: then the run log tells for how long its trials had workers.
     """
     if not (folder / STATE).exists():
-        return Spent()
+        return ResourceUsage()
     state, course = load_state(folder), read_course(folder)
     hours = course.cost
-    return Spent(
+    return ResourceUsage(
         max(state.get("seconds", 0.0), course.seconds),
         max(state.get("cpu_seconds", 0.0), 3600 * hours["cpu_hours"]),
         max(state.get("gpu_seconds", 0.0), 3600 * hours["gpu_hours"]),
@@ -257,14 +257,14 @@ def _guess_errors(profile: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _take(trials: dict[int, Course], number: int, record: Record, at: float, spec: SweepSpec) -> None:
+def _take(trials: dict[int, TrialHistory], number: int, record: Record, at: float, spec: SweepSpec) -> None:
     """Take in one record of a trial's run."""
     kind = record["kind"]
     if kind == "start":
         text = record["params"]
         trial = trials.setdefault(
             number,
-            Course(
+            TrialHistory(
                 number,
                 active(spec.space, {name: TYPES[name](text[name]) for name in spec.space}),
                 int(text["epochs"]),
@@ -276,7 +276,7 @@ def _take(trials: dict[int, Course], number: int, record: Record, at: float, spe
         trial.suggested, trial.state = tags.get("suggested_because", ""), "running"
         # Logs from before trials had these tags: all got the same.
         same = spec.resources.cpus_per_trial * spec.resources.workers_per_trial
-        trial.stretches.append(Stretch(at, at, float(tags.get("cpus", same)), float(tags.get("gpus", 0))))
+        trial.stretches.append(RunInterval(at, at, float(tags.get("cpus", same)), float(tags.get("gpus", 0))))
         return
     if (known := trials.get(number)) is None:
         return  # the record of its start was damaged
@@ -297,7 +297,9 @@ def _take(trials: dict[int, Course], number: int, record: Record, at: float, spe
             trial.reason = tags.get("ended_because") or tags.get("halted_because", "")
 
 
-def _take_epoch(trial: Course, epoch: int, metrics: dict[str, float], at: float, spec: SweepSpec) -> None:
+def _take_epoch(
+    trial: TrialHistory, epoch: int, metrics: dict[str, float], at: float, spec: SweepSpec
+) -> None:
     trial.last, trial.times[epoch] = metrics, at
     diverged = not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
     trial.curve[epoch] = math.nan if diverged else metrics[spec.metric]
@@ -305,7 +307,7 @@ def _take_epoch(trial: Course, epoch: int, metrics: dict[str, float], at: float,
         trial.value, trial.epoch, trial.best = trial.curve[epoch], epoch, metrics
 
 
-def _assign_lanes(trials: list[Course]) -> int:
+def _assign_lanes(trials: list[TrialHistory]) -> int:
     """Give every stretch the first lane that is free then; returns how many there are."""
     free: list[float] = []
     for stretch in sorted((s for trial in trials for s in trial.stretches), key=lambda s: s.start):
@@ -315,7 +317,7 @@ def _assign_lanes(trials: list[Course]) -> int:
     return max(1, len(free))
 
 
-def as_json(course: SweepCourse) -> str:
+def as_json(course: SweepHistory) -> str:
     """What `status --json` answers."""
     leaders = course.leaders
     states = [trial.state for trial in course.trials]
@@ -347,20 +349,20 @@ def as_json(course: SweepCourse) -> str:
     )
 
 
-def rungs(course: SweepCourse) -> dict[int, int]:
+def rungs(course: SweepHistory) -> dict[int, int]:
     """How many trials have reached epoch 1, 2, 4, 8, ... up to the longest."""
     done = [trial.epochs_done for trial in course.trials]
     levels = [2**power for power in range(max(done, default=0).bit_length())]
     return {level: sum(epochs >= level for epochs in done) for level in levels}
 
 
-def throughput(course: SweepCourse) -> float | None:
+def throughput(course: SweepHistory) -> float | None:
     """Training images per second of one worker: the median over the trials' last epochs."""
     rates = sorted(trial.last["images_per_second"] for trial in course.trials if trial.last)
     return rates[len(rates) // 2] if rates else None
 
 
-def warning_counts(course: SweepCourse) -> dict[str, int]:
+def warning_counts(course: SweepHistory) -> dict[str, int]:
     """How many trials each rule has something to say about, most first."""
     names = [name for trial in course.trials for name in trial.warnings]
     return {

@@ -37,7 +37,7 @@ Push = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Site:
+class DriverFiles:
     """What a worker must know to find a sweep's files; small to send. Without a `keeper` all nodes are this one."""
 
     node: str  # Ray's id of the driver's node
@@ -151,7 +151,7 @@ def node_home() -> Path:
     return Path(os.environ.get("BINSWEEP_HOME") or cache / "binsweep").expanduser().absolute()
 
 
-def open_site(data: TrialData, folder: Path, shared: bool) -> Site:
+def open_site(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
     """The site of the sweep in `folder`, whose banks this process has open; with `shared` for other nodes, too."""
     node = ray.get_runtime_context().get_node_id()
     keeper = None
@@ -159,7 +159,7 @@ def open_site(data: TrialData, folder: Path, shared: bool) -> Site:
         beside = NodeAffinitySchedulingStrategy(node, soft=False)
         # A keeper that was killed is started again, and what was asked of it is asked again.
         keeper = (
-            ray.remote(Keeper)
+            ray.remote(FileServer)
             .options(
                 num_cpus=0,
                 scheduling_strategy=beside,
@@ -170,7 +170,7 @@ def open_site(data: TrialData, folder: Path, shared: bool) -> Site:
             .remote(folder, data.banks)
         )
     names = tuple(path.name for path in opened_banks(data.banks))
-    return Site(
+    return DriverFiles(
         node,
         data.classes,
         data.image_size,
@@ -182,7 +182,7 @@ def open_site(data: TrialData, folder: Path, shared: bool) -> Site:
     )
 
 
-def bring_banks(site: Site, cpus: float) -> int:
+def bring_banks(site: DriverFiles, cpus: float) -> int:
     """Bring the banks to every other node with so many CPUs, at once, before any trial waits; returns their number.
 
     A node that joins later is brought them with its first trial. Raises UserError, naming the node, where one cannot
@@ -200,12 +200,12 @@ def bring_banks(site: Site, cpus: float) -> int:
     return len(others)
 
 
-def _bring(site: Site) -> None:
+def _bring(site: DriverFiles) -> None:
     remove_left_trials()
     site.data()
 
 
-def tidy_nodes(site: Site) -> None:
+def tidy_nodes(site: DriverFiles) -> None:
     """Remove what killed workers left on the other nodes, which may never get another trial; those that do not answer
     at once are left to the next sweep."""
     tasks = [_on(node, remove_left_trials) for node in _other_nodes(site)]
@@ -213,7 +213,7 @@ def tidy_nodes(site: Site) -> None:
         ray.wait(tasks, num_returns=len(tasks), timeout=TIDY_SECONDS)
 
 
-def _other_nodes(site: Site, cpus: float = 0.0) -> list[dict[str, Any]]:
+def _other_nodes(site: DriverFiles, cpus: float = 0.0) -> list[dict[str, Any]]:
     """The living nodes beside the driver's that have so many CPUs."""
     alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != site.node]
     return [node for node in alive if node["Resources"].get("CPU", 0) >= cpus]
@@ -225,7 +225,7 @@ def _on(node: Mapping[str, Any], function: Callable[..., None], *arguments: Any)
     return ray.remote(function).options(num_cpus=0, scheduling_strategy=there).remote(*arguments)
 
 
-class Keeper:
+class FileServer:
     """The driver's files, for workers on other nodes: an actor on the driver's node."""
 
     def __init__(self, folder: Path, banks: Path) -> None:

@@ -32,7 +32,7 @@ from binsweep.data.resource_limits import memory
 from binsweep.models.train import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import Node, ray_place
-from binsweep.search.ray_backend.file_transfer import Site, bring_banks, open_site, tidy_nodes
+from binsweep.search.ray_backend.file_transfer import DriverFiles, bring_banks, open_site, tidy_nodes
 from binsweep.search.ray_backend.worker import trainable
 
 WATCH_SECONDS = 5.0
@@ -261,7 +261,7 @@ def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([dict(share.each)] * share.workers)
 
 
-def _tune(controller: Controller, site: Site, slots: int, folder: str) -> None:
+def _tune(controller: Controller, site: DriverFiles, slots: int, folder: str) -> None:
     task = tune.with_resources(functools.partial(trainable, site=site), _resources)
     suggestions = _Suggestions(controller)
     tuner = tune.Tuner(

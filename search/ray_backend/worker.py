@@ -12,12 +12,12 @@ from typing import Any
 from ray import tune
 
 from binsweep.search.execution.trial import TrialTask, hide_gpus, leave_error, run_trial
-from binsweep.search.ray_backend.file_transfer import Push, Site
+from binsweep.search.ray_backend.file_transfer import DriverFiles, Push
 
 GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
 
 
-def trainable(config: dict[str, Any], site: Site) -> None:
+def trainable(config: dict[str, Any], site: DriverFiles) -> None:
     """Ray Tune's function: train `config["task"]`, report every epoch."""
     hide_gpus(config["task"].share)
     with site.at_hand(config["task"]) as (task, push):

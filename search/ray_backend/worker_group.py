@@ -27,14 +27,14 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from binsweep.search.execution.trial import (
     LostWorkerError,
     Send,
-    Share,
+    TrialResources,
     TrialTask,
     attempt,
     hide_gpus,
     leave_error,
     run_attempts,
 )
-from binsweep.search.ray_backend.file_transfer import Site
+from binsweep.search.ray_backend.file_transfer import DriverFiles
 
 LOOPBACK = "127.0.0.1"
 UNWIND_SECONDS = 30.0  # so long may a process wait for one that is gone
@@ -43,7 +43,7 @@ UNWIND_SECONDS = 30.0  # so long may a process wait for one that is gone
 class Member:
     """One process of a group beside the first."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: TrialResources) -> None:
         hide_gpus(share)
 
     def node(self) -> str:
@@ -55,7 +55,7 @@ class Member:
         here = LOOPBACK if address == LOOPBACK else ray.util.get_node_ip_address()
         _join(TCPStore(address, port, size, is_master=False, use_libuv=False), here, rank, size)
 
-    def train(self, task: TrialTask, site: Site, parts: int) -> None:
+    def train(self, task: TrialTask, site: DriverFiles, parts: int) -> None:
         """This process's part of a trial."""
         with site.at_hand(task) as (here, _):
             attempt(here, site.data(), _never, parts)
@@ -77,7 +77,7 @@ def _join(store: TCPStore, here: str, rank: int, size: int) -> None:
 _members: list[Any] = []  # of this process's group; they stay from one trial to the next
 
 
-def run_in_group(task: TrialTask, site: Site, send: Send) -> None:
+def run_in_group(task: TrialTask, site: DriverFiles, send: Send) -> None:
     """What `search.trial.run_trial` does, by all workers of the task. Raises LostWorkerError when one is lost."""
     stopped: list[SystemExit] = []
 
@@ -94,7 +94,7 @@ def run_in_group(task: TrialTask, site: Site, send: Send) -> None:
         raise stopped[0]
 
 
-def _train_together(task: TrialTask, site: Site, send: Send, parts: int) -> None:
+def _train_together(task: TrialTask, site: DriverFiles, send: Send, parts: int) -> None:
     over, failures = threading.Event(), list[Exception]()
     try:
         if not _members:
@@ -115,7 +115,7 @@ def _train_together(task: TrialTask, site: Site, send: Send, parts: int) -> None
         over.set()
 
 
-def _gather_members(share: Share) -> None:
+def _gather_members(share: TrialResources) -> None:
     """Start the other processes, each in its bundle of the trial's placement group, and meet them."""
     bundles, size = get_current_placement_group(), share.workers
     for index in range(1, size):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from binsweep.models.health_rules import Finding
+from binsweep.models.health_rules import HealthFinding
 from binsweep.search.execution.controller import TrialRecord
 
 DECISIONS = "decisions.jsonl"  # in the sweep's folder
@@ -28,7 +28,7 @@ class DecisionLog:
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         """To train on is what a trial does unless something else was decided."""
 
-    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+    def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None:
         """What a rule sees decides nothing by itself; a stop is told as the trial's end."""
 
     def trial_halted(self, trial: TrialRecord, reason: str) -> None:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from binsweep.models.health_rules import Finding
+from binsweep.models.health_rules import HealthFinding
 from binsweep.search.execution.controller import Controller, TrialRecord
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.format import clock, short, shown
@@ -49,7 +49,7 @@ def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str
     return table
 
 
-class Board:
+class LiveTable:
     """A listener of the controller that keeps the screen current while its context is open."""
 
     def __init__(self, spec: SweepSpec, controller: Controller) -> None:
@@ -60,7 +60,7 @@ class Board:
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._screen, refresh_per_second=2)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveTable:
         if self._live is not None:
             self._live.start()
         self._controller.listeners.append(self)
@@ -84,7 +84,7 @@ class Board:
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         """Epochs show in the table only: one line each would bury the rest."""
 
-    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+    def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None:
         for finding in found:
             self._warned[finding.rule] += 1
             self._line(f"trial {trial.number} {finding.rule} at epoch {finding.epoch}: {finding.text}")

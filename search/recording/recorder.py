@@ -17,7 +17,7 @@ import yaml
 
 from binsweep.data.manifest import Manifest
 from binsweep.models.build import load_checkpoint
-from binsweep.models.health_rules import Finding
+from binsweep.models.health_rules import HealthFinding
 from binsweep.models.precision import choose_arithmetic
 from binsweep.models.train import TrialData
 from binsweep.search.execution.controller import ENDED, Controller, TrialRecord, pareto_front
@@ -180,7 +180,7 @@ class Recorder:
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         self._log.metrics(trial_key(trial.number), epoch, metrics)
 
-    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+    def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None:
         tags = {finding.name: f"since epoch {finding.epoch}: {finding.text}" for finding in found}
         self._log.tags(trial_key(trial.number), tags)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from binsweep.search.history.sweep_history import Course, SweepCourse
+from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
 from binsweep.search.report.svg_charts import axis_of, on_axis
 from binsweep.search.spec.space import Choice, to_distribution
 from binsweep.search.terminal.format import clock, short, shown
@@ -20,7 +20,7 @@ NARROW = 0.6  # a range is worth narrowing where the good trials cover less of i
 MATTERS_LITTLE = 0.05  # of all importance
 
 
-def importances(course: SweepCourse) -> dict[str, float]:
+def importances(course: SweepHistory) -> dict[str, float]:
     """Each searched parameter's share of what decides over the value, most first; empty below ENOUGH trials.
 
     Optuna's default evaluator, PED-ANOVA (Watanabe et al. 2023): how much a parameter decides whether a trial
@@ -46,7 +46,7 @@ def importances(course: SweepCourse) -> dict[str, float]:
     return found
 
 
-def verdict(course: SweepCourse) -> list[str]:
+def verdict(course: SweepHistory) -> list[str]:
     """The sweep in a few sentences."""
     leaders, metric = course.leaders, course.spec.metric
     many = f"{len(course.trials)} trial{'s' if len(course.trials) != 1 else ''}"
@@ -83,7 +83,7 @@ def verdict(course: SweepCourse) -> list[str]:
     return lines
 
 
-def improvements(course: SweepCourse) -> list[tuple[float, int, float, int]]:
+def improvements(course: SweepHistory) -> list[tuple[float, int, float, int]]:
     """Each new best: (seconds from the start, epochs trained by all trials, value, trial), in order.
 
     Breaks of the sweep do not count as time.
@@ -102,7 +102,7 @@ def improvements(course: SweepCourse) -> list[tuple[float, int, float, int]]:
     return found
 
 
-def next_steps(course: SweepCourse, weights: Mapping[str, float]) -> list[str]:
+def next_steps(course: SweepHistory, weights: Mapping[str, float]) -> list[str]:
     """What to change in the spec's space, in words; from the best fifth of the trials against all."""
     leaders = course.leaders
     if len(leaders) < ENOUGH:
@@ -127,7 +127,9 @@ def next_steps(course: SweepCourse, weights: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _on_choice(name: str, dimension: Choice, good: Sequence[Course], leaders: Sequence[Course]) -> list[str]:
+def _on_choice(
+    name: str, dimension: Choice, good: Sequence[TrialHistory], leaders: Sequence[TrialHistory]
+) -> list[str]:
     poor = [
         value
         for value in dimension.values
@@ -145,7 +147,7 @@ def _on_choice(name: str, dimension: Choice, good: Sequence[Course], leaders: Se
     return []
 
 
-def _on_range(name: str, good: Sequence[Course], course: SweepCourse) -> list[str]:
+def _on_range(name: str, good: Sequence[TrialHistory], course: SweepHistory) -> list[str]:
     dimension = course.spec.space[name]
     axis = axis_of(dimension)
     good = [trial for trial in good if name in trial.params]  # it may depend on another one's value
@@ -173,7 +175,7 @@ def _on_range(name: str, good: Sequence[Course], course: SweepCourse) -> list[st
     return []
 
 
-def balance(course: SweepCourse) -> str:
+def balance(course: SweepHistory) -> str:
     """Whether the workers were busy alike; empty where there is one, or they were."""
     loads = [0.0] * course.slots
     for trial in course.trials:

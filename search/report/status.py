@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from binsweep.search.history.sweep_history import (
-    SweepCourse,
+    SweepHistory,
     as_json,
     read_course,
     rungs,
@@ -44,7 +44,7 @@ def show(folder: Path, json: bool) -> None:
                 time.sleep(max(PAUSE_SECONDS, 10 * (time.monotonic() - start)))
 
 
-def lines(course: SweepCourse) -> list[str]:
+def lines(course: SweepHistory) -> list[str]:
     """The state in plain lines."""
     spec = course.spec
     states = Counter(trial.state for trial in course.trials)
@@ -81,7 +81,7 @@ def lines(course: SweepCourse) -> list[str]:
     return said
 
 
-def cost_text(course: SweepCourse, left: float) -> str:
+def cost_text(course: SweepHistory, left: float) -> str:
     """What was spent, and at this pace what `left` seconds will cost."""
     units = {"cpu_hours": "CPU hours", "gpu_hours": "GPU hours", "money": "by the spec's prices"}
     parts = [f"{value:.3g} {units[kind]}" for kind, value in course.cost.items() if value]
@@ -96,7 +96,7 @@ def cost_text(course: SweepCourse, left: float) -> str:
     return text
 
 
-def screen(course: SweepCourse) -> RenderableType:
+def screen(course: SweepHistory) -> RenderableType:
     """The same for a terminal, with the leading trials and those that run."""
     names = list(course.spec.space)
     table = Table(title="best so far, and what runs", title_justify="left", expand=False)

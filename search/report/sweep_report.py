@@ -14,7 +14,7 @@ from jinja2 import Environment
 from binsweep.data.atomic_write import write_bytes
 from binsweep.data.errors import UserError
 from binsweep.models.profiler import PHASES
-from binsweep.search.history.sweep_history import Course, SweepCourse, read_course, throughput
+from binsweep.search.history.sweep_history import SweepHistory, TrialHistory, read_course, throughput
 from binsweep.search.report.advice import balance, importances, improvements, next_steps, verdict
 from binsweep.search.report.svg_charts import (
     BLUE,
@@ -63,7 +63,7 @@ def describe(folder: Path, ended_by: str = "") -> str:
     return "\n\n".join([head, " ".join(verdict(course)), "What to try next:\n\n" + "\n".join(steps)])
 
 
-def contents(course: SweepCourse) -> dict[str, Any]:
+def contents(course: SweepHistory) -> dict[str, Any]:
     """All that the page shows, ready to be laid out."""
     metric = course.spec.metric
     weights = importances(course)
@@ -97,7 +97,7 @@ def contents(course: SweepCourse) -> dict[str, Any]:
     }
 
 
-def _facts(course: SweepCourse) -> list[tuple[str, str]]:
+def _facts(course: SweepHistory) -> list[tuple[str, str]]:
     states = Counter(trial.state for trial in course.trials)
     cost = course.cost
     spent = f"{cost['cpu_hours']:.3g} CPU hours"
@@ -122,7 +122,7 @@ def _facts(course: SweepCourse) -> list[tuple[str, str]]:
     ]
 
 
-def _row(trial: Course, metric: str, names: list[str]) -> dict[str, Any]:
+def _row(trial: TrialHistory, metric: str, names: list[str]) -> dict[str, Any]:
     return {
         "trial": trial,
         "value": shown(metric, trial.value),
@@ -133,7 +133,7 @@ def _row(trial: Course, metric: str, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _said(trial: Course, metric: str) -> str:
+def _said(trial: TrialHistory, metric: str) -> str:
     """What the page says of a trial under the mouse."""
     params = "\n".join(f"{name}: {short(value)}" for name, value in trial.params.items())
     value = f"{metric} {shown(metric, trial.value)} at epoch {trial.epoch}" if trial.epoch else "no result"
@@ -142,13 +142,13 @@ def _said(trial: Course, metric: str) -> str:
     return f"trial {trial.number}: {value}\n{state}\n{params}"
 
 
-def _values(course: SweepCourse) -> Axis:
+def _values(course: SweepHistory) -> Axis:
     """The axis of the metric over whole trials, its range that of their best values."""
     values = [trial.value for trial in course.leaders if trial.value is not None]
     return span(values, percent="accuracy" in course.spec.metric)
 
 
-def _best_so_far(course: SweepCourse) -> list[str]:
+def _best_so_far(course: SweepHistory) -> list[str]:
     """Best value over trials, over time and over cost, every trial as a point behind."""
     leaders, metric = course.leaders, course.spec.metric
     if not leaders:
@@ -184,7 +184,7 @@ def _best_so_far(course: SweepCourse) -> list[str]:
     return charts
 
 
-def _curves(course: SweepCourse) -> str:
+def _curves(course: SweepHistory) -> str:
     """Learning curves; a cross where a trial was stopped before its end, the best trial on top."""
     leaders, metric = course.leaders, course.spec.metric
     if not leaders:
@@ -207,7 +207,7 @@ def _curves(course: SweepCourse) -> str:
     return chart.svg()
 
 
-def _parallel(course: SweepCourse) -> str:
+def _parallel(course: SweepHistory) -> str:
     leaders = course.leaders
     if len(leaders) < 2:
         return ""
@@ -218,7 +218,7 @@ def _parallel(course: SweepCourse) -> str:
     )
 
 
-def _slice(course: SweepCourse, name: str) -> str:
+def _slice(course: SweepHistory, name: str) -> str:
     """One parameter against the value; the later a trial began, the darker."""
     dimension = course.spec.space[name]
     chart = Chart(axis_of(dimension), _values(course), (name, course.spec.metric), width=380, height=250)
@@ -234,7 +234,7 @@ def _slice(course: SweepCourse, name: str) -> str:
     return chart.svg()
 
 
-def _pair(course: SweepCourse, names: list[str]) -> tuple[str, str, str] | None:
+def _pair(course: SweepHistory, names: list[str]) -> tuple[str, str, str] | None:
     """The two parameters that matter most against one another: trials, coloured by value, over contours of it."""
     if len(names) < 2 or not course.leaders:
         return None
@@ -259,7 +259,7 @@ def _pair(course: SweepCourse, names: list[str]) -> tuple[str, str, str] | None:
     return across, up, chart.svg()
 
 
-def _timeline(course: SweepCourse) -> str:
+def _timeline(course: SweepHistory) -> str:
     """Which worker had which trial when; breaks of the sweep are cut out."""
     stretches = [(stretch, trial) for trial in course.trials for stretch in trial.stretches]
     if not stretches:
@@ -275,7 +275,7 @@ def _timeline(course: SweepCourse) -> str:
     return chart.svg()
 
 
-def _phases(course: SweepCourse) -> list[tuple[str, float, float]]:
+def _phases(course: SweepHistory) -> list[tuple[str, float, float]]:
     """Where a training step's time goes: (phase, milliseconds, share), medians over the trials' last epochs."""
     last = [trial.last for trial in course.trials if trial.last]
     spent = {
@@ -287,7 +287,7 @@ def _phases(course: SweepCourse) -> list[tuple[str, float, float]]:
     return [(phase, value, value / total) for phase, value in spent.items()]
 
 
-def _warnings(course: SweepCourse) -> list[dict[str, Any]]:
+def _warnings(course: SweepHistory) -> list[dict[str, Any]]:
     """Each rule that had something to say: in which trials, and what of the best of them."""
     found = []
     names = Counter(name for trial in course.trials for name in trial.warnings)

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from binsweep.data.errors import UserError
 from binsweep.data.split import Split, SplitBy
-from binsweep.models.health_rules import RULES, Action, Rule, thresholds_of
+from binsweep.models.health_rules import RULES, Action, HealthRule, thresholds_of
 from binsweep.models.network import ARCHITECTURES
 from binsweep.models.settings import BOUNDS, CHOICES, TYPES, Settings
 from binsweep.search.spec.space import (
@@ -27,8 +27,8 @@ from binsweep.search.spec.space import (
     parse_space,
     when_problems,
 )
-from binsweep.search.spec.yaml_file import Document, NotYaml, hinted, read_yaml
-from binsweep.tracking.promotion.gate import Correction, Gate, Measure
+from binsweep.search.spec.yaml_file import NotYaml, YamlDocument, hinted, read_yaml
+from binsweep.tracking.promotion.gate import Correction, Measure, PromotionCriteria
 
 # Selection uses validation only.
 METRICS = {"val_accuracy": "maximize", "val_loss": "minimize", "val_rmse": "minimize", "val_mae": "minimize"}
@@ -222,9 +222,9 @@ class SweepSpec:
     search: SearchPart
     budget: BudgetPart
     resources: ResourcesPart
-    health: dict[str, Rule]
+    health: dict[str, HealthRule]
     register: RegisterPart
-    gate: Gate
+    gate: PromotionCriteria
     raw: dict[str, Any]
 
     @property
@@ -472,7 +472,7 @@ def _raise(problems: Sequence[Problem], where: str) -> None:
         raise UserError("\n  ".join([f"{where}: {many}", *lines]))
 
 
-def parse_spec(raw: Any, where: str = "spec", document: Document | None = None) -> SweepSpec:
+def parse_spec(raw: Any, where: str = "spec", document: YamlDocument | None = None) -> SweepSpec:
     """Validate a loaded YAML document; raises one UserError that lists every mistake with key, rule and value.
 
     `document` is the YAML that it comes from, with the mistakes that were found in reading it.
@@ -483,7 +483,7 @@ def parse_spec(raw: Any, where: str = "spec", document: Document | None = None) 
         raise UserError(
             f"{where}: must be a mapping of keys, not {type(raw).__name__}", "see sweeps/quickstart.yaml"
         )
-    document = document or Document(raw)
+    document = document or YamlDocument(raw)
     problems = list(document.problems)
     file = None
     try:
@@ -514,9 +514,9 @@ def parse_spec(raw: Any, where: str = "spec", document: Document | None = None) 
         search=file.search,
         budget=file.budget,
         resources=file.resources,
-        health={name: Rule(*_asked(asked)) for name, asked in file.health.items()},
+        health={name: HealthRule(*_asked(asked)) for name, asked in file.health.items()},
         register=file.register_,
-        gate=Gate(**file.register_.gate.model_dump()),
+        gate=PromotionCriteria(**file.register_.gate.model_dump()),
         raw=resolved,
     )
 
@@ -572,7 +572,7 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
             )
 
 
-def _read(path: Path, assignments: Sequence[str]) -> Document:
+def _read(path: Path, assignments: Sequence[str]) -> YamlDocument:
     """A sweep file with `--set` assignments; raises UserError when it is not YAML."""
     try:
         document = read_yaml(path.read_bytes())

@@ -37,7 +37,7 @@ class NotYaml(Exception):
 
 
 @dataclass
-class Document:
+class YamlDocument:
     """What was read: `value`; the mistakes of `problems`; and by the path of each bare word such as `no` that
     YAML takes for true or false, the word."""
 
@@ -46,9 +46,9 @@ class Document:
     words: dict[str, str] = field(default_factory=dict)
 
 
-def read_yaml(content: bytes | str) -> Document:
+def read_yaml(content: bytes | str) -> YamlDocument:
     """Read one document; raises NotYaml where it is none."""
-    document = Document()
+    document = YamlDocument()
     try:
         loader = _Loader(content)
         try:
@@ -83,7 +83,7 @@ def hinted(problem: Problem, words: dict[str, str]) -> Problem:
     return Problem(problem.path, problem.rule, problem.value, hint)
 
 
-def _look(root: yaml.Node, document: Document) -> None:
+def _look(root: yaml.Node, document: YamlDocument) -> None:
     """Find what is written twice or misread, in the order of the document."""
     visits = 0
     said: set[tuple[int, str]] = set()  # what several aliases repeat is one mistake
@@ -157,7 +157,7 @@ def _lines(found: Sequence[int]) -> str:
     return f"lines {', '.join(map(str, found[:-1]))} and {found[-1]}"
 
 
-def _look_at_scalar(path: str, node: yaml.ScalarNode, document: Document) -> None:
+def _look_at_scalar(path: str, node: yaml.ScalarNode, document: YamlDocument) -> None:
     if node.style is not None:  # in quotes, or a block of text
         return
     text, kind = node.value, node.tag.removeprefix(_TAG)

@@ -29,7 +29,7 @@ GROWTH = 1.2  # the hyperparameters are learned anew when there is so much more 
 
 
 @dataclass(frozen=True)
-class Data:
+class CurveData:
     """Observations: features [n, d], progress [n], the trial of each [n] (-1: none seen yet), values [n]."""
 
     x: np.ndarray
@@ -68,13 +68,13 @@ class CurveModel:
         self.theta = self.prior.copy()
         self.learned_from = 0
 
-    def keep_up(self, data: Data, seen: int) -> None:
+    def keep_up(self, data: CurveData, seen: int) -> None:
         """Learn anew when so much more was seen than when it last did."""
         if seen >= self.learned_from * GROWTH:
             self.learned_from = seen
             self.learn(data)
 
-    def learn(self, data: Data, steps: int = 12) -> None:
+    def learn(self, data: CurveData, steps: int = 12) -> None:
         """Set `theta` by its posterior, from where it is."""
         bounds = list(zip(self.prior - 3 * self._spread, self.prior + 3 * self._spread, strict=True))
         start = np.clip(self.theta, *np.array(bounds).T)
@@ -84,7 +84,7 @@ class CurveModel:
         if np.all(np.isfinite(found.x)):
             self.theta = found.x
 
-    def condition(self, data: Data) -> None:
+    def condition(self, data: CurveData) -> None:
         """Take in the observations, with `theta` as it is."""
         self._data = data
         covariance = self._kernels(self.theta, data, data).total()
@@ -95,14 +95,14 @@ class CurveModel:
         self, x: np.ndarray, progress: np.ndarray, trial: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (without noise) at the given points, each of shape [n]."""
-        asked = Data(x, progress, trial, np.empty(0))
+        asked = CurveData(x, progress, trial, np.empty(0))
         cross = self._kernels(self.theta, self._data, asked).total()
         trend, _, final, early, _, offset, _ = np.exp(self.theta[2 * self._n :])
         prior = trend + final + early * (1 - progress) ** 2 + offset
         known = solve_triangular(self._factor, cross, lower=True, check_finite=False)
         return cross.T @ self._weights, np.sqrt(np.maximum(prior - (known**2).sum(axis=0), 1e-10))
 
-    def loss(self, theta: np.ndarray, data: Data) -> tuple[float, np.ndarray]:
+    def loss(self, theta: np.ndarray, data: CurveData) -> tuple[float, np.ndarray]:
         """The negative log posterior of `theta`, up to a constant, and its gradient."""
         k = self._kernels(theta, data, data)
         noise = math.exp(theta[-1])
@@ -118,7 +118,7 @@ class CurveModel:
         return float(fit), self._gradient(theta, data, k, w, noise) + away / self._spread
 
     def _gradient(
-        self, theta: np.ndarray, data: Data, k: _Kernels, w: np.ndarray, noise: float
+        self, theta: np.ndarray, data: CurveData, k: _Kernels, w: np.ndarray, noise: float
     ) -> np.ndarray:
         n = self._n
         gradient = np.zeros_like(theta)
@@ -139,7 +139,7 @@ class CurveModel:
         ]
         return gradient
 
-    def _kernels(self, theta: np.ndarray, a: Data, b: Data) -> _Kernels:
+    def _kernels(self, theta: np.ndarray, a: CurveData, b: CurveData) -> _Kernels:
         n = self._n
         trend, length, final, early, early_length, offset, _ = np.exp(theta[2 * n :])
         final_x = matern(a.x, b.x, np.exp(theta[:n])[self._groups])

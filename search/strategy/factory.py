@@ -14,7 +14,7 @@ from binsweep.search.strategy.optuna_strategy import OptunaStrategy, Policy
 from binsweep.search.strategy.planner import Halving, Planner
 from binsweep.search.strategy.samplers import make_sampler
 from binsweep.search.strategy.stopping_rule import StoppingRule, never
-from binsweep.search.strategy.study_storage import Ledger
+from binsweep.search.strategy.study_storage import StudyStorage
 
 SamplerName = Literal["auto", "tpe", "gp", "cmaes", "random", "grid"]
 StoppingName = Literal["auto", "asha", "median", "none"]
@@ -43,7 +43,7 @@ def open_strategy(
     """
     # Where `auto` plans, it asks no sampler; random is there for want of none.
     ask = make_sampler("random" if sampler == "auto" else sampler, space, seed)
-    ledger = Ledger(path, study_name, goal)
+    ledger = StudyStorage(path, study_name, goal)
     _check_space(ledger, space, study_name)
     planner: Planner | None = None
     if sampler == "auto":
@@ -64,7 +64,7 @@ def _rule(stopping: StoppingName, max_epochs: int) -> StoppingRule:
     return rules.get(stopping, never)  # `auto` pauses and stops nothing
 
 
-def _check_space(ledger: Ledger, space: Mapping[str, Dimension], study_name: str) -> None:
+def _check_space(ledger: StudyStorage, space: Mapping[str, Dimension], study_name: str) -> None:
     asked: dict[str, Any] = {name: to_distribution(dimension) for name, dimension in space.items()}
     for trial in ledger.trials():
         stored = trial.distributions

@@ -46,7 +46,7 @@ class _Known:
     top: np.ndarray
 
 
-class EndModel:
+class FinalValueModel:
     """The process; `theta` holds the logarithms of its length scales, variance and noise."""
 
     def __init__(self, encoder: Encoder) -> None:

@@ -19,12 +19,12 @@ from scipy.spatial import cKDTree
 from threadpoolctl import ThreadpoolController
 
 from binsweep.search.spec.space import Dimension
-from binsweep.search.strategy.curve_gp import CurveModel, Data
+from binsweep.search.strategy.curve_gp import CurveData, CurveModel
 from binsweep.search.strategy.encoding import Encoder, Points
-from binsweep.search.strategy.final_value_gp import EndModel
+from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.kernel import log_improvement
 from binsweep.search.strategy.planner import Plan
-from binsweep.search.strategy.trial_pool import Stand, Standing, promoted
+from binsweep.search.strategy.trial_pool import PooledTrial, TrialPool, promoted
 
 START = 4.0  # trainings' worth of epochs by halving, before the model decides
 STRAIGHT_FROM = 5.0  # trainings' worth of epochs, from which trials go straight for their end,
@@ -47,7 +47,7 @@ class FreezeThaw:
         self._epochs_name = epochs_name
         self._seed, self._max_epochs = seed % 2**32, max_epochs
         self._model = CurveModel(self._encoder.groups())
-        self._ends = EndModel(self._encoder)
+        self._ends = FinalValueModel(self._encoder)
         self._points: list[np.ndarray] = []  # by trial
         self._threads = ThreadpoolController()  # looking for the libraries takes 3 ms
 
@@ -64,7 +64,7 @@ class FreezeThaw:
             if own:  # an earlier version kept the first model's only
                 model.learned_from, model.theta = int(own[0]), np.array(own[1:])
 
-    def plan(self, standing: Standing) -> Plan:
+    def plan(self, standing: TrialPool) -> Plan:
         """What a free worker should do next."""
         if standing.epochs >= START * self._max_epochs and any(
             stand.at_level and not stand.broken for stand in standing.stands
@@ -82,7 +82,7 @@ class FreezeThaw:
             "one of the evenly spread configurations to begin with", params=self._encoder.params(point)
         )
 
-    def _by_model(self, standing: Standing) -> Plan:
+    def _by_model(self, standing: TrialPool) -> Plan:
         running = [n for n, stand in enumerate(standing.stands) if stand.state == "running"]
         rng = self._rng(standing, running)
         shown = [n for n, stand in enumerate(standing.stands) if stand.at_level and not stand.broken]
@@ -105,11 +105,11 @@ class FreezeThaw:
             return Plan(reason, number=paused[chosen])
         return Plan(reason, params=self._encoder.params(fresh[chosen - len(paused)]))
 
-    def _straight_is_due(self, standing: Standing) -> bool:
+    def _straight_is_due(self, standing: TrialPool) -> bool:
         enough = standing.epochs >= STRAIGHT_FROM * self._max_epochs
         return enough and sum(_is_full(stand) for stand in standing.stands) >= FULL
 
-    def _straight(self, standing: Standing) -> Plan | None:
+    def _straight(self, standing: TrialPool) -> Plan | None:
         """The new configuration that would probably gain most at its end.
 
         None where all that was weighed was tried before, as in a small space, or nearly is in training or broke.
@@ -151,10 +151,10 @@ class FreezeThaw:
                 return Plan(reason, params=params, straight=True)
         return None
 
-    def _rng(self, standing: Standing, running: list[int]) -> np.random.Generator:
+    def _rng(self, standing: TrialPool, running: list[int]) -> np.random.Generator:
         return np.random.default_rng([self._seed, len(standing.stands), standing.epochs, len(running)])
 
-    def _known(self, shown: list[int], standing: Standing, rng: np.random.Generator) -> list[int]:
+    def _known(self, shown: list[int], standing: TrialPool, rng: np.random.Generator) -> list[int]:
         """The trials that a model looks at: the best of those shown, and a sample of the others."""
         if len(shown) <= TRIALS:
             return shown
@@ -163,8 +163,8 @@ class FreezeThaw:
         return [int(n) for n in (*order[: TRIALS // 2], *others)]
 
     def _observations(
-        self, standing: Standing, rows: list[tuple[int, int, float]], prices: dict[int, float]
-    ) -> tuple[Data, float]:
+        self, standing: TrialPool, rows: list[tuple[int, int, float]], prices: dict[int, float]
+    ) -> tuple[CurveData, float]:
         """(trial, epoch, value) less the trial's price, standardised, and where the best lies on that scale."""
         trials = sorted({n for n, _, _ in rows})
         best = np.array([standing.stands[n].best - prices.get(n, 0.0) for n in trials])
@@ -179,10 +179,14 @@ class FreezeThaw:
         values = np.concatenate([values, np.full(len(broken), values.min())])
         mean, deviation = values.mean(), values.std() + 1e-9
         x = self._features(standing, trial)
-        data = Data(x, np.concatenate([progress, np.ones(len(broken))]), trial, (values - mean) / deviation)
+        data = CurveData(
+            x, np.concatenate([progress, np.ones(len(broken))]), trial, (values - mean) / deviation
+        )
         return data, float(-mean / deviation)
 
-    def _with_pending(self, data: Data, standing: Standing, running: list[int], epochs: np.ndarray) -> Data:
+    def _with_pending(
+        self, data: CurveData, standing: TrialPool, running: list[int], epochs: np.ndarray
+    ) -> CurveData:
         """With what trials in training will probably show at those epochs, so that parallel workers do not all do
         the same (the kriging believer of Ginsbourger et al., 2010)."""
         if not running:
@@ -193,7 +197,7 @@ class FreezeThaw:
         progress = self._progress(epochs, lengths)
         x = self._features(standing, trial)
         mean, _ = self._model.predict(x, progress, trial)
-        return Data(
+        return CurveData(
             np.concatenate([data.x, x]),
             np.concatenate([data.progress, progress]),
             np.concatenate([data.trial, trial]),
@@ -202,7 +206,7 @@ class FreezeThaw:
 
     def _fresh(
         self,
-        standing: Standing,
+        standing: TrialPool,
         known: list[int],
         avoid: list[int],
         rng: np.random.Generator,
@@ -223,7 +227,7 @@ class FreezeThaw:
 
     def _gain(
         self,
-        standing: Standing,
+        standing: TrialPool,
         paused: list[int],
         fresh: Points,
         horizon: float,
@@ -251,10 +255,10 @@ class FreezeThaw:
             return np.full(len(points), self._max_epochs)
         return np.array([self._encoder.value(point, self._epochs_name) for point in points])
 
-    def _features(self, standing: Standing, trial: np.ndarray) -> np.ndarray:
+    def _features(self, standing: TrialPool, trial: np.ndarray) -> np.ndarray:
         return self._encoder.expand(self._points_of(standing, trial))
 
-    def _points_of(self, standing: Standing, trial: np.ndarray) -> Points:
+    def _points_of(self, standing: TrialPool, trial: np.ndarray) -> Points:
         new = standing.stands[len(self._points) :]
         self._points += [self._encoder.point(stand.params) for stand in new]
         return np.array([self._points[n] for n in trial]).reshape(len(trial), len(self._encoder.names))
@@ -265,7 +269,7 @@ def _some(running: list[int], rng: np.random.Generator) -> list[int]:
     return running if len(running) <= TRIALS else [int(n) for n in rng.choice(running, TRIALS, replace=False)]
 
 
-def _prices(known: list[int], standing: Standing, rng: np.random.Generator) -> dict[int, float]:
+def _prices(known: list[int], standing: TrialPool, rng: np.random.Generator) -> dict[int, float]:
     """What to take off the values of trials that have costs, at a random weight of cost against value: in the course of
     a search the weights lead along the whole front (ParEGO, Knowles, 2006). A third of them is nought."""
     costs = {n: standing.stands[n].cost for n in known}
@@ -280,12 +284,12 @@ def _prices(known: list[int], standing: Standing, rng: np.random.Generator) -> d
     return {n: price * (at - low) for n, at in logs.items()}
 
 
-def _is_full(stand: Stand) -> bool:
+def _is_full(stand: PooledTrial) -> bool:
     """Whether it was trained to its end."""
     return stand.epochs >= stand.levels[-1] and not stand.broken
 
 
-def _telling(stand: Stand) -> list[tuple[int, float]]:
+def _telling(stand: PooledTrial) -> list[tuple[int, float]]:
     """(epoch, best value until then) at the last level, and halfway there: more would tell little more."""
     reached = list(stand.at_level.items())
     return [reached[-1]] if len(reached) < 3 else [reached[len(reached) // 2], reached[-1]]

@@ -12,9 +12,9 @@ from binsweep.search.strategy.base import Decision, Goal, Outcome, Record, Sugge
 from binsweep.search.strategy.planner import Plan, Planner
 from binsweep.search.strategy.samplers import Sampler
 from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
-from binsweep.search.strategy.study_storage import INFEASIBLE, Ledger
-from binsweep.search.strategy.trial_pool import Standing, behind, promoted
+from binsweep.search.strategy.study_storage import INFEASIBLE, StudyStorage
 from binsweep.search.strategy.trial_pool import State as Stands
+from binsweep.search.strategy.trial_pool import TrialPool, behind, promoted
 
 SUGGESTED = "suggested_because"  # user attributes of a trial in the study
 ENDED = "ended_because"
@@ -63,7 +63,7 @@ class OptunaStrategy:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: StudyStorage,
         space: Mapping[str, Dimension],
         goal: Goal,
         last_epoch: Callable[[Mapping[str, Any]], int],
@@ -74,7 +74,7 @@ class OptunaStrategy:
         self._sign = 1.0 if goal == "maximize" else -1.0
         self._live: dict[int, _Live] = {}
         self._curves = {trial.number: self._curve(trial) for trial in ledger.trials()}
-        self._standing = Standing()
+        self._standing = TrialPool()
         self._planned: Plan | None = None  # until something happens
         self._prior = sum(PRIOR in trial.user_attrs for trial in ledger.trials())
         self._begin = True  # whether a free worker may begin a trial

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from binsweep.search.strategy.trial_pool import Standing, promoted
+from binsweep.search.strategy.trial_pool import TrialPool, promoted
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Planner(Protocol):
 
     learned: list[float]  # what must be kept, and set again, to plan alike after a restart; may be empty
 
-    def plan(self, standing: Standing) -> Plan:
+    def plan(self, standing: TrialPool) -> Plan:
         """What a free worker should do next."""
 
 
@@ -36,6 +36,6 @@ class Halving:
     def __init__(self) -> None:
         self.learned = []
 
-    def plan(self, standing: Standing) -> Plan:
+    def plan(self, standing: TrialPool) -> Plan:
         found = promoted(standing)
         return Plan() if found is None else Plan(found[1], number=found[0])

@@ -22,7 +22,7 @@ from binsweep.search.strategy.base import Goal
 INFEASIBLE = "constraints:limit"  # system attribute
 
 
-class Ledger:
+class StudyStorage:
     """One study's trials by number. Without a path it is kept in memory only, for simulations."""
 
     def __init__(self, path: Path | None, name: str, goal: Goal) -> None:

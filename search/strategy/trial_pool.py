@@ -25,7 +25,7 @@ def levels(last_epoch: int) -> list[int]:
 
 
 @dataclass
-class Stand:
+class PooledTrial:
     """One trial: the configuration, how far it is, and its best value so far at each level (larger is better)."""
 
     params: dict[str, Any]
@@ -51,11 +51,11 @@ class Stand:
         return next((level for level in self.levels if level > self.epochs), self.levels[-1])
 
 
-class Standing:
+class TrialPool:
     """All trials by number, and how many epochs were trained in all."""
 
     def __init__(self) -> None:
-        self.stands: list[Stand] = []
+        self.stands: list[PooledTrial] = []
         self.epochs = 0
 
     def add(
@@ -67,7 +67,7 @@ class Standing:
         straight: bool = False,
     ) -> None:
         """The next trial, with what it has shown so far."""
-        stand = Stand(params, levels(curve.last_epoch), state, broken=broken, straight=straight)
+        stand = PooledTrial(params, levels(curve.last_epoch), state, broken=broken, straight=straight)
         self.stands.append(stand)
         for epoch in sorted(curve.values):
             self.saw(len(self.stands) - 1, epoch, curve.values[epoch])
@@ -98,7 +98,7 @@ class Standing:
         return np.array([stand.best for stand in self.stands])
 
 
-def promoted(standing: Standing) -> tuple[int, str] | None:
+def promoted(standing: TrialPool) -> tuple[int, str] | None:
     """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to go on with, and why.
 
     From the last level down: of the sound trials that reached a level, the best 1/ETA may go on to the next
@@ -117,7 +117,7 @@ def promoted(standing: Standing) -> tuple[int, str] | None:
     return None
 
 
-def behind(standing: Standing, number: int) -> str | None:
+def behind(standing: TrialPool, number: int) -> str | None:
     """Why a trial at a third of its training is not trained on: most that got there had done better by then, the
     median rule of Golovin et al., 2017 (Vizier). None elsewhere, and on the front of value against cost."""
     stand = standing.stands[number]
@@ -130,6 +130,6 @@ def behind(standing: Standing, number: int) -> str | None:
     return f"below the median of {len(values)} trials at a third of their training"
 
 
-def _level_of(stand: Stand) -> int:
+def _level_of(stand: PooledTrial) -> int:
     """The index of the last level that it has reached."""
     return sum(level <= stand.epochs for level in stand.levels) - 1

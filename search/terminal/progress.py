@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from binsweep.search.terminal.format import clock
 
 
-class Meter:
+class ProgressMeter:
     """Progress of named phases: a bar with rate and time left on a terminal, one line for each phase elsewhere."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Meter:
         self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._phase, self._task, self._done, self._start = "", TaskID(0), 0, time.time()
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> ProgressMeter:
         self._bars.start()
         return self
 

@@ -27,7 +27,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line of the report; `remedy` says what to do, empty where nothing need be done."""
 
     name: str
@@ -36,106 +36,108 @@ class Finding:
     remedy: str = ""
 
 
-def _python(home: Path) -> Finding:
+def _python(home: Path) -> CheckResult:
     ok = sys.version_info >= (3, 11)
-    return Finding("python", ok, platform.python_version(), "" if ok else "install Python 3.11 or later")
+    return CheckResult("python", ok, platform.python_version(), "" if ok else "install Python 3.11 or later")
 
 
-def _versions(home: Path) -> Finding:
+def _versions(home: Path) -> CheckResult:
     versions = {"binsweep": __version__} | {library: version_of(library) for library in LIBRARIES}
     text = ", ".join(f"{library} {version}" for library, version in versions.items() if version)
     missing = ", ".join(library for library, version in versions.items() if not version)
-    return Finding(
+    return CheckResult(
         "versions", not missing, text, f"install what constraints.txt names: {missing}" if missing else ""
     )
 
 
-def _cpu(home: Path) -> Finding:
+def _cpu(home: Path) -> CheckResult:
     bf16 = has_fast_bf16(torch.device("cpu"))
     have, machine = memory(), os.cpu_count() or 1
     text = f"{cores()} of {machine} cores, {torch.backends.cpu.get_cpu_capability()}, "
     text += f"bf16 {'' if bf16 else 'not '}in hardware, "
     text += f"{have.free / GIB:.1f} of {have.total / GIB:.1f} GiB of memory free"
     if have.free >= 4 * GIB:
-        return Finding("cpu", True, text)
+        return CheckResult("cpu", True, text)
     more = "close other programs" if have.total >= 4 * GIB else "raise the memory limit of its container"
-    return Finding("cpu", False, text, f"a sweep wants 4 GiB: {more}")
+    return CheckResult("cpu", False, text, f"a sweep wants 4 GiB: {more}")
 
 
-def _gpu(home: Path) -> Finding:
+def _gpu(home: Path) -> CheckResult:
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
-    return Finding("gpu", True, names or "none: trials run on the CPU")
+    return CheckResult("gpu", True, names or "none: trials run on the CPU")
 
 
-def _shared_memory(home: Path) -> Finding:
+def _shared_memory(home: Path) -> CheckResult:
     folder = Path("/dev/shm")
     if not folder.is_dir():
-        return Finding("/dev/shm", True, "not on this system")
+        return CheckResult("/dev/shm", True, "not on this system")
     free = shutil.disk_usage(folder).free / GIB
     remedy = "" if free >= 0.25 else "give it 1 GiB (containers: --shm-size 1g), or Ray falls back to disk"
-    return Finding("/dev/shm", free >= 0.25, f"{free:.1f} GiB free", remedy)
+    return CheckResult("/dev/shm", free >= 0.25, f"{free:.1f} GiB free", remedy)
 
 
-def _disk(home: Path) -> Finding:
+def _disk(home: Path) -> CheckResult:
     place = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(place).free / GIB
     if not os.access(place, os.W_OK | os.X_OK):
         remedy = f"set BINSWEEP_HOME to a folder where you may write (now {home})"
-        return Finding("disk", False, f"{place} cannot be written", remedy)
+        return CheckResult("disk", False, f"{place} cannot be written", remedy)
     remedy = "" if free >= 2 else f"free some space, or set BINSWEEP_HOME to a larger disk (now {home})"
-    return Finding("disk", free >= 2, f"{free:.1f} GiB free at {place}", remedy)
+    return CheckResult("disk", free >= 2, f"{free:.1f} GiB free at {place}", remedy)
 
 
-def _banks(home: Path) -> Finding:
+def _banks(home: Path) -> CheckResult:
     folder = home / "banks"
     banks = banks_in(folder)
     text = f"{len(banks)} of {sum(map(size_of, banks)) / GIB:.2f} GiB"
     try:
-        return Finding("banks", True, f"{text}, at most {size_limit() / GIB:g} GiB ({LIMIT}), in {folder}")
+        return CheckResult(
+            "banks", True, f"{text}, at most {size_limit() / GIB:g} GiB ({LIMIT}), in {folder}"
+        )
     except UserError as error:
-        return Finding("banks", False, error.message, error.hint)
+        return CheckResult("banks", False, error.message, error.hint)
 
 
-def _ray(home: Path) -> Finding:
+def _ray(home: Path) -> CheckResult:
     try:
         from binsweep.search.ray_backend.runner import start_ray
 
         with start_ray(1):
-            return Finding("ray", True, "starts and stops")
+            return CheckResult("ray", True, "starts and stops")
     except Exception as error:  # Ray fails in many ways; all of them are this line's news
-        return Finding(
+        return CheckResult(
             "ray", False, f"{type(error).__name__}: {error}", "sweeps still run with --runner local"
         )
 
 
-def _mlflow(home: Path) -> Finding:
+def _mlflow(home: Path) -> CheckResult:
     with tempfile.TemporaryDirectory() as elsewhere:
         # A home that has no server yet is left as it is.
         place = home if (home / "mlflow").is_dir() else Path(elsewhere)
         try:
             with tracking_server(place) as uri:
                 named = bool(os.environ.get("MLFLOW_TRACKING_URI"))
-                return Finding(
+                return CheckResult(
                     "mlflow", True, f"{uri} answers" if named else "the embedded server starts and answers"
                 )
         except UserError as error:
-            return Finding("mlflow", False, error.message, error.hint)
+            return CheckResult("mlflow", False, error.message, error.hint)
 
 
-def _weights(home: Path) -> Finding:
+def _weights(home: Path) -> CheckResult:
     have = available_offline()
     missing = [name for name in ARCHITECTURES if name not in have]
     remedy = f"others need a file each: model.weights: FOLDER ({', '.join(missing)})" if missing else ""
-    return Finding("weights", bool(have), f"imagenet, offline: {', '.join(have) or 'none'}", remedy)
+    return CheckResult("weights", bool(have), f"imagenet, offline: {', '.join(have) or 'none'}", remedy)
 
 
-CHECKS: tuple[Callable[[Path], Finding], ...] = (
+CHECKS: tuple[Callable[[Path], CheckResult], ...] = (
     _python, _versions, _cpu, _gpu, _shared_memory, _disk, _banks, _ray, _mlflow, _weights
 )  # fmt: skip
 
 
-def examine(home: Path) -> list[Finding]:
+def examine(home: Path) -> list[CheckResult]:
     """Run every check, in the order of the report."""
     findings = []
     for check in CHECKS:
@@ -143,5 +145,5 @@ def examine(home: Path) -> list[Finding]:
             findings.append(check(home))
         except Exception as error:  # a broken driver or a disk that hangs is one line, and the others follow
             name, text = check.__name__.strip("_"), f"{type(error).__name__}: {error}"
-            findings.append(Finding(name, False, text, "this could not be looked at: mend what it says"))
+            findings.append(CheckResult(name, False, text, "this could not be looked at: mend what it says"))
     return findings

@@ -71,7 +71,7 @@ class Finalist:
 
 
 @dataclass(frozen=True)
-class Answer:
+class FinalModel:
     """What answers in the end, its run's key, what it says about the validation split [N, K], and why it is this."""
 
     key: str
@@ -274,7 +274,9 @@ def choose_answer(
     return members, flip, surest if chances[surest] < alpha else "argmax", notes
 
 
-def find_answer(folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, runlog: RunLog) -> Answer:
+def find_answer(
+    folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, runlog: RunLog
+) -> FinalModel:
     """The model that a finalist becomes."""
     checkpoints = [load_checkpoint(training.checkpoint) for training in finalist.trainings]
     members, flip, decoding, notes = choose_answer(spec, data, checkpoints)
@@ -285,7 +287,7 @@ def find_answer(folder: Path, spec: SweepSpec, data: TrialData, finalist: Finali
         notes.append(f"trained again on train and validation together for {chosen[0].epoch} epochs")
     predictor = Predictor([counter_from(one) for one in chosen], flip, decoding).eval()
     validation = _ask(predictor, data) if flip else _mean(chosen)
-    return Answer(trainings[0].key, predictor, validation, notes)
+    return FinalModel(trainings[0].key, predictor, validation, notes)
 
 
 def _mean(checkpoints: Sequence[Checkpoint]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from binsweep.search.terminal.format import clock, short, shown
 from binsweep.search.workflows.finalists import Finalist, Training, find_answer, train_finalists
 from binsweep.search.workflows.sweep import open_data
 from binsweep.search.workflows.sweep_data import spec_manifest
-from binsweep.tracking.promotion.promote import Candidate, Decision, promote
+from binsweep.tracking.promotion.promote import Candidate, PromotionDecision, promote
 from binsweep.tracking.runlog.run_log import RunLog
 
 SEND_SECONDS = 60.0
@@ -40,7 +40,7 @@ def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
 
 def promote_sweep(
     sweep: str, home: Path, tracking_uri: str, approved: bool = False, dry_run: bool = False
-) -> tuple[str, Decision]:
+) -> tuple[str, PromotionDecision]:
     """Let the sweep's best finalist face the gate; returns the model's name and the decision.
 
     Finalists are trained first, also for a dry run; what an earlier call trained is taken as it is.

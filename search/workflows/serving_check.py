@@ -11,7 +11,7 @@ import numpy as np
 from binsweep.data.errors import UserError
 from binsweep.search.recording.live_table import Step
 from binsweep.search.workflows.evaluate import require_own_test_split
-from binsweep.tracking.promotion.gate import Rule, judge_served
+from binsweep.tracking.promotion.gate import RuleResult, judge_served
 from binsweep.tracking.registry.versions import find_version, stored_predictions
 from binsweep.tracking.serving.model_server import ROWS, predict, require_model, serve_model
 
@@ -25,7 +25,7 @@ class Checked:
     """Whether the server agrees, and the milliseconds of one photo at the given percentiles."""
 
     model: str
-    rule: Rule
+    rule: RuleResult
     milliseconds: dict[int, float]
 
 

@@ -22,20 +22,20 @@ from binsweep.data.resource_limits import cores
 from binsweep.models.pretrained import check_weights
 from binsweep.models.settings import Settings
 from binsweep.models.train import TrialData, build_banks
-from binsweep.search.execution.controller import ENDED, Controller, Spent, TrialRecord
+from binsweep.search.execution.controller import ENDED, Controller, ResourceUsage, TrialRecord
 from binsweep.search.execution.interrupts import take_note
 from binsweep.search.execution.local_runner import run_local
 from binsweep.search.execution.resources import Node, check_resources, fits, ray_place, share_of, this_machine
-from binsweep.search.execution.trial import Share, no_room
+from binsweep.search.execution.trial import TrialResources, no_room
 from binsweep.search.history.sweep_history import spent_on
 from binsweep.search.history.sweep_state import save_state
 from binsweep.search.recording.decision_log import DecisionLog
-from binsweep.search.recording.live_table import Board, Step
+from binsweep.search.recording.live_table import LiveTable, Step
 from binsweep.search.recording.recorder import Recorder
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.strategy import open_strategy
 from binsweep.search.workflows.sweep_data import spec_manifest
-from binsweep.search.workflows.warm_start import Earlier
+from binsweep.search.workflows.warm_start import WarmStart
 from binsweep.tracking.runlog.run_log import RunLog
 
 Runner = Literal["ray", "local"]
@@ -147,7 +147,7 @@ def run_sweep(
     runner: Runner,
     tracking_uri: str,
     unfinished: Path | None = None,
-    earlier: Earlier | None = None,
+    earlier: WarmStart | None = None,
     trace: bool = False,
     cluster: Sequence[Node] | None = None,
 ) -> SweepResult:
@@ -166,7 +166,7 @@ def run_sweep(
 
             nodes = list(cluster or [stack.enter_context(start_ray(cores()))])
             slots = check_resources(spec.resources, nodes, "Ray")
-        spent = Spent() if unfinished is None else spent_on(unfinished)
+        spent = ResourceUsage() if unfinished is None else spent_on(unfinished)
         folder = unfinished or new_folder(home, spec.name)
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         strategy = open_strategy(
@@ -185,9 +185,11 @@ def run_sweep(
             [*spec.search.points, *(earlier.points if earlier else [])],
         )
 
-        alone = Share({"CPU": float(torch.get_num_threads()), "GPU": float(torch.cuda.is_available())})
+        alone = TrialResources(
+            {"CPU": float(torch.get_num_threads()), "GPU": float(torch.cuda.is_available())}
+        )
 
-        def share(settings: Settings) -> Share:
+        def share(settings: Settings) -> TrialResources:
             return share_of(spec.resources.of(settings), nodes) if nodes else alone
 
         together = functools.partial(fits, nodes=nodes) if nodes and spec.resources.large else None
@@ -199,7 +201,7 @@ def run_sweep(
         hurried = False
         controller.listeners += [recorder, DecisionLog(folder)]
         try:
-            with Board(spec, controller):
+            with LiveTable(spec, controller):
                 if runner == "ray":
                     least = min(kind.cpus_per_trial for kind in spec.resources.kinds().values())
                     run_ray(controller, data, folder, least, slots, cluster is not None)

@@ -16,7 +16,7 @@ POINTS = 5  # configurations tried first where the earlier values do not count
 
 
 @dataclass(frozen=True)
-class Earlier:
+class WarmStart:
     """`records` count as results of the new sweep; `points` are only the first configurations to try."""
 
     sweep: str
@@ -30,7 +30,7 @@ class Earlier:
         return f"{best}: its values do not count here"
 
 
-def know_earlier(folder: Path, spec: SweepSpec, fingerprint: str) -> Earlier:
+def know_earlier(folder: Path, spec: SweepSpec, fingerprint: str) -> WarmStart:
     """Read the sweep in `folder` for a new one over data of that fingerprint.
 
     A trial's values count if they were measured on the same data by the same metric, and if the new sweep could
@@ -63,4 +63,4 @@ def know_earlier(folder: Path, spec: SweepSpec, fingerprint: str) -> Earlier:
             records.append(fitting[-1])
     sign = -1 if before.goal == "maximize" else 1
     best = sorted(fitting, key=lambda record: (sign * (record.value or 0.0), record.number))
-    return Earlier(state["id"], records, [] if records else [record.params for record in best[:POINTS]])
+    return WarmStart(state["id"], records, [] if records else [record.params for record in best[:POINTS]])

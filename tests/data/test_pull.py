@@ -21,7 +21,7 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
-from binsweep.data.s3.bucket import Gate, open_bucket, parse_place
+from binsweep.data.s3.bucket import ConcurrencyLimiter, open_bucket, parse_place
 from binsweep.data.s3.listing import Wanted
 from binsweep.data.s3.pull import Pulled, claimed, pull
 from binsweep.data.split import Split
@@ -361,7 +361,7 @@ def test_cut_connections_cost_only_time(s3: Any, bucket: Path, tmp_path: Path) -
 
 
 def test_the_gate_narrows_and_widens() -> None:
-    gate = Gate(10)
+    gate = ConcurrencyLimiter(10)
     for _ in range(3):
         gate.answered(slow_down=True)
     assert 3 < gate.limit < 4

@@ -15,7 +15,7 @@ from binsweep.data.banks.store import open_bank
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
 from binsweep.data.sources import scan_cache as readonce
-from binsweep.data.sources.scan_cache import Finding, FindingCache, read_all
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
 from binsweep.data.split import Split
 
 PASSING = [
@@ -41,19 +41,19 @@ def remembered(home: Path) -> dict[str, object]:
 def test_an_error_that_passes_costs_nothing(tmp_path: Path, error: Exception) -> None:
     failures = [error, error]
 
-    def read(path: Path) -> Finding:
+    def read(path: Path) -> ScanResult:
         if failures:
             raise failures.pop()
         return path.read_text(), ""
 
     file = tmp_path / "a"
     file.write_text("text")
-    assert read_all([file], read, FindingCache(tmp_path, tmp_path / "home")) == [("text", "")]
+    assert read_all([file], read, ScanCache(tmp_path, tmp_path / "home")) == [("text", "")]
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
 def test_an_error_that_stays_is_said_and_not_remembered(tmp_path: Path, error: Exception) -> None:
-    def read(path: Path) -> Finding:
+    def read(path: Path) -> ScanResult:
         if path.name == "b":
             raise error
         return path.read_text(), ""
@@ -62,7 +62,7 @@ def test_an_error_that_stays_is_said_and_not_remembered(tmp_path: Path, error: E
     for file in files:
         file.write_text("text")
     with pytest.raises(UserError, match="/b: cannot be read: ") as caught:
-        read_all(files, read, FindingCache(tmp_path, tmp_path / "home"))
+        read_all(files, read, ScanCache(tmp_path, tmp_path / "home"))
     assert "again" in caught.value.hint
     assert remembered(tmp_path / "home").keys() == {"a"}
 
@@ -84,7 +84,7 @@ def test_too_many_open_files(bins: ModuleType, tmp_path: Path, home: Path) -> No
     from binsweep.data.manifest import _content
 
     bins.paint(tmp_path / "a.jpg", 1)
-    cache = FindingCache(tmp_path, home)
+    cache = ScanCache(tmp_path, home)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
@@ -119,10 +119,10 @@ except ReadFailed as error:
 def test_what_one_may_not_read_is_named_and_not_remembered(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("text")
 
-    def forbidden(path: Path) -> Finding:
+    def forbidden(path: Path) -> ScanResult:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    cache = FindingCache(tmp_path, tmp_path / "home")
+    cache = ScanCache(tmp_path, tmp_path / "home")
     assert read_all([tmp_path / "a"], forbidden, cache) == [(None, "cannot be read: Permission denied")]
     assert not remembered(tmp_path / "home")
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from binsweep.models.train import train
-from binsweep.search.execution.trial import Share, TrialTask, run_trial
+from binsweep.search.execution.trial import TrialResources, TrialTask, run_trial
 
 Curve = list[dict[str, float]]
 
@@ -26,7 +26,7 @@ def together(folder: Path, rank: int, size: int, backend: str) -> Curve:
 
 def beside(folder: Path, rank: int) -> Curve:
     data, settings = pickle.loads((folder / "job").read_bytes())
-    share = Share({"CPU": 1.0, "GPU": 0.5})
+    share = TrialResources({"CPU": 1.0, "GPU": 0.5})
     task = TrialTask(rank, settings, folder / f"trial-{rank}", "val_loss", "minimize", 1, share=share)
     curve: Curve = []
     run_trial(task, data, lambda epoch, metrics: curve.append(metrics) is None)

@@ -23,11 +23,11 @@ import binsweep.models.train
 from binsweep.models.augment import augment_images
 from binsweep.models.batches import FeatureBatches, PixelBatches
 from binsweep.models.build import counter_from
-from binsweep.models.precision import Arithmetic, give_back_memory
+from binsweep.models.precision import Precision, give_back_memory
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrialData, train
 from binsweep.models.training_state import TrainingState, load_training_state
-from binsweep.search.execution.trial import Share, TrialTask, out_of_memory, run_trial
+from binsweep.search.execution.trial import TrialResources, TrialTask, out_of_memory, run_trial
 
 Curve = list[dict[str, float]]
 Measured = Callable[[str], None]
@@ -109,7 +109,7 @@ def on_the_cpu() -> Iterator[None]:
         patch.setattr(
             binsweep.models.train,
             "choose_arithmetic",
-            lambda precision: Arithmetic(torch.device("cpu"), None),
+            lambda precision: Precision(torch.device("cpu"), None),
         )
         yield
 
@@ -319,7 +319,7 @@ def test_a_gpu_that_does_not_tell_its_use_ends_no_trial(
 
 
 def task_of(settings: Settings, folder: Path, gpus: float) -> TrialTask:
-    share = Share({"CPU": 1.0, "GPU": gpus})
+    share = TrialResources({"CPU": 1.0, "GPU": gpus})
     return TrialTask(0, settings, folder, "val_loss", "minimize", 1, share=share)
 
 

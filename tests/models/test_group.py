@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from binsweep.models.distributed import Group, _normalise_together
+from binsweep.models.distributed import ProcessGroup, _normalise_together
 from binsweep.models.precision import choose_arithmetic
 from binsweep.models.settings import Settings
 from binsweep.models.train import TrialData, _predict, open_batches, open_counter, train
@@ -153,7 +153,7 @@ def test_normalising_together_keeps_the_network_and_the_names_in_its_checkpoints
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 17])
 def test_shards_are_the_rows_in_order_and_none_has_one_alone(rows: int, size: int) -> None:
-    shards = [torch.arange(rows)[Group(rank, size).shard(rows)] for rank in range(size)]
+    shards = [torch.arange(rows)[ProcessGroup(rank, size).shard(rows)] for rank in range(size)]
     assert torch.cat(shards).tolist() == list(range(rows))
     lengths = [len(shard) for shard in shards]
     assert lengths[0] > 0 and (1 not in lengths or rows == 1)

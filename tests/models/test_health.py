@@ -13,9 +13,9 @@ from torch import nn
 import binsweep.models.health_rules
 from binsweep.models.health_rules import (
     RULES,
-    Finding,
-    Rule,
-    Watch,
+    HealthFinding,
+    HealthMonitor,
+    HealthRule,
     check_input_images,
     class_imbalance,
     collapsed_prediction,
@@ -89,9 +89,11 @@ def test_the_other_side_of_rules_with_two() -> None:
     assert class_imbalance((900, 500, 50), GOOD, (1, 2, 3), True) == ""
 
 
-def findings(data: TrialData, rules: Mapping[str, Rule] | None = None, **changes: Any) -> dict[str, Finding]:
+def findings(
+    data: TrialData, rules: Mapping[str, HealthRule] | None = None, **changes: Any
+) -> dict[str, HealthFinding]:
     """What the rules see in a real training."""
-    found: list[Finding] = []
+    found: list[HealthFinding] = []
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
         found.extend(finding for finding in snapshot.findings if finding.kind == "health")
@@ -126,12 +128,12 @@ def test_a_far_too_low_rate_shows(trial_data: TrialData, often: None) -> None:
 
 
 def test_a_rule_goes_by_the_thresholds_that_are_asked_for(trial_data: TrialData) -> None:
-    found = findings(trial_data, rules={"overfit": Rule(thresholds={"ratio_threshold": -1.0})}, lr=1e-3)
+    found = findings(trial_data, rules={"overfit": HealthRule(thresholds={"ratio_threshold": -1.0})}, lr=1e-3)
     assert "overfit" in found and found["overfit"].epoch == 1
     assert thresholds_of("overfit") == {"patience": 1, "ratio_threshold": 0.1}
-    later = {"overfit": Rule(thresholds={"ratio_threshold": -1.0, "patience": 3})}
+    later = {"overfit": HealthRule(thresholds={"ratio_threshold": -1.0, "patience": 3})}
     assert findings(trial_data, rules=later, lr=1e-3)["overfit"].epoch == 3
-    ignored = {"overfit": Rule("ignore", {"ratio_threshold": -1.0})}
+    ignored = {"overfit": HealthRule("ignore", {"ratio_threshold": -1.0})}
     assert "overfit" not in findings(trial_data, rules=ignored, lr=1e-3)
 
 
@@ -142,7 +144,7 @@ def test_what_is_not_finite_shows(trial_data: TrialData) -> None:
 def watched(net: nn.Module, inputs: torch.Tensor, steps: int = 3) -> set[str]:
     """What is seen of a network in a few steps on given inputs."""
     labels = torch.arange(len(inputs)) % 3
-    watch = Watch(net, Settings(weights="none", trainable="all", batch_size=4), labels, (1, 2, 3))
+    watch = HealthMonitor(net, Settings(weights="none", trainable="all", batch_size=4), labels, (1, 2, 3))
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -184,7 +186,7 @@ def test_a_poorly_drawn_network_shows(often: None) -> None:
 
 def test_the_sampled_steps_are_always_the_same() -> None:
     net = nn.Linear(4, 3)
-    watch = Watch(net, Settings(batch_size=32), torch.zeros(8, dtype=torch.int64), (1, 2, 3))
+    watch = HealthMonitor(net, Settings(batch_size=32), torch.zeros(8, dtype=torch.int64), (1, 2, 3))
     sampled = []
     for step in range(250):
         watch.before_step(torch.zeros(2, 4))

@@ -8,8 +8,8 @@ import torch
 from binsweep.models.network import (
     ARCHITECTURES,
     HEADS,
-    Counter,
-    CounterConfig,
+    CountingModel,
+    CountingModelConfig,
     build_backbone,
     fold_norms,
     interval_log_probabilities,
@@ -18,10 +18,12 @@ from binsweep.models.network import (
 CLASSES = (0, 1, 2, 4, 5)
 
 
-def counter_of(backbone: str, head: str = "classify", size: int = 96) -> Counter:
+def counter_of(backbone: str, head: str = "classify", size: int = 96) -> CountingModel:
     architecture = ARCHITECTURES[backbone]
     torch.manual_seed(0)
-    return Counter(CounterConfig(backbone, head, CLASSES, size, architecture.mean, architecture.std)).eval()
+    return CountingModel(
+        CountingModelConfig(backbone, head, CLASSES, size, architecture.mean, architecture.std)
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_interval_probabilities_are_right_and_stay_finite_far_out() -> None:
 
 def test_config_survives_json() -> None:
     config = counter_of("efficientnet_lite0").config
-    assert CounterConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert CountingModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_state_of_another_network_is_refused() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import binsweep.models.profiler
 from binsweep.models.batches import FeatureBatches
-from binsweep.models.health_rules import Finding
+from binsweep.models.health_rules import HealthFinding
 from binsweep.models.profiler import (
     MEGABYTE,
     PHASES,
@@ -58,9 +58,9 @@ def test_a_rule_recommends_where_it_should_and_nothing_else(
     assert said in rule(*ill) and rule(*healthy) == ""
 
 
-def trained(data: TrialData, **options: Any) -> tuple[list[dict[str, float]], list[Finding]]:
+def trained(data: TrialData, **options: Any) -> tuple[list[dict[str, float]], list[HealthFinding]]:
     seen: list[dict[str, float]] = []
-    found: list[Finding] = []
+    found: list[HealthFinding] = []
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
         seen.append(metrics)

@@ -17,7 +17,7 @@ from binsweep.data.banks.features import open_feature_bank
 from binsweep.data.errors import UserError
 from binsweep.models.build import Checkpoint, build_counter, counter_from, load_checkpoint
 from binsweep.models.network import HEADS
-from binsweep.models.precision import Arithmetic
+from binsweep.models.precision import Precision
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrialData, _epoch_rows, build_banks, train
 from binsweep.models.training_state import TrainingState, load_training_state
@@ -137,7 +137,7 @@ def test_prediction_is_cut_as_batches_are(trial_data: TrialData, monkeypatch: py
     monkeypatch.setattr(binsweep.models.train, "FORWARD", 8)
     forward, sizes = binsweep.models.train._forward, list[int]()
 
-    def seen(net: torch.nn.Module, inputs: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
+    def seen(net: torch.nn.Module, inputs: torch.Tensor, arithmetic: Precision) -> torch.Tensor:
         if not net.training:
             sizes.append(len(inputs))
         return forward(net, inputs, arithmetic)

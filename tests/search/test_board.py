@@ -9,7 +9,7 @@ from rich.console import Console
 
 from binsweep.search.execution.controller import Controller, TrialRecord
 from binsweep.search.execution.trial import ONE_CORE
-from binsweep.search.recording.live_table import Board
+from binsweep.search.recording.live_table import LiveTable
 from binsweep.search.spec.parser import parse_spec
 
 RAW: dict[str, Any] = {
@@ -44,13 +44,13 @@ def test_a_trial_that_begins_while_the_table_is_drawn_does_not_break_it(controll
         def state(self, value: str) -> None: ...
 
     controller.trials[3] = Growing(**vars(controller.trials[2]) | {"number": 3})
-    board = Board(parse_spec(RAW), controller)
+    board = LiveTable(parse_spec(RAW), controller)
     Console(quiet=True).print(board._screen())
     assert board._left() is not None and len(controller.trials) > 10
 
 
 def test_a_warning_that_comes_while_the_table_is_drawn_does_not_break_it(controller: Controller) -> None:
-    board = Board(parse_spec(RAW), controller)
+    board = LiveTable(parse_spec(RAW), controller)
 
     class Growing(Counter[str]):
         def __iter__(self) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from binsweep.models.settings import Settings
-from binsweep.search.execution.controller import Controller, Spent, pareto_front
-from binsweep.search.execution.trial import ONE_CORE, Share
+from binsweep.search.execution.controller import Controller, ResourceUsage, pareto_front
+from binsweep.search.execution.trial import ONE_CORE, TrialResources
 from binsweep.search.recording.decision_log import DECISIONS, DecisionLog
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.strategy import Decision, Outcome, Suggestion, Verdict
@@ -170,9 +170,9 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     monkeypatch.setattr("binsweep.search.execution.controller.time.monotonic", lambda: now)
     raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9, "gpu_hours": 1.0}}
     strategy = Scripted([*fresh(2), Suggestion(0, {"lr": 0.1}, "", 1)], {(0, 1)})
-    half = Share({"CPU": 1.0, "GPU": 0.5})
+    half = TrialResources({"CPU": 1.0, "GPU": 0.5})
     controller = Controller(
-        parse_spec(raw), strategy, tmp_path, lambda settings: half, spent=Spent(gpu_seconds=600)
+        parse_spec(raw), strategy, tmp_path, lambda settings: half, spent=ResourceUsage(gpu_seconds=600)
     )
     controller.next_task()
     now += 1000
@@ -191,8 +191,8 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
 
 def test_a_machine_that_sleeps_spends_no_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9, "minutes": 5.0, "gpu_hours": 1.0}}
-    whole = Share({"CPU": 1.0, "GPU": 1.0})
-    before = Spent(seconds=200, gpu_seconds=200)
+    whole = TrialResources({"CPU": 1.0, "GPU": 1.0})
+    before = ResourceUsage(seconds=200, gpu_seconds=200)
     controller = Controller(
         parse_spec(raw), Scripted(fresh(9), set()), tmp_path, lambda settings: whole, spent=before
     )
@@ -209,10 +209,10 @@ def test_a_machine_that_sleeps_spends_no_budget(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) -> None:
-    def share_of(settings: Settings) -> Share:
-        return Share({"CPU": 1.0, "GPU": float(settings.lr > 0.1)})
+    def share_of(settings: Settings) -> TrialResources:
+        return TrialResources({"CPU": 1.0, "GPU": float(settings.lr > 0.1)})
 
-    def fits(shares: Sequence[Share]) -> bool:
+    def fits(shares: Sequence[TrialResources]) -> bool:
         return sum(share.cpus for share in shares) <= 2 and sum(share.gpus for share in shares) <= 1
 
     suggestions = [Suggestion(number, {"lr": lr}, "why") for number, lr in enumerate([0.2, 0.2, 0.1])]

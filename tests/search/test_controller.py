@@ -12,7 +12,7 @@ import torch
 
 import binsweep.search.execution.controller
 import binsweep.search.execution.trial
-from binsweep.models.health_rules import RULES, Finding, Rule
+from binsweep.models.health_rules import RULES, HealthFinding, HealthRule
 from binsweep.models.train import TrialData, train
 from binsweep.models.training_state import TrainingState
 from binsweep.search.execution.controller import Controller, TrialRecord
@@ -50,7 +50,7 @@ class Told:
         self.epochs: list[tuple[int, int]] = []
 
     def trial_started(self, trial: TrialRecord) -> None: ...
-    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None: ...
+    def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None: ...
     def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
     def trial_ended(self, trial: TrialRecord) -> None: ...
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
@@ -380,7 +380,7 @@ class Heard:
     def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
     def trial_ended(self, trial: TrialRecord) -> None: ...
 
-    def health_found(self, trial: TrialRecord, found: Sequence[Finding]) -> None:
+    def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None:
         self.found += [(trial.number, finding.rule) for finding in found]
 
 
@@ -388,16 +388,18 @@ def test_what_a_rule_sees_is_told_once_and_stops_where_the_spec_says_so(tmp_path
     controller = opened(tmp_path, health={"overfit": "stop"})
     controller.listeners.append(heard := Heard())
     task = started(controller)
-    keep_findings(task.folder, [Finding("confusion", 1, "three for four")])
+    keep_findings(task.folder, [HealthFinding("confusion", 1, "three for four")])
     assert controller.report(task.number, 1, GOOD)
-    keep_findings(task.folder, [Finding("overfit", 2, "a wide gap"), Finding("confusion", 2, "again")])
+    keep_findings(
+        task.folder, [HealthFinding("overfit", 2, "a wide gap"), HealthFinding("confusion", 2, "again")]
+    )
     assert not controller.report(task.number, 2, {**GOOD, "val_loss": 2.0})
     assert heard.found == [(0, "confusion"), (0, "overfit")]
     trial = controller.trials[0]
     assert (trial.state, trial.reason) == ("stopped", "health.overfit: a wide gap")
     again = opened(tmp_path, health={"overfit": "stop"})  # the study has the reason too
     assert again.trials[0].reason == "health.overfit: a wide gap"
-    table = write_table(task.folder, {"overfit": Rule("stop")}).read_text().splitlines()
+    table = write_table(task.folder, {"overfit": HealthRule("stop")}).read_text().splitlines()
     assert "health.overfit,2,a wide gap,stop" in table and "health.confusion,1,three for four,note" in table
     assert len(table) == 1 + len(RULES)
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from scipy.optimize import check_grad
 
 from binsweep.search.spec.space import Choice, Dimension, Range, to_distribution
-from binsweep.search.strategy.curve_gp import CurveModel, Data
+from binsweep.search.strategy.curve_gp import CurveData, CurveModel
 from binsweep.search.strategy.encoding import Encoder
-from binsweep.search.strategy.final_value_gp import EndModel
+from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.freeze_thaw import APART, FULL, START, FreezeThaw
 from binsweep.search.strategy.kernel import log_improvement
 from binsweep.search.strategy.stopping_rule import Curve
-from binsweep.search.strategy.trial_pool import ETA, Standing, behind, levels, promoted
+from binsweep.search.strategy.trial_pool import ETA, TrialPool, behind, levels, promoted
 
 SPACE: dict[str, Dimension] = {
     "lr": Range(1e-4, 1e-1, log=True),
@@ -86,9 +86,9 @@ def test_the_spread_start_fills_every_half_of_every_dimension() -> None:
     assert (encoder.spread(5, 3) == points[3]).all()
 
 
-def observations(rng: np.random.Generator, count: int) -> Data:
+def observations(rng: np.random.Generator, count: int) -> CurveData:
     progress, trial = rng.choice([0.0, 0.3, 0.7, 1.0], count), rng.integers(-1, 9, count)
-    return Data(rng.random((count, 4)), progress, trial, rng.normal(size=count))
+    return CurveData(rng.random((count, 4)), progress, trial, rng.normal(size=count))
 
 
 def test_the_gradient_of_the_model_is_right() -> None:
@@ -103,7 +103,7 @@ def test_the_model_tells_final_values_from_early_ones() -> None:
     rng = np.random.default_rng(1)
     x = rng.random((60, 2))
     final, early = x[:, 0], x[:, 1]  # what learns fast is not what ends well
-    data = Data(
+    data = CurveData(
         np.concatenate([x, x[:20]]),
         np.concatenate([np.zeros(60), np.ones(20)]),
         np.concatenate([np.arange(60), np.arange(20)]),
@@ -136,7 +136,7 @@ def ends(rng: np.random.Generator, count: int) -> tuple[Encoder, np.ndarray, np.
 def test_the_gradient_of_the_model_of_ends_is_right() -> None:
     rng = np.random.default_rng(0)
     encoder, points, values = ends(rng, 20)
-    model, x, y = EndModel(encoder), encoder.expand(points), (values - values.mean()) / values.std()
+    model, x, y = FinalValueModel(encoder), encoder.expand(points), (values - values.mean()) / values.std()
     theta = 0.4 * rng.normal(size=len(model.theta))
     error = check_grad(lambda t: model.loss(t, x, y)[0], lambda t: model.loss(t, x, y)[1], theta)
     assert error < 1e-5 * np.linalg.norm(model.loss(theta, x, y)[1])
@@ -148,7 +148,7 @@ def test_the_model_of_ends_believes_what_optunas_does() -> None:
     prior = pytest.importorskip("optuna._gp.prior")
     encoder, points, values = ends(np.random.default_rng(1), 30)
     y = (values - values.mean()) / values.std()
-    model = EndModel(encoder)
+    model = FinalValueModel(encoder)
     model.keep_up(points, values, 30)
     theirs = gp.fit_kernel_params(
         points, y, np.array([False, False, True]), prior.default_log_prior, 1e-6, False
@@ -162,7 +162,7 @@ def test_the_model_of_ends_believes_what_optunas_does() -> None:
 def test_most_is_to_be_gained_at_the_best_and_elsewhere_while_that_is_in_training() -> None:
     rng = np.random.default_rng(2)
     encoder, points, values = ends(rng, 30)
-    model = EndModel(encoder)
+    model = FinalValueModel(encoder)
     model.keep_up(points, values, 30)
     first = model.best(points, values, points[:0], rng)[0]
     assert abs(first[0] - 0.7) < 0.05 and first[2] == 0
@@ -191,8 +191,8 @@ def test_levels_are_thirds_of_a_trials_own_length(last: int, expected: list[int]
     assert levels(last) == expected
 
 
-def standing(*curves: tuple[list[float], str], last: int = 9) -> Standing:
-    found = Standing()
+def standing(*curves: tuple[list[float], str], last: int = 9) -> TrialPool:
+    found = TrialPool()
     for index, (values, state) in enumerate(curves):
         curve = Curve(last, dict(enumerate(values, 1)))
         found.add({"x": index / 10}, curve, state)  # type: ignore[arg-type]
@@ -221,7 +221,7 @@ def test_pausing_costs_no_epoch_twice_in_the_count() -> None:
     assert (trials.epochs, trials.stands[1].best, trials.stands[1].at_level) == (6, 0.5, {1: 0.5, 3: 0.5})
 
 
-def planned(trials: Standing) -> list[Any]:
+def planned(trials: TrialPool) -> list[Any]:
     """By many seeds, and so at many horizons."""
     return [FreezeThaw({"x": Range(0.0, 1.0)}, seed, 9, "epochs").plan(trials) for seed in range(30)]
 
@@ -254,7 +254,7 @@ def test_what_broke_is_bad_for_what_goes_straight() -> None:
 
 
 def test_where_the_space_is_small_nothing_is_trained_straight_twice() -> None:
-    trials = Standing()
+    trials = TrialPool()
     for arm, value in zip("abc" * 3, [0.9, 0.5, 0.1] * 3, strict=True):
         trials.add({"arm": arm}, Curve(9, dict.fromkeys(range(1, 10), value)), "over")
     plans = [FreezeThaw({"arm": Choice(tuple("abcd"))}, seed, 9, "epochs").plan(trials) for seed in range(5)]
@@ -264,7 +264,7 @@ def test_where_the_space_is_small_nothing_is_trained_straight_twice() -> None:
 def test_trials_in_training_and_conditions_are_known_to_what_goes_straight() -> None:
     """Eight workers begin at once: what they get differs, and names what is searched there and no more."""
     encoder, rng = Encoder(SPACE), np.random.default_rng(3)
-    trials = Standing()
+    trials = TrialPool()
     for point in encoder.random(rng, 12):
         trials.add(encoder.params(point), Curve(9, dict(enumerate(np.sort(rng.random(9)), 1))), "over")
     planner = FreezeThaw(SPACE, 0, 9, "epochs")
@@ -294,7 +294,7 @@ def test_what_fell_behind_counts_for_what_it_would_have_gained() -> None:
     """All gain 0.5 on the last two thirds: what had the most at the third would have ended best, or what had little."""
 
     def where(third: float) -> list[float]:
-        trials = Standing()
+        trials = TrialPool()
         for x in np.linspace(0, 0.7, 8):
             trials.add({"x": x}, Curve(9, {3: x / 2, 9: x / 2 + 0.5}), "over")
         for x in (0.9, 0.95, 1.0):
@@ -320,7 +320,7 @@ def test_below_the_median_at_a_third_is_behind() -> None:
     assert behind(trials, 6) is None, "too early to tell"
     trials.saw(0, 9, 0.0)
     assert behind(trials, 0) is None, "it is at its end"
-    short = Standing()
+    short = TrialPool()
     for value in (0.2, 0.1):
         short.add({"x": 0.5}, Curve(1, {1: value}))
     assert behind(short, 1) is None, "one epoch has no third"
@@ -337,7 +337,7 @@ def test_what_is_cheap_is_not_behind() -> None:
 
 def test_wide_whole_numbers_stay_whole_numbers() -> None:
     space: dict[str, Dimension] = {"units": Range(8, 512, log=True)}
-    trials = Standing()
+    trials = TrialPool()
     for units in (8, 16, 32, 64, 128, 256, 512):
         trials.add(
             {"units": units}, Curve(9, dict.fromkeys(range(1, 10), -abs(math.log(units / 100)))), "over"
@@ -350,7 +350,7 @@ def test_wide_whole_numbers_stay_whole_numbers() -> None:
 def test_one_very_bad_value_hides_nothing() -> None:
     """A loss that exploded: whoever takes its distance for a scale sees no difference among the others."""
     values = {index / 12: -abs(index / 12 - 0.7) for index in range(12)} | {0.05: -50.0}
-    trials = Standing()
+    trials = TrialPool()
     for x, value in values.items():
         trials.add({"x": x}, Curve(9, dict.fromkeys(range(1, 10), value)), "over")
     plans = [FreezeThaw({"x": Range(0.0, 1.0)}, seed, 9, "epochs").plan(trials) for seed in range(5)]

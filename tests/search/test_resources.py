@@ -8,7 +8,7 @@ import pytest
 from binsweep.data.errors import UserError
 from binsweep.models.settings import Settings
 from binsweep.search.execution.resources import check_resources, fits, share_of
-from binsweep.search.execution.trial import Share, hide_gpus
+from binsweep.search.execution.trial import TrialResources, hide_gpus
 from binsweep.search.spec.parser import LargePart, ResourcesPart
 
 HEAD = {"memory": 2.0**31}
@@ -66,18 +66,20 @@ def test_large_trials_fill_what_the_others_leave() -> None:
 
 
 def test_trials_of_two_kinds_fit_together_where_each_has_its_place() -> None:
-    small, large = Share({"CPU": 1.0, "GPU": 0.0}), Share({"CPU": 2.0, "GPU": 1.0})
+    small, large = TrialResources({"CPU": 1.0, "GPU": 0.0}), TrialResources({"CPU": 2.0, "GPU": 1.0})
     bare = {"CPU": 2.0}
     assert fits([small] * 6, [NODE, bare]) and not fits([small] * 7, [NODE, bare])
     assert fits([small] * 4 + [large], [NODE, bare]) and not fits([large] * 2, [NODE, bare])
     assert not fits([small] * 5 + [large], [NODE, bare])
-    assert fits([Share({"CPU": 1.0, "GPU": 0.1})] * 10, [{"CPU": 10.0, "GPU": 1.0}])
-    assert fits([Share({"CPU": 2.0}, 3)], [NODE, bare]) and not fits([Share({"CPU": 3.0}, 2)], [NODE, bare])
+    assert fits([TrialResources({"CPU": 1.0, "GPU": 0.1})] * 10, [{"CPU": 10.0, "GPU": 1.0}])
+    assert fits([TrialResources({"CPU": 2.0}, 3)], [NODE, bare]) and not fits(
+        [TrialResources({"CPU": 3.0}, 2)], [NODE, bare]
+    )
 
 
 def test_who_has_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    hide_gpus(Share({"CPU": 1.0, "GPU": 0.5}))
+    hide_gpus(TrialResources({"CPU": 1.0, "GPU": 0.5}))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
-    hide_gpus(Share({"CPU": 1.0, "GPU": 0.0}))
+    hide_gpus(TrialResources({"CPU": 1.0, "GPU": 0.0}))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

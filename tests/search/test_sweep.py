@@ -18,7 +18,7 @@ from binsweep.data.manifest import load_manifest
 from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.models.build import counter_from, load_checkpoint
-from binsweep.models.network import Counter
+from binsweep.models.network import CountingModel
 from binsweep.models.predictor import Predictor
 from binsweep.search.execution.health import read_findings
 from binsweep.search.history.sweep_history import as_json, read_course
@@ -34,8 +34,8 @@ from binsweep.search.workflows.sweep import (
     prepare,
     run_sweep,
 )
-from binsweep.tracking.promotion.gate import Gate
-from binsweep.tracking.promotion.promote import Candidate, Decision, promote, rollback
+from binsweep.tracking.promotion.gate import PromotionCriteria
+from binsweep.tracking.promotion.promote import Candidate, PromotionDecision, promote, rollback
 from binsweep.tracking.registry.versions import champion_of
 from binsweep.tracking.serving.model_server import open_model, predict, serve_model
 
@@ -175,11 +175,11 @@ def all_children(server: str, name: str) -> list[Run]:
     return list(MlflowClient(server).search_runs([parent.info.experiment_id], where))
 
 
-def broken(counter: Counter, how: str) -> Counter:
+def broken(counter: CountingModel, how: str) -> CountingModel:
     """A copy that was spoilt on its way to the registry."""
     if how == "wrong normalisation":
         config = dataclasses.replace(counter.config, mean=(0.1, 0.1, 0.1), std=(0.2, 0.2, 0.2))
-        spoilt = Counter(config).eval()
+        spoilt = CountingModel(config).eval()
         spoilt.load_state_dict(counter.state_dict())
         return spoilt
     spoilt = copy.deepcopy(counter)
@@ -206,23 +206,25 @@ def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
     manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, tmp_path)
     client = MlflowClient(server)
 
-    def judged(counter: Counter, gate: Gate | None = None, approved: bool = False) -> Decision:
+    def judged(
+        counter: CountingModel, gate: PromotionCriteria | None = None, approved: bool = False
+    ) -> PromotionDecision:
         predictor = Predictor([counter])
         candidate = Candidate(best["run_id"], predictor, manifest, "val_accuracy", result.id, trained)
-        return promote(server, "gated", candidate, gate or Gate(), tmp_path / "test", approved)
+        return promote(server, "gated", candidate, gate or PromotionCriteria(), tmp_path / "test", approved)
 
     # Against the constant guess, then against a champion.
     shuffled = broken(counter, "labels shuffled")
     refused = judged(shuffled)
     assert not refused.promoted and "does not beat the constant guess" in refused.reason
     assert champion_of(server, "gated") is None
-    first = judged(counter, Gate(approval=True))
+    first = judged(counter, PromotionCriteria(approval=True))
     assert not first.promoted and "--approve" in first.reason
     waiting = client.get_model_version("gated", first.version)
     assert waiting.tags["decision"] == "waiting for approval", first.reason
-    first = judged(counter, Gate(approval=True), approved=True)
+    first = judged(counter, PromotionCriteria(approval=True), approved=True)
     assert first.promoted and all(rule.passed for rule in first.rules)
-    worse = Counter(
+    worse = CountingModel(
         counter.config
     ).eval()  # nobody trained it, and what it says is what it was registered with
     worse.backbone.load_state_dict(counter.backbone.state_dict())
@@ -241,7 +243,7 @@ def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
             and "failed" in version.tags["gate.better_than_the_champion"]
         )
         assert client.get_model_version_by_alias("gated", "challenger").version == refused.version
-    gate = Gate(class_floor=1.0, max_latency_ms=0.001, max_megabytes=0.001)
+    gate = PromotionCriteria(class_floor=1.0, max_latency_ms=0.001, max_megabytes=0.001)
     failed = {rule.name for rule in judged(counter, gate).rules if not rule.passed}
     assert {"latency", "size"} <= failed
     files = [file.path for file in client.list_artifacts(best["run_id"], "gate")]

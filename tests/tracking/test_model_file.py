@@ -22,7 +22,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from binsweep.models.network import ARCHITECTURES, HEADS, Counter, CounterConfig
+from binsweep.models.network import ARCHITECTURES, HEADS, CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.model_source import model_source
 from binsweep.tracking.registry.versions import image_rows, register
@@ -81,12 +81,12 @@ def photo(seed: int, size: int = 96) -> bytes:
     return buffer.getvalue()
 
 
-def registered(server: str, name: str, head: str = "classify") -> tuple[Counter, str, str]:
+def registered(server: str, name: str, head: str = "classify") -> tuple[CountingModel, str, str]:
     """A counter with random weights, registered as a model of its own; its URI and its run."""
     torch.manual_seed(0)
     architecture = ARCHITECTURES["mobilenet_v2"]
-    config = CounterConfig("mobilenet_v2", head, (0, 2, 3), 64, architecture.mean, architecture.std)
-    counter = Counter(config).eval()
+    config = CountingModelConfig("mobilenet_v2", head, (0, 2, 3), 64, architecture.mean, architecture.std)
+    counter = CountingModel(config).eval()
     client = MlflowClient(server)
     experiment = client.get_experiment_by_name("model-file")
     run = client.create_run(

@@ -14,14 +14,14 @@ from PIL import Image
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
 from binsweep.data.split import Split
-from binsweep.models.network import ARCHITECTURES, Counter, CounterConfig
+from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.evaluation.predictions import Predictions, evaluate
 from binsweep.tracking.evaluation.scorecard import score
-from binsweep.tracking.promotion.gate import Gate
+from binsweep.tracking.promotion.gate import PromotionCriteria
 from binsweep.tracking.promotion.promote import (
     Candidate,
-    Decision,
+    PromotionDecision,
     _Asked,
     _Champion,
     _decide,
@@ -45,8 +45,8 @@ def predictor(classes: tuple[int, ...] = CLASSES) -> Predictor:
     """A counter with random weights."""
     torch.manual_seed(0)
     architecture = ARCHITECTURES["mobilenet_v2"]
-    config = CounterConfig("mobilenet_v2", "classify", classes, 64, architecture.mean, architecture.std)
-    return Predictor([Counter(config)]).eval()
+    config = CountingModelConfig("mobilenet_v2", "classify", classes, 64, architecture.mean, architecture.std)
+    return Predictor([CountingModel(config)]).eval()
 
 
 def new_run(server: str, name: str) -> str:
@@ -90,11 +90,11 @@ def judged(
     shared: int | None = None,
     champion_classes: tuple[int, ...] = CLASSES,
     candidate_classes: tuple[int, ...] = CLASSES,
-    gate: Gate | None = None,
+    gate: PromotionCriteria | None = None,
     approved: bool = False,
     right: float = 1.0,
     decided: int = 1,
-) -> Decision:
+) -> PromotionDecision:
     """What is decided about 300 photos: candidate and champion (none where it is never right) right in given shares."""
     many = 300
     actual = np.resize(np.array([c for c in candidate_classes if c in (0, 1, 2, 3)]), many)
@@ -112,7 +112,7 @@ def judged(
         theirs = said(counts(champion_right), champion_classes)
         champion = _Champion("7", theirs, rows, ["version 7 was trained on some"])
     run = Candidate("run", predictor(), manifest, "val_accuracy", "s-1", np.zeros((1, 3), np.float32))
-    return _decide(run, gate or Gate(), asked, champion, approved, "8")
+    return _decide(run, gate or PromotionCriteria(), asked, champion, approved, "8")
 
 
 def test_a_champion_is_compared_on_the_photos_that_are_new_to_both(manifest: Manifest) -> None:
@@ -151,11 +151,11 @@ def test_what_is_no_better_than_the_guess_is_said_and_can_be_refused(manifest: M
     items = [dataclasses.replace(manifest.items[0], id=str(row)) for row in range(300)]
     asked = _Asked(items, actual, 1, mine, score(mine, actual, 1), [], 1)
     run = Candidate("run", predictor(), manifest, "val_accuracy", "s-1", np.zeros((1, 3), np.float32))
-    decision = _decide(run, Gate(), asked, None, False, "1")
+    decision = _decide(run, PromotionCriteria(), asked, None, False, "1")
     assert decision.promoted and "test accuracy 0.7000 beats" in decision.reason
     assert "no better than always saying 1" in decision.warning and "rmse" in decision.warning
     assert "accuracy" not in decision.warning and decision.warning in decision.reason
-    refused = _decide(run, Gate(beats_guess=["accuracy", "rmse"]), asked, None, False, "1")
+    refused = _decide(run, PromotionCriteria(beats_guess=["accuracy", "rmse"]), asked, None, False, "1")
     assert not refused.promoted
     assert [rule.name for rule in refused.rules if not rule.passed] == ["beats the guess in rmse"]
     assert [rule.name for rule in refused.rules].count("better than the constant guess") == 1
@@ -171,7 +171,7 @@ def test_how_often_a_test_split_decided_is_said_and_corrected_for(manifest: Mani
     (note,) = [note for note in tenth.notes if note.startswith("decision 10 by this test split")]
     assert "40%" in note and "bonferroni" in note
     corrected = judged(
-        manifest, right=0.55, champion_right=0.45, decided=10, gate=Gate(correction="bonferroni")
+        manifest, right=0.55, champion_right=0.45, decided=10, gate=PromotionCriteria(correction="bonferroni")
     )
     assert not corrected.promoted and "0.00045 wanted" in corrected.reason
 
@@ -245,7 +245,7 @@ def test_a_candidate_that_cannot_be_evaluated_leaves_a_version_that_says_so(
             server,
             "unjudged",
             candidate_of(server, "unjudged", manifest),
-            Gate(),
+            PromotionCriteria(),
             tmp_path / "test",
             home=home,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.limited import limited
 
-from binsweep.models.network import ARCHITECTURES, Counter, CounterConfig
+from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.versions import saved_model
 
@@ -22,9 +22,11 @@ print(model.counting.submit(torch.get_num_threads).result(), model.readers._max_
 @pytest.mark.integration
 def test_the_model_file_knows_the_limit_of_its_container(tmp_path: Path) -> None:
     architecture = ARCHITECTURES["mobilenet_v2"]
-    config = CounterConfig("mobilenet_v2", "classify", (0, 2, 3), 64, architecture.mean, architecture.std)
+    config = CountingModelConfig(
+        "mobilenet_v2", "classify", (0, 2, 3), 64, architecture.mean, architecture.std
+    )
     env = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTHONPATH")}
-    with saved_model(Predictor([Counter(config).eval()])) as model, limited(0.5, 2 * 2**30) as within:
+    with saved_model(Predictor([CountingModel(config).eval()])) as model, limited(0.5, 2 * 2**30) as within:
         done = subprocess.run(
             [*within, sys.executable, "-c", LOAD, str(model)],
             cwd=tmp_path,

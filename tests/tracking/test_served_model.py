@@ -14,7 +14,7 @@ from fuzz import requests as fuzzed
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.decode import MAX_BYTES
-from binsweep.models.network import ARCHITECTURES, Counter, CounterConfig
+from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
 from binsweep.models.predictor import MAX_ROWS, Predictor
 from binsweep.tracking.registry.versions import register
 from binsweep.tracking.serving.model_server import serve_model
@@ -28,10 +28,12 @@ def address(server: str) -> Iterator[str]:
     """A counter with random weights, registered and served."""
     torch.manual_seed(0)
     architecture = ARCHITECTURES["mobilenet_v2"]
-    config = CounterConfig("mobilenet_v2", "classify", (0, 1, 2), 64, architecture.mean, architecture.std)
+    config = CountingModelConfig(
+        "mobilenet_v2", "classify", (0, 1, 2), 64, architecture.mean, architecture.std
+    )
     client = MlflowClient(server)
     run = client.create_run(client.create_experiment("served"))
-    predictor = Predictor([Counter(config)], flip=True, decoding="mean").eval()
+    predictor = Predictor([CountingModel(config)], flip=True, decoding="mean").eval()
     register(server, run.info.run_id, "served", predictor, {})
     with serve_model("models:/served/1", server) as served:
         yield f"{served.url}/invocations"

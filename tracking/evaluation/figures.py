@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from binsweep.models.metrics import Bin, Counts, confusion_matrix, per_class
+from binsweep.models.metrics import CalibrationBin, Counts, confusion_matrix, per_class
 
 Picture = Callable[[int], NDArray[np.uint8]]  # the photo of a row, uint8 [S, S, 3]
 SHOWN = 24  # mistakes on one picture
@@ -103,7 +103,7 @@ def _shortened(text: str, font: Any, width: int) -> str:
     return cut
 
 
-def draw_reliability(table: Sequence[Bin], error: float, path: Path) -> None:
+def draw_reliability(table: Sequence[CalibrationBin], error: float, path: Path) -> None:
     """Accuracy against confidence: a perfectly calibrated model lies on the diagonal; a dot's area is its bin's
     share of the photos."""
     side, left, top, below = 360, 80, 50, 60

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from binsweep.models.metrics import (
-    Bin,
+    CalibrationBin,
     Counts,
     all_scores,
     calibration_error,
@@ -38,7 +38,7 @@ class Scorecard:
     guess_intervals: dict[str, tuple[float, float]]
     classes: dict[int, Scores]
     calibration_error: float
-    reliability: list[Bin]
+    reliability: list[CalibrationBin]
     decodings: dict[str, Scores]
 
 

@@ -32,7 +32,7 @@ BLOCK = 4_000_000  # numbers that the bootstrap holds at a time, 32 MB
 
 
 @dataclass(frozen=True)
-class Gate:
+class PromotionCriteria:
     """What may be asked beyond being better; None asks nothing."""
 
     class_floor: float | None = None  # least accuracy of every class that has photos, 0 to 1
@@ -53,7 +53,7 @@ def level(correction: Correction, decision: int) -> float:
 
 
 @dataclass(frozen=True)
-class Rule:
+class RuleResult:
     """One rule's outcome: `text` gives its figures in plain words."""
 
     name: str
@@ -140,7 +140,7 @@ def judge_against(
     whose: str,
     strict: bool,
     alpha: float = ALPHA,
-) -> list[Rule]:
+) -> list[RuleResult]:
     """Whether the candidate is better than `whose` counts in `measure`, beyond chance (p below `alpha`).
 
     With `strict` it must also not be worse beyond chance in the other one of accuracy and rmse.
@@ -154,22 +154,22 @@ def judge_against(
 
 def judge_no_worse(
     candidate: Counts, other: Counts, actual: Counts, measure: Measure, whose: str, name: str
-) -> Rule:
+) -> RuleResult:
     """Whether the candidate is not worse than `whose` counts in `measure` beyond chance."""
     mine, theirs = (count_metrics(counts, actual)[measure] for counts in (candidate, other))
     p = chance_of_no_better(other, candidate, actual, measure)
     text = f"{measure} {mine:.4f} against {whose}'s {theirs:.4f}, {_p(p)} for no difference"
-    return Rule(name, p >= ALPHA, text)
+    return RuleResult(name, p >= ALPHA, text)
 
 
 def judge_guess(
     candidate: Counts, guess: int, actual: Counts, measures: Sequence[Measure], alpha: float = ALPHA
-) -> list[Rule]:
+) -> list[RuleResult]:
     """Whether the candidate is better than always saying `guess`, in each of `measures`."""
     always = np.full_like(actual, guess)
     rules = [_better(candidate, always, actual, measure, "the constant guess", alpha) for measure in measures]
     return [
-        Rule(f"beats the guess in {measure}", rule.passed, rule.text)
+        RuleResult(f"beats the guess in {measure}", rule.passed, rule.text)
         for measure, rule in zip(measures, rules, strict=True)
     ]
 
@@ -188,7 +188,7 @@ def no_better_than_guess(candidate: Counts, guess: int, actual: Counts) -> str:
 
 def _better(
     candidate: Counts, other: Counts, actual: Counts, measure: Measure, whose: str, alpha: float
-) -> Rule:
+) -> RuleResult:
     photos = len(actual)
     mine, theirs = (count_metrics(counts, actual)[measure] for counts in (candidate, other))
     p, won, lost = better_by_mcnemar(candidate, other, actual)
@@ -209,27 +209,31 @@ def _better(
     reach = detectable(won, lost, photos, alpha)
     if not passed and reach > MEANINGFUL:
         text += f"; {photos} photos are too few to tell: only {100 * reach:.0f} points or more would show"
-    return Rule(f"better than {whose}", passed, text)
+    return RuleResult(f"better than {whose}", passed, text)
 
 
-def judge_classes(table: dict[int, dict[str, float]], floor: float, classes: Sequence[int] = ()) -> Rule:
+def judge_classes(
+    table: dict[int, dict[str, float]], floor: float, classes: Sequence[int] = ()
+) -> RuleResult:
     """Whether every class that has photos reaches the least accuracy; of `classes` those without any are named."""
     below = {count: row["accuracy"] for count, row in table.items() if row["accuracy"] < floor}
     named = ", ".join(f"{count} items: {accuracy:.1%}" for count, accuracy in below.items())
     text = f"below {floor:.0%}: {named}" if below else f"each at least {floor:.0%}"
     if absent := [str(count) for count in classes if count not in table]:
         text += f"; not known of {', '.join(absent)}, which no test photo shows"
-    return Rule("classes", not below, text)
+    return RuleResult("classes", not below, text)
 
 
 def judge_served(
     counts: Counts, probabilities: NDArray[np.float64], served: list[dict[str, Any]], classes: tuple[int, ...]
-) -> Rule:
+) -> RuleResult:
     """Whether the served model says what the evaluated one said; `counts` [N], `probabilities` [N, K]."""
     name = "served as evaluated"
     refused = [str(said["error"]) for said in served if said.get("error")]
     if refused:
-        return Rule(name, False, f"{len(served)} photos: {len(refused)} without an answer ({refused[0]})")
+        return RuleResult(
+            name, False, f"{len(served)} photos: {len(refused)} without an answer ({refused[0]})"
+        )
     off = [row for row, said in enumerate(served) if said["count"] != counts[row]]
     given = np.array([[said["probabilities"][str(count)] for count in classes] for said in served])
     furthest = float(np.abs(given - probabilities[: len(served)]).max())
@@ -237,10 +241,10 @@ def judge_served(
         f"{len(served)} photos: {len(off)} other counts, probabilities differ by at most {furthest:.1e}"
         f" ({SAME:g} allowed)"
     )
-    return Rule(name, not off and furthest <= SAME, text)
+    return RuleResult(name, not off and furthest <= SAME, text)
 
 
-def judge_packed(registered: NDArray[np.float64], trained: NDArray[np.floating[Any]]) -> Rule:
+def judge_packed(registered: NDArray[np.float64], trained: NDArray[np.floating[Any]]) -> RuleResult:
     """Whether the registered model says about validation photos what the trained one said; both [M, K].
 
     Only nearly, because training may compute in bf16 and the registered model does not. Another normalisation, or
@@ -249,12 +253,12 @@ def judge_packed(registered: NDArray[np.float64], trained: NDArray[np.floating[A
     furthest = float(np.abs(registered - trained).mean(axis=0).max())
     text = f"{len(registered)} validation photos: probabilities differ by {furthest:.4f} on average"
     text += f" ({PACKED:g} allowed)"
-    return Rule("registered as trained", furthest <= PACKED, text)
+    return RuleResult("registered as trained", furthest <= PACKED, text)
 
 
-def judge_limit(name: str, value: float, limit: float, unit: str) -> Rule:
+def judge_limit(name: str, value: float, limit: float, unit: str) -> RuleResult:
     """Whether a cost stays within its limit."""
-    return Rule(name, value <= limit, f"{value:.1f} {unit}, at most {limit:g} allowed")
+    return RuleResult(name, value <= limit, f"{value:.1f} {unit}, at most {limit:g} allowed")
 
 
 def _p(p: float, alpha: float = ALPHA) -> str:

@@ -33,9 +33,9 @@ from binsweep.tracking.evaluation.scorecard import Scorecard, Scores, score
 from binsweep.tracking.promotion.gate import (
     ALPHA,
     FEWEST,
-    Gate,
     Measure,
-    Rule,
+    PromotionCriteria,
+    RuleResult,
     judge_against,
     judge_classes,
     judge_guess,
@@ -81,7 +81,7 @@ WAITING = "waiting for approval"
 
 
 @dataclass(frozen=True)
-class Decision:
+class PromotionDecision:
     """What promotion found: scores on the test split (accuracy, rmse, mae, within_one, macro_f1; 95 % intervals of
     the candidate's), each rule's outcome, and whether the alias moved. `notes` say how the candidate was chosen and
     compared. `version` is None for a dry run.
@@ -94,7 +94,7 @@ class Decision:
     version: str | None
     promoted: bool
     reason: str
-    rules: list[Rule]
+    rules: list[RuleResult]
     candidate: Scores
     intervals: dict[str, tuple[float, float]]
     champion: Scores | None
@@ -148,7 +148,7 @@ class _Asked:
     guess: int
     said: Predictions
     card: Scorecard
-    rules: list[Rule]
+    rules: list[RuleResult]
     decided: int
 
 
@@ -167,12 +167,12 @@ def promote(
     tracking_uri: str,
     model_name: str,
     candidate: Candidate,
-    gate: Gate,
+    gate: PromotionCriteria,
     folder: Path,
     approved: bool = False,
     dry_run: bool = False,
     home: Path | None = None,
-) -> Decision:
+) -> PromotionDecision:
     """Register the candidate as a new version and make it champion if it passes every rule of the gate.
 
     Candidate and champion are evaluated now, each in its own process, on the test photos that are new to both;
@@ -281,7 +281,12 @@ def _division(version: ModelVersion) -> str:
 
 
 def _ask(
-    tracking_uri: str, model_name: str, candidate: Candidate, gate: Gate, items: Sequence[Item], uri: str
+    tracking_uri: str,
+    model_name: str,
+    candidate: Candidate,
+    gate: PromotionCriteria,
+    items: Sequence[Item],
+    uri: str,
 ) -> _Asked:
     """Evaluate and serve the candidate that lies at `uri`."""
     manifest = candidate.manifest
@@ -328,12 +333,12 @@ def _decisions(tracking_uri: str, model_name: str, candidate: Candidate) -> int:
 
 def _decide(
     candidate: Candidate,
-    gate: Gate,
+    gate: PromotionCriteria,
     asked: _Asked,
     champion: _Champion | None,
     approved: bool,
     version: str | None,
-) -> Decision:
+) -> PromotionDecision:
     """Judge what was found out; `version` is None for a dry run."""
     alpha = level(gate.correction, asked.decided)
     said, card, measure = asked.said, asked.card, candidate.measure
@@ -360,7 +365,7 @@ def _decide(
     refused = [rule for rule in rules if not rule.passed]
     warning = no_better_than_guess(said.counts, asked.guess, asked.actual)
     reason = "; ".join(rule.text for rule in refused) if refused else rules[0].text
-    return Decision(
+    return PromotionDecision(
         version=version,
         promoted=not refused and version is not None,
         reason=f"{reason}; but it is {warning}" if warning and earned else reason,
@@ -381,13 +386,13 @@ def _decide(
     )
 
 
-def _judge_champion(asked: _Asked, champion: _Champion, measure: Measure, alpha: float) -> list[Rule]:
+def _judge_champion(asked: _Asked, champion: _Champion, measure: Measure, alpha: float) -> list[RuleResult]:
     """Whether the candidate is better than the champion on the photos that are new to both."""
     many, all_photos = int(champion.shared.sum()), len(asked.items)
     if many < min(FEWEST, all_photos):
         text = f"cannot be compared with the champion: {many} of {all_photos} test photos are new to both"
         text += f", and at least {min(FEWEST, all_photos)} are needed; divide the data as the champion's were"
-        return [Rule("better than the champion", False, f"{text}, or choose another register.model")]
+        return [RuleResult("better than the champion", False, f"{text}, or choose another register.model")]
     said, other = asked.said.take(champion.shared), champion.said.take(champion.shared)
     actual = asked.actual[champion.shared]
     rules = judge_against(
@@ -406,11 +411,13 @@ def _judge_champion(asked: _Asked, champion: _Champion, measure: Measure, alpha:
             "not worse on the counts that both know",
         )
         text = f"{rule.text} ({known.sum()} photos; the champion can never say {_list(gained)})"
-        rules.append(Rule(rule.name, rule.passed, text))
+        rules.append(RuleResult(rule.name, rule.passed, text))
     return rules
 
 
-def _approval(gate: Gate, approved: bool, classes: Sequence[int], champion: _Champion | None) -> list[Rule]:
+def _approval(
+    gate: PromotionCriteria, approved: bool, classes: Sequence[int], champion: _Champion | None
+) -> list[RuleResult]:
     """A person's word, where the gate asks for it, or where the candidate knows fewer counts than the champion."""
     reasons = ["register.gate.approval asks for it"] if gate.approval else []
     lost = sorted(set(champion.said.classes) - set(classes)) if champion is not None else []
@@ -421,14 +428,14 @@ def _approval(gate: Gate, approved: bool, classes: Sequence[int], champion: _Cha
     text = f"{'given' if approved else 'a person must say so: `binsweep promote SWEEP --approve`'}"
     if lost and not approved:
         text += ", or choose another register.model"
-    return [Rule("approval", approved, f"{text} ({'; '.join(reasons)})")]
+    return [RuleResult("approval", approved, f"{text} ({'; '.join(reasons)})")]
 
 
 def _list(counts: Sequence[int]) -> str:
     return ", ".join(map(str, counts))
 
 
-def _counted(decided: int, gate: Gate, alpha: float) -> str:
+def _counted(decided: int, gate: PromotionCriteria, alpha: float) -> str:
     """How often the test split has decided, and what that means for this decision."""
     text = f"decision {decided} by this test split"
     if gate.correction != "none":
@@ -447,7 +454,7 @@ def _write(
     model_name: str,
     candidate: Candidate,
     asked: _Asked,
-    decision: Decision,
+    decision: PromotionDecision,
     folder: Path,
 ) -> None:
     """The scorecard and the model card of a registered version, in its run and at its description."""
@@ -539,7 +546,7 @@ def _megabytes(predictor: Predictor) -> float:
     return float(sum(sizes)) / 1e6
 
 
-def _note(tracking_uri: str, run_id: str, model_name: str, version: str, decision: Decision) -> None:
+def _note(tracking_uri: str, run_id: str, model_name: str, version: str, decision: PromotionDecision) -> None:
     """Store the decision and its figures on the version and its run, in place of those of an earlier one."""
     client = MlflowClient(tracking_uri)
     waits = [rule.name for rule in decision.rules if not rule.passed] == ["approval"]
@@ -563,7 +570,7 @@ def _note(tracking_uri: str, run_id: str, model_name: str, version: str, decisio
         client.log_artifact(run_id, str(file), "gate")
 
 
-def _outcome(rule: Rule) -> str:
+def _outcome(rule: RuleResult) -> str:
     return f"{'passed' if rule.passed else 'failed'}: {rule.text}"
 
 

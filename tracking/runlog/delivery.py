@@ -17,7 +17,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 10.0
 _log = logging.getLogger(__name__)
 
 
-class Feeder:
+class Delivery:
     """Feeds `sender` from `spool` until stopped; MLflow away or failing only delays it.
 
     Delays between attempts double from 0.5 s to 10 s at most, without an end. An artifact that its store does not

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from binsweep.data.errors import UserError
-from binsweep.tracking.runlog.delivery import Feeder
+from binsweep.tracking.runlog.delivery import Delivery
 from binsweep.tracking.runlog.sanitize import (
     LONGEST_NAME,
     legal_key,
@@ -45,7 +45,7 @@ class RunLog:
         self._spool = Spool(directory, self._note)
         self._sender = Sender(tracking_uri, experiment, self._spool.identity, self._spool.fresh)
         self._recording = threading.Lock()
-        self._feeder = Feeder(self._spool, self._sender)
+        self._feeder = Delivery(self._spool, self._sender)
 
     @property
     def damaged(self) -> int:
