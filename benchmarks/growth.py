@@ -30,7 +30,8 @@ import psutil
 from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import render_source
 from binsweep.search.spec.parser import parse_spec
-from binsweep.search.workflows.sweep import check_before_start, prepare, run_sweep
+from binsweep.search.workflows.preflight import check_before_start
+from binsweep.search.workflows.sweep import prepare, run_sweep
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 SIZE = 64

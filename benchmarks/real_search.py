@@ -25,10 +25,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 from binsweep.models.train import TrialData  # noqa: E402
 from binsweep.search.execution.controller import Controller  # noqa: E402
 from binsweep.search.execution.local_runner import run_local  # noqa: E402
-from binsweep.search.execution.trial import TrialResources  # noqa: E402
+from binsweep.search.execution.resources import TrialResources  # noqa: E402
 from binsweep.search.spec.parser import SweepSpec, load_spec  # noqa: E402
 from binsweep.search.strategy import open_strategy  # noqa: E402
-from binsweep.search.workflows.sweep import check_before_start, prepare  # noqa: E402
+from binsweep.search.workflows.preflight import check_before_start  # noqa: E402
+from binsweep.search.workflows.sweep import prepare  # noqa: E402
 
 UNLIMITED = 10_000  # trials of the arm whose time is limited
 

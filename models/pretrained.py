@@ -112,9 +112,12 @@ def load_state(backbone: str, file: Path) -> dict[str, Tensor]:
 
 
 def check_weights(backbone: str, weights: str) -> None:
-    """Raise UserError unless these weights can be had and fit this backbone; called before a sweep starts."""
+    """Raise UserError unless these weights can be had and fit this backbone; called before a sweep starts.
+
+    A package's file was checked by its hash when it was installed; any other one is tried on the backbone.
+    """
     file = weights_file(backbone, weights)
-    if file is None:
+    if file is None or file == _package_file(backbone):
         return
     try:
         build_backbone(backbone, load_state(backbone, file))

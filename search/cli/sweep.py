@@ -58,6 +58,7 @@ def sweep(
 ) -> None:
     """Run the sweep that SPEC describes, or go on with it where it was cut short."""
     from binsweep.search.spec.parser import load_spec
+    from binsweep.search.workflows.preflight import check_before_start
 
     given = [f"--{name}" for name, on in (("resume", resume), ("new", anew)) if on]
     given += ["--warm-start"] if warm_start else []
@@ -68,21 +69,21 @@ def sweep(
     if address is not None and runner == "local":
         raise UserError("--address and --runner local exclude one another", "leave out one of them")
     loaded = load_spec(spec, assignments)
-
-    # Mistakes in a specification are told before seconds are spent on these.
-    from binsweep.search.history.sweep_state import find_folder, find_unfinished
-    from binsweep.search.recording.live_table import leaderboard_table
-    from binsweep.search.workflows.sweep import check_before_start, prepare, run_sweep
-    from binsweep.search.workflows.warm_start import know_earlier
-    from binsweep.tracking.mlflow_server.embedded import named_server, require_reachable, tracking_server
-
-    home = home_folder()
-    known = find_folder(home, warm_start) if warm_start else None
     nodes = _join(address) if address is not None else None
     check_before_start(loaded, nodes, runner)
     if dry_run:
         print(json.dumps(loaded.raw, indent=1))
         return
+
+    # Mistakes in a specification are told before seconds are spent on these.
+    from binsweep.search.history.sweep_state import find_folder, find_unfinished
+    from binsweep.search.recording.live_table import leaderboard_table
+    from binsweep.search.workflows.sweep import prepare, run_sweep
+    from binsweep.search.workflows.warm_start import know_earlier
+    from binsweep.tracking.mlflow_server.embedded import named_server, require_reachable, tracking_server
+
+    home = home_folder()
+    known = find_folder(home, warm_start) if warm_start else None
     require_writable(home)
     if remote := named_server():
         require_reachable(remote)  # before minutes are spent on the data

@@ -19,7 +19,8 @@ from binsweep.models.settings import Settings
 from binsweep.models.training_state import load_training_state
 from binsweep.search.execution.health import HealthTracker
 from binsweep.search.execution.interrupts import uninterrupted
-from binsweep.search.execution.trial import ERROR, LAST, ONE_CORE, Goal, TrialResources, TrialTask, better
+from binsweep.search.execution.resources import TrialResources
+from binsweep.search.execution.trial import ERROR, LAST, ONE_CORE, Goal, TrialTask, better
 from binsweep.search.history.run_keys import trial_key
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.strategy import Decision, Outcome, Record, Strategy, Suggestion

@@ -8,13 +8,13 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores, memory
-from binsweep.search.execution.trial import TrialResources
 from binsweep.search.spec.parser import ResourcesPart
 
 GIB = 2**30
@@ -22,6 +22,24 @@ GIB = 2**30
 # more), "/session_2026-11-26_15-03-50_888617_4194304" and "/sockets/plasma_store".
 LONGEST_PLACE = (107 if sys.platform == "linux" else 103) - 13 - 43 - 21
 Node = Mapping[str, float]  # what Ray calls CPU, GPU and memory (in bytes)
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """What each of the `workers` of a trial gets, by Ray's names: CPU, GPU, memory in bytes."""
+
+    each: Mapping[str, float]
+    workers: int = 1  # processes that train it together
+
+    @property
+    def cpus(self) -> float:
+        """All of its workers' CPUs."""
+        return self.each["CPU"] * self.workers
+
+    @property
+    def gpus(self) -> float:
+        """All of its workers' GPUs."""
+        return self.each.get("GPU", 0.0) * self.workers
 
 
 def this_machine() -> Node:

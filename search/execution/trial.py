@@ -23,6 +23,7 @@ from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrialData, train
 from binsweep.models.training_state import load_training_state
 from binsweep.search.execution.health import keep_findings
+from binsweep.search.execution.resources import TrialResources
 
 BEST = "best.pt"
 LAST = "last.pt"
@@ -34,24 +35,6 @@ Send = Callable[[int, dict[str, float]], bool]  # told an epoch and its metrics,
 
 class LostWorkerError(RuntimeError):
     """A process died, or could not be reached any more: no fault of the trial, which goes on from its last epoch."""
-
-
-@dataclass(frozen=True)
-class TrialResources:
-    """What each of the `workers` of a trial gets, by Ray's names: CPU, GPU, memory in bytes."""
-
-    each: Mapping[str, float]
-    workers: int = 1  # processes that train it together
-
-    @property
-    def cpus(self) -> float:
-        """All of its workers' CPUs."""
-        return self.each["CPU"] * self.workers
-
-    @property
-    def gpus(self) -> float:
-        """All of its workers' GPUs."""
-        return self.each.get("GPU", 0.0) * self.workers
 
 
 def hide_gpus(share: TrialResources) -> None:

@@ -24,10 +24,10 @@ from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import (
     LostWorkerError,
     Send,
-    TrialResources,
     TrialTask,
     attempt,
     hide_gpus,

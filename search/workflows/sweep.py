@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -19,14 +18,19 @@ from binsweep.data.banks.store import bank_folder
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, skipped_text
 from binsweep.data.resource_limits import cores
-from binsweep.models.pretrained import check_weights
 from binsweep.models.settings import Settings
 from binsweep.models.train import TrialData, build_banks
 from binsweep.search.execution.controller import ENDED, Controller, ResourceUsage, TrialRecord
 from binsweep.search.execution.interrupts import take_note
 from binsweep.search.execution.local_runner import run_local
-from binsweep.search.execution.resources import Node, check_resources, fits, ray_place, share_of, this_machine
-from binsweep.search.execution.trial import TrialResources, no_room
+from binsweep.search.execution.resources import (
+    Node,
+    TrialResources,
+    check_resources,
+    fits,
+    share_of,
+)
+from binsweep.search.execution.trial import no_room
 from binsweep.search.history.sweep_history import spent_on
 from binsweep.search.history.sweep_state import save_state
 from binsweep.search.recording.decision_log import DecisionLog
@@ -34,11 +38,11 @@ from binsweep.search.recording.live_table import LiveTable, Step
 from binsweep.search.recording.recorder import Recorder
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.strategy import open_strategy
+from binsweep.search.workflows.preflight import Runner
 from binsweep.search.workflows.sweep_data import spec_manifest
 from binsweep.search.workflows.warm_start import WarmStart
 from binsweep.tracking.runlog.run_log import RunLog
 
-Runner = Literal["ray", "local"]
 STALLED_SECONDS = 60.0  # a tracking server that takes nothing for so long is left to `binsweep sync`
 INTERRUPTED_SECONDS = 8.0  # who asked a sweep to leave wants it gone within 15 s
 
@@ -55,31 +59,6 @@ class SweepResult:
     ended_by: str
     halted: bool
     unsent: int
-
-
-def check_before_start(
-    spec: SweepSpec, cluster: Sequence[Node] | None = None, runner: Runner = "ray"
-) -> None:
-    """Everything that can be known to be wrong before any data is read; raises UserError.
-
-    `cluster` is what each node of the cluster has that the sweep will run on; without it, it is this machine.
-    """
-    for path, kind in spec.resources.kinds().items():
-        if runner == "local" and kind.workers_per_trial > 1:
-            rule = f"{path}.workers_per_trial: {kind.workers_per_trial} asked, --runner local trains in one process"
-            raise UserError(rule, "leave --runner out, or set it to 1")
-    for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
-        check_weights(backbone, weights)
-    if runner == "ray" and cluster is None:
-        ray_place()
-    nodes = [this_machine()] if cluster is None else cluster
-    check_resources(spec.resources, nodes, "this machine" if cluster is None else "the largest node")
-    gpus = [share_of(kind, nodes).gpus for kind in spec.resources.kinds().values()]
-    if runner == "local":
-        gpus = [float(torch.cuda.is_available())]
-    if spec.budget.gpu_hours is not None and not any(gpus):
-        rule = "budget.gpu_hours: no trial gets a GPU here, so that it would never be spent"
-        raise UserError(rule, "give budget.minutes instead")
 
 
 def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from binsweep.models.train import train
-from binsweep.search.execution.trial import TrialResources, TrialTask, run_trial
+from binsweep.search.execution.resources import TrialResources
+from binsweep.search.execution.trial import TrialTask, run_trial
 
 Curve = list[dict[str, float]]
 

@@ -27,7 +27,8 @@ from binsweep.models.precision import Precision, give_back_memory
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrialData, train
 from binsweep.models.training_state import TrainingState, load_training_state
-from binsweep.search.execution.trial import TrialResources, TrialTask, out_of_memory, run_trial
+from binsweep.search.execution.resources import TrialResources
+from binsweep.search.execution.trial import TrialTask, out_of_memory, run_trial
 
 Curve = list[dict[str, float]]
 Measured = Callable[[str], None]

@@ -12,7 +12,8 @@ import pytest
 
 from binsweep.models.settings import Settings
 from binsweep.search.execution.controller import Controller, ResourceUsage, pareto_front
-from binsweep.search.execution.trial import ONE_CORE, TrialResources
+from binsweep.search.execution.resources import TrialResources
+from binsweep.search.execution.trial import ONE_CORE
 from binsweep.search.recording.decision_log import DECISIONS, DecisionLog
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.strategy import Decision, Outcome, Suggestion, Verdict

@@ -7,8 +7,8 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.models.settings import Settings
-from binsweep.search.execution.resources import check_resources, fits, share_of
-from binsweep.search.execution.trial import TrialResources, hide_gpus
+from binsweep.search.execution.resources import TrialResources, check_resources, fits, share_of
+from binsweep.search.execution.trial import hide_gpus
 from binsweep.search.spec.parser import LargePart, ResourcesPart
 
 HEAD = {"memory": 2.0**31}

@@ -26,11 +26,10 @@ from binsweep.search.history.sweep_state import find_folder, load_state
 from binsweep.search.report.sweep_report import describe
 from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.search.workflows.predict import predict_images
+from binsweep.search.workflows.preflight import Runner, check_before_start
 from binsweep.search.workflows.promote import promote_sweep
 from binsweep.search.workflows.sweep import (
-    Runner,
     SweepResult,
-    check_before_start,
     prepare,
     run_sweep,
 )
