@@ -47,6 +47,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
+# Ray starts its workers with the lowest priority but four. Next to tests on all cores they would hardly run at all.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # One thread: tests share the machine with the servers and workers they start, and thread pools that wait for a
 # busy core are slower than one thread that runs.
 torch.set_num_threads(1)

@@ -35,7 +35,7 @@ def test_doctor_goes_on_behind_a_check_that_fails(tmp_path: Path, monkeypatch: p
     def broken(home: Path) -> Any:
         raise RuntimeError("no driver")
 
-    monkeypatch.setattr("search.doctor.CHECKS", (broken, broken))
+    monkeypatch.setattr("binsweep.search.workflows.doctor.CHECKS", (broken, broken))
     assert [(one.name, one.ok, one.text) for one in examine(tmp_path)] == [
         ("broken", False, "RuntimeError: no driver")
     ] * 2
