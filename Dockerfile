@@ -4,15 +4,15 @@
 #   docker build -t localhost/binsweep:0.1.0 --build-arg TORCH=cuda .
 FROM docker.io/library/python:3.11.15-slim-bookworm AS base
 
-# The pins of PyTorch and of what it brings: its layer, by far the largest, is made again only when these change.
+# The pins of PyTorch and its dependencies: its layer, by far the largest, is rebuilt only when these change.
 FROM base AS pins
 COPY constraints.txt /
 RUN grep -iE '^(torch|torchvision|triton|nvidia-[^=]*|cuda-[^=]*|filelock|fsspec|jinja2|markupsafe|mpmath|networkx|numpy|pillow|sympy|typing_extensions)==' \
     /constraints.txt > /torch.txt
 
 FROM base
-# cpu: the builds of PyTorch's own index, which bring no CUDA; their versions count as the higher ones (2.14.1+cpu).
-# cuda: the package registry's builds, which bring it (5 GB more).
+# cpu: the builds of PyTorch's own index, without CUDA; pip prefers their versions (2.14.1+cpu) as the higher ones.
+# cuda: the package registry's builds, with CUDA (5 GB more).
 ARG TORCH=cpu
 
 RUN groupadd --gid 10001 binsweep \
@@ -24,7 +24,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# What changes most rarely comes first: PyTorch, then the other packages, the code last.
+# Layers that change rarely come first: PyTorch, then the other packages, then the code.
 WORKDIR /opt/binsweep
 COPY --from=pins /torch.txt /tmp/torch.txt
 RUN case "$TORCH" in \
@@ -47,7 +47,7 @@ COPY search search
 RUN pip install --no-deps .
 COPY sweeps sweeps
 
-# Telemetry off; no secret is in the image.
+# Telemetry is off, and the image holds no secret.
 ENV BINSWEEP_HOME=/var/lib/binsweep \
     MLFLOW_DISABLE_TELEMETRY=true \
     RAY_USAGE_STATS_ENABLED=0 \

@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: install sweep test check integration clean
 
-# Reinstalled when the pins or the package change. The stamp is written last: an interrupted install is redone.
+# Installed again when the pins or the package change. The stamp is written last, so an interrupted install is repeated.
 .venv/installed: constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=...")'
 	$(PYTHON) -m venv .venv

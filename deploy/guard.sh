@@ -1,5 +1,5 @@
 #!/bin/sh
-# The door of every container: it starts only where each variable named in SECRETS holds a secret of its own.
+# The entry point of every container: it starts only if each variable named in SECRETS holds a secret of its own.
 #
 #   SECRETS="NAME ..." guard.sh PROGRAM [ARGUMENT ...]
 for name in $SECRETS; do
@@ -11,7 +11,7 @@ for name in $SECRETS; do
     *) reason="is shorter than 16 characters" ;;
   esac
   echo "refusing to start: $name $reason; deploy/new-env writes a .env with fresh secrets" >&2
-  sleep 5 # the restart policy tries again: not in a tight loop
+  sleep 5 # so that the restart policy does not try again in a tight loop
   exit 1
 done
 exec "$@"
