@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from binsweep.data.decode import MAX_BYTES, ImageError, ReadFailed, dimensions
 from binsweep.data.errors import UserError
-from binsweep.data.s3.bucket import Bucket, Content, ObjectError
+from binsweep.data.s3.bucket import Bucket, Content
+from binsweep.data.s3.errors import ObjectError
 from binsweep.data.s3.listing import FEW, STATE, Report, Wanted, layout_of, list_bucket, remove_gone
 from binsweep.data.s3.pull_state import PullState
 from binsweep.data.sources.metadata import BinMetadata, parse_document

@@ -100,7 +100,7 @@ def layout_of(bucket: Bucket, ledger: PullState) -> Layout:
             f"{id}: {why}" for id, why in ledger.rows("select id, reason from problems order by id limit 3")
         ]
         raise UserError(
-            f"{bucket.place.uri} has none of the images that were asked for, in no layout that is known"
+            f"{bucket.address.uri} has none of the images that were asked for, in no layout that is known"
             + (f" ({'; '.join(found)})" if found else ""),
             "bin-images/ID.jpg with metadata/ID.json, COUNT/NAME.jpg, or train/COUNT/NAME.jpg",
         )

@@ -45,16 +45,16 @@ def pull(bucket: Bucket, dest: Path, wanted: Wanted, report: Report, workers: in
     if dest.exists() and (not dest.is_dir() or (any(dest.iterdir()) and not (dest / STATE).is_dir())):
         raise UserError(f"{dest} exists and holds something else", "another folder, or delete this one")
     with claimed(dest, wait=False) as ledger:
-        _keep_selection(dest, ledger, bucket.place.uri, wanted)
+        _keep_selection(dest, ledger, bucket.address.uri, wanted)
         (dest / MANIFEST).unlink(missing_ok=True)
         layout, fetched, size = fetch(bucket, dest, ledger, wanted, report, workers)
         _remove_unchosen(dest, ledger, layout)
         report("writing the manifest", 0, 0)
         beside = dest / STATE / MANIFEST
-        counts = write_table(beside, ledger_rows(ledger, layout, bucket.place.uri))
+        counts = write_table(beside, ledger_rows(ledger, layout, bucket.address.uri))
         if not counts:
             raise UserError(
-                f"{bucket.place.uri} has no image that is wanted{_first_problem(ledger)}",
+                f"{bucket.address.uri} has no image that is wanted{_first_problem(ledger)}",
                 "other classes or ids",
             )
         disagreements = ledger.number(

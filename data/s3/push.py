@@ -107,6 +107,6 @@ def _rows(manifest: Manifest, bucket: Bucket, arrangement: Arrangement) -> Itera
         document = _document(item)
         goods = parse_document(document.read_bytes() if document else b"")
         name = _files(item, arrangement)[0][0]
-        where = f"{bucket.place.uri}/{name}"
+        where = f"{bucket.address.uri}/{name}"
         facts = (item.id, where, item.label, item.split, item.sha256, *dimensions(data), len(data))
         yield (*facts, goods.names, goods.quantities)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from binsweep.data.errors import UserError
 from binsweep.data.parallel import Progress
-from binsweep.data.s3.bucket import WORKERS, open_bucket, parse_place
+from binsweep.data.s3.address import parse_address
+from binsweep.data.s3.bucket import DEFAULT_WORKERS, open_bucket
 from binsweep.data.s3.download import fetch
 from binsweep.data.s3.listing import Wanted
 from binsweep.data.s3.pull import claimed
@@ -21,16 +22,16 @@ def fetch_source(
     gone is removed. Processes that ask for the same at once wait for the one that fetches. Raises UserError
     when the bucket cannot be read or has no such image.
     """
-    bucket = open_bucket(parse_place(source))
-    name = hashlib.sha256(f"{bucket.endpoint} {bucket.place.uri}".encode()).hexdigest()[:12]
-    root = home / "datasets" / f"s3-{bucket.place.bucket}-{name}"
+    bucket = open_bucket(parse_address(source))
+    name = hashlib.sha256(f"{bucket.endpoint} {bucket.address.uri}".encode()).hexdigest()[:12]
+    root = home / "datasets" / f"s3-{bucket.address.bucket}-{name}"
 
     def report(phase: str, done: int, total: int) -> None:
         if progress is not None and phase == "images":
             progress(done, total)
 
     with claimed(root, wait=True) as ledger:
-        fetch(bucket, root, ledger, Wanted(classes), report, WORKERS)
+        fetch(bucket, root, ledger, Wanted(classes), report, DEFAULT_WORKERS)
         if not ledger.number("select count(*) from chosen"):
             which = f" of class {', '.join(map(str, classes))}" if classes else ""
             raise UserError(f"data.source: {source} has no image{which} with a label", "other data.classes")

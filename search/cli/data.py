@@ -70,14 +70,15 @@ def pull(
     """Fetch the wanted images of a bucket into DEST; the same command again goes on where it stopped."""
     from dataclasses import asdict
 
-    from binsweep.data.s3.bucket import open_bucket, parse_place
+    from binsweep.data.s3.address import parse_address
+    from binsweep.data.s3.bucket import open_bucket
     from binsweep.data.s3.listing import Wanted
     from binsweep.data.s3.pull import PROBLEMS
     from binsweep.data.s3.pull import pull as run
 
     counts = tuple(sorted(set(parse_counts(classes)))) if classes else None
     wanted = Wanted(counts, limit, per_class, _read_ids(ids), seed)
-    bucket = open_bucket(parse_place(source), endpoint, workers)
+    bucket = open_bucket(parse_address(source), endpoint, workers)
     start = time.time()
     with ProgressMeter() as meter:
         pulled = run(bucket, dest, wanted, meter, workers)
@@ -113,11 +114,12 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
     from dataclasses import asdict
 
     from binsweep.data.manifest import load_manifest, skipped_text
-    from binsweep.data.s3.bucket import open_bucket, parse_place
+    from binsweep.data.s3.address import parse_address
+    from binsweep.data.s3.bucket import open_bucket
     from binsweep.data.s3.push import push as run
     from binsweep.data.split import Split
 
-    bucket = open_bucket(parse_place(dest), endpoint, empty=True)
+    bucket = open_bucket(parse_address(dest), endpoint, allow_empty=True)
     with ProgressMeter() as meter:
         manifest = load_manifest(
             source, None, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=layout == "same"

@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from binsweep.data.errors import UserError
-from binsweep.data.s3.bucket import Bucket, ObjectError, open_bucket, parse_place
+from binsweep.data.s3.address import parse_address
+from binsweep.data.s3.bucket import Bucket, open_bucket
+from binsweep.data.s3.errors import ObjectError
 
 Answer = tuple[int, str]  # a status, and the code of an error in S3's words; 0: let it through
 Rule = Callable[[str, str, Mapping[str, str]], Answer]  # method, address, headers
@@ -90,7 +92,7 @@ def content(bucket: Bucket) -> bytes:
 
 def refusal(name: str, endpoint: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        open_bucket(parse_place(f"s3://{name}"), endpoint)
+        open_bucket(parse_address(f"s3://{name}"), endpoint)
     return str(caught.value)
 
 
@@ -115,16 +117,16 @@ def through_proxy(s3: Any, name: str) -> Iterator[Callable[[str], None]]:
 def test_a_proxy_with_a_password(s3: Any, name: str, through_proxy: Callable[[str], None]) -> None:
     with door(s3.url, wants_password) as proxy:
         through_proxy(proxy.replace("//", "//u%40x:p%3Aw%2Fd@"))
-        assert content(open_bucket(parse_place(f"s3://{name}"))) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"))) == b"photo"
         through_proxy(proxy)
         said = refusal(name)
-    assert "the proxy wants a name and a password" in said and "NAME:PASSWORD@HOST" in said
+    assert "the proxy requires a user name and a password" in said and "NAME:PASSWORD@HOST" in said
 
 
 def test_a_proxy_without_scheme(s3: Any, name: str, through_proxy: Callable[[str], None]) -> None:
     with door(s3.url, lambda *_: THROUGH) as proxy:
         through_proxy(proxy.removeprefix("http://"))
-        assert content(open_bucket(parse_place(f"s3://{name}"))) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"))) == b"photo"
 
 
 def test_a_server_that_wants_virtual_hosted_addresses(
@@ -136,7 +138,7 @@ def test_a_server_that_wants_virtual_hosted_addresses(
 
     with door(s3.url, rule) as proxy:
         through_proxy(proxy)
-        assert content(open_bucket(parse_place(f"s3://{name}"))) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"))) == b"photo"
         said = refusal(name, proxy)  # a number as the host's name leaves no place for the bucket
     assert "virtual-hosted" in said and "an endpoint with a host name" in said
 
@@ -151,7 +153,7 @@ def test_a_server_that_refuses_checksums(s3: Any, name: str, tmp_path: Path) -> 
     file = tmp_path / "file"
     file.write_bytes(b"new")
     with door(s3.url, rule) as endpoint:
-        bucket = open_bucket(parse_place(f"s3://{name}"), endpoint)
+        bucket = open_bucket(parse_address(f"s3://{name}"), endpoint)
         bucket.put("2/b.jpg", file)
         assert bucket.get("2/b.jpg").data == b"new"
 
@@ -160,7 +162,7 @@ def test_what_the_server_says_of_an_upload_is_passed_on(s3: Any, name: str, tmp_
     (tmp_path / "file").write_bytes(b"new")
     denied = lambda method, *_: (403, "AccessDenied") if method == "PUT" else THROUGH  # noqa: E731
     with door(s3.url, denied) as endpoint, pytest.raises(UserError, match="is denied"):
-        open_bucket(parse_place(f"s3://{name}"), endpoint).put("2/b.jpg", tmp_path / "file")
+        open_bucket(parse_address(f"s3://{name}"), endpoint).put("2/b.jpg", tmp_path / "file")
 
 
 def test_readers_that_pay(s3: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +172,7 @@ def test_readers_that_pay(s3: Any, name: str, monkeypatch: pytest.MonkeyPatch) -
     with door(s3.url, rule) as endpoint:
         assert "BINSWEEP_REQUEST_PAYER=requester" in refusal(name, endpoint)
         monkeypatch.setenv("BINSWEEP_REQUEST_PAYER", "requester")
-        assert content(open_bucket(parse_place(f"s3://{name}"), endpoint)) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"), endpoint)) == b"photo"
         monkeypatch.setenv("BINSWEEP_REQUEST_PAYER", "me")
         assert "must be requester, not 'me'" in refusal(name, endpoint)
 
@@ -196,7 +198,7 @@ def test_the_true_reason_of_a_refusal(s3: Any, name: str, status: int, code: str
     with door(s3.url, rule) as endpoint:
         assert says in refusal(name, endpoint)
     with door(s3.url, later) as endpoint, pytest.raises(UserError, match=says):
-        open_bucket(parse_place(f"s3://{name}"), endpoint).get("1/a.jpg")
+        open_bucket(parse_address(f"s3://{name}"), endpoint).get("1/a.jpg")
 
 
 def test_an_object_that_cannot_be_had_is_named_with_the_reason(s3: Any, name: str) -> None:
@@ -205,7 +207,7 @@ def test_an_object_that_cannot_be_had_is_named_with_the_reason(s3: Any, name: st
         door(s3.url, rule) as endpoint,
         pytest.raises(ObjectError, match=r"403 Forbidden \(InvalidObjectState\)"),
     ):
-        open_bucket(parse_place(f"s3://{name}"), endpoint).get("1/a.jpg")
+        open_bucket(parse_address(f"s3://{name}"), endpoint).get("1/a.jpg")
 
 
 def test_settings_of_aws_that_cannot_be(
@@ -237,7 +239,7 @@ def test_credentials_that_cannot_be_had(
         (403, "AccessDenied") if private in address or "Authorization" in headers else THROUGH
     )
     with door(s3.url, anonymous) as endpoint:
-        assert content(open_bucket(parse_place(f"s3://{name}"), endpoint)) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"), endpoint)) == b"photo"
         assert "Partial credentials found" in refusal(private, endpoint)
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         config = tmp_path / "config"

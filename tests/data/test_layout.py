@@ -11,7 +11,8 @@ import pytest
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
 from binsweep.data.report.data_report import examine, write_report
-from binsweep.data.s3.bucket import open_bucket, parse_place
+from binsweep.data.s3.address import parse_address
+from binsweep.data.s3.bucket import open_bucket
 from binsweep.data.s3.listing import Wanted
 from binsweep.data.s3.pull import pull
 from binsweep.data.s3.push import push
@@ -107,7 +108,7 @@ def test_a_bucket_is_read_like_the_folder(s3: Any, bins: ModuleType, tmp_path: P
     source = f"s3://{s3.bucket(divided)}"
     with pytest.raises(UserError, match=r"for test .*judge/1/: not a folder named"):
         load(source, home, "folder")
-    wanted = pull(open_bucket(parse_place(source)), tmp_path / "pulled", Wanted(), lambda *_: None, 8)
+    wanted = pull(open_bucket(parse_address(source)), tmp_path / "pulled", Wanted(), lambda *_: None, 8)
     assert wanted.images == 60 and wanted.problems == 2
 
 
@@ -175,7 +176,10 @@ def test_names_that_are_not_utf8(s3: Any, bins: ModuleType, tmp_path: Path, home
     page, facts = write_report(examine(manifest, home), tmp_path / "report.html")
     assert r"caf\xe9" in page.read_text() and r"caf\\xe9" in facts.read_text()
     uri = f"s3://{s3.bucket()}"
-    assert push(manifest, open_bucket(parse_place(uri), empty=True), "same", lambda *_: None, 8).images == 47
+    assert (
+        push(manifest, open_bucket(parse_address(uri), allow_empty=True), "same", lambda *_: None, 8).images
+        == 47
+    )
     assert len(load(uri, home).items) == 47
 
 

@@ -21,7 +21,9 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
-from binsweep.data.s3.bucket import ConcurrencyLimiter, open_bucket, parse_place
+from binsweep.data.s3.address import parse_address
+from binsweep.data.s3.bucket import open_bucket
+from binsweep.data.s3.concurrency_limiter import ConcurrencyLimiter
 from binsweep.data.s3.listing import Wanted
 from binsweep.data.s3.pull import Pulled, claimed, pull
 from binsweep.data.split import Split
@@ -34,7 +36,7 @@ def quiet(phase: str, done: int, total: int) -> None: ...
 
 
 def get(uri: str, dest: Path, wanted: Wanted | None = None, report: Any = quiet, **options: Any) -> Pulled:
-    return pull(open_bucket(parse_place(uri), **options), dest, wanted or Wanted(), report, 8)
+    return pull(open_bucket(parse_address(uri), **options), dest, wanted or Wanted(), report, 8)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -313,20 +315,20 @@ def test_a_ledger_that_is_found_damaged_on_the_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["s3://", "s3:/bins", "http://bins", "s3://a", "s3://b?d/x", "bins"])
 def test_addresses_that_are_none(uri: str) -> None:
     with pytest.raises(UserError, match="not the address of a bucket"):
-        parse_place(uri)
+        parse_address(uri)
 
 
 def test_buckets_that_cannot_be_read(s3: Any, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = s3.bucket(bucket)
     with pytest.raises(UserError, match="there is no bucket no-such-bucket"):
-        open_bucket(parse_place("s3://no-such-bucket"))
+        open_bucket(parse_address("s3://no-such-bucket"))
     with pytest.raises(UserError, match="nothing/here holds nothing"):
-        open_bucket(parse_place(f"s3://{name}/nothing/here"))
+        open_bucket(parse_address(f"s3://{name}/nothing/here"))
     with pytest.raises(UserError, match="--endpoint localhost:9: not an address"):
-        open_bucket(parse_place(f"s3://{name}"), "localhost:9")
+        open_bucket(parse_address(f"s3://{name}"), "localhost:9")
     s3.faults(deny=1)
     with pytest.raises(UserError, match="denied") as caught:
-        open_bucket(parse_place(f"s3://{name}"))
+        open_bucket(parse_address(f"s3://{name}"))
     assert "AWS_PROFILE" in caught.value.hint
 
 
@@ -348,26 +350,26 @@ def test_an_endpoint_that_is_down(tmp_path: Path) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     with pytest.raises(UserError, match="cannot be reached"):
-        open_bucket(parse_place("s3://bins"), f"http://127.0.0.1:{port}", timeout=1)
+        open_bucket(parse_address("s3://bins"), f"http://127.0.0.1:{port}", timeout=1)
 
 
 def test_cut_connections_cost_only_time(s3: Any, bucket: Path, tmp_path: Path) -> None:
     uri = f"s3://{s3.bucket(bucket)}"
-    reader = open_bucket(parse_place(uri))
+    reader = open_bucket(parse_address(uri))
     s3.faults(cut=0.1)
     pulled = pull(reader, tmp_path / "dest", Wanted(), quiet, 8)
     assert pulled.images == 45 and pulled.problems == 31
     assert {name: data for name, data in files(tmp_path / "dest").items() if "/" in name} == files(bucket)
 
 
-def test_the_gate_narrows_and_widens() -> None:
-    gate = ConcurrencyLimiter(10)
+def test_the_limiter_narrows_and_widens() -> None:
+    limiter = ConcurrencyLimiter(10)
     for _ in range(3):
-        gate.answered(slow_down=True)
-    assert 3 < gate.limit < 4
+        limiter.record(slow_down=True)
+    assert 3 < limiter.limit < 4
     for _ in range(1000):
-        gate.answered(slow_down=False)
-    assert gate.limit == 10
+        limiter.record(slow_down=False)
+    assert limiter.limit == 10
 
 
 def killed(command: list[str], after: float) -> bool:
@@ -446,7 +448,7 @@ def test_killed_twenty_times(s3: Any, many_bins: Path, tmp_path: Path) -> None:
 def test_a_bad_line(s3: Any, many_bins: Path, tmp_path: Path) -> None:
     uri = f"s3://{s3.bucket(many_bins)}"
     get(uri, tmp_path / "good")
-    reader = open_bucket(parse_place(uri), timeout=2)
+    reader = open_bucket(parse_address(uri), timeout=2)
     s3.faults(latency=0.02, cut=0.1, stall=0.02)
     pull(reader, tmp_path / "bad", Wanted(), quiet, 16)
     assert files(tmp_path / "bad") == files(tmp_path / "good")
@@ -457,4 +459,4 @@ def test_an_endpoint_that_never_answers(s3: Any, bucket: Path) -> None:
     name = s3.bucket(bucket)
     s3.faults(stall=1)
     with pytest.raises(UserError, match="cannot be reached"):
-        open_bucket(parse_place(f"s3://{name}"), timeout=0.5)
+        open_bucket(parse_address(f"s3://{name}"), timeout=0.5)

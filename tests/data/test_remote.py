@@ -11,7 +11,8 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
-from binsweep.data.s3.bucket import open_bucket, parse_place
+from binsweep.data.s3.address import parse_address
+from binsweep.data.s3.bucket import open_bucket
 from binsweep.data.s3.push import Arrangement, Pushed, push
 from binsweep.data.split import SPLITS, Split
 
@@ -21,7 +22,7 @@ def load(source: object, home: Path, classes: list[int] | None = None, by: Any =
 
 
 def send(manifest: Manifest, uri: str, arrangement: Arrangement = "same") -> Pushed:
-    return push(manifest, open_bucket(parse_place(uri), empty=True), arrangement, lambda *_: None, 8)
+    return push(manifest, open_bucket(parse_address(uri), allow_empty=True), arrangement, lambda *_: None, 8)
 
 
 @pytest.mark.parametrize("layout", ["bucket", "folders"])
