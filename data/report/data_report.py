@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from binsweep.data.atomic_write import write_bytes
 from binsweep.data.decode import ImageError, decode
 from binsweep.data.manifest import Item, Manifest
 from binsweep.data.near_duplicates import components, near_pairs
@@ -79,13 +80,8 @@ def write_report(report: DataReport, page: Path) -> tuple[Path, Path]:
     sheets = {str(label): base64.b64encode(data).decode() for label, data in report.sheets.items()}
     page.parent.mkdir(parents=True, exist_ok=True)
     facts = page.with_suffix(".json")
-    for file, text in (
-        (page, render(report.facts, sheets, _SHOWN)),
-        (facts, json.dumps(report.facts, indent=1)),
-    ):
-        beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        beside.write_text(text)
-        beside.replace(file)
+    write_bytes(page, render(report.facts, sheets, _SHOWN).encode(), durable=False)
+    write_bytes(facts, json.dumps(report.facts, indent=1).encode(), durable=False)
     return page, facts
 
 

@@ -14,7 +14,7 @@ from binsweep.data.decode import MAX_BYTES, ImageError, ReadFailed, dimensions
 from binsweep.data.errors import UserError
 from binsweep.data.s3.bucket import Bucket, Content
 from binsweep.data.s3.errors import ObjectError
-from binsweep.data.s3.listing import FEW, STATE, Report, Wanted, layout_of, list_bucket, remove_gone
+from binsweep.data.s3.listing import FEW, PARTIAL, Report, Wanted, layout_of, list_bucket, remove_gone
 from binsweep.data.s3.pull_state import PullState
 from binsweep.data.sources.metadata import BinMetadata, parse_document
 from binsweep.data.sources.object_names import Layout
@@ -227,7 +227,7 @@ def _lies_here(file: Path, size: int) -> bool:
 
 def _write(root: Path, name: str, data: bytes) -> None:
     """Put a file in its place, whole or not at all. Each thread has one place where it writes beside."""
-    file, beside = f"{root}/{name}", f"{root}/{STATE}/partial/{threading.get_ident()}"
+    file, beside = f"{root}/{name}", f"{root}/{PARTIAL}/{threading.get_ident()}"
     with open(beside, "wb") as stream:  # noqa: PTH123 (a million times: paths as text cost half)
         stream.write(data)
     try:

@@ -12,7 +12,8 @@ from binsweep.data.s3.pull_state import PullState
 from binsweep.data.sources.folder import BESIDE
 from binsweep.data.sources.object_names import LAYOUTS, SHAPES, Layout, is_photo, named, unusable
 
-STATE = ".binsweep"  # the folder beside the data where the ledger and half-written files lie
+STATE = ".binsweep"  # the folder in the data's with the pull's database, its lock and PARTIAL
+PARTIAL = f"{STATE}/partial"  # files that are being written; emptied by the next pull
 _FOLDERS = 1000  # of what is in no layout, named one by one
 FEW = 200  # so many ids are looked up one by one; for more, the bucket is listed
 # (what is being done, how many are done, of how many; 0 when nobody knows)

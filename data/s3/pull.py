@@ -9,12 +9,12 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from binsweep.data.atomic_write import atomic_path
 from binsweep.data.errors import UserError
+from binsweep.data.locks import LockTimeout, locked
 from binsweep.data.s3.bucket import Bucket
 from binsweep.data.s3.download import fetch
-from binsweep.data.s3.listing import STATE, Report, Wanted
+from binsweep.data.s3.listing import PARTIAL, STATE, Report, Wanted
 from binsweep.data.s3.parquet_manifest import ledger_rows, write_table
 from binsweep.data.s3.pull_state import PullState, is_damage, remove_ledger
 from binsweep.data.sources.folder import BESIDE
@@ -50,18 +50,17 @@ def pull(bucket: Bucket, dest: Path, wanted: Wanted, report: Report, workers: in
         layout, fetched, size = fetch(bucket, dest, ledger, wanted, report, workers)
         _remove_unchosen(dest, ledger, layout)
         report("writing the manifest", 0, 0)
-        beside = dest / STATE / MANIFEST
-        counts = write_table(beside, ledger_rows(ledger, layout, bucket.address.uri))
-        if not counts:
-            raise UserError(
-                f"{bucket.address.uri} has no image that is wanted{_first_problem(ledger)}",
-                "other classes or ids",
+        with atomic_path(dest / MANIFEST, dest / PARTIAL) as manifest:
+            counts = write_table(manifest, ledger_rows(ledger, layout, bucket.address.uri))
+            if not counts:
+                raise UserError(
+                    f"{bucket.address.uri} has no image that matches{_first_problem(ledger)}",
+                    "other classes or ids",
+                )
+            disagreements = ledger.number(
+                "select count(*) from documents join chosen using (id) where disagreement != ''"
             )
-        disagreements = ledger.number(
-            "select count(*) from documents join chosen using (id) where disagreement != ''"
-        )
-        _write_problems(dest, ledger)
-        beside.replace(dest / MANIFEST)
+            _write_problems(dest, ledger)
         problems = ledger.number("select count(*) from problems")
         return Pulled(sum(counts.values()), fetched, size, problems, disagreements, counts)
 
@@ -74,15 +73,15 @@ def claimed(dest: Path, wait: bool) -> Iterator[PullState]:
     becomes.
     """
     try:
-        partial = dest / STATE / "partial"
+        partial = dest / PARTIAL
         (dest / STATE).mkdir(parents=True, exist_ok=True)
-        with FileLock(dest / STATE / "lock", timeout=-1 if wait else 0):
+        with locked(dest / STATE / "lock", timeout=-1 if wait else 0):
             shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
             partial.mkdir()
             with closing(PullState(dest / STATE)) as ledger:
                 yield ledger
             shutil.rmtree(partial, ignore_errors=True)
-    except Timeout as error:
+    except LockTimeout as error:
         raise UserError(
             f"another pull is writing to {dest}", "wait for it, or name another folder"
         ) from error
@@ -137,12 +136,13 @@ def _write_problems(dest: Path, ledger: PullState) -> None:
         "insert or ignore into problems select id, disagreement from documents join chosen using (id) "
         "where disagreement != ''"
     )
-    beside = dest / STATE / PROBLEMS
-    with beside.open("w", newline="") as stream:
+    with (
+        atomic_path(dest / PROBLEMS, dest / PARTIAL) as file,
+        file.open("w", newline="") as stream,
+    ):
         writer = csv.writer(stream)
         writer.writerow(["id", "reason"])
         writer.writerows(ledger.rows("select id, reason from problems order by id, reason"))
-    beside.replace(dest / PROBLEMS)
 
 
 def _first_problem(ledger: PullState) -> str:

@@ -7,10 +7,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from binsweep.data.atomic_write import write_bytes
 from binsweep.data.decode import VERSION as DECODER_VERSION
 from binsweep.data.decode import ImageError, ReadFailed
 from binsweep.data.errors import UserError
@@ -57,16 +57,13 @@ class ScanCache:
         self._known[self._key(file)] = (stamp, finding)
 
     def save(self) -> None:
-        """Write beside, then rename. It only saves time: where it cannot be written, that is logged."""
-        beside = self._path.with_suffix(f".{os.getpid()}.tmp")
+        """Write the cache. It only saves time, so a failure is logged rather than raised."""
+        content = json.dumps({"format": _FORMAT, "files": self._known}).encode()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps({"format": _FORMAT, "files": self._known}))
-            beside.replace(self._path)
+            write_bytes(self._path, content, durable=False)
         except OSError as error:
-            log.warning("cannot keep what was read in %s: %s", self._path, error.strerror)
-            with suppress(OSError):
-                beside.unlink()
+            log.warning("cannot write the scan cache %s: %s", self._path, error.strerror)
 
     def _key(self, file: Path) -> str:
         return file.relative_to(self._root).as_posix()

@@ -1,7 +1,6 @@
 """Synthetic bins on disk, in the public bucket's own layout: a source that anybody can make anywhere."""
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from filelock import FileLock
 
+from binsweep.data.atomic_write import atomic_path
 from binsweep.data.errors import UserError
 from binsweep.data.parallel import Progress, run
 from binsweep.data.synthetic.products import Product
@@ -142,9 +142,8 @@ def _render_part(job: dict[str, Any], part: int, parts: int) -> Iterator[None]:
             image, label, goods = render(job["seed"], index, job["size"], job["classes"])
             document = {"BIN_FCSKU_DATA": _listing(goods), "EXPECTED_QUANTITY": label}
             (folder / "metadata" / f"{index:05d}.json").write_text(json.dumps(document, indent=1))
-            beside = image_path.with_suffix(f".{os.getpid()}.tmp")
-            image.save(beside, "JPEG", quality=92)
-            beside.replace(image_path)
+            with atomic_path(image_path) as temporary:
+                image.save(temporary, "JPEG", quality=92)
         yield
 
 

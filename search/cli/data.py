@@ -142,8 +142,8 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
 @split_by_option
 def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     """Show what is in SOURCE: classes, sizes, light, blur, duplicates, leaks, doubtful labels, samples."""
-    from binsweep.data.atomic_write import require_page
     from binsweep.data.manifest import load_manifest, skipped_text
+    from binsweep.data.output_path import require_page
     from binsweep.data.report.data_report import examine, write_report
     from binsweep.data.split import Split
 
@@ -199,8 +199,8 @@ def audit_labels(
     """Find photos of SOURCE whose label is probably wrong (train and validation; the test split is not read)."""
     from dataclasses import asdict
 
-    from binsweep.data.atomic_write import require_folder
     from binsweep.data.manifest import load_manifest
+    from binsweep.data.output_path import require_folder
     from binsweep.data.split import Split
     from binsweep.models.network import ARCHITECTURES
     from binsweep.models.pretrained import check_weights
