@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -18,9 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
-
 from binsweep.data.errors import UserError
+from binsweep.data.locks import LockTimeout, lock_shared, locked, open_lock, try_lock
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ def open_bank(path: Path, name: str, load: Callable[[Path], Bank], build: Callab
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with locked(Path(f"{path}.lock")):
             _hold(path)
             reason = "a process was killed while building it" if _partial(path).exists() else ""
             if path.exists():
@@ -107,8 +105,8 @@ def _remove(path: Path) -> None:
 def _hold(path: Path) -> None:
     """Keep a bank from being removed for room until this process ends, and remember that it was wanted now."""
     if path not in _held:
-        fd = os.open(f"{path}.use", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(fd, fcntl.LOCK_SH)
+        fd = open_lock(Path(f"{path}.use"))
+        lock_shared(fd)
         _held[path] = fd
     os.utime(_held[path])
 
@@ -160,7 +158,7 @@ def make_room(folder: Path, wanted: int) -> None:
     """
     for partial in folder.glob(".*.partial"):
         lock = folder / f"{partial.name.removeprefix('.').removesuffix('.partial')}.lock"
-        with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
+        with contextlib.suppress(LockTimeout), locked(lock, timeout=0):
             _remove(partial)
     banks = banks_in(folder)
     total = sum(map(size_of, banks)) + wanted
@@ -177,12 +175,9 @@ def make_room(folder: Path, wanted: int) -> None:
 
 @contextlib.contextmanager
 def _unused(path: Path) -> Iterator[bool]:
-    fd = os.open(f"{path}.use", os.O_RDWR | os.O_CREAT, 0o644)
+    fd = open_lock(Path(f"{path}.use"))
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
+        yield try_lock(fd)
     finally:
         os.close(fd)
 

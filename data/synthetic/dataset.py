@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from filelock import FileLock
-
 from binsweep.data.atomic_write import atomic_path
 from binsweep.data.errors import UserError
+from binsweep.data.locks import locked
 from binsweep.data.parallel import Progress, run
 from binsweep.data.synthetic.products import Product
 from binsweep.data.synthetic.scene import CLASSES, MAX_COUNT, VERSION, render
@@ -102,7 +101,7 @@ def write_synthetic(
     beside = dest.with_name(f".{dest.name}.partial")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(dest.with_name(f".{dest.name}.lock")):
+        with locked(dest.with_name(f".{dest.name}.lock")):
             if _stamp_of(dest) == stamp:
                 return
             if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
