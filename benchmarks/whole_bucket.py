@@ -27,7 +27,7 @@ sys.path[0] = str(ROOT / "src")
 
 from binsweep.data.s3.address import parse_address  # noqa: E402
 from binsweep.data.s3.bucket import open_bucket  # noqa: E402
-from binsweep.data.s3.listing import Wanted  # noqa: E402
+from binsweep.data.s3.listing import Selection  # noqa: E402
 from binsweep.data.s3.pull import pull  # noqa: E402
 
 PAGE = 1000
@@ -117,7 +117,7 @@ def measure(port: int, images: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         bucket = open_bucket(parse_address("s3://bins"), f"http://127.0.0.1:{port}")
-        pulled = pull(bucket, Path(folder) / "dest", Wanted(), report)
+        pulled = pull(bucket, Path(folder) / "dest", Selection(), report)
         size = (Path(folder) / "dest" / "manifest.parquet").stat().st_size
         phases["end"] = (time.process_time(), time.perf_counter())
         assert pulled.images == images and pulled.problems == 0

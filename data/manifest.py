@@ -12,8 +12,8 @@ from binsweep.data.decode import decode, read
 from binsweep.data.errors import UserError
 from binsweep.data.parallel import Progress
 from binsweep.data.sources.folder import FoundPhoto, Skipped, scan
-from binsweep.data.sources.object_names import printable, seat_of
-from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
+from binsweep.data.sources.object_names import printable, split_key
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 from binsweep.data.split import SPLITS, Split, SplitName, assign
 from binsweep.data.synthetic.dataset import is_synthetic, render_source
 
@@ -35,7 +35,7 @@ class Manifest:
 
     `fingerprint` is the sha256 hex digest of the classes and of every item's id, label, split and content:
     it changes with any of them, and neither with the place of the files nor with the order of reading.
-    `whole` is the fingerprint of the manifest from which items were taken away; "" where none were.
+    `full_fingerprint` is the fingerprint of the manifest from which items were taken away; "" where none were.
     """
 
     source: str
@@ -43,7 +43,7 @@ class Manifest:
     items: tuple[Item, ...]
     skipped: tuple[Skipped, ...]
     fingerprint: str
-    whole: str = ""
+    full_fingerprint: str = ""
 
     def split(self, name: SplitName) -> tuple[Item, ...]:
         """The items of one split, sorted by id."""
@@ -58,14 +58,16 @@ class Manifest:
         kept = tuple(item for item in self.items if item.split != "train" or item.id not in ids)
         skipped = (*self.skipped, *(Skipped(item.id, f"excluded by {where}") for item in gone))
         left = _fingerprint(self.classes, kept)
-        return Manifest(self.source, self.classes, kept, skipped, left, self.whole or self.fingerprint)
+        return Manifest(
+            self.source, self.classes, kept, skipped, left, self.full_fingerprint or self.fingerprint
+        )
 
     def class_counts(self, name: SplitName) -> dict[int, int]:
         """How many items of each class a split has, classes without any included."""
         counts = Counter(item.label for item in self.split(name))
         return {label: counts[label] for label in self.classes}
 
-    def gaps(self) -> list[str]:
+    def coverage_warnings(self) -> list[str]:
         """For each class without a photo in some split: what follows from that, and what to do."""
         found = []
         follows = {
@@ -104,7 +106,7 @@ def load_manifest(
     home: Path,
     progress: Progress | None = None,
     *,
-    any_photos: bool = False,
+    allow_untrainable: bool = False,
 ) -> Manifest:
     """Read a source once: find its images and labels, check and hash every image of a wanted class.
 
@@ -118,14 +120,14 @@ def load_manifest(
     without a readable image, fewer than two classes, an empty split. Where the folders divide the source and `split`
     says otherwise, that is refused, or, with `any_photos`, the folders decide.
     """
-    wanted = None if classes is None else _checked(classes, 1 if any_photos else 2)
+    wanted = None if classes is None else _checked(classes, 1 if allow_untrainable else 2)
     root, absent = _local(source, wanted, home, progress)
     cache = ScanCache(root, home)
     candidates, skipped = scan(root, cache)
     skipped += absent
-    _check_folders(source, split, candidates, any_photos)
+    _check_folders(source, split, candidates, allow_untrainable)
     chosen = [c for c in candidates if wanted is None or c.label in wanted]
-    findings = read_all([c.path for c in chosen], _content, cache, progress)
+    findings = scan_files([c.path for c in chosen], _content, cache, progress)
     readable = []
     for candidate, (sha256, reason) in zip(chosen, findings, strict=True):
         if isinstance(sha256, str):
@@ -141,9 +143,9 @@ def load_manifest(
     items.sort(key=lambda item: item.id)
     skipped.sort(key=lambda one: (one.id, one.reason))
     kept = wanted or tuple(sorted({item.label for item in items}))
-    if not items or not any_photos:
+    if not items or not allow_untrainable:
         _check_labels(source, kept, items, candidates, skipped)
-    if not any_photos:
+    if not allow_untrainable:
         _check_splits(source, split, items, skipped)
     return Manifest(source, kept, tuple(items), tuple(skipped), _fingerprint(kept, items))
 
@@ -186,9 +188,11 @@ def _local(
     return Path(source).expanduser(), []
 
 
-def _check_folders(source: str, split: Split, candidates: Sequence[FoundPhoto], any_photos: bool) -> None:
+def _check_folders(
+    source: str, split: Split, candidates: Sequence[FoundPhoto], allow_untrainable: bool
+) -> None:
     divided = any(candidate.split for candidate in candidates)
-    if divided and split.by != "folder" and not any_photos:
+    if divided and split.by != "folder" and not allow_untrainable:
         raise UserError(
             f"data.split.by is {split.by}, and {source} is already divided into train/, validation/ and test/",
             "data.split.by: folder",
@@ -207,7 +211,7 @@ def _splits(split: Split, candidates: Sequence[FoundPhoto], root: Path, home: Pa
         heads = group_heads(candidates, root, home)
     else:
         heads = list(candidates)
-    return [head.split or assign(split, seat_of(head.id, head.path.name), head.label) for head in heads]
+    return [head.split or assign(split, split_key(head.id, head.path.name), head.label) for head in heads]
 
 
 def _content(path: Path) -> ScanResult:
@@ -217,7 +221,7 @@ def _content(path: Path) -> ScanResult:
     return hashlib.sha256(data).hexdigest(), ""
 
 
-def skipped_text(skipped: Sequence[Skipped], most: int = 10) -> str:
+def format_skipped(skipped: Sequence[Skipped], most: int = 10) -> str:
     """What was left out and why, for a message; `most` files by name, the others as a number."""
     parts = [one.reason if one.id in one.reason else f"{one.id}: {one.reason}" for one in skipped[:most]]
     return "; ".join(parts) + (f"; and {len(skipped) - most:,} more" if len(skipped) > most else "")
@@ -232,7 +236,7 @@ def _check_labels(
 ) -> None:
     present = {item.label for item in items}
     absent = [label for label in classes if label not in present]
-    note = f"; skipped: {skipped_text(skipped)}" if skipped else ""
+    note = f"; skipped: {format_skipped(skipped)}" if skipped else ""
     if absent:
         found = sorted({candidate.label for candidate in candidates})
         raise UserError(
@@ -255,7 +259,7 @@ def _check_splits(source: str, split: Split, items: Sequence[Item], skipped: Seq
     counts = Counter(item.split for item in items)
     for name in SPLITS:
         if not counts[name] and split.by == "folder":
-            note = f"; skipped: {skipped_text(skipped)}" if skipped else ""
+            note = f"; skipped: {format_skipped(skipped)}" if skipped else ""
             raise UserError(
                 f"data.split.by is folder, and no image of {source} lies in a folder for {name} "
                 f"({', '.join(f'{counts[one]} in {one}' for one in SPLITS)}){note}",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from binsweep.data.python_process import python_module, same_modules
+from binsweep.data.python_process import python_module, subprocess_environment
 from binsweep.data.resource_limits import cores
 
 Progress = Callable[[int, int], None]
@@ -47,7 +47,9 @@ def _run_processes(arguments: list[str], parts: int, total: int, progress: Progr
                 for part in range(parts):
                     command = python_module("binsweep.data.parallel", *arguments, str(part), str(parts))
                     workers.append(
-                        subprocess.Popen(command, stdout=write_end, stderr=complaints, env=same_modules())
+                        subprocess.Popen(
+                            command, stdout=write_end, stderr=complaints, env=subprocess_environment()
+                        )
                     )
             done = 0
             while chunk := bytes_done.read(4096):

@@ -18,7 +18,7 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def in_utf8_mode() -> None:
+def restart_in_utf8_mode() -> None:
     """Replace this process by the same program, whose text is UTF-8 whatever the locale says."""
     os.environ["PYTHONUTF8"] = "1"
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
@@ -32,14 +32,14 @@ def without_working_folder(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "PYTHONSAFEPATH": "1"}
 
 
-def same_path() -> str:
+def current_import_path() -> str:
     """A PYTHONPATH with which another process finds the modules where this one does."""
     return os.pathsep.join(map(os.path.abspath, sys.path))
 
 
-def same_modules() -> dict[str, str]:
+def subprocess_environment() -> dict[str, str]:
     """This process's environment for another one that finds its modules where this one does."""
-    return {**without_working_folder(os.environ), "PYTHONPATH": same_path()}
+    return {**without_working_folder(os.environ), "PYTHONPATH": current_import_path()}
 
 
 @contextmanager

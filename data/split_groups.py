@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from binsweep.data.near_duplicates import components, hash_of, near_pairs
+from binsweep.data.near_duplicates import components, hash_image, near_duplicate_pairs
 from binsweep.data.sources.folder import FoundPhoto
-from binsweep.data.sources.metadata import parse_document
-from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
+from binsweep.data.sources.metadata import parse_metadata
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 
 
 def group_heads(candidates: Sequence[FoundPhoto], root: Path, home: Path) -> list[FoundPhoto]:
@@ -18,7 +18,9 @@ def group_heads(candidates: Sequence[FoundPhoto], root: Path, home: Path) -> lis
     of products whatever the quantities, or when a third one joins them so. An image alone stands for itself;
     a split by heads therefore equals the split by ids for all that is alone.
     """
-    pairs = np.concatenate([near_pairs(_hashes(candidates, root, home)), _same_goods(candidates, root, home)])
+    pairs = np.concatenate(
+        [near_duplicate_pairs(_hashes(candidates, root, home)), _same_goods(candidates, root, home)]
+    )
     groups = components(len(candidates), pairs)
     heads: dict[int, FoundPhoto] = {}
     for group, candidate in zip(groups.tolist(), candidates, strict=True):
@@ -30,7 +32,7 @@ def group_heads(candidates: Sequence[FoundPhoto], root: Path, home: Path) -> lis
 
 def _hashes(candidates: Sequence[FoundPhoto], root: Path, home: Path) -> list[str]:
     """Hexadecimal hashes. The candidates are readable; one that breaks meanwhile is found by the pixel bank."""
-    found = read_all([c.path for c in candidates], hash_of, ScanCache(root, home, "hashes"))
+    found = scan_files([c.path for c in candidates], hash_image, ScanCache(root, home, "hashes"))
     return [str(value or "0" * 16) for value, _ in found]
 
 
@@ -41,11 +43,11 @@ def _same_goods(candidates: Sequence[FoundPhoto], root: Path, home: Path) -> np.
         return np.empty((0, 2), np.int64)
     first: dict[str, int] = {}
     pairs = []
-    for index, (goods, _) in enumerate(read_all(documents, _goods, ScanCache(root, home, "goods"))):
+    for index, (goods, _) in enumerate(scan_files(documents, _goods, ScanCache(root, home, "goods"))):
         if goods:
             pairs.append((first.setdefault(str(goods), index), index))
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _goods(document: Path) -> ScanResult:
-    return "\n".join(sorted(parse_document(document.read_bytes()).codes)), ""
+    return "\n".join(sorted(parse_metadata(document.read_bytes()).codes)), ""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from binsweep.data.banks.store import make_room, open_bank
+from binsweep.data.banks.store import evict_banks, open_bank
 
 Encode = Callable[[Tensor, Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
@@ -75,7 +75,7 @@ def open_feature_bank(
 def _write_header(file: BinaryIO, codes: Tensor, rows: tuple[int, int], folder: Path) -> None:
     shape = (*rows, *codes.shape[1:])
     stored = _STORED[codes.dtype]
-    make_room(folder, int(np.prod(shape)) * stored.itemsize)
+    evict_banks(folder, int(np.prod(shape)) * stored.itemsize)
     header = {"descr": stored.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from binsweep.data.banks.store import bank_folder, make_room, open_bank
+from binsweep.data.banks.store import bank_folder, evict_banks, open_bank
 from binsweep.data.decode import VERSION, ImageError, decode, read
 from binsweep.data.manifest import Manifest
 from binsweep.data.parallel import Progress, run
@@ -64,7 +64,7 @@ def open_pixel_bank(
         return bank
 
     def build(beside: Path) -> None:
-        make_room(beside.parent, len(items) * size * size * 3)
+        evict_banks(beside.parent, len(items) * size * size * 3)
         _decode_all([[str(item.path), item.sha256] for item in items], size, beside / _PIXELS, progress)
         labels = [manifest.classes.index(item.label) for item in items]
         index = {"key": key, "ids": [item.id for item in items], "labels": labels}

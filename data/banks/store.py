@@ -22,7 +22,7 @@ from binsweep.data.locks import LockTimeout, lock_shared, locked, open_lock, try
 
 log = logging.getLogger(__name__)
 
-LIMIT = "BINSWEEP_BANKS_GIB"
+BANKS_LIMIT = "BINSWEEP_BANKS_GIB"
 GIB = 2**30
 _DEFAULT_GIB = 50.0
 _IN_MEMORY = "binsweep-banks-"
@@ -111,21 +111,22 @@ def _hold(path: Path) -> None:
     os.utime(_held[path])
 
 
-def opened_banks(folder: Path) -> list[Path]:
+def banks_in_use(folder: Path) -> list[Path]:
     """The banks of a folder that this process has opened."""
     return sorted(path for path in _held if path.parent == folder)
 
 
 def size_limit() -> int:
     """Bytes that the banks of a home may take, from BINSWEEP_BANKS_GIB; raises UserError for no such number."""
-    text = os.environ.get(LIMIT, "") or str(_DEFAULT_GIB)
+    text = os.environ.get(BANKS_LIMIT, "") or str(_DEFAULT_GIB)
     try:
         gib = float(text)
     except ValueError:
         gib = -1.0
     if not 0 <= gib < float("inf"):
         raise UserError(
-            f"{LIMIT}: must be a number of GiB, at least 0, not {text!r}", f"for example {LIMIT}=50"
+            f"{BANKS_LIMIT}: must be a number of GiB, at least 0, not {text!r}",
+            f"for example {BANKS_LIMIT}=50",
         )
     return int(gib * GIB)
 
@@ -142,7 +143,7 @@ def _opened(path: Path) -> float:
     return 0.0
 
 
-def size_of(path: Path) -> int:
+def bank_size(path: Path) -> int:
     """Bytes of a bank; files that vanish meanwhile are left out."""
     total = 0
     for file in path.iterdir() if path.is_dir() else ():
@@ -151,7 +152,7 @@ def size_of(path: Path) -> int:
     return total
 
 
-def make_room(folder: Path, wanted: int) -> None:
+def evict_banks(folder: Path, wanted: int) -> None:
     """Remove what killed builders left, then the banks opened longest ago until `wanted` more bytes fit the limit.
 
     A bank that a living process has opened stays, also when the limit is then exceeded.
@@ -161,13 +162,13 @@ def make_room(folder: Path, wanted: int) -> None:
         with contextlib.suppress(LockTimeout), locked(lock, timeout=0):
             _remove(partial)
     banks = banks_in(folder)
-    total = sum(map(size_of, banks)) + wanted
+    total = sum(map(bank_size, banks)) + wanted
     for path in banks:
         if total <= size_limit():
             return
         with _unused(path) as unused:
             if unused:
-                size = size_of(path)
+                size = bank_size(path)
                 _remove(path)
                 total -= size
                 log.info("the bank %s gave way: %.2f GiB", path, size / GIB)

@@ -16,12 +16,12 @@ from PIL import Image
 from binsweep.data.atomic_write import write_bytes
 from binsweep.data.decode import ImageError, decode
 from binsweep.data.manifest import Item, Manifest
-from binsweep.data.near_duplicates import components, near_pairs
+from binsweep.data.near_duplicates import components, near_duplicate_pairs
 from binsweep.data.parallel import Progress
-from binsweep.data.report.image_stats import ImageStats, look_at
+from binsweep.data.report.image_stats import ImageStats, measure_image
 from binsweep.data.report.page import render
-from binsweep.data.sources.metadata import parse_document
-from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
+from binsweep.data.sources.metadata import parse_metadata
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 from binsweep.data.split import SPLITS
 
 _BINS = 24
@@ -37,18 +37,20 @@ class DataReport:
     sheets: dict[int, bytes]
 
 
-def examine(manifest: Manifest, home: Path, progress: Progress | None = None) -> DataReport:
+def build_data_report(manifest: Manifest, home: Path, progress: Progress | None = None) -> DataReport:
     """Look at every image of a manifest; what was seen is remembered under `home` until a file changes."""
     items = manifest.items
     root = Path(os.path.commonpath([item.path.parent for item in items]))
-    found = read_all([item.path for item in items], look_at, ScanCache(root, home, "looks"), progress)
+    found = scan_files([item.path for item in items], measure_image, ScanCache(root, home, "looks"), progress)
     seen = [
         (i, ImageStats(**json.loads(str(v)))) for i, (v, _) in zip(items, found, strict=True) if v is not None
     ]
     looks = [look for _, look in seen]
     exact = _clusters(_equal(item.sha256 for item in items), items)
     alike = [item for item, _ in seen]
-    near = [c for c in _clusters(near_pairs([look.hash for look in looks]), alike) if not _one_file(c)]
+    near = [
+        c for c in _clusters(near_duplicate_pairs([look.hash for look in looks]), alike) if not _one_file(c)
+    ]
     counts = {str(label): {n: manifest.class_counts(n)[label] for n in SPLITS} for label in manifest.classes}
     totals = [total for row in counts.values() if (total := sum(row.values()))]
     sizes = Counter(f"{look.width} x {look.height}" for look in looks)
@@ -143,12 +145,12 @@ def _disagreements(manifest: Manifest, root: Path, home: Path) -> list[dict[str,
         return []
     documents = [folder / f"{item.path.stem}.json" for item in manifest.items]
     cache = ScanCache(folder, home, "disagreements")
-    found = zip(manifest.items, read_all(documents, _disagreement, cache), strict=True)
+    found = zip(manifest.items, scan_files(documents, _disagreement, cache), strict=True)
     return [{"id": item.id, "reason": str(reason)} for item, (reason, _) in found if reason]
 
 
 def _disagreement(document: Path) -> ScanResult:
-    return parse_document(document.read_bytes()).disagreement, ""
+    return parse_metadata(document.read_bytes()).disagreement, ""
 
 
 def _sheet(manifest: Manifest, label: int) -> bytes:

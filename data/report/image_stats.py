@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from binsweep.data.decode import decode, dimensions, read
-from binsweep.data.near_duplicates import SIDE, pixels_hash
+from binsweep.data.near_duplicates import THUMBNAIL_SIZE, perceptual_hash
 from binsweep.data.sources.scan_cache import ScanResult
 
 
@@ -26,14 +26,19 @@ class ImageStats:
     hash: str
 
 
-def look_at(path: Path) -> ScanResult:
+def measure_image(path: Path) -> ScanResult:
     """A Look as JSON."""
     data = read(path)
     width, height = dimensions(data)
-    pixels = decode(data, SIDE)
+    pixels = decode(data, THUMBNAIL_SIZE)
     gray = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     look = ImageStats(
-        width, height, len(data), round(float(gray.mean()), 1), round(sharpness(gray), 1), pixels_hash(pixels)
+        width,
+        height,
+        len(data),
+        round(float(gray.mean()), 1),
+        round(sharpness(gray), 1),
+        perceptual_hash(pixels),
     )
     return json.dumps(asdict(look)), ""
 

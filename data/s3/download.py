@@ -14,9 +14,17 @@ from binsweep.data.decode import MAX_BYTES, ImageError, ReadFailed, dimensions
 from binsweep.data.errors import UserError
 from binsweep.data.s3.bucket import Bucket, Content
 from binsweep.data.s3.errors import ObjectError
-from binsweep.data.s3.listing import FEW, PARTIAL, Report, Wanted, layout_of, list_bucket, remove_gone
+from binsweep.data.s3.listing import (
+    FEW,
+    PARTIAL,
+    PhaseProgress,
+    Selection,
+    layout_of,
+    list_bucket,
+    remove_gone,
+)
 from binsweep.data.s3.pull_state import PullState
-from binsweep.data.sources.metadata import BinMetadata, parse_document
+from binsweep.data.sources.metadata import BinMetadata, parse_metadata
 from binsweep.data.sources.object_names import Layout
 
 _AHEAD = 4  # requests that wait for each one under way
@@ -25,7 +33,7 @@ Out = TypeVar("Out")
 
 
 def fetch(
-    bucket: Bucket, root: Path, ledger: PullState, wanted: Wanted, report: Report, workers: int
+    bucket: Bucket, root: Path, ledger: PullState, wanted: Selection, report: PhaseProgress, workers: int
 ) -> tuple[Layout, int, int]:
     """List, choose, and fetch what is chosen and not here; returns the layout and the objects and bytes fetched."""
     list_bucket(bucket, ledger, wanted, report)
@@ -47,7 +55,13 @@ class _Run:
     """One run over a bucket. Threads fetch and write images; only the caller's thread touches the ledger."""
 
     def __init__(
-        self, bucket: Bucket, root: Path, ledger: PullState, layout: Layout, wanted: Wanted, report: Report
+        self,
+        bucket: Bucket,
+        root: Path,
+        ledger: PullState,
+        layout: Layout,
+        wanted: Selection,
+        report: PhaseProgress,
     ) -> None:
         self._bucket, self._root, self._ledger, self._layout = bucket, root, ledger, layout
         self._wanted, self._report = wanted, report
@@ -86,7 +100,7 @@ class _Run:
         query = query.replace(" group by", f" and exists {here} group by")
         total = self._ledger.number(f"select count(*) from ({query})", values)
         rows = self._ledger.rows(query, values)
-        for done, (row, document, content) in enumerate(in_order(pool, ahead, self._document, rows), 1):
+        for done, (row, document, content) in enumerate(map_ordered(pool, ahead, self._document, rows), 1):
             self._report("metadata", done, total)
             id, name = row[0], row[1]
             if content is not None:
@@ -115,7 +129,7 @@ class _Run:
             content = self._bucket.get(name)
         except ObjectError as error:
             return row, BinMetadata(None, str(error)), None
-        return row, parse_document(content.data), content
+        return row, parse_metadata(content.data), content
 
     def _note_document(self, id: str, content: Content, document: BinMetadata) -> None:
         self.fetched, self.bytes = self.fetched + 1, self.bytes + len(content.data)
@@ -160,7 +174,7 @@ class _Run:
             "group by l.id order by l.id",
             (self._layout,),
         )
-        for done, (row, known, problem) in enumerate(in_order(pool, ahead, self._image, rows), 1):
+        for done, (row, known, problem) in enumerate(map_ordered(pool, ahead, self._image, rows), 1):
             self._report("images", done, total)
             if known is not None:
                 self.fetched, self.bytes = self.fetched + 1, self.bytes + known[1]
@@ -200,7 +214,7 @@ class _Run:
         return row, found, problem
 
 
-def in_order(
+def map_ordered(
     pool: ThreadPoolExecutor, ahead: int, work: Callable[[In], Out], items: Iterable[In]
 ) -> Iterator[Out]:
     """The results of `work` in the order of `items`, of which at most `ahead` are taken in advance."""

@@ -9,19 +9,19 @@ from typing import Any
 from binsweep.data.errors import UserError
 from binsweep.data.s3.bucket import Bucket
 from binsweep.data.s3.pull_state import PullState
-from binsweep.data.sources.folder import BESIDE
-from binsweep.data.sources.object_names import LAYOUTS, SHAPES, Layout, is_photo, named, unusable
+from binsweep.data.sources.folder import PULL_OUTPUTS
+from binsweep.data.sources.object_names import LAYOUTS, SHAPES, Layout, is_photo, parse_name, unusable
 
 STATE = ".binsweep"  # the folder in the data's with the pull's database, its lock and PARTIAL
 PARTIAL = f"{STATE}/partial"  # files that are being written; emptied by the next pull
 _FOLDERS = 1000  # of what is in no layout, named one by one
 FEW = 200  # so many ids are looked up one by one; for more, the bucket is listed
 # (what is being done, how many are done, of how many; 0 when nobody knows)
-Report = Callable[[str, int, int], None]
+PhaseProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Selection:
     """Which images: those of some classes, at most so many in all and of each class, in a seed's order; or by id."""
 
     classes: tuple[int, ...] | None = None
@@ -31,7 +31,7 @@ class Wanted:
     seed: int = 0
 
 
-def list_bucket(bucket: Bucket, ledger: PullState, wanted: Wanted, report: Report) -> None:
+def list_bucket(bucket: Bucket, ledger: PullState, wanted: Selection, report: PhaseProgress) -> None:
     """Write down what the bucket has, and what of that cannot be used."""
     prefixes = [""]
     if wanted.ids is not None:
@@ -47,9 +47,9 @@ def list_bucket(bucket: Bucket, ledger: PullState, wanted: Wanted, report: Repor
     for prefix in prefixes:
         for one in bucket.list(prefix):
             seen += 1
-            place = named(one.name)
+            place = parse_name(one.name)
             if isinstance(place, str):
-                if place and one.name not in BESIDE:
+                if place and one.name not in PULL_OUTPUTS:
                     outside[_folder(one.name, outside), place] += 1
             else:
                 reason = unusable(one.name)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from binsweep.data.s3.pull_state import PullState
-from binsweep.data.sources.object_names import Layout, seat_of
+from binsweep.data.sources.object_names import Layout, split_key
 from binsweep.data.split import Split, assign
 
 SCHEMA = pa.schema(
@@ -44,7 +44,7 @@ def ledger_rows(ledger: PullState, layout: Layout, uri: str) -> Iterator[tuple[A
     for id, name, label, split, sha256, width, height, size, names, quantities in ledger.rows(
         _QUERY, (layout,)
     ):
-        where = split or assign(Split(), seat_of(id, name), label)
+        where = split or assign(Split(), split_key(id, name), label)
         goods = json.loads(names or "[]"), json.loads(quantities or "[]")
         yield (id, f"{uri}/{name}", label, where, sha256, width, height, size, *goods)
 

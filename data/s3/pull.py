@@ -14,17 +14,17 @@ from binsweep.data.errors import UserError
 from binsweep.data.locks import LockTimeout, locked
 from binsweep.data.s3.bucket import Bucket
 from binsweep.data.s3.download import fetch
-from binsweep.data.s3.listing import PARTIAL, STATE, Report, Wanted
+from binsweep.data.s3.listing import PARTIAL, STATE, PhaseProgress, Selection
 from binsweep.data.s3.parquet_manifest import ledger_rows, write_table
 from binsweep.data.s3.pull_state import PullState, is_damage, remove_ledger
-from binsweep.data.sources.folder import BESIDE
+from binsweep.data.sources.folder import PULL_OUTPUTS
 from binsweep.data.sources.object_names import Layout
 
-MANIFEST, PROBLEMS = BESIDE
+MANIFEST, PROBLEMS = PULL_OUTPUTS
 
 
 @dataclass(frozen=True, slots=True)
-class Pulled:
+class PullResult:
     """How a pull ended: `fetched` objects (of `bytes`) came over the network, `images` lie in the folder."""
 
     images: int
@@ -35,7 +35,9 @@ class Pulled:
     classes: dict[int, int]
 
 
-def pull(bucket: Bucket, dest: Path, wanted: Wanted, report: Report, workers: int = 32) -> Pulled:
+def pull(
+    bucket: Bucket, dest: Path, wanted: Selection, report: PhaseProgress, workers: int = 32
+) -> PullResult:
     """Fetch what is wanted into `dest`, in the bucket's layout, with manifest.parquet and problems.csv.
 
     A pull that was interrupted goes on where it stopped, and a finished one fetches what has changed since.
@@ -44,7 +46,7 @@ def pull(bucket: Bucket, dest: Path, wanted: Wanted, report: Report, workers: in
     """
     if dest.exists() and (not dest.is_dir() or (any(dest.iterdir()) and not (dest / STATE).is_dir())):
         raise UserError(f"{dest} exists and holds something else", "another folder, or delete this one")
-    with claimed(dest, wait=False) as ledger:
+    with open_pull_state(dest, wait=False) as ledger:
         _keep_selection(dest, ledger, bucket.address.uri, wanted)
         (dest / MANIFEST).unlink(missing_ok=True)
         layout, fetched, size = fetch(bucket, dest, ledger, wanted, report, workers)
@@ -62,11 +64,11 @@ def pull(bucket: Bucket, dest: Path, wanted: Wanted, report: Report, workers: in
             )
             _write_problems(dest, ledger)
         problems = ledger.number("select count(*) from problems")
-        return Pulled(sum(counts.values()), fetched, size, problems, disagreements, counts)
+        return PullResult(sum(counts.values()), fetched, size, problems, disagreements, counts)
 
 
 @contextmanager
-def claimed(dest: Path, wait: bool) -> Iterator[PullState]:
+def open_pull_state(dest: Path, wait: bool) -> Iterator[PullState]:
     """The ledger of a folder into which this process alone writes meanwhile.
 
     `wait` for another process that does, or raise UserError; which is also what a full or forbidden disk
@@ -107,7 +109,7 @@ def _cannot_write(dest: Path, error: Exception) -> UserError:
     )
 
 
-def _keep_selection(dest: Path, ledger: PullState, uri: str, wanted: Wanted) -> None:
+def _keep_selection(dest: Path, ledger: PullState, uri: str, wanted: Selection) -> None:
     """One folder holds one selection: a folder with the rest of another one would contradict its manifest."""
     asked = json.dumps({"uri": uri, **asdict(wanted)}, sort_keys=True)
     before = ledger.fact("selection")

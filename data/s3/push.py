@@ -12,18 +12,18 @@ from binsweep.data.decode import ImageError, dimensions, read
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Item, Manifest
 from binsweep.data.s3.bucket import Bucket
-from binsweep.data.s3.download import in_order
-from binsweep.data.s3.listing import Report
+from binsweep.data.s3.download import map_ordered
+from binsweep.data.s3.listing import PhaseProgress
 from binsweep.data.s3.parquet_manifest import write_table
-from binsweep.data.sources.folder import BESIDE
-from binsweep.data.sources.metadata import parse_document
-from binsweep.data.sources.object_names import printable, seat_of, split_of
+from binsweep.data.sources.folder import PULL_OUTPUTS
+from binsweep.data.sources.metadata import parse_metadata
+from binsweep.data.sources.object_names import printable, split_key, split_of
 
 Arrangement = Literal["same", "splits"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
+class PushResult:
     """How a push ended: of `objects`, so many were `sent`; the others lay there already."""
 
     images: int
@@ -32,8 +32,8 @@ class Pushed:
 
 
 def push(
-    manifest: Manifest, bucket: Bucket, arrangement: Arrangement, report: Report, workers: int = 32
-) -> Pushed:
+    manifest: Manifest, bucket: Bucket, arrangement: Arrangement, report: PhaseProgress, workers: int = 32
+) -> PushResult:
     """Upload the images of a manifest, their metadata files and manifest.parquet, which comes last.
 
     `arrangement` is `same` for the layout in which they lie here, or `splits` for SPLIT/LABEL/NAME. What the
@@ -57,11 +57,11 @@ def push(
     sent = 0
     try:
         with ThreadPoolExecutor(workers, "push") as pool:
-            for done, was_sent in enumerate(in_order(pool, 4 * workers, send, files), 1):
+            for done, was_sent in enumerate(map_ordered(pool, 4 * workers, send, files), 1):
                 sent += was_sent
                 report("sending", done, len(files))
         with tempfile.TemporaryDirectory() as folder:
-            table = Path(folder) / BESIDE[0]
+            table = Path(folder) / PULL_OUTPUTS[0]
             write_table(table, _rows(manifest, bucket, arrangement))
             bucket.put(table.name, table)
     except OSError as error:
@@ -69,7 +69,7 @@ def push(
         raise UserError(f"cannot read {name}: {error.strerror}", "an unchanged source") from error
     except ImageError as error:
         raise UserError(f"cannot read an image any more: {error}", "an unchanged source") from error
-    return Pushed(len(manifest.items), len(files), sent)
+    return PushResult(len(manifest.items), len(files), sent)
 
 
 def _files(item: Item, arrangement: Arrangement) -> list[tuple[str, Path]]:
@@ -85,7 +85,7 @@ def _files(item: Item, arrangement: Arrangement) -> list[tuple[str, Path]]:
 
 def _file(item: Item) -> str:
     """The path of an item's file in its source, without what keys may not have."""
-    twin = seat_of(item.id, item.path.name) != item.id
+    twin = split_key(item.id, item.path.name) != item.id
     return (item.id if twin else f"{item.id}{item.path.suffix}").replace("\\", "_")
 
 
@@ -105,7 +105,7 @@ def _rows(manifest: Manifest, bucket: Bucket, arrangement: Arrangement) -> Itera
     for item in manifest.items:
         data = read(item.path)
         document = _document(item)
-        goods = parse_document(document.read_bytes() if document else b"")
+        goods = parse_metadata(document.read_bytes() if document else b"")
         name = _files(item, arrangement)[0][0]
         where = f"{bucket.address.uri}/{name}"
         facts = (item.id, where, item.label, item.split, item.sha256, *dimensions(data), len(data))

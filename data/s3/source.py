@@ -8,8 +8,8 @@ from binsweep.data.parallel import Progress
 from binsweep.data.s3.address import parse_address
 from binsweep.data.s3.bucket import DEFAULT_WORKERS, open_bucket
 from binsweep.data.s3.download import fetch
-from binsweep.data.s3.listing import Wanted
-from binsweep.data.s3.pull import claimed
+from binsweep.data.s3.listing import Selection
+from binsweep.data.s3.pull import open_pull_state
 from binsweep.data.sources.folder import Skipped
 
 
@@ -30,8 +30,8 @@ def fetch_source(
         if progress is not None and phase == "images":
             progress(done, total)
 
-    with claimed(root, wait=True) as ledger:
-        fetch(bucket, root, ledger, Wanted(classes), report, DEFAULT_WORKERS)
+    with open_pull_state(root, wait=True) as ledger:
+        fetch(bucket, root, ledger, Selection(classes), report, DEFAULT_WORKERS)
         if not ledger.number("select count(*) from chosen"):
             which = f" of class {', '.join(map(str, classes))}" if classes else ""
             raise UserError(f"data.source: {source} has no image{which} with a label", "other data.classes")

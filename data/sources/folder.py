@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from binsweep.data.errors import UserError
-from binsweep.data.sources.metadata import parse_document
+from binsweep.data.sources.metadata import parse_metadata
 from binsweep.data.sources.object_names import (
     NO_COUNT,
     NO_PHOTO,
@@ -20,10 +20,10 @@ from binsweep.data.sources.object_names import (
     split_of,
     unclear,
 )
-from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 from binsweep.data.split import SplitName
 
-BESIDE = ("manifest.parquet", "problems.csv")  # what a pull writes beside the images
+PULL_OUTPUTS = ("manifest.parquet", "problems.csv")  # what a pull writes beside the images
 LAYOUTS = (
     "either bin-images/ID.jpg with metadata/ID.json (EXPECTED_QUANTITY), "
     "or a folder for each count (1/, 2/, ...) with images, or such folders in train/, validation/ and test/"
@@ -105,7 +105,7 @@ def _scan_bucket(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[S
     images, skipped = _flat(root / "bin-images")
     documents = sorted(path for path in _entries(root / "metadata") if path.suffix == ".json")
     ids = [printable(path.stem) for path in documents]
-    findings = dict(zip(ids, read_all(documents, _quantity, cache), strict=True))
+    findings = dict(zip(ids, scan_files(documents, _quantity, cache), strict=True))
     candidates = []
     for id, (label, reason) in findings.items():
         if isinstance(label, int):
@@ -140,7 +140,7 @@ def _scan_splits(root: Path) -> tuple[list[FoundPhoto], list[Skipped]]:
             some, others = _scan_folders(folder, split)
             candidates += some
             skipped += others
-        elif folder.name not in BESIDE:
+        elif folder.name not in PULL_OUTPUTS:
             skipped.append(_left_out(folder, "", NO_SPLIT))
     return candidates, skipped
 
@@ -158,7 +158,7 @@ def _scan_folders(root: Path, split: SplitName | None = None) -> tuple[list[Foun
             skipped += others
             if not images and not others:
                 skipped.append(Skipped(f"{above}{folder.name}/", NO_IMAGE))
-        elif split or folder.name not in BESIDE:
+        elif split or folder.name not in PULL_OUTPUTS:
             skipped.append(_left_out(folder, above, NO_COUNT))
     return candidates, skipped
 
@@ -211,7 +211,7 @@ def _left_out(path: Path, above: str, reason: str) -> Skipped:
 
 def _quantity(document: Path) -> ScanResult:
     """The label in a bin's metadata, or why there is none."""
-    found = parse_document(document.read_bytes())
+    found = parse_metadata(document.read_bytes())
     return found.label, found.reason
 
 

@@ -26,7 +26,7 @@ class BinMetadata:
         return f"EXPECTED_QUANTITY is {self.label}, and the quantities of the items add up to {total}"
 
 
-def parse_document(data: bytes) -> BinMetadata:
+def parse_metadata(data: bytes) -> BinMetadata:
     """Read a metadata file; what it lacks is said in the result rather than raised."""
     try:
         content = json.loads(data)

@@ -48,7 +48,7 @@ SHAPES: dict[Layout, str] = {"bucket": "bin-images/ID", "classes": "COUNT/NAME",
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class ParsedName:
     """One file of a layout. `label` and `split` are None where the name does not say them."""
 
     layout: Layout
@@ -106,7 +106,7 @@ def id_of(name: str, above: str = "") -> str:
     return above + printable(str(PurePosixPath(name).with_suffix("")))
 
 
-def seat_of(id: str, name: str) -> str:
+def split_key(id: str, name: str) -> str:
     """The id by which an image is given a split: two of one name and two suffixes belong together.
 
     The second of them is named by its suffix, too.
@@ -127,7 +127,7 @@ def unusable(name: str) -> str:
     return ""
 
 
-def named(name: str) -> Named | str:
+def parse_name(name: str) -> ParsedName | str:
     """The place of a file, named by its path with slashes, in one of the layouts; or why it is in none.
 
     The reason is empty for what nobody takes for a photo of the data set: hidden files and empty folders' names.
@@ -137,11 +137,11 @@ def named(name: str) -> Named | str:
     if any(map(is_hidden, parts)) or name.endswith("/"):
         return ""
     if len(parts) == 2 and parts[0] == "metadata" and path.suffix == ".json":
-        return Named("bucket", "document", path.stem)
+        return ParsedName("bucket", "document", path.stem)
     if not is_photo(name):
         return NO_PHOTO
     if len(parts) == 2 and parts[0] == "bin-images":
-        return Named("bucket", "image", path.stem)
+        return ParsedName("bucket", "image", path.stem)
     split = split_of(parts[0]) if len(parts) > 2 else None
     folders = parts[1:-1] if split else parts[:-1]
     label = count_of(folders[0]) if folders else None
@@ -150,4 +150,4 @@ def named(name: str) -> Named | str:
     for folder in folders[1:]:
         if reason := unclear(folder, label):
             return reason
-    return Named("splits" if split else "classes", "image", id_of(name), label, split)
+    return ParsedName("splits" if split else "classes", "image", id_of(name), label, split)

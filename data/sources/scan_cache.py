@@ -29,7 +29,7 @@ _FORMAT = f"2.{DECODER_VERSION}"
 _BATCH = 256
 # Seconds between the tries of a file that cannot be read now: too many open files, no memory, a disk or a file
 # server that fails.
-PAUSES = (0.05, 0.3, 1.5)
+RETRY_DELAYS = (0.05, 0.3, 1.5)
 
 
 class ScanCache:
@@ -69,7 +69,7 @@ class ScanCache:
         return file.relative_to(self._root).as_posix()
 
 
-def read_all(
+def scan_files(
     files: Sequence[Path],
     read: Callable[[Path], ScanResult],
     cache: ScanCache,
@@ -115,7 +115,7 @@ def read_all(
 
 def _find(read: Callable[[Path], ScanResult], file: Path) -> tuple[ScanResult, bool]:
     """What a file gives, and whether that stays so until the file changes."""
-    pauses = iter(PAUSES)
+    pauses = iter(RETRY_DELAYS)
     while True:
         try:
             return read(file), True

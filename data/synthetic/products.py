@@ -34,7 +34,7 @@ _SIZES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
 _KINDS = ("box", "box", "carton", "book", "bottle", "bottle", "can", "bag", "bag", "ball")
 
 
-def make_good(rng: Random) -> Product:
+def make_product(rng: Random) -> Product:
     """A product of random kind, size and look."""
     kind = rng.choice(_KINDS)
     width, height, depth = (round(rng.uniform(*sides), 2) for sides in _SIZES[kind])
@@ -43,7 +43,7 @@ def make_good(rng: Random) -> Product:
     return Product(f"B0{code}", kind, width, height, depth, weight, rng.getrandbits(32))
 
 
-def draw_good(good: Product, inch: float) -> Image.Image:
+def draw_product(good: Product, inch: float) -> Image.Image:
     """The product upright and front on, as an RGBA patch of `inch` pixels per inch."""
     rng = Random(good.look)
     width = max(8, round(good.width * inch))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from binsweep.data.synthetic.drawing import smooth
-from binsweep.data.synthetic.products import Product, draw_good, make_good
+from binsweep.data.synthetic.products import Product, draw_product, make_product
 from binsweep.data.synthetic.shelf import Shelf, draw_back, draw_front, make_shelf
 
 # Raise it whenever the same seed and index would give another picture.
@@ -62,7 +62,7 @@ def _choose_goods(rng: Random, count: int) -> list[Product]:
     """Now and then several of the same, as in a warehouse."""
     goods: list[Product] = []
     while len(goods) < count:
-        goods.append(rng.choice(goods) if goods and rng.random() < 0.25 else make_good(rng))
+        goods.append(rng.choice(goods) if goods and rng.random() < 0.25 else make_product(rng))
     return goods
 
 
@@ -86,7 +86,7 @@ def _try_to_arrange(rng: Random, shelf: Shelf, goods: Sequence[Product], inch: f
     depths = sorted((rng.random() for _ in goods), reverse=True)
     for number, (good, depth) in enumerate(zip(goods, depths, strict=True), start=1):
         for attempt in range(_ATTEMPTS):
-            patch = _pose(rng, draw_good(good, inch * (1 - 0.2 * depth) * 0.96**attempt))
+            patch = _pose(rng, draw_product(good, inch * (1 - 0.2 * depth) * 0.96**attempt))
             x, y = _spot(rng, shelf, patch, depth, placed)
             whole, outline = _outline(patch, x, y, shelf)
             after = np.where(outline, np.int16(number), owner)

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from binsweep.data.atomic_write import write_bytes
 from binsweep.data.banks.pixels import PixelBank
-from binsweep.data.banks.store import make_room, open_bank, opened_banks
+from binsweep.data.banks.store import banks_in_use, evict_banks, open_bank
 from binsweep.data.errors import UserError
 from binsweep.data.locks import locked, open_lock, try_lock
 from binsweep.models.pretrained import file_hash, provide, weights_file
@@ -168,7 +168,7 @@ def open_site(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
             )
             .remote(folder, data.banks)
         )
-    names = tuple(path.name for path in opened_banks(data.banks))
+    names = tuple(path.name for path in banks_in_use(data.banks))
     return DriverFiles(
         node,
         data.classes,
@@ -285,7 +285,7 @@ def _fetch(file: Path, size: int, part: Callable[[int], Any]) -> None:
 def _fetch_bank(keeper: Any, name: str, folder: Path) -> None:
     """Fill an empty folder with a bank of the driver's."""
     sizes = ray.get(keeper.bank.remote(name))
-    make_room(folder.parent, sum(sizes.values()))
+    evict_banks(folder.parent, sum(sizes.values()))
     for file, size in sizes.items():
         _fetch(folder / file, size, functools.partial(keeper.bank_part.remote, name, file))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from binsweep.data.banks.store import bank_folder, banks_in, make_room, open_bank, size_limit
+from binsweep.data.banks.store import bank_folder, banks_in, evict_banks, open_bank, size_limit
 from binsweep.data.errors import UserError
 
 # Opens (or builds, with 1,000 bytes) the bank argv[1], says what it did, and waits for a line when told to.
@@ -51,7 +51,7 @@ print(folder, old, new)
 
 def build(path: Path, size: int = 1000) -> bytes:
     def fill(beside: Path) -> None:
-        make_room(path.parent, size)
+        evict_banks(path.parent, size)
         (beside / "content").write_bytes(b"x" * size)
 
     return open_bank(path, "bank", lambda path: (path / "content").read_bytes(), fill)

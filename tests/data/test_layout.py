@@ -10,13 +10,13 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
-from binsweep.data.report.data_report import examine, write_report
+from binsweep.data.report.data_report import build_data_report, write_report
 from binsweep.data.s3.address import parse_address
 from binsweep.data.s3.bucket import open_bucket
-from binsweep.data.s3.listing import Wanted
+from binsweep.data.s3.listing import Selection
 from binsweep.data.s3.pull import pull
 from binsweep.data.s3.push import push
-from binsweep.data.sources.object_names import is_photo, named, printable
+from binsweep.data.sources.object_names import is_photo, parse_name, printable
 from binsweep.data.split import Split
 
 
@@ -108,7 +108,7 @@ def test_a_bucket_is_read_like_the_folder(s3: Any, bins: ModuleType, tmp_path: P
     source = f"s3://{s3.bucket(divided)}"
     with pytest.raises(UserError, match=r"for test .*judge/1/: not a folder named"):
         load(source, home, "folder")
-    wanted = pull(open_bucket(parse_address(source)), tmp_path / "pulled", Wanted(), lambda *_: None, 8)
+    wanted = pull(open_bucket(parse_address(source)), tmp_path / "pulled", Selection(), lambda *_: None, 8)
     assert wanted.images == 60 and wanted.problems == 2
 
 
@@ -173,7 +173,7 @@ def test_names_that_are_not_utf8(s3: Any, bins: ModuleType, tmp_path: Path, home
         f"{one.id} {one.reason}".encode()
     assert load(root, home).fingerprint == manifest.fingerprint
     assert len(load(root, home, "group").items) == 47
-    page, facts = write_report(examine(manifest, home), tmp_path / "report.html")
+    page, facts = write_report(build_data_report(manifest, home), tmp_path / "report.html")
     assert r"caf\xe9" in page.read_text() and r"caf\\xe9" in facts.read_text()
     uri = f"s3://{s3.bucket()}"
     assert (
@@ -187,7 +187,7 @@ def test_names_in_the_buckets_layout_that_are_not_utf8(bins: ModuleType, bucket:
     bins.write_bin(bucket, LATIN, 2, 99)
     manifest = load(bucket, home)
     assert {item.id: item.label for item in manifest.items}[r"caf\xe9"] == 2
-    assert examine(manifest, home).facts["label_disagreements"][-1]["id"] == r"caf\xe9"
+    assert build_data_report(manifest, home).facts["label_disagreements"][-1]["id"] == r"caf\xe9"
 
 
 def test_a_source_that_is_not_utf8(tmp_path: Path, home: Path) -> None:
@@ -200,6 +200,6 @@ def test_the_rule_of_what_is_a_photo() -> None:
         assert is_photo(name)
     for name in ("._a.jpg", "1/.hidden.jpg", "__MACOSX/1/a.jpg", "@eaDir/a.jpg", "a.txt", "jpg", ".jpg"):
         assert not is_photo(name)
-    assert named("readme.md") == named("1/notes.txt") != ""
-    assert named("1/") == named("1/._a.jpg") == ""
+    assert parse_name("readme.md") == parse_name("1/notes.txt") != ""
+    assert parse_name("1/") == parse_name("1/._a.jpg") == ""
     assert printable("plain ü 日本 😀.jpg") == "plain ü 日本 😀.jpg"

@@ -353,11 +353,11 @@ def test_real_bins(home: Path) -> None:
 
 def test_a_class_without_a_photo_in_some_split_is_said(bins: ModuleType, tmp_path: Path, home: Path) -> None:
     root = bins.write_folders(tmp_path / "folders", {1: 40, 2: 40})
-    assert load(root, home).gaps() == []
+    assert load(root, home).coverage_warnings() == []
     for number in range(1000):  # three photos that fall into test
         if assign(Split(), f"7/{number}", 7) == "test" and len(list(root.glob("7/*"))) < 3:
             bins.paint(root / "7" / f"{number}.jpg", number)
-    [gap] = load(root, home).gaps()
+    [gap] = load(root, home).coverage_warnings()
     assert gap.startswith(
         "class 7 has no photo in train and validation (3 in test): no model can learn it, and "
     )
@@ -386,17 +386,17 @@ def test_whatever_photos_there_are_will_do_where_nobody_learns_from_them(
 ) -> None:
     """Evaluations, reports and pushes need neither all splits nor all classes."""
     root = bins.write_folders(tmp_path / "folders", {3: 2})
-    few = load_manifest(str(root), None, Split(), home, any_photos=True)
+    few = load_manifest(str(root), None, Split(), home, allow_untrainable=True)
     assert [(item.label, item.path.parent.name) for item in few.items] == [(3, "3"), (3, "3")]
     for classes in ([3], [1, 2, 3]):
-        some = load_manifest(str(root), classes, Split(), home, any_photos=True)
+        some = load_manifest(str(root), classes, Split(), home, allow_untrainable=True)
         assert [item.sha256 for item in some.items] == [item.sha256 for item in few.items]
         assert some.classes == tuple(classes)
     with pytest.raises(UserError, match="no readable image of class 1, 2 in"):
-        load_manifest(str(root), [1, 2], Split(), home, any_photos=True)
+        load_manifest(str(root), [1, 2], Split(), home, allow_untrainable=True)
 
     bins.paint(tmp_path / "divided" / "val" / "1" / "a.jpg", 7)
-    divided = load_manifest(str(tmp_path / "divided"), None, Split(), home, any_photos=True)
+    divided = load_manifest(str(tmp_path / "divided"), None, Split(), home, allow_untrainable=True)
     assert [item.split for item in divided.items] == ["validation"]
     with pytest.raises(UserError, match="is not divided"):
-        load_manifest(str(root), None, Split(by="folder"), home, any_photos=True)
+        load_manifest(str(root), None, Split(by="folder"), home, allow_untrainable=True)

@@ -24,8 +24,8 @@ from binsweep.data.manifest import load_manifest
 from binsweep.data.s3.address import parse_address
 from binsweep.data.s3.bucket import open_bucket
 from binsweep.data.s3.concurrency_limiter import ConcurrencyLimiter
-from binsweep.data.s3.listing import Wanted
-from binsweep.data.s3.pull import Pulled, claimed, pull
+from binsweep.data.s3.listing import Selection
+from binsweep.data.s3.pull import PullResult, open_pull_state, pull
 from binsweep.data.split import Split
 from binsweep.data.synthetic.dataset import write_synthetic
 
@@ -35,8 +35,10 @@ HIDDEN = ".binsweep"
 def quiet(phase: str, done: int, total: int) -> None: ...
 
 
-def get(uri: str, dest: Path, wanted: Wanted | None = None, report: Any = quiet, **options: Any) -> Pulled:
-    return pull(open_bucket(parse_address(uri), **options), dest, wanted or Wanted(), report, 8)
+def get(
+    uri: str, dest: Path, wanted: Selection | None = None, report: Any = quiet, **options: Any
+) -> PullResult:
+    return pull(open_bucket(parse_address(uri), **options), dest, wanted or Selection(), report, 8)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -84,13 +86,13 @@ def test_items_and_disagreements(s3: Any, bucket: Path, tmp_path: Path) -> None:
 
 def test_only_the_wanted_ones_are_fetched(s3: Any, bucket: Path, tmp_path: Path) -> None:
     uri = f"s3://{s3.bucket(bucket)}"
-    classes = get(uri, tmp_path / "classes", Wanted(classes=(0, 2)))
+    classes = get(uri, tmp_path / "classes", Selection(classes=(0, 2)))
     assert (classes.classes, classes.fetched) == ({0: 14, 2: 16}, 75)
-    few = get(uri, tmp_path / "few", Wanted(limit=7))
+    few = get(uri, tmp_path / "few", Selection(limit=7))
     assert few.images == 7 and few.fetched <= 14 + 32
-    each = get(uri, tmp_path / "each", Wanted(classes=(0, 1, 2), per_class=3))
+    each = get(uri, tmp_path / "each", Selection(classes=(0, 1, 2), per_class=3))
     assert each.classes == {0: 3, 1: 3, 2: 3}
-    some = get(uri, tmp_path / "some", Wanted(ids=("00003", "00044", "nobody", "../x")))
+    some = get(uri, tmp_path / "some", Selection(ids=("00003", "00044", "nobody", "../x")))
     assert (some.images, some.fetched) == (2, 4)
     assert problems(tmp_path / "some")["nobody"] == "is not in the bucket"
 
@@ -101,7 +103,7 @@ def test_a_seed_chooses_and_growth_moves_little(
     name = s3.bucket(bucket)
 
     def chosen(folder: str, seed: int) -> set[str]:
-        get(f"s3://{name}", tmp_path / folder, Wanted(limit=12, seed=seed))
+        get(f"s3://{name}", tmp_path / folder, Selection(limit=12, seed=seed))
         return {path.stem for path in (tmp_path / folder / "bin-images").iterdir()}
 
     first = chosen("a", 0)
@@ -136,9 +138,9 @@ def test_a_label_that_changes_moves_the_choice(
     s3: Any, bins: ModuleType, bucket: Path, tmp_path: Path
 ) -> None:
     name, dest = s3.bucket(bucket), tmp_path / "dest"
-    get(f"s3://{name}", dest, Wanted(classes=(0, 1)))
+    get(f"s3://{name}", dest, Selection(classes=(0, 1)))
     s3.put(name, "metadata/00000.json", b'{"EXPECTED_QUANTITY": 2}')
-    pulled = get(f"s3://{name}", dest, Wanted(classes=(0, 1)))
+    pulled = get(f"s3://{name}", dest, Selection(classes=(0, 1)))
     assert pulled.classes == {0: 13, 1: 15}
     assert not (dest / "bin-images" / "00000.jpg").exists()
     assert not (dest / "metadata" / "00000.json").exists()
@@ -210,16 +212,16 @@ def test_folders_of_classes_and_of_splits(s3: Any, bins: ModuleType, tmp_path: P
     name = s3.bucket(root, "train/")
     for path in root.rglob("*.jpg"):
         s3.put(name, f"test/{path.relative_to(root)}", path.read_bytes())
-    assert get(f"s3://{name}", tmp_path / "b", Wanted(classes=(1,))).images == 30
+    assert get(f"s3://{name}", tmp_path / "b", Selection(classes=(1,))).images == 30
     rows = pq.read_table(tmp_path / "b" / "manifest.parquet").to_pylist()
     assert [r["split"] for r in rows] == ["test"] * 15 + ["train"] * 15
 
 
 def test_one_folder_one_selection_one_pull(s3: Any, bucket: Path, tmp_path: Path) -> None:
     uri, dest = f"s3://{s3.bucket(bucket)}", tmp_path / "dest"
-    with claimed(dest, wait=False), pytest.raises(UserError, match="another pull is writing"):
+    with open_pull_state(dest, wait=False), pytest.raises(UserError, match="another pull is writing"):
         get(uri, dest)
-    get(uri, dest, Wanted(limit=3))
+    get(uri, dest, Selection(limit=3))
     with pytest.raises(UserError, match="another selection"):
         get(uri, dest)
     (tmp_path / "full").mkdir()
@@ -286,20 +288,23 @@ def test_what_was_fetched_survives_a_full_disk(s3: Any, bucket: Path, tmp_path: 
 
 def test_a_ledger_that_somebody_locks_is_kept(tmp_path: Path) -> None:
     """SQLite's errors of the moment are of the same class as those of a damaged file."""
-    with claimed(tmp_path, wait=False) as ledger:
+    with open_pull_state(tmp_path, wait=False) as ledger:
         ledger.fact("selection", "remembered")
     base = sqlite3.connect(tmp_path / HIDDEN / "ledger.db", isolation_level=None)
     base.execute("begin exclusive")
-    with pytest.raises(UserError, match="database is locked"), claimed(tmp_path, wait=False):
+    with pytest.raises(UserError, match="database is locked"), open_pull_state(tmp_path, wait=False):
         pass
     base.execute("rollback")
     base.close()
-    with claimed(tmp_path, wait=False) as ledger:
+    with open_pull_state(tmp_path, wait=False) as ledger:
         assert ledger.fact("selection") == "remembered"
 
 
 def test_a_ledger_that_is_found_damaged_on_the_way(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"damaged .* is removed"), claimed(tmp_path, wait=False) as ledger:
+    with (
+        pytest.raises(UserError, match=r"damaged .* is removed"),
+        open_pull_state(tmp_path, wait=False) as ledger,
+    ):
         ledger.fill("asked", ((f"{index:09d}" * 20,) for index in range(5000)), 1)
         ledger.close()
         file = tmp_path / HIDDEN / "ledger.db"
@@ -308,7 +313,7 @@ def test_a_ledger_that_is_found_damaged_on_the_way(tmp_path: Path) -> None:
         file.write_bytes(content)
         again = sqlite3.connect(file)
         again.execute("select count(*) from asked where id > '0'").fetchone()
-    with claimed(tmp_path, wait=False) as ledger:
+    with open_pull_state(tmp_path, wait=False) as ledger:
         assert ledger.number("select count(*) from listed") == 0
 
 
@@ -357,7 +362,7 @@ def test_cut_connections_cost_only_time(s3: Any, bucket: Path, tmp_path: Path) -
     uri = f"s3://{s3.bucket(bucket)}"
     reader = open_bucket(parse_address(uri))
     s3.faults(cut=0.1)
-    pulled = pull(reader, tmp_path / "dest", Wanted(), quiet, 8)
+    pulled = pull(reader, tmp_path / "dest", Selection(), quiet, 8)
     assert pulled.images == 45 and pulled.problems == 31
     assert {name: data for name, data in files(tmp_path / "dest").items() if "/" in name} == files(bucket)
 
@@ -450,7 +455,7 @@ def test_a_bad_line(s3: Any, many_bins: Path, tmp_path: Path) -> None:
     get(uri, tmp_path / "good")
     reader = open_bucket(parse_address(uri), timeout=2)
     s3.faults(latency=0.02, cut=0.1, stall=0.02)
-    pull(reader, tmp_path / "bad", Wanted(), quiet, 16)
+    pull(reader, tmp_path / "bad", Selection(), quiet, 16)
     assert files(tmp_path / "bad") == files(tmp_path / "good")
 
 

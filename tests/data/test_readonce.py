@@ -15,7 +15,7 @@ from binsweep.data.banks.store import open_bank
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
 from binsweep.data.sources import scan_cache as readonce
-from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 from binsweep.data.split import Split
 
 PASSING = [
@@ -29,7 +29,7 @@ PASSING = [
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readonce, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(readonce, "RETRY_DELAYS", (0.0, 0.0, 0.0))
 
 
 def remembered(home: Path) -> dict[str, object]:
@@ -48,7 +48,7 @@ def test_an_error_that_passes_costs_nothing(tmp_path: Path, error: Exception) ->
 
     file = tmp_path / "a"
     file.write_text("text")
-    assert read_all([file], read, ScanCache(tmp_path, tmp_path / "home")) == [("text", "")]
+    assert scan_files([file], read, ScanCache(tmp_path, tmp_path / "home")) == [("text", "")]
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
@@ -62,7 +62,7 @@ def test_an_error_that_stays_is_said_and_not_remembered(tmp_path: Path, error: E
     for file in files:
         file.write_text("text")
     with pytest.raises(UserError, match="/b: cannot be read: ") as caught:
-        read_all(files, read, ScanCache(tmp_path, tmp_path / "home"))
+        scan_files(files, read, ScanCache(tmp_path, tmp_path / "home"))
     assert "again" in caught.value.hint
     assert remembered(tmp_path / "home").keys() == {"a"}
 
@@ -89,10 +89,10 @@ def test_too_many_open_files(bins: ModuleType, tmp_path: Path, home: Path) -> No
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
         with pytest.raises(UserError, match=f"cannot be read: {os.strerror(errno.EMFILE)}"):
-            read_all([tmp_path / "a.jpg"], _content, cache)
+            scan_files([tmp_path / "a.jpg"], _content, cache)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    [(value, reason)] = read_all([tmp_path / "a.jpg"], _content, cache)
+    [(value, reason)] = scan_files([tmp_path / "a.jpg"], _content, cache)
     assert value and not reason
 
 
@@ -123,7 +123,7 @@ def test_what_one_may_not_read_is_named_and_not_remembered(tmp_path: Path) -> No
         raise PermissionError(errno.EACCES, "Permission denied")
 
     cache = ScanCache(tmp_path, tmp_path / "home")
-    assert read_all([tmp_path / "a"], forbidden, cache) == [(None, "cannot be read: Permission denied")]
+    assert scan_files([tmp_path / "a"], forbidden, cache) == [(None, "cannot be read: Permission denied")]
     assert not remembered(tmp_path / "home")
 
 

@@ -13,7 +13,7 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
 from binsweep.data.s3.address import parse_address
 from binsweep.data.s3.bucket import open_bucket
-from binsweep.data.s3.push import Arrangement, Pushed, push
+from binsweep.data.s3.push import Arrangement, PushResult, push
 from binsweep.data.split import SPLITS, Split
 
 
@@ -21,7 +21,7 @@ def load(source: object, home: Path, classes: list[int] | None = None, by: Any =
     return load_manifest(str(source), classes, Split(by=by), home)
 
 
-def send(manifest: Manifest, uri: str, arrangement: Arrangement = "same") -> Pushed:
+def send(manifest: Manifest, uri: str, arrangement: Arrangement = "same") -> PushResult:
     return push(manifest, open_bucket(parse_address(uri), allow_empty=True), arrangement, lambda *_: None, 8)
 
 
@@ -99,7 +99,7 @@ def test_no_image_of_a_class(s3: Any, bucket: Path, home: Path) -> None:
 
 def test_push_and_back(s3: Any, bucket: Path, home: Path) -> None:
     local, uri = load(bucket, home), f"s3://{s3.bucket()}/deep"
-    assert send(local, uri) == Pushed(45, 90, 90)
+    assert send(local, uri) == PushResult(45, 90, 90)
     assert load(uri, home).fingerprint == local.fingerprint
     (bucket / "metadata" / "00004.json").write_text('{"EXPECTED_QUANTITY": 1}')
     local = load(bucket, home)

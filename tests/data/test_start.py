@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from binsweep.data import parallel as crew
-from binsweep.data.python_process import python_module, same_modules
+from binsweep.data.python_process import python_module, subprocess_environment
 
 STEP = """
 def step(job, part, parts):
@@ -41,7 +41,7 @@ def test_the_processes_of_a_crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("words", [("binsweep.tracking.evaluation.predictions",), ("mlflow", "--version")])
 def test_the_modules_that_we_run(words: tuple[str, ...]) -> None:
     done = subprocess.run(
-        python_module(*words), env=same_modules(), capture_output=True, text=True, timeout=60
+        python_module(*words), env=subprocess_environment(), capture_output=True, text=True, timeout=60
     )
     assert "mine" not in done.stderr
     # The evaluation is told nothing to evaluate here, and says so from within.

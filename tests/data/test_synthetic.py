@@ -19,7 +19,7 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
 from binsweep.data.split import Split
 from binsweep.data.synthetic.dataset import parse_source, render, render_source, write_synthetic
-from binsweep.data.synthetic.products import make_good
+from binsweep.data.synthetic.products import make_product
 from binsweep.data.synthetic.scene import _arrange
 from binsweep.data.synthetic.shelf import make_shelf
 
@@ -65,7 +65,7 @@ def test_everything_can_be_seen(count: int, side: int, share: float) -> None:
     for seed in range(8):
         rng = Random(seed)
         shelf = make_shelf(rng, side)
-        placed = _arrange(rng, shelf, [make_good(rng) for _ in range(count)])
+        placed = _arrange(rng, shelf, [make_product(rng) for _ in range(count)])
         owner = Image.new("L", (side, side), 0)
         for number, one in enumerate(placed, start=1):
             owner.paste(number, (one.x, one.y), one.patch.getchannel("A").point(lambda v: 255 * (v > 127)))
