@@ -44,7 +44,11 @@ Kind = Literal["image", "document"]
 # latter two, more folders may lie between COUNT and NAME. The first of which there are photos is a source's.
 Layout = Literal["bucket", "classes", "splits"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-SHAPES: dict[Layout, str] = {"bucket": "bin-images/ID", "classes": "COUNT/NAME", "splits": "train/COUNT/NAME"}
+LAYOUT_EXAMPLES: dict[Layout, str] = {
+    "bucket": "bin-images/ID",
+    "classes": "COUNT/NAME",
+    "splits": "train/COUNT/NAME",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ def split_key(id: str, name: str) -> str:
     return id.removesuffix(PurePosixPath(name).suffix) if PurePosixPath(id).name == file else id
 
 
-def unusable(name: str) -> str:
+def name_problem(name: str) -> str:
     """Why a name cannot become a file inside a folder; empty when it can."""
     for part in name.split("/"):
         if part in ("", ".", "..") or not _SAFE.fullmatch(part):

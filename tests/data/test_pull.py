@@ -314,7 +314,7 @@ def test_a_ledger_that_is_found_damaged_on_the_way(tmp_path: Path) -> None:
         again = sqlite3.connect(file)
         again.execute("select count(*) from asked where id > '0'").fetchone()
     with open_pull_state(tmp_path, wait=False) as ledger:
-        assert ledger.number("select count(*) from listed") == 0
+        assert ledger.scalar("select count(*) from listed") == 0
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:/bins", "http://bins", "s3://a", "s3://b?d/x", "bins"])
