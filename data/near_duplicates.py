@@ -1,4 +1,4 @@
-"""Which images look alike: perceptual hashes, compared without comparing every pair."""
+"""Near-duplicate images by perceptual hashes, found without comparing every pair."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -13,9 +13,9 @@ from scipy.sparse.csgraph import connected_components
 from binsweep.data.decode import decode
 from binsweep.data.sources.scan_cache import ScanResult
 
-# Bits of 64 that may differ. Photos of other bins differ by more, the same photo saved or scaled anew by less.
+# Bits of 64. Photos of different bins differ in more, copies of a photo that were saved or scaled again in fewer.
 MAX_HASH_DISTANCE = 3
-THUMBNAIL_SIZE = 128  # pixels a side of what is hashed; the hash itself transforms 32
+THUMBNAIL_SIZE = 128  # side in pixels of the image that is hashed; phash itself reduces it to 32
 
 
 def hash_image(path: Path) -> ScanResult:
@@ -32,10 +32,10 @@ def perceptual_hash(pixels: np.ndarray) -> str:
 
 
 def near_duplicate_pairs(hashes: Sequence[str]) -> np.ndarray:
-    """Pairs of indices into `hashes`, int64 [P, 2], that join all whose hashes differ in at most NEAR bits.
+    """Pairs of indices into `hashes`, int64 [P, 2], which connect all hashes that differ in at most NEAR bits.
 
-    Equal hashes are joined in a chain. Of two hashes that differ in at most 3 bits one of their 4 quarters of
-    16 bits is equal, so that only those with an equal quarter are compared: Manku, Jain and Das Sarma,
+    Equal hashes form a chain. Two hashes that differ in at most 3 bits have at least one of their 4 quarters of 16
+    bits in common, so only hashes with an equal quarter are compared: Manku, Jain and Das Sarma,
     "Detecting near-duplicates for web crawling" (2007).
     """
     if not hashes:
@@ -72,7 +72,7 @@ def _close(values: np.ndarray, block: np.ndarray) -> list[np.ndarray]:
 
 
 def components(count: int, pairs: np.ndarray) -> np.ndarray:
-    """The number of the connected group, int32 [count], of each of `count` things joined by `pairs`."""
+    """The connected component, int32 [count], of each of `count` nodes with the edges `pairs`."""
     ones = np.ones(len(pairs), bool)
     graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     labels: np.ndarray = connected_components(graph, directed=False)[1]

@@ -81,17 +81,17 @@ def _decode_all(images: list[list[str]], size: int, file: Path, progress: Progre
         start = stream.tell()
         stream.truncate(start + len(images) * size * size * 3)
     job = {"file": str(file), "start": start, "size": size, "images": images}
-    run(_fill, job, len(images), least=100, progress=progress)
+    run(_fill, job, len(images), min_units=100, progress=progress)
 
 
-def _fill(job: dict[str, Any], part: int, parts: int) -> Iterator[None]:
-    """Decode every `parts`-th image into its place in the file.
+def _fill(job: dict[str, Any], worker: int, n_workers: int) -> Iterator[None]:
+    """Decode every `n_workers`-th image into its place in the file.
 
     Written rather than mapped: a full disk is then an error, where a mapping would kill the process.
     """
     size = job["size"]
     with Path(job["file"]).open("rb+") as file:
-        for row in range(part, len(job["images"]), parts):
+        for row in range(worker, len(job["images"]), n_workers):
             path, sha256 = job["images"][row]
             try:
                 data = read(Path(path))

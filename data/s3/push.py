@@ -17,7 +17,7 @@ from binsweep.data.s3.listing import PhaseProgress
 from binsweep.data.s3.parquet_manifest import write_table
 from binsweep.data.sources.folder import PULL_OUTPUTS
 from binsweep.data.sources.metadata import parse_metadata
-from binsweep.data.sources.object_names import printable, split_key, split_of
+from binsweep.data.sources.object_names import parse_split, printable, split_key
 
 Arrangement = Literal["same", "splits"]
 
@@ -94,7 +94,7 @@ def _relative_path(item: Item) -> str:
 def _path_in_class(item: Item) -> str:
     """The path of an item's file below the folder of its class."""
     parts = _relative_path(item).split("/")
-    folders = parts[1:] if split_of(parts[0]) and len(parts) > 2 else parts
+    folders = parts[1:] if parse_split(parts[0]) and len(parts) > 2 else parts
     return "/".join(folders[1:]) if len(folders) > 1 else folders[0]
 
 

@@ -55,11 +55,11 @@ def parse_source(source: str, wanted: Sequence[int] | None = None) -> SyntheticS
     Where it names no classes, they are the `wanted` ones: none is rendered only to be thrown away.
     Raises UserError for unknown parts and for values out of range.
     """
-    parts = urlsplit(source)
+    n_workers = urlsplit(source)
     values: dict[str, Any] = {}
-    if parts.netloc or parts.path or parts.fragment:
+    if n_workers.netloc or n_workers.path or n_workers.fragment:
         raise _mistake(f"nothing may stand between {_SCHEME} and ?, received {source}")
-    for key, text in parse_qsl(parts.query, keep_blank_values=True):
+    for key, text in parse_qsl(n_workers.query, keep_blank_values=True):
         if key not in (*_LIMITS, "classes") or key in values:
             raise _mistake(f"{'repeated' if key in values else 'unknown'} part {key!r} in {source}")
         try:
@@ -116,7 +116,7 @@ def write_synthetic(
             for half_written in beside.glob("bin-images/*.tmp"):
                 half_written.unlink()
             job = {"folder": str(beside), **asdict(wanted)}
-            run(_render_part, job, images, least=8, progress=progress)
+            run(_render_part, job, images, min_units=8, progress=progress)
             beside.replace(dest)
     except OSError as error:
         raise UserError(
@@ -132,10 +132,10 @@ def _stamp_of(folder: Path) -> str | None:
         return None
 
 
-def _render_part(job: dict[str, Any], part: int, parts: int) -> Iterator[None]:
-    """Write every `parts`-th bin that is not there yet; the image comes last and by renaming."""
+def _render_part(job: dict[str, Any], worker: int, n_workers: int) -> Iterator[None]:
+    """Write every `n_workers`-th bin that is not there yet; the image comes last and by renaming."""
     folder = Path(job["folder"])
-    for index in range(part, job["images"], parts):
+    for index in range(worker, job["images"], n_workers):
         image_path = folder / "bin-images" / f"{index:05d}.jpg"
         if not image_path.exists():
             image, label, goods = render(job["seed"], index, job["size"], job["classes"])
@@ -169,7 +169,7 @@ def _parse_classes(text: str) -> tuple[int, ...]:
     first, separator, last = text.partition("-")
     if separator:
         return tuple(range(int(first), int(last) + 1))
-    return tuple(int(part) for part in text.split(","))
+    return tuple(int(worker) for worker in text.split(","))
 
 
 def _mistake(message: str) -> UserError:

@@ -122,7 +122,7 @@ def test_links_that_lead_round_in_circles(bins: ModuleType, tmp_path: Path, home
     (root / "1" / "c" / "d").symlink_to(root / "1" / "a")
     manifest = load(root, home)
     assert len(manifest.items) == 45
-    assert set(reasons(manifest).values()) == {"a link to a folder that is read already"}
+    assert set(reasons(manifest).values()) == {"a link to a folder that has been read already"}
 
 
 def test_what_has_no_layout_is_said_with_what_is_there(bins: ModuleType, tmp_path: Path, home: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_disk_that_fails_under_a_photo(bins: ModuleType, tmp_path: Path, home:
 
 
 def test_too_many_open_files(bins: ModuleType, tmp_path: Path, home: Path) -> None:
-    from binsweep.data.manifest import _content
+    from binsweep.data.manifest import _verified_sha256
 
     bins.paint(tmp_path / "a.jpg", 1)
     cache = ScanCache(tmp_path, home)
@@ -89,10 +89,10 @@ def test_too_many_open_files(bins: ModuleType, tmp_path: Path, home: Path) -> No
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
         with pytest.raises(UserError, match=f"cannot be read: {os.strerror(errno.EMFILE)}"):
-            scan_files([tmp_path / "a.jpg"], _content, cache)
+            scan_files([tmp_path / "a.jpg"], _verified_sha256, cache)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    [(value, reason)] = scan_files([tmp_path / "a.jpg"], _content, cache)
+    [(value, reason)] = scan_files([tmp_path / "a.jpg"], _verified_sha256, cache)
     assert value and not reason
 
 
