@@ -33,7 +33,7 @@ def test_the_processes_of_a_crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(crew, "cores", lambda: 2)
     done: list[int] = []
     step = importlib.import_module("steps_of_this_test").step
-    crew.run(step, 4, 4, least=1, progress=lambda count, total: done.append(count))
+    crew.run(step, 4, 4, min_units=1, progress=lambda count, total: done.append(count))
     assert done[-1] == 4
 
 
