@@ -263,7 +263,7 @@ def _check_splits(source: str, split: Split, items: Sequence[Item], skipped: Seq
         if not counts[name] and split.by == "folder":
             note = f"; skipped: {format_skipped(skipped)}" if skipped else ""
             raise UserError(
-                f"data.split.by is folder, and no image of {source} lies in a folder for {name} "
+                f"data.split.by is folder, and no image of {source} is in a folder for {name} "
                 f"({', '.join(f'{counts[one]} in {one}' for one in SPLITS)}){note}",
                 f"a folder {name}/ (val/, valid/, training/, testing/ ... are understood, too) with a folder for "
                 "each count",

@@ -90,35 +90,38 @@ class _Download:
 
     def choose_by_documents(self, pool: ThreadPoolExecutor, ahead: int) -> None:
         """Choose images with metadata files, which are read until enough images are chosen."""
-        here = "(select 1 from listed i where i.layout = 'bucket' and i.kind = 'image' and i.id = l.id)"
+        image_exists = (
+            "exists (select 1 from listed i where i.layout = 'bucket' and i.kind = 'image' and i.id = l.id)"
+        )
         self._state.write(
             f"insert or ignore into problems select l.id, 'has metadata but no image' from listed l "
-            f"where l.layout = 'bucket' and l.kind = 'document' and not exists {here}"
+            f"where l.layout = 'bucket' and l.kind = 'document' and not {image_exists}"
         )
         columns = "l.id, l.name, l.size, l.etag, d.size, d.etag, d.label, d.reason"
         query, values = self._candidates(columns, "left join documents d on d.id = l.id")
-        query = query.replace(" group by", f" and exists {here} group by")
+        query = query.replace(" group by", f" and {image_exists} group by")
         total = self._state.scalar(f"select count(*) from ({query})", values)
         rows = self._state.rows(query, values)
         for done, (row, document, content) in enumerate(
             map_ordered(pool, ahead, self._read_document, rows), 1
         ):
             self._progress("metadata", done, total)
-            id, name = row[0], row[1]
-            if content is not None:
-                self._record_document(id, content, document)
-            if document.label is None:
-                self._state.problem(id, f"{name}: {document.reason}")
-            chosen = document.label is not None and self._accepts(document.label)
-            if chosen:
-                if content is not None:
-                    _write(self._root, name, content.data)
-                assert document.label is not None
-                self._choose(id, document.label, None)
-            elif content is not None:
-                (self._root / name).unlink(missing_ok=True)
+            self._choose_by_document(row[0], row[1], document, content)
             if self._is_full():
                 break
+
+    def _choose_by_document(self, id: str, name: str, document: BinMetadata, content: Content | None) -> None:
+        """Choose an image or leave it out; `content` is the metadata file's if it was downloaded."""
+        if content is not None:
+            self._record_document(id, content, document)
+        if document.label is None:
+            self._state.problem(id, f"{name}: {document.reason}")
+        if document.label is not None and self._accepts(document.label):
+            if content is not None:
+                _write(self._root, name, content.data)
+            self._choose(id, document.label, None)
+        elif content is not None:
+            (self._root / name).unlink(missing_ok=True)
 
     def _read_document(self, row: Any) -> tuple[Any, BinMetadata, Content | None]:
         """In a thread: a row's metadata, from the pull state if the file has not changed, otherwise downloaded."""
