@@ -1,4 +1,4 @@
-"""A bucket behind what really stands before buckets: proxies, clocks, old servers, expired credentials."""
+"""A bucket behind proxies, wrong clocks, old servers and expired credentials."""
 
 import base64
 import http.client
@@ -24,7 +24,7 @@ THROUGH = (0, "")
 
 @contextmanager
 def door(target: str, rule: Rule) -> Iterator[str]:
-    """The address of a server that asks `rule`, and passes on to the `target`; also as a proxy."""
+    """The address of a server, or proxy, that applies `rule` and forwards other requests to `target`."""
     where = urlsplit(target).netloc
 
     class Handler(BaseHTTPRequestHandler):
@@ -79,7 +79,7 @@ def door(target: str, rule: Rule) -> Iterator[str]:
 
 @pytest.fixture
 def name(s3: Any) -> str:
-    """A bucket with one object, 1/a.jpg, which everybody may read."""
+    """A public bucket with one object, 1/a.jpg."""
     bucket: str = s3.bucket()
     s3.client.put_object(Bucket=bucket, Key="1/a.jpg", Body=b"photo", ACL="public-read")
     return bucket
@@ -158,7 +158,7 @@ def test_a_server_that_refuses_checksums(s3: Any, name: str, tmp_path: Path) -> 
         assert bucket.get("2/b.jpg").data == b"new"
 
 
-def test_what_the_server_says_of_an_upload_is_passed_on(s3: Any, name: str, tmp_path: Path) -> None:
+def test_the_servers_error_of_an_upload_is_reported(s3: Any, name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"new")
     denied = lambda method, *_: (403, "AccessDenied") if method == "PUT" else THROUGH  # noqa: E731
     with door(s3.url, denied) as endpoint, pytest.raises(UserError, match="is denied"):
@@ -187,7 +187,7 @@ def test_readers_that_pay(s3: Any, name: str, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_the_true_reason_of_a_refusal(s3: Any, name: str, status: int, code: str, says: str) -> None:
-    """Also where an unsigned request, tried after it, is denied; and in the middle of a run, for all the rest."""
+    """Also if an unsigned request after it is denied, and in the middle of a run."""
 
     def rule(method: str, address: str, headers: Mapping[str, str]) -> Answer:
         return (status, code) if "Authorization" in headers else (403, "AccessDenied")
@@ -201,7 +201,7 @@ def test_the_true_reason_of_a_refusal(s3: Any, name: str, status: int, code: str
         open_bucket(parse_address(f"s3://{name}"), endpoint).get("1/a.jpg")
 
 
-def test_an_object_that_cannot_be_had_is_named_with_the_reason(s3: Any, name: str) -> None:
+def test_an_unreadable_object_is_reported_with_the_reason(s3: Any, name: str) -> None:
     rule = lambda _, address, __: (403, "InvalidObjectState") if "a.jpg" in address else THROUGH  # noqa: E731
     with (
         door(s3.url, rule) as endpoint,
@@ -210,9 +210,7 @@ def test_an_object_that_cannot_be_had_is_named_with_the_reason(s3: Any, name: st
         open_bucket(parse_address(f"s3://{name}"), endpoint).get("1/a.jpg")
 
 
-def test_settings_of_aws_that_cannot_be(
-    s3: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_invalid_settings_of_aws(s3: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = tmp_path / "config"
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     for variable, value, says in (
@@ -228,10 +226,10 @@ def test_settings_of_aws_that_cannot_be(
     assert "Unable to parse config file" in refusal(name)
 
 
-def test_credentials_that_cannot_be_had(
+def test_unavailable_credentials(
     s3: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They matter only where the bucket is not public."""
+    """They matter only if the bucket is not public."""
     private = s3.bucket()
     s3.put(private, "1/a.jpg", b"photo")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -1,4 +1,4 @@
-"""Folders as people name them: the usual names are taken, on a disk and in a bucket, and the others are named."""
+"""Usual folder names are accepted on a disk and in a bucket; other folders are reported."""
 
 import os
 import shutil
@@ -112,7 +112,7 @@ def test_a_bucket_is_read_like_the_folder(s3: Any, bins: ModuleType, tmp_path: P
     assert wanted.images == 60 and wanted.problems == 2
 
 
-def test_links_that_lead_round_in_circles(bins: ModuleType, tmp_path: Path, home: Path) -> None:
+def test_links_that_form_a_cycle(bins: ModuleType, tmp_path: Path, home: Path) -> None:
     root = bins.write_folders(tmp_path / "bins", bins.COUNTS)
     (root / "1" / "loop").symlink_to(root)
     (root / "1" / "self").symlink_to(root / "1")
@@ -125,7 +125,9 @@ def test_links_that_lead_round_in_circles(bins: ModuleType, tmp_path: Path, home
     assert set(reasons(manifest).values()) == {"a link to a folder that has been read already"}
 
 
-def test_what_has_no_layout_is_said_with_what_is_there(bins: ModuleType, tmp_path: Path, home: Path) -> None:
+def test_a_folder_without_a_layout_is_reported_with_its_contents(
+    bins: ModuleType, tmp_path: Path, home: Path
+) -> None:
     bins.paint(tmp_path / "names" / "one" / "a.jpg", 1)
     bins.paint(tmp_path / "names" / "two" / "a.jpg", 1)
     with pytest.raises(UserError, match=r"none of the layouts: .*, only one/, two/"):
@@ -137,7 +139,7 @@ def test_what_has_no_layout_is_said_with_what_is_there(bins: ModuleType, tmp_pat
 
 
 def test_photos_of_one_name_and_two_suffixes(bins: ModuleType, tmp_path: Path, home: Path) -> None:
-    """Both are read, keep to one split, and a broken one costs the other nothing."""
+    """Both are read and belong to one split; if one is broken, the other is kept."""
     root = bins.write_folders(tmp_path / "bins", bins.COUNTS)
     before = {item.id: item.split for item in load(root, home).items}
     for path in list((root / "1").iterdir()):

@@ -1,4 +1,4 @@
-"""A pull brings exactly what is wanted, whole, whatever the network, the bucket and its killer do."""
+"""A pull fetches exactly its selection, whatever the network and the bucket do, and if it is killed."""
 
 import csv
 import errno
@@ -230,7 +230,7 @@ def test_one_folder_one_selection_one_pull(s3: Any, bucket: Path, tmp_path: Path
         get(uri, tmp_path / "full")
 
 
-def test_a_damaged_ledger_costs_only_time(s3: Any, bucket: Path, tmp_path: Path) -> None:
+def test_a_damaged_state_costs_only_time(s3: Any, bucket: Path, tmp_path: Path) -> None:
     uri, dest = f"s3://{s3.bucket(bucket)}", tmp_path / "dest"
     get(uri, dest)
     before = files(dest)
@@ -246,7 +246,7 @@ def test_a_place_that_cannot_be_written(s3: Any, bucket: Path, tmp_path: Path) -
 
 
 def test_a_full_disk(s3: Any, bucket: Path, tmp_path: Path) -> None:
-    """A real one, of a megabyte, which the ledger and the images fill."""
+    """A file system of a megabyte, which the state and the images fill."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "none", disk], capture_output=True)
@@ -286,8 +286,8 @@ def test_what_was_fetched_survives_a_full_disk(s3: Any, bucket: Path, tmp_path: 
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_ledger_that_somebody_locks_is_kept(tmp_path: Path) -> None:
-    """SQLite's errors of the moment are of the same class as those of a damaged file."""
+def test_a_locked_state_is_kept(tmp_path: Path) -> None:
+    """SQLite raises the same class for a lock as for a damaged file."""
     with open_pull_state(tmp_path, wait=False) as ledger:
         ledger.fact("selection", "remembered")
     base = sqlite3.connect(tmp_path / HIDDEN / "ledger.db", isolation_level=None)
@@ -300,7 +300,7 @@ def test_a_ledger_that_somebody_locks_is_kept(tmp_path: Path) -> None:
         assert ledger.fact("selection") == "remembered"
 
 
-def test_a_ledger_that_is_found_damaged_on_the_way(tmp_path: Path) -> None:
+def test_a_state_that_is_damaged_during_a_pull(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"damaged .* is removed"),
         open_pull_state(tmp_path, wait=False) as ledger,
@@ -318,7 +318,7 @@ def test_a_ledger_that_is_found_damaged_on_the_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:/bins", "http://bins", "s3://a", "s3://b?d/x", "bins"])
-def test_addresses_that_are_none(uri: str) -> None:
+def test_invalid_addresses(uri: str) -> None:
     with pytest.raises(UserError, match="not the address of a bucket"):
         parse_address(uri)
 
@@ -378,7 +378,7 @@ def test_the_limiter_narrows_and_widens() -> None:
 
 
 def killed(command: list[str], after: float) -> bool:
-    """Run a command, kill it after so many seconds; whether it was still running."""
+    """Run a command and kill it after some seconds; returns whether it was still running."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             process.wait(after)
@@ -409,7 +409,7 @@ def test_killed_and_resumed(s3: Any, bucket: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def many_bins(tmp_path: Path) -> Path:
-    """300 real bins where there are any, else synthetic ones."""
+    """300 real bins if available, otherwise synthetic ones."""
     root = tmp_path / "many"
     real = Path(os.environ.get("BINSWEEP_REAL_BINS", ""), "bin-images")
     if not real.is_dir():

@@ -1,4 +1,4 @@
-"""The data report finds what a person would look for, and its page needs nothing but itself."""
+"""The data report finds problems of a data set, and its page is self-contained."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from binsweep.search.cli.main import cli
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """60 rendered bins of 1 or 2 items: different enough that none is like another."""
+    """60 rendered bins of 1 or 2 items without near duplicates."""
     root = tmp_path / "bins"
     for index in range(60):
         image, label, _ = render(0, index, 128, [1, 2])

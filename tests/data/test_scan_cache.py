@@ -1,4 +1,4 @@
-"""What the machine cannot read now is no bad photo: it is tried again, said, and never remembered."""
+"""A failure of the machine is no bad photo: it is retried, reported, and never cached."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ import pytest
 from binsweep.data.banks.store import open_bank
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
-from binsweep.data.sources import scan_cache as readonce
+from binsweep.data.sources import scan_cache
 from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 from binsweep.data.split import Split
 
@@ -29,7 +29,7 @@ PASSING = [
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readonce, "RETRY_DELAYS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(scan_cache, "RETRY_DELAYS", (0.0, 0.0, 0.0))
 
 
 def remembered(home: Path) -> dict[str, object]:
@@ -52,7 +52,7 @@ def test_an_error_that_passes_costs_nothing(tmp_path: Path, error: Exception) ->
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
-def test_an_error_that_stays_is_said_and_not_remembered(tmp_path: Path, error: Exception) -> None:
+def test_a_permanent_error_is_reported_and_not_cached(tmp_path: Path, error: Exception) -> None:
     def read(path: Path) -> ScanResult:
         if path.name == "b":
             raise error
@@ -68,7 +68,7 @@ def test_an_error_that_stays_is_said_and_not_remembered(tmp_path: Path, error: E
 
 
 def test_a_disk_that_fails_under_a_photo(bins: ModuleType, tmp_path: Path, home: Path) -> None:
-    """A real error of input and output: what Linux gives at the beginning of a process's memory."""
+    """A real I/O error, which Linux returns at the beginning of a process's memory."""
     if not Path("/proc/self/mem").is_file():
         pytest.skip("needs Linux")
     root = bins.write_folders(tmp_path / "folders", bins.COUNTS)
@@ -97,7 +97,7 @@ def test_too_many_open_files(bins: ModuleType, tmp_path: Path, home: Path) -> No
 
 
 def test_no_memory_for_a_picture() -> None:
-    """In a process that may not have as much as the picture needs."""
+    """In a process with less memory than the image needs."""
     code = """
 import io, resource
 from PIL import Image
@@ -116,7 +116,7 @@ except ReadFailed as error:
     assert done.stdout.startswith("failed: cannot be decoded: "), done
 
 
-def test_what_one_may_not_read_is_named_and_not_remembered(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_reported_and_not_cached(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("text")
 
     def forbidden(path: Path) -> ScanResult:

@@ -1,4 +1,4 @@
-"""Processes that we start take our code and Python's, whatever lies in the working folder."""
+"""Subprocesses import our modules and Python's, whatever is in the working folder."""
 
 import importlib
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from binsweep.data import parallel as crew
+from binsweep.data import parallel
 from binsweep.data.python_process import python_module, subprocess_environment
 
 STEP = """
@@ -18,7 +18,7 @@ def step(job, part, parts):
 
 @pytest.fixture
 def _hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with modules of a person's own, called as ours, as Python's, and as those of libraries."""
+    """A working folder with modules named as ours, as Python's, and as those of libraries."""
     folder = tmp_path / "here"
     folder.mkdir()
     for name in ("data", "models", "tracking", "search", "random", "numpy", "mlflow"):
@@ -27,13 +27,13 @@ def _hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_hostile")
-def test_the_processes_of_a_crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "steps_of_this_test.py").write_text(STEP)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(crew, "cores", lambda: 2)
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
     done: list[int] = []
     step = importlib.import_module("steps_of_this_test").step
-    crew.run(step, 4, 4, min_units=1, progress=lambda count, total: done.append(count))
+    parallel.run(step, 4, 4, min_units=1, progress=lambda count, total: done.append(count))
     assert done[-1] == 4
 
 
@@ -49,7 +49,7 @@ def test_the_modules_that_we_run(words: tuple[str, ...]) -> None:
 
 
 def test_every_start_of_python_goes_through_one_place() -> None:
-    """A new one would look into the working folder again."""
+    """Another one would import from the working folder again."""
     house = Path(__file__).parents[2]
     for room in ("data", "models", "tracking", "search"):
         for file in (house / room).rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Near duplicates are found, all of them, and quickly."""
+"""All near duplicates are found, without comparing every pair."""
 
 import numpy as np
 from PIL import Image

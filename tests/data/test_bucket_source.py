@@ -1,4 +1,4 @@
-"""A bucket is a source like a folder: same split, same fingerprint, fetched once, noticed when it changes."""
+"""A bucket as a source equals a folder: same split and fingerprint; it is fetched once, and changes are noticed."""
 
 import json
 import threading
@@ -126,7 +126,7 @@ def test_push_by_splits_and_read_by_folder(s3: Any, bucket: Path, home: Path, tm
 
 
 def test_groups_stay_on_one_side(bins: ModuleType, bucket: Path, home: Path) -> None:
-    """Same items or near duplicates together; all else exactly as by id."""
+    """The same products and near duplicates stay together; all others are split as by id."""
     same = [f"{index:05d}" for index in range(14, 28)]
     for id in same:
         document = {"BIN_FCSKU_DATA": {"B": {"quantity": 1}, "A": {"quantity": 2}}, "EXPECTED_QUANTITY": 1}
