@@ -125,22 +125,22 @@ def load_manifest(
     candidates, skipped = scan(root, cache)
     skipped += missing
     _check_split_folders(source, split, candidates, allow_untrainable)
-    chosen = [c for c in candidates if wanted is None or c.label in wanted]
-    findings = scan_files([c.path for c in chosen], _verified_sha256, cache, progress)
+    selected = [c for c in candidates if wanted is None or c.label in wanted]
+    results = scan_files([c.path for c in selected], _verified_sha256, cache, progress)
     readable = []
-    for candidate, (sha256, reason) in zip(chosen, findings, strict=True):
+    for photo, (sha256, reason) in zip(selected, results, strict=True):
         if isinstance(sha256, str):
-            readable.append((candidate, sha256))
+            readable.append((photo, sha256))
         else:
-            where = printable(str(candidate.path.relative_to(root)))
-            skipped.append(Skipped(candidate.id, f"{where}: {reason}"))
-    splits = _splits(split, [candidate for candidate, _ in readable], root, home)
+            path = printable(str(photo.path.relative_to(root)))
+            skipped.append(Skipped(photo.id, f"{path}: {reason}"))
+    splits = _splits(split, [photo for photo, _ in readable], root, home)
     items = [
-        Item(candidate.id, candidate.path, candidate.label, name, sha256)
-        for (candidate, sha256), name in zip(readable, splits, strict=True)
+        Item(photo.id, photo.path, photo.label, name, sha256)
+        for (photo, sha256), name in zip(readable, splits, strict=True)
     ]
     items.sort(key=lambda item: item.id)
-    skipped.sort(key=lambda one: (one.id, one.reason))
+    skipped.sort(key=lambda file: (file.id, file.reason))
     kept = wanted or tuple(sorted({item.label for item in items}))
     if not items or not allow_untrainable:
         _check_labels(source, kept, items, candidates, skipped)
@@ -169,9 +169,8 @@ def _local_folder(
     if is_synthetic(source):
         return render_source(source, home, progress, classes), []
     if scheme == "s3" and separator:
-        from binsweep.data.s3.source import (
-            fetch_source,  # boto3 takes a second to import, and a bare GPU machine has none
-        )
+        # Importing boto3 takes a second, and a bare GPU machine may lack it.
+        from binsweep.data.s3.source import fetch_source
 
         return fetch_source(source, classes, home, progress)
     if separator:

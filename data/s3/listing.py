@@ -19,7 +19,7 @@ from binsweep.data.sources.object_names import (
     parse_name,
 )
 
-STATE = ".binsweep"  # the folder in the data's with the pull's database, its lock and PARTIAL
+STATE = ".binsweep"  # the subfolder of a pull's database, lock and partial files
 PARTIAL = f"{STATE}/partial"  # files that are being written; emptied by the next pull
 _MAX_PROBLEM_FOLDERS = 1000  # folders in no layout that are reported one by one
 MAX_SINGLE_LOOKUPS = 200  # for more ids, the whole bucket is listed

@@ -84,9 +84,8 @@ class PullState:
         self._connection.execute("insert or replace into facts values ('format', ?)", (_FORMAT,))
         for table in _RUN_TABLES:
             self._connection.execute(f"delete from {table}")
-        if self.fact("decoder") != str(
-            DECODER_VERSION
-        ):  # another decoder may read what the last one could not
+        # Another decoder may read images that the last one could not.
+        if self.fact("decoder") != str(DECODER_VERSION):
             self._connection.execute("update images set etag = '' where reason != ''")
             self._connection.execute(
                 "insert or replace into facts values ('decoder', ?)", (str(DECODER_VERSION),)
