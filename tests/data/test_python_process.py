@@ -44,14 +44,14 @@ def test_the_modules_that_we_run(words: tuple[str, ...]) -> None:
         python_module(*words), env=subprocess_environment(), capture_output=True, text=True, timeout=60
     )
     assert "mine" not in done.stderr
-    # The evaluation is told nothing to evaluate here, and says so from within.
+    # The evaluation gets no arguments here, and fails in its own code.
     assert done.returncode == 0 if words[0] == "mlflow" else "IndexError" in done.stderr
 
 
 def test_every_start_of_python_goes_through_one_place() -> None:
     """Another one would import from the working folder again."""
-    house = Path(__file__).parents[2]
-    for room in ("data", "models", "tracking", "search"):
-        for file in (house / room).rglob("*.py"):
-            if file != house / "data" / "start.py":
+    project = Path(__file__).parents[2]
+    for package in ("data", "models", "tracking", "search"):
+        for file in (project / package).rglob("*.py"):
+            if file != project / "data" / "python_process.py":
                 assert "sys.executable, " not in file.read_text(), file
