@@ -149,7 +149,7 @@ def test_a_home_that_cannot_be_written_costs_only_time(
     home = tmp_path / "file"
     home.write_text("in the way")
     assert len(load(bucket, home).items) == 45
-    assert "cannot keep" in caplog.text
+    assert "cannot write the scan cache" in caplog.text
 
 
 def test_an_interrupted_load_keeps_what_it_read(bucket: Path, home: Path) -> None:
