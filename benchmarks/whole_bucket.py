@@ -25,8 +25,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT / "src")
 
-from binsweep.data.s3.bucket import open_bucket, parse_place  # noqa: E402
-from binsweep.data.s3.listing import Wanted  # noqa: E402
+from binsweep.data.s3.address import parse_address  # noqa: E402
+from binsweep.data.s3.bucket import open_bucket  # noqa: E402
+from binsweep.data.s3.listing import Selection  # noqa: E402
 from binsweep.data.s3.pull import pull  # noqa: E402
 
 PAGE = 1000
@@ -115,8 +116,8 @@ def measure(port: int, images: int) -> None:
         phases.setdefault(phase, (time.process_time(), time.perf_counter()))
 
     with tempfile.TemporaryDirectory() as folder:
-        bucket = open_bucket(parse_place("s3://bins"), f"http://127.0.0.1:{port}")
-        pulled = pull(bucket, Path(folder) / "dest", Wanted(), report)
+        bucket = open_bucket(parse_address("s3://bins"), f"http://127.0.0.1:{port}")
+        pulled = pull(bucket, Path(folder) / "dest", Selection(), report)
         size = (Path(folder) / "dest" / "manifest.parquet").stat().st_size
         phases["end"] = (time.process_time(), time.perf_counter())
         assert pulled.images == images and pulled.problems == 0

@@ -1,1 +1,1 @@
-"""What do we learn from? Bins and their labels: reading, splitting, decoding, banks."""
+"""Photos of bins and their labels: sources, splits, decoding, banks, reports."""

@@ -1,8 +1,7 @@
-"""From the bytes of an image file to pixels: the one decoder of training and serving.
+"""Decoding image files to pixels, the same for training and serving.
 
-This file is also copied, as it stands, into the served model, so that a bin is decoded there exactly as it
-was in training. It therefore imports nothing but the standard library, numpy and Pillow, and pi_heif only when
-a HEIC photo comes.
+The source of this file is part of the served model, so that photos are decoded there exactly as in training. It
+imports only the standard library, numpy and Pillow, and pi_heif for HEIC photos.
 """
 
 import errno
@@ -13,22 +12,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-# Banks and caches keep what this decoder made: raise it whenever the same file would give other pixels.
+# Part of the keys of banks and caches: raise it whenever the same file gives other pixels.
 VERSION = 2
-# A small file can claim a huge picture. 50 megapixels are 150 MB once decoded.
+# A small file can declare a huge image. 50 megapixels are 150 MB once decoded.
 MAX_PIXELS = 50_000_000
-# Phones take photos of 200 megapixels. libjpeg shrinks a JPEG while it decodes, so that its pixels never all exist;
-# it must keep all of a progressive one, which therefore has the limit of the others.
+# Phones take photos of 200 megapixels. libjpeg shrinks a baseline JPEG while it decodes and never holds all pixels;
+# it must hold all those of a progressive JPEG, for which MAX_PIXELS applies.
 MAX_JPEG_PIXELS = 4 * MAX_PIXELS
-# Of one photo's file, in training as in a request to the served model: what could not be asked about later must not
-# be learned from. A request waits in memory as a whole, with up to 256 photos.
+# The limit of one file, in training as in requests to the served model: photos that cannot be served must not be
+# trained on. A request is held in memory completely, with up to 256 photos.
 MAX_BYTES = 20_000_000
 # Photoshop writes texts of several megabytes into PNGs. Pillow refuses more than 1 MB in one text and 64 MB in all.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-# libjpeg may shrink while it decodes as long as this many times `size` remains for the antialiased resize.
-DRAFT_GAP = 2
+# libjpeg may shrink while it decodes to this multiple of `size` at least, for the antialiased resize.
+_MIN_DRAFT_FACTOR = 2
 
-_TURNS = {
+_TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -37,16 +36,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG = 0x0112
+_EXIF_ORIENTATION = 0x0112
 
 
-_BITS_TAG = 258
-# What an error of the system says about the file itself. Any other one (too many open files, a failing disk, a file
-# server that is away, no memory) says nothing about it.
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_TIFF_BITS_PER_SAMPLE = 258
+# Errors of the system that concern the file itself. All others (too many open files, a failing disk, an unreachable
+# file server, no memory) do not.
+_NOT_FOUND_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_PERMISSION_ERRORS = (errno.EACCES, errno.EPERM)
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"}
-_KINDS = "JPEG, PNG, WebP, TIFF, AVIF or HEIC"
+_FORMATS = "JPEG, PNG, WebP, TIFF, AVIF or HEIC"
 
 
 class ImageError(ValueError):
@@ -54,56 +53,55 @@ class ImageError(ValueError):
 
 
 class ReadFailed(ImageError):
-    """An image that could not be read now, for a reason that is not the image's: the same file may be good.
+    """An image could not be read for a reason that is not the image's; it must not be cached as a bad image.
 
-    Nobody may remember it as a bad image. `passing` is whether trying again may help: a file that one may not
-    read is no such case.
+    `is_transient` is whether a retry may help; it does not for a file without read permission.
     """
 
-    def __init__(self, message: str, passing: bool = True) -> None:
+    def __init__(self, message: str, is_transient: bool = True) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.is_transient = is_transient
 
 
 def decode(source: bytes | Path, size: int | None = None) -> np.ndarray:
     """Decode a JPEG, PNG, WebP, TIFF, AVIF or HEIC image to uint8 RGB [H, W, 3], or [size, size, 3] with `size`.
 
-    `size` squashes the picture to a square with antialiased bilinear filtering. The orientation is applied; of
-    an animation the first frame is taken; colour profiles are ignored. 16 bits become the upper 8 of those that
-    are used: 12-bit cameras leave the upper 4 empty. Transparent parts become white, because that is the page on
-    which people see and label such pictures. A JPEG of more than MAX_PIXELS comes shrunk by 2 or 4.
+    `size` resizes the image to a square with antialiased bilinear filtering. The EXIF orientation is applied; the
+    first frame of an animation is used; colour profiles are ignored. 16-bit samples are reduced to the upper 8 of
+    the bits in use: 12-bit cameras leave the upper 4 empty. Transparent parts become white, the background on which
+    people see and label such images. A JPEG of more than MAX_PIXELS is shrunk by 2 or 4.
 
-    Raises ReadFailed where the machine fails, and ImageError, and nothing else, for everything that is not a
-    whole picture of at most MAX_PIXELS, or MAX_JPEG_PIXELS (checked from the header, before decoding).
+    Raises ReadFailed if the machine fails, and only ImageError for anything but a complete image of at most
+    MAX_PIXELS, or MAX_JPEG_PIXELS (checked in the header, before decoding).
     """
     data = source if isinstance(source, bytes) else read(source)
-    kind = _kind(data)
+    kind = _format_of(data)
     try:
         with _open(kind, data) as image:
             width, height = image.size
-            if width * height <= _most(image):
-                return _pixels(image, size, _bits(kind, data, image))
+            if width * height <= _max_pixels(image):
+                return _pixels(image, size, _bits_per_sample(kind, data, image))
     except Exception as error:
-        raise _broken(kind, error) from error
+        raise _image_error(kind, error) from error
     raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are allowed")
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels as the file's header says them, before any turning. Raises as `decode` does."""
-    kind = _kind(data)
+    """Width and height in pixels from the file's header, before orientation. Raises as `decode` does."""
+    kind = _format_of(data)
     try:
         with _open(kind, data) as image:
             return image.size
     except Exception as error:
-        raise _broken(kind, error) from error
+        raise _image_error(kind, error) from error
 
 
 def read(path: Path) -> bytes:
-    """The content of an image file. Raises ImageError for what is no regular file of at most MAX_BYTES, and
-    ReadFailed where it may be one and cannot be read."""
+    """The content of an image file. Raises ImageError unless it is a regular file of at most MAX_BYTES, and
+    ReadFailed if it cannot be read."""
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe or a device would block for ever
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device would block forever
             raise ImageError("not a regular file")
         if status.st_size > MAX_BYTES:
             raise ImageError(f"{status.st_size:,} bytes are more than the {MAX_BYTES:,} that are allowed")
@@ -111,28 +109,28 @@ def read(path: Path) -> bytes:
     except MemoryError as error:
         raise ReadFailed("cannot be read: no memory is left") from error
     except OSError as error:
-        if error.errno in _ABSENT:
+        if error.errno in _NOT_FOUND_ERRORS:
             raise ImageError("no such file") from error
-        passing = error.errno not in _FORBIDDEN
-        raise ReadFailed(f"cannot be read: {error.strerror or error}", passing) from error
+        is_transient = error.errno not in _PERMISSION_ERRORS
+        raise ReadFailed(f"cannot be read: {error.strerror or error}", is_transient) from error
     except ValueError as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError("no such file") from error  # a name with a zero byte
 
 
-def _broken(kind: str, error: Exception) -> ImageError:
-    """Decoders of hostile files raise whatever they like (SyntaxError, struct.error, EOFError, ...)."""
+def _image_error(kind: str, error: Exception) -> ImageError:
+    """Any exception of a decoder (SyntaxError, struct.error, EOFError, ...) as an ImageError."""
     if isinstance(error, ImageError):
         return error
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    # Without a number, an OSError is Pillow's own word for a bad file.
+    # Pillow raises OSError without a number for bad files.
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
         return ReadFailed(f"cannot be decoded: {reason}")
     return ImageError(f"broken {kind} image: {reason}")
 
 
-def _kind(data: bytes) -> str:
+def _format_of(data: bytes) -> str:
     if not data:
         raise ImageError("empty file (0 bytes)")
     if data.startswith(b"\xff\xd8\xff"):
@@ -152,11 +150,11 @@ def _kind(data: bytes) -> str:
             return "HEIC"
     if data.startswith(b"version https://git-lfs"):
         raise ImageError("a pointer of Git LFS instead of the image: `git lfs pull` fetches it")
-    raise ImageError(f"not a {_KINDS} image (it starts with {data[:12]!r})")
+    raise ImageError(f"not a {_FORMATS} image (it starts with {data[:12]!r})")
 
 
 def _open(kind: str, data: bytes) -> ImageFile.ImageFile:
-    """The format's own class rather than Image.open, which tries every format and warns on stderr."""
+    """Open with the format's own class: Image.open tries every format and warns on stderr."""
     stream = io.BytesIO(data)
     if kind == "JPEG":
         return JpegImagePlugin.JpegImageFile(stream)
@@ -190,8 +188,8 @@ def _heic(stream: io.BytesIO) -> ImageFile.ImageFile:
     return image
 
 
-def _most(image: ImageFile.ImageFile) -> int:
-    """The pixels that an image may have."""
+def _max_pixels(image: ImageFile.ImageFile) -> int:
+    """The limit of an image's pixels."""
     baseline = isinstance(image, JpegImagePlugin.JpegImageFile) and not image.info.get("progressive")
     return MAX_JPEG_PIXELS if baseline else MAX_PIXELS
 
@@ -202,26 +200,26 @@ def _pixels(image: ImageFile.ImageFile, size: int | None, bits: int) -> np.ndarr
     while width * height > MAX_PIXELS * shrink**2:
         shrink *= 2
     if size is not None or shrink > 1:
-        least = DRAFT_GAP * size if size is not None else max(width, height)
+        min_side = _MIN_DRAFT_FACTOR * size if size is not None else max(width, height)
         # Does nothing except for JPEG.
-        image.draft(None, (min(least, width // shrink), min(least, height // shrink)))
+        image.draft(None, (min(min_side, width // shrink), min(min_side, height // shrink)))
     image.load()
-    turn = _TURNS.get(_orientation(image))
+    transpose = _TRANSPOSE_BY_ORIENTATION.get(_orientation(image))
     rgb = _to_rgb(image, bits)
     if size is not None and rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-    if turn is not None:  # after the resize, because fewer pixels are turned then
-        rgb = rgb.transpose(turn)
+    if transpose is not None:  # after the resize, which leaves fewer pixels
+        rgb = rgb.transpose(transpose)
     return np.array(rgb)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
         return value if isinstance(value, int) else 1
     except MemoryError:
         raise
-    except Exception:  # damaged EXIF says nothing about the pixels: the picture is good as it stands
+    except Exception:  # the pixels are good even if EXIF is damaged
         return 1
 
 
@@ -229,7 +227,7 @@ def _to_rgb(image: ImageFile.ImageFile, bits: int) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and isinstance(image, TiffImagePlugin.TiffImageFile)):
         raise ImageError("its pixels are numbers of 32 bits, not a photo's of 8 or 16: save it with 8")
     if image.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion would clip at 255
-        return _from_sixteen(image, bits)
+        return _from_16_bit_gray(image, bits)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -237,31 +235,31 @@ def _to_rgb(image: ImageFile.ImageFile, bits: int) -> Image.Image:
     else:
         rgb = image.convert("RGB")
     if bits == 16:
-        most = np.asarray(image.convert("RGB")).max()
-        if 0 < most < 16:  # Pillow has thrown the lower 8 bits away
+        max_value = np.asarray(image.convert("RGB")).max()
+        if 0 < max_value < 16:  # Pillow has dropped the lower 8 bits
             raise ImageError(
                 "a 16-bit colour image that uses only the lower 12 bits would be nearly black: save it with 8 bits"
             )
     return rgb
 
 
-def _from_sixteen(image: ImageFile.ImageFile, bits: int) -> Image.Image:
-    """16-bit gray as RGB. Cameras that give 12 bits, and programs that give 8, leave the upper ones empty."""
+def _from_16_bit_gray(image: ImageFile.ImageFile, bits: int) -> Image.Image:
+    """16-bit gray as RGB. 12-bit cameras and 8-bit programs leave the upper bits empty."""
     values = np.asarray(image).clip(0, 65535).astype(np.uint16)
-    most = int(values.max())
+    max_value = int(values.max())
     if bits == 16:
-        bits = 16 if most > 4095 else 12 if most > 255 else 8
+        bits = 16 if max_value > 4095 else 12 if max_value > 255 else 8
     gray = (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        gray[values == clear] = 255
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray[values == transparent] = 255
     return Image.fromarray(gray).convert("RGB")
 
 
-def _bits(kind: str, data: bytes, image: ImageFile.ImageFile) -> int:
-    """Bits of a sample as the file declares them, where there can be more than 8."""
+def _bits_per_sample(kind: str, data: bytes, image: ImageFile.ImageFile) -> int:
+    """Bits per sample as declared in the file, for formats that allow more than 8."""
     if kind == "PNG":
         return data[24]
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return int(max(image.tag_v2.get(_BITS_TAG, (8,))))
+        return int(max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (8,))))
     return 8

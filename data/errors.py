@@ -1,11 +1,11 @@
-"""The one exception for mistakes that a person can mend."""
+"""The exception for mistakes that the user can correct."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave; the command line prints it without a traceback and exits with 2.
+    """A mistake in the user's input; the command line prints it without a traceback and exits with 2.
 
-    `message` says what was wrong and where (key or file, rule, value received); `hint` says what would be
-    right. Each is one line, except that a report of several mistakes has one line per mistake.
+    `message` describes what was wrong and where (key or file, rule, value received), `hint` what would be right.
+    Each is one line; a report of several mistakes has one line per mistake.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:

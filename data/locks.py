@@ -1,15 +1,43 @@
-"""Advisory file locks that vanish with the process that holds them, however it ends."""
+"""Advisory file locks, which the system releases when their process ends, however it ends.
+
+`locked` excludes other processes from a block. A lock on an open descriptor marks something as in use for as long
+as its process lives.
+"""
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+
+class LockTimeout(TimeoutError):
+    """A lock is still held by another process after the timeout."""
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock file `path` exclusively for the block; LockTimeout after `timeout` seconds (-1: never)."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout)
+    except Timeout as error:
+        raise LockTimeout(f"{path} was held by another process for {timeout:g} s") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_lock(path: Path) -> int:
+    """Open (and create) a lock file; closing the descriptor releases its lock."""
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
 
 def try_lock(fd: int, shared: bool = False) -> bool:
-    """Take the lock of the open file `fd` (or change its kind) without waiting; False if another holds it."""
+    """Take the lock of an open file, or change its kind, without waiting; False if another process holds it."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -17,21 +45,6 @@ def try_lock(fd: int, shared: bool = False) -> bool:
     return True
 
 
-def open_lock(path: Path) -> int:
-    """Open (and create) a lock file; close the descriptor to let the lock go."""
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-
-
-@contextmanager
-def locked(path: Path, timeout: float) -> Iterator[None]:
-    """Hold the lock `path` for the block; TimeoutError if it could not be had within `timeout` seconds."""
-    fd = open_lock(path)
-    try:
-        deadline = time.monotonic() + timeout
-        while not try_lock(fd):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{path} was held by another process for {timeout:g} s")
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
+def lock_shared(fd: int) -> None:
+    """Take the shared lock of an open file, waiting while another process holds it exclusively."""
+    fcntl.flock(fd, fcntl.LOCK_SH)

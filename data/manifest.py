@@ -1,4 +1,4 @@
-"""The manifest: exactly which images a sweep learns from, with their labels, splits and contents."""
+"""The manifest: the images of a sweep with their labels, splits and content hashes."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ from binsweep.data.decode import decode, read
 from binsweep.data.errors import UserError
 from binsweep.data.parallel import Progress
 from binsweep.data.sources.folder import FoundPhoto, Skipped, scan
-from binsweep.data.sources.object_names import printable, seat_of
-from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
+from binsweep.data.sources.object_names import printable, split_key
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 from binsweep.data.split import SPLITS, Split, SplitName, assign
 from binsweep.data.synthetic.dataset import is_synthetic, render_source
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One readable image: `label` is the number of things in the bin, `sha256` the hex digest of its file."""
+    """One readable image: `label` is the number of items in the bin, `sha256` the hex digest of its file."""
 
     id: str
     path: Path
@@ -31,11 +31,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images of a source that are used, sorted by id, and those that were left out, with the reason.
+    """The images of a source, sorted by id, and those that were left out, with the reason.
 
-    `fingerprint` is the sha256 hex digest of the classes and of every item's id, label, split and content:
-    it changes with any of them, and neither with the place of the files nor with the order of reading.
-    `whole` is the fingerprint of the manifest from which items were taken away; "" where none were.
+    `fingerprint` is the sha256 hex digest of the classes and of every item's id, label, split and content; it depends
+    neither on the location of the files nor on the order of reading. `full_fingerprint` is the fingerprint before
+    items were excluded; "" if none were.
     """
 
     source: str
@@ -43,50 +43,52 @@ class Manifest:
     items: tuple[Item, ...]
     skipped: tuple[Skipped, ...]
     fingerprint: str
-    whole: str = ""
+    full_fingerprint: str = ""
 
     def split(self, name: SplitName) -> tuple[Item, ...]:
         """The items of one split, sorted by id."""
         return tuple(item for item in self.items if item.split == name)
 
-    def without(self, ids: Collection[str], where: str) -> "Manifest":
-        """The manifest less the items of the train split that `ids` name; `where` says who named them.
+    def without(self, ids: Collection[str], source: str) -> "Manifest":
+        """The manifest without the given ids of the train split; `source` is the origin of the ids, for the reason.
 
-        Validation and test stay whole, so that results with and without remain comparable.
+        Validation and test keep all items, so that results with and without remain comparable.
         """
-        gone = [item for item in self.split("train") if item.id in ids]
+        excluded = [item for item in self.split("train") if item.id in ids]
         kept = tuple(item for item in self.items if item.split != "train" or item.id not in ids)
-        skipped = (*self.skipped, *(Skipped(item.id, f"excluded by {where}") for item in gone))
-        left = _fingerprint(self.classes, kept)
-        return Manifest(self.source, self.classes, kept, skipped, left, self.whole or self.fingerprint)
+        skipped = (*self.skipped, *(Skipped(item.id, f"excluded by {source}") for item in excluded))
+        fingerprint = _fingerprint(self.classes, kept)
+        return Manifest(
+            self.source, self.classes, kept, skipped, fingerprint, self.full_fingerprint or self.fingerprint
+        )
 
     def class_counts(self, name: SplitName) -> dict[int, int]:
-        """How many items of each class a split has, classes without any included."""
+        """The number of items of each class in a split, including classes without any."""
         counts = Counter(item.label for item in self.split(name))
         return {label: counts[label] for label in self.classes}
 
-    def gaps(self) -> list[str]:
-        """For each class without a photo in some split: what follows from that, and what to do."""
-        found = []
-        follows = {
+    def coverage_warnings(self) -> list[str]:
+        """A warning for each class without a photo in some split: the consequences, and what to do."""
+        warnings = []
+        consequences = {
             "train": "no model can learn it",
-            "validation": "trials are chosen without it",
-            "test": "whatever is promoted is not judged on it",
+            "validation": "trials are compared without it",
+            "test": "promoted models are not evaluated on it",
         }
         counts = {name: self.class_counts(name) for name in SPLITS}
         for label in self.classes:
-            absent = [name for name in SPLITS if not counts[name][label]]
-            if absent:
-                has = ", ".join(f"{counts[name][label]} in {name}" for name in SPLITS if name not in absent)
-                why = ", and ".join(follows[name] for name in absent)
-                found.append(
-                    f"class {label} has no photo in {' and '.join(absent)} ({has}): {why}; add photos of it, "
+            missing = [name for name in SPLITS if not counts[name][label]]
+            if missing:
+                has = ", ".join(f"{counts[name][label]} in {name}" for name in SPLITS if name not in missing)
+                result = ", and ".join(consequences[name] for name in missing)
+                warnings.append(
+                    f"class {label} has no photo in {' and '.join(missing)} ({has}): {result}; add photos of it, "
                     "divide by another data.split, or leave it out of data.classes"
                 )
-        return found
+        return warnings
 
     def summary(self) -> dict[str, Any]:
-        """The manifest in a few numbers, ready for JSON."""
+        """The manifest in a few numbers, as JSON values."""
         return {
             "source": self.source,
             "fingerprint": self.fingerprint,
@@ -104,53 +106,52 @@ def load_manifest(
     home: Path,
     progress: Progress | None = None,
     *,
-    any_photos: bool = False,
+    allow_untrainable: bool = False,
 ) -> Manifest:
-    """Read a source once: find its images and labels, check and hash every image of a wanted class.
+    """Find the images and labels of a source, check and hash every image of the given classes.
 
     `source` is a folder or an s3:// address with one of the layouts of `data.sources`, or
-    synthetic://?images=600&seed=0. `classes` are the labels to keep, None for all that occur. What was fetched
-    and read is remembered under `home`, so that a second load only compares dates or a listing.
-    `progress(done, total)` counts images.
+    synthetic://?images=600&seed=0. `classes` are the labels to keep; None keeps all. Downloads and scans are cached
+    under `home`, so that a second load only compares dates or a listing. `progress(done, total)` counts images.
 
-    Raises UserError for a source that does not exist, is empty or has none of the layouts, and for one without any
-    readable image that is wanted. What nobody can learn from is refused, too, unless `any_photos` will do: a class
-    without a readable image, fewer than two classes, an empty split. Where the folders divide the source and `split`
-    says otherwise, that is refused, or, with `any_photos`, the folders decide.
+    Raises UserError for a source that does not exist, is empty, has none of the layouts, or has no readable image of
+    the classes. Unless `allow_untrainable`, it also raises for a class without a readable image, fewer than two
+    classes, or an empty split. If the folders divide the source and `split` does not, it raises or, with
+    `allow_untrainable`, uses the folders.
     """
-    wanted = None if classes is None else _checked(classes, 1 if any_photos else 2)
-    root, absent = _local(source, wanted, home, progress)
+    wanted = None if classes is None else _sorted_classes(classes, 1 if allow_untrainable else 2)
+    root, missing = _local_folder(source, wanted, home, progress)
     cache = ScanCache(root, home)
     candidates, skipped = scan(root, cache)
-    skipped += absent
-    _check_folders(source, split, candidates, any_photos)
-    chosen = [c for c in candidates if wanted is None or c.label in wanted]
-    findings = read_all([c.path for c in chosen], _content, cache, progress)
+    skipped += missing
+    _check_split_folders(source, split, candidates, allow_untrainable)
+    selected = [c for c in candidates if wanted is None or c.label in wanted]
+    results = scan_files([c.path for c in selected], _verified_sha256, cache, progress)
     readable = []
-    for candidate, (sha256, reason) in zip(chosen, findings, strict=True):
+    for photo, (sha256, reason) in zip(selected, results, strict=True):
         if isinstance(sha256, str):
-            readable.append((candidate, sha256))
+            readable.append((photo, sha256))
         else:
-            where = printable(str(candidate.path.relative_to(root)))
-            skipped.append(Skipped(candidate.id, f"{where}: {reason}"))
-    splits = _splits(split, [candidate for candidate, _ in readable], root, home)
+            path = printable(str(photo.path.relative_to(root)))
+            skipped.append(Skipped(photo.id, f"{path}: {reason}"))
+    splits = _splits(split, [photo for photo, _ in readable], root, home)
     items = [
-        Item(candidate.id, candidate.path, candidate.label, name, sha256)
-        for (candidate, sha256), name in zip(readable, splits, strict=True)
+        Item(photo.id, photo.path, photo.label, name, sha256)
+        for (photo, sha256), name in zip(readable, splits, strict=True)
     ]
     items.sort(key=lambda item: item.id)
-    skipped.sort(key=lambda one: (one.id, one.reason))
+    skipped.sort(key=lambda file: (file.id, file.reason))
     kept = wanted or tuple(sorted({item.label for item in items}))
-    if not items or not any_photos:
+    if not items or not allow_untrainable:
         _check_labels(source, kept, items, candidates, skipped)
-    if not any_photos:
+    if not allow_untrainable:
         _check_splits(source, split, items, skipped)
     return Manifest(source, kept, tuple(items), tuple(skipped), _fingerprint(kept, items))
 
 
-def _checked(classes: Sequence[int], least: int) -> tuple[int, ...]:
-    """The classes in ascending order: a class's place in it is its index in models and banks."""
-    if len(set(classes)) < max(least, len(classes)):
+def _sorted_classes(classes: Sequence[int], min_count: int) -> tuple[int, ...]:
+    """The classes in ascending order: the position of a class is its index in models and banks."""
+    if len(set(classes)) < max(min_count, len(classes)):
         raise UserError(
             f"data.classes must name at least two different counts, each once, and is {list(classes)}",
             "for example [0, 1, 2, 3, 4, 5]",
@@ -158,19 +159,18 @@ def _checked(classes: Sequence[int], least: int) -> tuple[int, ...]:
     return tuple(sorted(classes))
 
 
-def _local(
+def _local_folder(
     source: str, classes: tuple[int, ...] | None, home: Path, progress: Progress | None
 ) -> tuple[Path, list[Skipped]]:
-    """The folder in which a source lies on this machine, and what could not be brought there."""
-    if not source.strip():  # Path("") would be the working folder
+    """The local folder of a source, and the images that could not be fetched."""
+    if not source.strip():  # Path("") is the working folder
         raise UserError("data.source is an empty name", "a folder, or s3://BUCKET/PREFIX")
     scheme, separator, _ = source.partition("://")
     if is_synthetic(source):
         return render_source(source, home, progress, classes), []
     if scheme == "s3" and separator:
-        from binsweep.data.s3.source import (
-            fetch_source,  # boto3 takes a second to import, and a bare GPU machine has none
-        )
+        # Importing boto3 takes a second, and a bare GPU machine may lack it.
+        from binsweep.data.s3.source import fetch_source
 
         return fetch_source(source, classes, home, progress)
     if separator:
@@ -181,14 +181,16 @@ def _local(
     if printable(source) != source:
         raise UserError(
             f"data.source is not printable UTF-8 text: {printable(source)}",
-            "another name for the folder, or a link to it: reports and MLflow take text only",
+            "another name for the folder, or a link to it: reports and MLflow accept text only",
         )
     return Path(source).expanduser(), []
 
 
-def _check_folders(source: str, split: Split, candidates: Sequence[FoundPhoto], any_photos: bool) -> None:
+def _check_split_folders(
+    source: str, split: Split, candidates: Sequence[FoundPhoto], allow_untrainable: bool
+) -> None:
     divided = any(candidate.split for candidate in candidates)
-    if divided and split.by != "folder" and not any_photos:
+    if divided and split.by != "folder" and not allow_untrainable:
         raise UserError(
             f"data.split.by is {split.by}, and {source} is already divided into train/, validation/ and test/",
             "data.split.by: folder",
@@ -202,25 +204,28 @@ def _check_folders(source: str, split: Split, candidates: Sequence[FoundPhoto], 
 
 def _splits(split: Split, candidates: Sequence[FoundPhoto], root: Path, home: Path) -> list[SplitName]:
     if split.by == "group":
-        from binsweep.data.split_groups import group_heads  # its libraries take a second to import
+        from binsweep.data.split_groups import group_representatives  # its libraries take a second to import
 
-        heads = group_heads(candidates, root, home)
+        representatives = group_representatives(candidates, root, home)
     else:
-        heads = list(candidates)
-    return [head.split or assign(split, seat_of(head.id, head.path.name), head.label) for head in heads]
+        representatives = list(candidates)
+    return [
+        image.split or assign(split, split_key(image.id, image.path.name), image.label)
+        for image in representatives
+    ]
 
 
-def _content(path: Path) -> ScanResult:
-    """The sha256 of a file that decodes to a whole picture."""
+def _verified_sha256(path: Path) -> ScanResult:
+    """The sha256 of a file that decodes completely."""
     data = read(path)
     decode(data)
     return hashlib.sha256(data).hexdigest(), ""
 
 
-def skipped_text(skipped: Sequence[Skipped], most: int = 10) -> str:
-    """What was left out and why, for a message; `most` files by name, the others as a number."""
-    parts = [one.reason if one.id in one.reason else f"{one.id}: {one.reason}" for one in skipped[:most]]
-    return "; ".join(parts) + (f"; and {len(skipped) - most:,} more" if len(skipped) > most else "")
+def format_skipped(skipped: Sequence[Skipped], max_names: int = 10) -> str:
+    """The left-out files and reasons for a message: `max_names` by name, the others as a number."""
+    parts = [one.reason if one.id in one.reason else f"{one.id}: {one.reason}" for one in skipped[:max_names]]
+    return "; ".join(parts) + (f"; and {len(skipped) - max_names:,} more" if len(skipped) > max_names else "")
 
 
 def _check_labels(
@@ -231,12 +236,12 @@ def _check_labels(
     skipped: Sequence[Skipped],
 ) -> None:
     present = {item.label for item in items}
-    absent = [label for label in classes if label not in present]
-    note = f"; skipped: {skipped_text(skipped)}" if skipped else ""
-    if absent:
+    missing = [label for label in classes if label not in present]
+    note = f"; skipped: {format_skipped(skipped)}" if skipped else ""
+    if missing:
         found = sorted({candidate.label for candidate in candidates})
         raise UserError(
-            f"data.classes: no readable image of class {', '.join(map(str, absent))} in {source}{note}",
+            f"data.classes: no readable image of class {', '.join(map(str, missing))} in {source}{note}",
             f"the classes that occur there: {', '.join(map(str, found)) or 'none'}",
         )
     if not classes:
@@ -255,9 +260,9 @@ def _check_splits(source: str, split: Split, items: Sequence[Item], skipped: Seq
     counts = Counter(item.split for item in items)
     for name in SPLITS:
         if not counts[name] and split.by == "folder":
-            note = f"; skipped: {skipped_text(skipped)}" if skipped else ""
+            note = f"; skipped: {format_skipped(skipped)}" if skipped else ""
             raise UserError(
-                f"data.split.by is folder, and no image of {source} lies in a folder for {name} "
+                f"data.split.by is folder, and no image of {source} is in a folder for {name} "
                 f"({', '.join(f'{counts[one]} in {one}' for one in SPLITS)}){note}",
                 f"a folder {name}/ (val/, valid/, training/, testing/ ... are understood, too) with a folder for "
                 "each count",
@@ -267,10 +272,10 @@ def _check_splits(source: str, split: Split, items: Sequence[Item], skipped: Seq
                 f"data.split: no image of {source} falls into {name} ({len(items)} images in all)",
                 f"more images, or a larger data.split.{name}",
             )
-    learned = {item.label for item in items if item.split == "train"}
-    if len(learned) < 2:
+    train_labels = {item.label for item in items if item.split == "train"}
+    if len(train_labels) < 2:
         raise UserError(
-            f"data.split: all images of {source} that fall into train are of class {learned.pop()} "
+            f"data.split: all images of {source} that fall into train are of class {train_labels.pop()} "
             f"({len(items)} images in all)",
             "more images, a larger data.split.train, or another data.split.seed",
         )

@@ -1,4 +1,4 @@
-"""Which images look alike: perceptual hashes, compared without comparing every pair."""
+"""Near-duplicate images by perceptual hashes, found without comparing every pair."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -13,29 +13,29 @@ from scipy.sparse.csgraph import connected_components
 from binsweep.data.decode import decode
 from binsweep.data.sources.scan_cache import ScanResult
 
-# Bits of 64 that may differ. Photos of other bins differ by more, the same photo saved or scaled anew by less.
-NEAR = 3
-SIDE = 128  # pixels a side of what is hashed; the hash itself transforms 32
+# Bits of 64. Photos of different bins differ in more, copies of a photo that were saved or scaled again in fewer.
+MAX_HASH_DISTANCE = 3
+THUMBNAIL_SIZE = 128  # side in pixels of the image that is hashed; phash itself reduces it to 32
 
 
-def hash_of(path: Path) -> ScanResult:
+def hash_image(path: Path) -> ScanResult:
     """The 64-bit perceptual hash of an image file in hexadecimal digits.
 
     Source: the DCT hash of Zauner, "Implementation and benchmarking of perceptual image hash functions" (2010).
     """
-    return pixels_hash(decode(path, SIDE)), ""
+    return perceptual_hash(decode(path, THUMBNAIL_SIZE)), ""
 
 
-def pixels_hash(pixels: np.ndarray) -> str:
+def perceptual_hash(pixels: np.ndarray) -> str:
     """The perceptual hash of uint8 RGB [H, W, 3]."""
     return str(phash(Image.fromarray(pixels)))
 
 
-def near_pairs(hashes: Sequence[str]) -> np.ndarray:
-    """Pairs of indices into `hashes`, int64 [P, 2], that join all whose hashes differ in at most NEAR bits.
+def near_duplicate_pairs(hashes: Sequence[str]) -> np.ndarray:
+    """Pairs of indices into `hashes`, int64 [P, 2], which connect all hashes that differ in at most NEAR bits.
 
-    Equal hashes are joined in a chain. Of two hashes that differ in at most 3 bits one of their 4 quarters of
-    16 bits is equal, so that only those with an equal quarter are compared: Manku, Jain and Das Sarma,
+    Equal hashes form a chain. Two hashes that differ in at most 3 bits have at least one of their 4 quarters of 16
+    bits in common, so only hashes with an equal quarter are compared: Manku, Jain and Das Sarma,
     "Detecting near-duplicates for web crawling" (2007).
     """
     if not hashes:
@@ -45,7 +45,7 @@ def near_pairs(hashes: Sequence[str]) -> np.ndarray:
     equal = values[order][1:] == values[order][:-1]
     pairs = [np.stack([order[:-1][equal], order[1:][equal]], axis=1)]
     distinct, first = np.unique(values, return_index=True)
-    for quarter in range(NEAR + 1):
+    for quarter in range(MAX_HASH_DISTANCE + 1):
         part = (distinct >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)
         ranks = np.argsort(part, kind="stable")
         for block in np.split(ranks, np.flatnonzero(np.diff(part[ranks])) + 1):
@@ -58,19 +58,21 @@ def _close(values: np.ndarray, block: np.ndarray) -> list[np.ndarray]:
     """The pairs within a block that differ in at most NEAR bits."""
     if len(block) <= 4:  # most are this small, where numpy costs more than it saves
         numbers = [(int(values[index]), index) for index in block]
-        near = [(a, b) for (x, a), (y, b) in combinations(numbers, 2) if (x ^ y).bit_count() <= NEAR]
+        near = [
+            (a, b) for (x, a), (y, b) in combinations(numbers, 2) if (x ^ y).bit_count() <= MAX_HASH_DISTANCE
+        ]
         return [np.array(near)] if near else []
     found = []
     for place, index in enumerate(block[:-1]):
         others = block[place + 1 :]
-        near_ones = others[np.bitwise_count(values[others] ^ values[index]) <= NEAR]
+        near_ones = others[np.bitwise_count(values[others] ^ values[index]) <= MAX_HASH_DISTANCE]
         if len(near_ones):
             found.append(np.stack([np.full(len(near_ones), index), near_ones], axis=1))
     return found
 
 
 def components(count: int, pairs: np.ndarray) -> np.ndarray:
-    """The number of the connected group, int32 [count], of each of `count` things joined by `pairs`."""
+    """The connected component, int32 [count], of each of `count` nodes with the edges `pairs`."""
     ones = np.ones(len(pairs), bool)
     graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     labels: np.ndarray = connected_components(graph, directed=False)[1]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from binsweep.data.atomic_write import atomic_path
 from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig, build_backbone
 from binsweep.models.pretrained import load_state, weights_file
 from binsweep.models.settings import Settings
@@ -101,10 +102,9 @@ class Checkpoint:
     log_probabilities: Tensor  # float32 [N validation, K]
 
     def save(self, path: Path) -> None:
-        """Write beside, then rename; read back with `load_checkpoint`."""
-        temporary = path.with_suffix(".tmp")
-        torch.save({**asdict(self), "settings": asdict(self.settings)}, temporary)
-        temporary.replace(path)
+        """Write the file atomically; `load_checkpoint` reads it."""
+        with atomic_path(path) as temporary:
+            torch.save({**asdict(self), "settings": asdict(self.settings)}, temporary)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from binsweep.data.atomic_write import atomic_path
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,9 @@ class TrainingState:
     random: list[Tensor]
 
     def save(self, path: Path) -> None:
-        """Write beside, then rename; read back with `load_training_state`."""
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        torch.save(asdict(self), temporary)
-        temporary.replace(path)
+        """Write the file atomically; `load_training_state` reads it."""
+        with atomic_path(path) as temporary:
+            torch.save(asdict(self), temporary)
 
 
 def load_training_state(path: Path) -> TrainingState | None:

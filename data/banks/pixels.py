@@ -1,4 +1,4 @@
-"""The pixel bank: a split decoded once per machine, mapped into memory, shared by all trials."""
+"""The pixel bank: a split decoded once per machine, memory-mapped and shared by all trials."""
 
 import hashlib
 import json
@@ -8,33 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from binsweep.data.banks.store import bank_folder, make_room, open_bank
+from binsweep.data.banks.store import bank_folder, evict_banks, open_bank
 from binsweep.data.decode import VERSION, ImageError, decode, read
 from binsweep.data.manifest import Manifest
 from binsweep.data.parallel import Progress, run
 from binsweep.data.split import SplitName
 
-_PIXELS = "pixels.npy"
-_INDEX = "index.json"
+_PIXELS_FILE = "pixels.npy"
+_INDEX_FILE = "index.json"
 
 
 class PixelBank:
     """A split as arrays.
 
     `pixels`: uint8 [N, size, size, 3] RGB, read-only and mapped from the file; `labels`: int64 [N], the index
-    of each image's class in the manifest's classes; `ids`: the N image ids in ascending order; `key`: names
-    the content (manifest, split, size, decoder), for whatever is derived from it. Pickles as its `path`, so
-    that handing a bank to another process of the machine costs nothing and shares the memory.
+    of each image's class in the manifest's classes; `ids`: the N image ids in ascending order; `key`: identifies
+    the content (manifest, split, size, decoder) for derived data. A bank pickles as its `path`, so that other
+    processes of the machine share its memory.
     """
 
     def __init__(self, path: Path) -> None:
-        """Map the bank in the folder `path`; raises OSError, ValueError or KeyError when it is damaged."""
-        index = json.loads((path / _INDEX).read_bytes())
+        """Map the bank in the folder `path`; raises OSError, ValueError or KeyError if it is damaged."""
+        index = json.loads((path / _INDEX_FILE).read_bytes())
         self.path = path
         self.key: str = index["key"]
         self.ids: tuple[str, ...] = tuple(index["ids"])
         self.labels = np.array(index["labels"], np.int64)
-        self.pixels: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(path / _PIXELS, mode="r")
+        self.pixels: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(
+            path / _PIXELS_FILE, mode="r"
+        )
         if self.pixels.dtype != np.uint8 or {len(self.ids), len(self.labels)} != {len(self.pixels)}:
             raise ValueError(f"pixels are {self.pixels.dtype} {self.pixels.shape} for {len(self.ids)} images")
 
@@ -50,9 +52,8 @@ def open_pixel_bank(
 ) -> PixelBank:
     """The bank of a manifest's split at `size` x `size` pixels, from `home`/banks or built there on all cores.
 
-    Built once, also when several processes ask at the same time: written beside, then renamed. A bank that is
-    damaged is built again. `progress(done, total)` counts images while building. Raises UserError when an
-    image is no longer what the manifest says, or when the bank cannot be written.
+    Concurrent processes build it once; a damaged bank is built again. `progress(done, total)` counts images. Raises
+    UserError if an image no longer matches the manifest, or if the bank cannot be written.
     """
     items = manifest.split(split_name)
     key = f"pixels|{manifest.fingerprint}|{split_name}|{size}|decoder {VERSION}"
@@ -60,15 +61,15 @@ def open_pixel_bank(
     def load(path: Path) -> PixelBank:
         bank = PixelBank(path)
         if bank.key != key or bank.pixels.shape != (len(items), size, size, 3):
-            raise ValueError("it holds something else")
+            raise ValueError("it has other content")
         return bank
 
-    def build(beside: Path) -> None:
-        make_room(beside.parent, len(items) * size * size * 3)
-        _decode_all([[str(item.path), item.sha256] for item in items], size, beside / _PIXELS, progress)
+    def build(partial: Path) -> None:
+        evict_banks(partial.parent, len(items) * size * size * 3)
+        _decode_all([[str(item.path), item.sha256] for item in items], size, partial / _PIXELS_FILE, progress)
         labels = [manifest.classes.index(item.label) for item in items]
         index = {"key": key, "ids": [item.id for item in items], "labels": labels}
-        (beside / _INDEX).write_text(json.dumps(index))
+        (partial / _INDEX_FILE).write_text(json.dumps(index))
 
     path = bank_folder(home) / f"pixels-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
     return open_bank(path, f"pixel bank of {manifest.source} ({split_name})", load, build)
@@ -81,17 +82,17 @@ def _decode_all(images: list[list[str]], size: int, file: Path, progress: Progre
         start = stream.tell()
         stream.truncate(start + len(images) * size * size * 3)
     job = {"file": str(file), "start": start, "size": size, "images": images}
-    run(_fill, job, len(images), least=100, progress=progress)
+    run(_decode_part, job, len(images), min_units=100, progress=progress)
 
 
-def _fill(job: dict[str, Any], part: int, parts: int) -> Iterator[None]:
-    """Decode every `parts`-th image into its place in the file.
+def _decode_part(job: dict[str, Any], worker: int, n_workers: int) -> Iterator[None]:
+    """Decode every `n_workers`-th image into its place in the file.
 
-    Written rather than mapped: a full disk is then an error, where a mapping would kill the process.
+    Written rather than mapped: a full disk raises an error, where a mapping would kill the process.
     """
     size = job["size"]
     with Path(job["file"]).open("rb+") as file:
-        for row in range(part, len(job["images"]), parts):
+        for row in range(worker, len(job["images"]), n_workers):
             path, sha256 = job["images"][row]
             try:
                 data = read(Path(path))

@@ -1,7 +1,7 @@
-"""The folder of the banks: each built once and whole, the oldest removed for room, in memory if it is read-only.
+"""The folder of the banks: each is built once, the least recently opened are evicted.
 
-A bank is a folder `KIND-HASH`. Beside it lie `.lock`, held by whoever builds it, and `.use`, held in common by
-every process that has opened it; both are let go by the system when their process ends, however it ends.
+A bank is a folder `KIND-HASH`. Next to it are two lock files: `.lock`, held exclusively by the process that builds it,
+and `.use`, shared by all processes that have opened it. The banks of a read-only home are built in memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -18,18 +17,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
-
 from binsweep.data.errors import UserError
+from binsweep.data.locks import LockTimeout, lock_shared, locked, open_lock, try_lock
 
 log = logging.getLogger(__name__)
 
-LIMIT = "BINSWEEP_BANKS_GIB"
+BANKS_LIMIT = "BINSWEEP_BANKS_GIB"
 GIB = 2**30
 _DEFAULT_GIB = 50.0
-_IN_MEMORY = "binsweep-banks-"
-# Other errors of the system (too many open files, no memory, a file server that is away) are no damage.
-_DAMAGE = (
+_MEMORY_PREFIX = "binsweep-banks-"
+# Errors that mean a damaged bank; others (too many open files, no memory, an unreachable file server) do not.
+_DAMAGE_ERRORS = (
     FileNotFoundError,
     IsADirectoryError,
     NotADirectoryError,
@@ -38,33 +36,33 @@ _DAMAGE = (
     TypeError,
     EOFError,
 )
-_held: dict[Path, int] = {}
-_folders: dict[Path, Path] = {}
+_use_locks: dict[Path, int] = {}
+_bank_folders: dict[Path, Path] = {}
 
 Bank = TypeVar("Bank")
 
 
 def open_bank(path: Path, name: str, load: Callable[[Path], Bank], build: Callable[[Path], None]) -> Bank:
-    """The bank in the folder `path`, loaded, or built there first; only one process builds.
+    """Load the bank in the folder `path`; if it does not exist, one process builds it first.
 
-    `load` raises ValueError, KeyError, TypeError, EOFError or FileNotFoundError for a bank that is damaged or of
-    another version: it is built again, with one line in the log. `build` fills an empty folder, which is renamed once
-    it is on the disk. `name` is what people call the bank. Raises UserError when it cannot be written.
+    `load` raises ValueError, KeyError, TypeError, EOFError or FileNotFoundError for a damaged bank or one of another
+    version, which is built again with a warning. `build` fills an empty folder, which is renamed once its files are
+    on the disk. `name` is used in messages. Raises UserError if the bank cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            _hold(path)
+        with locked(Path(f"{path}.lock")):
+            _mark_in_use(path)
             reason = "a process was killed while building it" if _partial(path).exists() else ""
             if path.exists():
                 try:
                     return load(path)
-                except _DAMAGE as error:
+                except _DAMAGE_ERRORS as error:
                     reason = str(error) or type(error).__name__
                 except OSError as error:
                     raise UserError(
                         f"cannot read the {name} {path}: {error.strerror or error}",
-                        "run it again when the machine can read files again: the bank stays as it is",
+                        "run it again when the machine can read files again: the bank is kept",
                     ) from error
             if reason:
                 log.warning("the bank %s is built again: %s", path, reason)
@@ -83,18 +81,18 @@ def _partial(path: Path) -> Path:
 
 
 def _build(path: Path, build: Callable[[Path], None]) -> None:
-    beside = _partial(path)
-    _remove(beside)
-    beside.mkdir()
+    partial = _partial(path)
+    _remove(partial)
+    partial.mkdir()
     try:
-        build(beside)
-        for file in beside.iterdir():  # on the disk before the name is: a bank that exists is whole
+        build(partial)
+        for file in partial.iterdir():  # on the disk before the rename: an existing bank is complete
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
         _remove(path)
-        beside.replace(path)
+        partial.replace(path)
     finally:
-        _remove(beside)
+        _remove(partial)
 
 
 def _remove(path: Path) -> None:
@@ -104,48 +102,49 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _hold(path: Path) -> None:
-    """Keep a bank from being removed for room until this process ends, and remember that it was wanted now."""
-    if path not in _held:
-        fd = os.open(f"{path}.use", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        _held[path] = fd
-    os.utime(_held[path])
+def _mark_in_use(path: Path) -> None:
+    """Protect a bank from eviction until this process ends, and record the time."""
+    if path not in _use_locks:
+        fd = open_lock(Path(f"{path}.use"))
+        lock_shared(fd)
+        _use_locks[path] = fd
+    os.utime(_use_locks[path])
 
 
-def opened_banks(folder: Path) -> list[Path]:
+def banks_in_use(folder: Path) -> list[Path]:
     """The banks of a folder that this process has opened."""
-    return sorted(path for path in _held if path.parent == folder)
+    return sorted(path for path in _use_locks if path.parent == folder)
 
 
 def size_limit() -> int:
-    """Bytes that the banks of a home may take, from BINSWEEP_BANKS_GIB; raises UserError for no such number."""
-    text = os.environ.get(LIMIT, "") or str(_DEFAULT_GIB)
+    """The limit of the banks of a home in bytes, from BINSWEEP_BANKS_GIB; raises UserError for an invalid value."""
+    text = os.environ.get(BANKS_LIMIT, "") or str(_DEFAULT_GIB)
     try:
         gib = float(text)
     except ValueError:
         gib = -1.0
     if not 0 <= gib < float("inf"):
         raise UserError(
-            f"{LIMIT}: must be a number of GiB, at least 0, not {text!r}", f"for example {LIMIT}=50"
+            f"{BANKS_LIMIT}: must be a number of GiB, at least 0, not {text!r}",
+            f"for example {BANKS_LIMIT}=50",
         )
     return int(gib * GIB)
 
 
 def banks_in(folder: Path) -> list[Path]:
-    """The banks of a folder, whole ones only, the one that was opened longest ago first."""
+    """The complete banks of a folder, the least recently opened first."""
     found = [path for kind in ("pixels-", "features-") for path in folder.glob(f"{kind}*") if path.is_dir()]
-    return sorted(found, key=_opened)
+    return sorted(found, key=_last_opened)
 
 
-def _opened(path: Path) -> float:
+def _last_opened(path: Path) -> float:
     with contextlib.suppress(OSError):
         return Path(f"{path}.use").stat().st_mtime
     return 0.0
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a bank; files that vanish meanwhile are left out."""
+def bank_size(path: Path) -> int:
+    """The size of a bank in bytes; files that are removed meanwhile do not count."""
     total = 0
     for file in path.iterdir() if path.is_dir() else ():
         with contextlib.suppress(OSError):
@@ -153,77 +152,78 @@ def size_of(path: Path) -> int:
     return total
 
 
-def make_room(folder: Path, wanted: int) -> None:
-    """Remove what killed builders left, then the banks opened longest ago until `wanted` more bytes fit the limit.
+def evict_banks(folder: Path, needed: int) -> None:
+    """Remove partial banks of killed processes, then evict banks until `needed` more bytes fit the limit.
 
-    A bank that a living process has opened stays, also when the limit is then exceeded.
+    The least recently opened bank goes first. Banks that a living process has opened are kept even if the limit is
+    exceeded.
     """
     for partial in folder.glob(".*.partial"):
         lock = folder / f"{partial.name.removeprefix('.').removesuffix('.partial')}.lock"
-        with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
+        with contextlib.suppress(LockTimeout), locked(lock, timeout=0):
             _remove(partial)
     banks = banks_in(folder)
-    total = sum(map(size_of, banks)) + wanted
+    total = sum(map(bank_size, banks)) + needed
     for path in banks:
         if total <= size_limit():
             return
-        with _unused(path) as unused:
-            if unused:
-                size = size_of(path)
+        with _try_exclusive(path) as is_unused:
+            if is_unused:
+                size = bank_size(path)
                 _remove(path)
                 total -= size
-                log.info("the bank %s gave way: %.2f GiB", path, size / GIB)
+                log.info("the bank %s was evicted: %.2f GiB", path, size / GIB)
 
 
 @contextlib.contextmanager
-def _unused(path: Path) -> Iterator[bool]:
-    fd = os.open(f"{path}.use", os.O_RDWR | os.O_CREAT, 0o644)
+def _try_exclusive(path: Path) -> Iterator[bool]:
+    """Whether no other process uses the bank; none can open it within the block."""
+    fd = open_lock(Path(f"{path}.use"))
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
+        yield try_lock(fd)
     finally:
         os.close(fd)
 
 
 def bank_folder(home: Path) -> Path:
-    """Where a home's banks lie: `home`/banks, or a folder in memory of this process where that is read-only.
+    """The folder of a home's banks: `home`/banks, or if that is read-only, a folder in memory of this process.
 
-    The banks that the read-only folder has are linked from there. It is the same for all calls of a process;
-    hand it to workers, who would make their own.
+    The folder in memory links to the banks of the read-only one. It is the same for all calls of a process; pass it
+    to worker processes, which would create their own.
     """
     folder = (home / "banks").absolute()
-    if folder not in _folders:
+    if folder not in _bank_folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-            _folders[folder] = folder
+            _bank_folders[folder] = folder
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                return folder  # whoever builds there says what is wrong
-            memory = _folders[folder] = _memory_folder()
+                return folder  # building a bank there reports the error
+            memory_folder = _bank_folders[folder] = _memory_folder()
             for bank in banks_in(folder):
-                (memory / bank.name).symlink_to(bank)
+                (memory_folder / bank.name).symlink_to(bank)
             log.warning(
-                "%s cannot be written: new banks lie in memory (%s) and go with this process", folder, memory
+                "%s cannot be written: new banks are in memory (%s) until this process ends",
+                folder,
+                memory_folder,
             )
-    return _folders[folder]
+    return _bank_folders[folder]
 
 
 def _memory_folder() -> Path:
-    place = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-    for old in place.glob(f"{_IN_MEMORY}*"):  # of processes that were killed
+    parent = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    for old in parent.glob(f"{_MEMORY_PREFIX}*"):  # of killed processes
         with contextlib.suppress(OSError, ValueError):
-            if not _alive(int(old.name.split("-")[2])):
+            if not _is_alive(int(old.name.split("-")[2])):
                 shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_IN_MEMORY}{os.getpid()}-", dir=place))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_MEMORY_PREFIX}{os.getpid()}-", dir=parent))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,1 +1,1 @@
-"""What a data set looks like: statistics of its images, duplicates and its page."""
+"""The report of a data set: image statistics, duplicates, an HTML page."""

@@ -1,4 +1,4 @@
-"""What can be measured of a photo without knowing what is in it: size, brightness, sharpness, likeness."""
+"""Image statistics: size, brightness, sharpness, perceptual hash."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from binsweep.data.decode import decode, dimensions, read
-from binsweep.data.near_duplicates import SIDE, pixels_hash
+from binsweep.data.near_duplicates import THUMBNAIL_SIZE, perceptual_hash
 from binsweep.data.sources.scan_cache import ScanResult
 
 
 @dataclass(frozen=True, slots=True)
 class ImageStats:
-    """`brightness` is the mean gray from 0 to 255; `sharpness` the variance of the Laplacian, small when blurred.
+    """`brightness` is the mean gray from 0 to 255, `sharpness` the variance of the Laplacian, small if blurred.
 
-    Both are measured at SIDE x SIDE pixels, so that pictures of any size compare. `hash` is perceptual.
+    Both are measured at THUMBNAIL_SIZE, so that images of any size are comparable. `hash` is perceptual.
     """
 
     width: int
@@ -26,16 +26,21 @@ class ImageStats:
     hash: str
 
 
-def look_at(path: Path) -> ScanResult:
-    """A Look as JSON."""
+def measure_image(path: Path) -> ScanResult:
+    """The ImageStats of a file as JSON."""
     data = read(path)
     width, height = dimensions(data)
-    pixels = decode(data, SIDE)
+    pixels = decode(data, THUMBNAIL_SIZE)
     gray = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
-    look = ImageStats(
-        width, height, len(data), round(float(gray.mean()), 1), round(sharpness(gray), 1), pixels_hash(pixels)
+    image_stats = ImageStats(
+        width,
+        height,
+        len(data),
+        round(float(gray.mean()), 1),
+        round(sharpness(gray), 1),
+        perceptual_hash(pixels),
     )
-    return json.dumps(asdict(look)), ""
+    return json.dumps(asdict(image_stats)), ""
 
 
 def sharpness(gray: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""The report's page: HTML that needs nothing but itself."""
+"""The report's page: one self-contained HTML file."""
 
 from typing import Any
 
@@ -53,22 +53,23 @@ td:first-child, th:first-child, td.text { text-align: left; overflow-wrap: anywh
 
 {% for title, clusters in (('Exact duplicates', f.exact_duplicates), ('Near duplicates', f.near_duplicates)) %}
 {% if clusters %}<h2>{{ title }}</h2><table><tr><th>ids</th><th>labels</th><th>splits</th></tr>
-{% for c in clusters[:shown] %}<tr><td>{{ c.ids | join(', ') }}</td><td>{{ c.labels | join(', ') }}</td>
+{% for c in clusters[:max_rows] %}<tr><td>{{ c.ids | join(', ') }}</td><td>{{ c.labels | join(', ') }}</td>
 <td class="{{ 'bad' if c.across_splits }}">{{ c.splits | join(', ') }}</td></tr>{% endfor %}</table>
-{% if clusters | length > shown %}<p class="muted">and {{ clusters | length - shown }} more in the JSON</p>{% endif %}
+{% if clusters | length > max_rows %}
+<p class="muted">and {{ clusters | length - max_rows }} more in the JSON</p>{% endif %}
 {% endif %}{% endfor %}
 
 {% for title, rows in (('Left out', f.unreadable), ('Labels that their items contradict', f.label_disagreements)) %}
-{% if rows %}<h2>{{ title }}</h2><table>{% for row in rows[:shown] %}
+{% if rows %}<h2>{{ title }}</h2><table>{% for row in rows[:max_rows] %}
 <tr><td>{{ row.id }}</td><td class="text">{{ row.reason }}</td></tr>{% endfor %}</table>
-{% if rows | length > shown %}<p class="muted">and {{ rows | length - shown }} more in the JSON</p>{% endif %}
+{% if rows | length > max_rows %}<p class="muted">and {{ rows | length - max_rows }} more in the JSON</p>{% endif %}
 {% endif %}{% endfor %}
 </body></html>
 """
 
 
-def render(facts: dict[str, Any], sheets: dict[str, str], shown: int) -> str:
-    """The page of a report's facts and base64 JPEGs; tables show at most `shown` rows."""
+def render(facts: dict[str, Any], sheets: dict[str, str], max_rows: int) -> str:
+    """The page of a report's facts and base64 JPEGs; tables have at most `max_rows` rows."""
     findings = [
         ("exact duplicates (groups)", len(facts["exact_duplicates"])),
         ("near duplicates (groups)", len(facts["near_duplicates"])),
@@ -77,4 +78,4 @@ def render(facts: dict[str, Any], sheets: dict[str, str], shown: int) -> str:
         ("labels that their items contradict", len(facts["label_disagreements"])),
     ]
     page = Environment(autoescape=True).from_string(_PAGE)
-    return page.render(f=facts, sheets=sheets, findings=findings, shown=shown)
+    return page.render(f=facts, sheets=sheets, findings=findings, max_rows=max_rows)

@@ -1,1 +1,1 @@
-"""Buckets: listing, downloading and uploading bins, and reading a bucket as a source."""
+"""S3 buckets: listing, downloading and uploading photos, and reading a bucket as a source."""

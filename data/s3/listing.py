@@ -1,4 +1,4 @@
-"""What a pull wants and what a bucket has: the listing, written into the ledger."""
+"""The listing of a bucket, written into the pull state, and the layout of its images."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,19 +9,28 @@ from typing import Any
 from binsweep.data.errors import UserError
 from binsweep.data.s3.bucket import Bucket
 from binsweep.data.s3.pull_state import PullState
-from binsweep.data.sources.folder import BESIDE
-from binsweep.data.sources.object_names import LAYOUTS, SHAPES, Layout, is_photo, named, unusable
+from binsweep.data.sources.folder import PULL_OUTPUTS
+from binsweep.data.sources.object_names import (
+    LAYOUT_EXAMPLES,
+    LAYOUTS,
+    Layout,
+    is_photo,
+    name_problem,
+    parse_name,
+)
 
-STATE = ".binsweep"  # the folder beside the data where the ledger and half-written files lie
-_FOLDERS = 1000  # of what is in no layout, named one by one
-FEW = 200  # so many ids are looked up one by one; for more, the bucket is listed
-# (what is being done, how many are done, of how many; 0 when nobody knows)
-Report = Callable[[str, int, int], None]
+STATE = ".binsweep"  # the subfolder of a pull's database, lock and partial files
+PARTIAL = f"{STATE}/partial"  # files that are being written; emptied by the next pull
+_MAX_PROBLEM_FOLDERS = 1000  # folders in no layout that are reported one by one
+MAX_SINGLE_LOOKUPS = 200  # for more ids, the whole bucket is listed
+_ROWS = 1000  # written to the pull state at once
+# (phase, number done, total), where a total of 0 is unknown
+PhaseProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which images: those of some classes, at most so many in all and of each class, in a seed's order; or by id."""
+class Selection:
+    """The images to pull: by class, with a limit in all and for each class, in the order of a seed; or by id."""
 
     classes: tuple[int, ...] | None = None
     limit: int | None = None
@@ -30,96 +39,88 @@ class Wanted:
     seed: int = 0
 
 
-def list_bucket(bucket: Bucket, ledger: PullState, wanted: Wanted, report: Report) -> None:
-    """Write down what the bucket has, and what of that cannot be used."""
-    prefixes = [""]
-    if wanted.ids is not None:
-        ledger.fill("asked", ((id,) for id in wanted.ids), 1)
-        if len(wanted.ids) <= FEW:
-            both = ((f"bin-images/{id}.", f"metadata/{id}.json") for id in wanted.ids)
-            prefixes = [prefix for pair in both for prefix in pair]
-            stems = {id.removesuffix(PurePosixPath(id).suffix) if is_photo(id) else id for id in wanted.ids}
-            prefixes += [f"{stem}." for stem in sorted(stems) if "/" in stem]
-    seen = 0
+def list_bucket(bucket: Bucket, state: PullState, selection: Selection, progress: PhaseProgress) -> None:
+    """Write the bucket's listing into the pull state, with the objects that cannot be used as problems."""
+    if selection.ids is not None:
+        state.fill("asked", ((id,) for id in selection.ids), 1)
+    n_seen = 0
     rows: list[tuple[Any, ...]] = []
-    outside: Counter[tuple[str, str]] = Counter()
-    for prefix in prefixes:
-        for one in bucket.list(prefix):
-            seen += 1
-            place = named(one.name)
-            if isinstance(place, str):
-                if place and one.name not in BESIDE:
-                    outside[_folder(one.name, outside), place] += 1
+    unplaced: Counter[tuple[str, str]] = Counter()
+    for prefix in _prefixes(selection):
+        for found in bucket.list(prefix):
+            n_seen += 1
+            parsed = parse_name(found.name)
+            if isinstance(parsed, str):
+                if parsed and found.name not in PULL_OUTPUTS:
+                    unplaced[_problem_name(found.name, unplaced), parsed] += 1
+            elif problem := name_problem(found.name):
+                state.problem(found.name, problem)
             else:
-                reason = unusable(one.name)
-                if reason:
-                    ledger.problem(one.name, reason)
-                else:
-                    rows.append(
-                        (
-                            one.name,
-                            place.layout,
-                            place.kind,
-                            place.id,
-                            place.label,
-                            place.split,
-                            one.size,
-                            one.etag,
-                        )
-                    )
-            if len(rows) >= 1000:
-                ledger.fill("listed", rows, 8)
+                of_name = (found.name, parsed.layout, parsed.kind, parsed.id, parsed.label, parsed.split)
+                rows.append((*of_name, found.size, found.etag))
+            if len(rows) >= _ROWS:
+                state.fill("listed", rows, 8)
                 rows.clear()
-                report("listing", seen, 0)
-    ledger.fill("listed", rows, 8)
-    for (folder, reason), many in outside.items():
-        ledger.problem(folder, reason if many == 1 else f"{reason} ({many:,} objects)")
-    report("listing", seen, seen)
+                progress("listing", n_seen, 0)
+    state.fill("listed", rows, 8)
+    for (name, problem), count in unplaced.items():
+        state.problem(name, problem if count == 1 else f"{problem} ({count:,} objects)")
+    progress("listing", n_seen, n_seen)
 
 
-def _folder(name: str, known: Counter[tuple[str, str]]) -> str:
-    """Under which name an object in no layout is counted: its folder, or where these are many, the topmost."""
+def _prefixes(selection: Selection) -> list[str]:
+    """The prefixes to list: those of a few ids, or the whole bucket."""
+    if selection.ids is None or len(selection.ids) > MAX_SINGLE_LOOKUPS:
+        return [""]
+    prefixes = [prefix for id in selection.ids for prefix in (f"bin-images/{id}.", f"metadata/{id}.json")]
+    stems = {id.removesuffix(PurePosixPath(id).suffix) if is_photo(id) else id for id in selection.ids}
+    return prefixes + [f"{stem}." for stem in sorted(stems) if "/" in stem]
+
+
+def _problem_name(name: str, unplaced: Counter[tuple[str, str]]) -> str:
+    """The name under which an object in no layout is reported: its folder, or its top folder if there are many."""
     folder, slash, _ = name.rpartition("/")
-    if len(known) > _FOLDERS:
+    if len(unplaced) > _MAX_PROBLEM_FOLDERS:
         folder, slash, _ = name.partition("/")
     return f"{folder}/" if slash else name
 
 
-def layout_of(bucket: Bucket, ledger: PullState) -> Layout:
-    """The first layout of which the bucket has images, and the doubts about it.
+def layout_of(bucket: Bucket, state: PullState) -> Layout:
+    """The first of LAYOUTS of which the bucket has images; what does not fit it becomes a problem.
 
-    Of several images whose names differ in the suffix alone, all but the first get it as a part of their ids; in the
-    bucket's layout they share one metadata file, and the first is taken.
+    If the names of several images differ in their suffix only, the ids of all but the first include it; in the
+    bucket's layout they share one metadata file, and the first is used.
     """
-    kinds = set(ledger.rows("select distinct layout, kind from listed"))
+    kinds = set(state.rows("select distinct layout, kind from listed"))
     images = {layout for layout, kind in kinds if kind == "image"}
     if len(images) > 1 and ("bucket", "document") not in kinds:
         images.discard("bucket")
     if not images:
-        found = [
-            f"{id}: {why}" for id, why in ledger.rows("select id, reason from problems order by id limit 3")
+        problems = [
+            f"{id}: {reason}"
+            for id, reason in state.rows("select id, reason from problems order by id limit 3")
         ]
         raise UserError(
-            f"{bucket.place.uri} has none of the images that were asked for, in no layout that is known"
-            + (f" ({'; '.join(found)})" if found else ""),
+            f"{bucket.address.uri} has none of the requested images in a known layout"
+            + (f" ({'; '.join(problems)})" if problems else ""),
             "bin-images/ID.jpg with metadata/ID.json, COUNT/NAME.jpg, or train/COUNT/NAME.jpg",
         )
     layout = next(layout for layout in LAYOUTS if layout in images)
     for other in images - {layout}:
-        many = ledger.number("select count(*) from listed where layout = ? and kind = 'image'", (other,))
-        where, taken = SHAPES[other], SHAPES[layout]
-        ledger.problem(where, f"{many:,} images lie there, but the source's layout is {taken}")
+        count = state.scalar("select count(*) from listed where layout = ? and kind = 'image'", (other,))
+        reason = f"{count:,} images have this layout, but the source's is {LAYOUT_EXAMPLES[layout]}"
+        state.problem(LAYOUT_EXAMPLES[other], reason)
     if layout != "bucket":
-        ledger.write(
+        state.write(
             "update listed set id = name where kind = 'image' and name > "
             "(select min(name) from listed l where l.id = listed.id and l.layout = listed.layout)"
         )
-    ledger.write(
+    state.write(
         "insert or ignore into problems select a.id, 'is not in the bucket' from asked a "
         "where not exists (select 1 from listed l where l.layout = ? and l.kind = 'image' and l.id = a.id)",
         (layout,),
     )
-    ledger.write(
+    state.write(
         "insert or ignore into problems select max(name), 'has the same id as ' || min(name) from listed "
         "where layout = ? and kind = 'image' group by id having count(*) > 1",
         (layout,),
@@ -127,12 +128,12 @@ def layout_of(bucket: Bucket, ledger: PullState) -> Layout:
     return layout
 
 
-def remove_gone(root: Path, ledger: PullState) -> None:
-    """Take away what an earlier run fetched and the bucket no longer has."""
-    for (name,) in list(ledger.rows("select name from images where name not in (select name from listed)")):
+def remove_gone(root: Path, state: PullState) -> None:
+    """Remove files of earlier pulls that the bucket no longer has."""
+    for (name,) in list(state.rows("select name from images where name not in (select name from listed)")):
         (root / name).unlink(missing_ok=True)
-        ledger.write("delete from images where name = ?", (name,))
+        state.write("delete from images where name = ?", (name,))
     gone = "select id from documents where 'metadata/' || id || '.json' not in (select name from listed)"
-    for (id,) in list(ledger.rows(gone)):
+    for (id,) in list(state.rows(gone)):
         (root / "metadata" / f"{id}.json").unlink(missing_ok=True)
-        ledger.write("delete from documents where id = ?", (id,))
+        state.write("delete from documents where id = ?", (id,))

@@ -1,4 +1,4 @@
-"""manifest.parquet: one row for each image of a data set, column by column, readable by everything."""
+"""manifest.parquet: one row for each image of a data set."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from binsweep.data.s3.pull_state import PullState
-from binsweep.data.sources.object_names import Layout, seat_of
+from binsweep.data.sources.object_names import Layout, split_key
 from binsweep.data.split import Split, assign
 
 SCHEMA = pa.schema(
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         ("item_quantities", pa.list_(pa.int64())),
     ]
 )
-_ROWS = 10_000
+_BATCH_ROWS = 10_000
 _LABEL = SCHEMA.get_field_index("label")
 _QUERY = """
 select c.id, min(i.name), c.label, c.split, i.sha256, i.width, i.height, i.size, d.names, d.quantities
@@ -36,31 +36,31 @@ where l.layout = ? and i.reason = '' group by c.id order by c.id
 """
 
 
-def ledger_rows(ledger: PullState, layout: Layout, uri: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of the readable images that a ledger has chosen, by ascending id.
+def manifest_rows(state: PullState, layout: Layout, uri: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of the chosen, readable images, by ascending id.
 
-    The split is the folder's where the layout has one, else what a sweep without `data.split` would give.
+    The split is the folder's if the layout has one, otherwise the one of a sweep without `data.split`.
     """
-    for id, name, label, split, sha256, width, height, size, names, quantities in ledger.rows(
+    for id, name, label, split, sha256, width, height, size, names, quantities in state.rows(
         _QUERY, (layout,)
     ):
-        where = split or assign(Split(), seat_of(id, name), label)
-        goods = json.loads(names or "[]"), json.loads(quantities or "[]")
-        yield (id, f"{uri}/{name}", label, where, sha256, width, height, size, *goods)
+        split_name = split or assign(Split(), split_key(id, name), label)
+        items = json.loads(names or "[]"), json.loads(quantities or "[]")
+        yield (id, f"{uri}/{name}", label, split_name, sha256, width, height, size, *items)
 
 
 def write_table(path: Path, rows: Iterable[tuple[Any, ...]]) -> dict[int, int]:
-    """Write rows, each as long as the SCHEMA, to a Parquet file; returns how many each label has."""
+    """Write rows in the columns of SCHEMA to a Parquet file; returns the number of rows of each label."""
     counts: Counter[int] = Counter()
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        waiting: list[tuple[Any, ...]] = []
+        batch_rows: list[tuple[Any, ...]] = []
         for row in rows:
-            waiting.append(row)
+            batch_rows.append(row)
             counts[row[_LABEL]] += 1
-            if len(waiting) == _ROWS:
-                writer.write_batch(_batch(waiting))
-                waiting.clear()
-        writer.write_batch(_batch(waiting))
+            if len(batch_rows) == _BATCH_ROWS:
+                writer.write_batch(_batch(batch_rows))
+                batch_rows.clear()
+        writer.write_batch(_batch(batch_rows))
     return dict(sorted(counts.items()))
 
 

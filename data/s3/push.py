@@ -1,4 +1,4 @@
-"""Send a data set to a bucket, as it lies or divided into its splits, with its manifest."""
+"""Upload a data set to a bucket, in its own layout or by splits, with its manifest."""
 
 import hashlib
 import tempfile
@@ -12,19 +12,19 @@ from binsweep.data.decode import ImageError, dimensions, read
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Item, Manifest
 from binsweep.data.s3.bucket import Bucket
-from binsweep.data.s3.download import in_order
-from binsweep.data.s3.listing import Report
+from binsweep.data.s3.download import map_ordered
+from binsweep.data.s3.listing import PhaseProgress
 from binsweep.data.s3.parquet_manifest import write_table
-from binsweep.data.sources.folder import BESIDE
-from binsweep.data.sources.metadata import parse_document
-from binsweep.data.sources.object_names import printable, seat_of, split_of
+from binsweep.data.sources.folder import PULL_OUTPUTS
+from binsweep.data.sources.metadata import parse_metadata
+from binsweep.data.sources.object_names import parse_split, printable, split_key
 
 Arrangement = Literal["same", "splits"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
-    """How a push ended: of `objects`, so many were `sent`; the others lay there already."""
+class PushResult:
+    """The result of a push: `sent` of the `objects` were uploaded; the bucket had the others already."""
 
     images: int
     objects: int
@@ -32,24 +32,26 @@ class Pushed:
 
 
 def push(
-    manifest: Manifest, bucket: Bucket, arrangement: Arrangement, report: Report, workers: int = 32
-) -> Pushed:
+    manifest: Manifest, bucket: Bucket, arrangement: Arrangement, progress: PhaseProgress, workers: int = 32
+) -> PushResult:
     """Upload the images of a manifest, their metadata files and manifest.parquet, which comes last.
 
-    `arrangement` is `same` for the layout in which they lie here, or `splits` for SPLIT/LABEL/NAME. What the
-    bucket has already, by size and checksum, is not sent again. Raises UserError when the bucket cannot be
-    written or a file cannot be read.
+    `arrangement` is `same` for the source's layout, or `splits` for SPLIT/LABEL/NAME. Objects that the bucket has
+    already, by size and checksum, are not sent again. Raises UserError if the bucket cannot be written or a file
+    cannot be read.
     """
     files = [pair for item in manifest.items for pair in _files(item, arrangement)]
-    twice = len(files) - len({name for name, _ in files})
-    if twice:
-        raise UserError(f"{twice} of the files would get the name of another one", "data push --layout same")
-    there = {one.name: (one.size, one.etag) for one in bucket.list()}
+    duplicates = len(files) - len({name for name, _ in files})
+    if duplicates:
+        raise UserError(
+            f"{duplicates} of the files would get the name of another one", "data push --layout same"
+        )
+    existing = {one.name: (one.size, one.etag) for one in bucket.list()}
 
     def send(pair: tuple[str, Path]) -> bool:
         name, path = pair
         data = path.read_bytes()
-        if there.get(name) == (len(data), hashlib.md5(data, usedforsecurity=False).hexdigest()):
+        if existing.get(name) == (len(data), hashlib.md5(data, usedforsecurity=False).hexdigest()):
             return False
         bucket.put(name, path)
         return True
@@ -57,11 +59,11 @@ def push(
     sent = 0
     try:
         with ThreadPoolExecutor(workers, "push") as pool:
-            for done, was_sent in enumerate(in_order(pool, 4 * workers, send, files), 1):
-                sent += was_sent
-                report("sending", done, len(files))
+            for done, is_sent in enumerate(map_ordered(pool, 4 * workers, send, files), 1):
+                sent += is_sent
+                progress("sending", done, len(files))
         with tempfile.TemporaryDirectory() as folder:
-            table = Path(folder) / BESIDE[0]
+            table = Path(folder) / PULL_OUTPUTS[0]
             write_table(table, _rows(manifest, bucket, arrangement))
             bucket.put(table.name, table)
     except OSError as error:
@@ -69,30 +71,30 @@ def push(
         raise UserError(f"cannot read {name}: {error.strerror}", "an unchanged source") from error
     except ImageError as error:
         raise UserError(f"cannot read an image any more: {error}", "an unchanged source") from error
-    return Pushed(len(manifest.items), len(files), sent)
+    return PushResult(len(manifest.items), len(files), sent)
 
 
 def _files(item: Item, arrangement: Arrangement) -> list[tuple[str, Path]]:
-    """The object names of an item, its image's first, each with the file that it comes from."""
+    """The names and files of an item's objects, the image first."""
     path = item.path
     if arrangement == "splits":
-        return [(f"{item.split}/{item.label}/{_below(item)}", path)]
+        return [(f"{item.split}/{item.label}/{_path_in_class(item)}", path)]
     document = _document(item)
     if document is not None:
         return [(f"bin-images/{path.name}", path), (f"metadata/{document.name}", document)]
-    return [(_file(item), path)]
+    return [(_relative_path(item), path)]
 
 
-def _file(item: Item) -> str:
-    """The path of an item's file in its source, without what keys may not have."""
-    twin = seat_of(item.id, item.path.name) != item.id
-    return (item.id if twin else f"{item.id}{item.path.suffix}").replace("\\", "_")
+def _relative_path(item: Item) -> str:
+    """The path of an item's file in its source, without characters that keys must not have."""
+    has_twin = split_key(item.id, item.path.name) != item.id
+    return (item.id if has_twin else f"{item.id}{item.path.suffix}").replace("\\", "_")
 
 
-def _below(item: Item) -> str:
-    """The part of its path below the folder of its class; in the bucket's layout there is none."""
-    parts = _file(item).split("/")
-    folders = parts[1:] if split_of(parts[0]) and len(parts) > 2 else parts
+def _path_in_class(item: Item) -> str:
+    """The path of an item's file below the folder of its class."""
+    parts = _relative_path(item).split("/")
+    folders = parts[1:] if parse_split(parts[0]) and len(parts) > 2 else parts
     return "/".join(folders[1:]) if len(folders) > 1 else folders[0]
 
 
@@ -105,8 +107,8 @@ def _rows(manifest: Manifest, bucket: Bucket, arrangement: Arrangement) -> Itera
     for item in manifest.items:
         data = read(item.path)
         document = _document(item)
-        goods = parse_document(document.read_bytes() if document else b"")
+        metadata = parse_metadata(document.read_bytes() if document else b"")
         name = _files(item, arrangement)[0][0]
-        where = f"{bucket.place.uri}/{name}"
-        facts = (item.id, where, item.label, item.split, item.sha256, *dimensions(data), len(data))
-        yield (*facts, goods.names, goods.quantities)
+        uri = f"{bucket.address.uri}/{name}"
+        facts = (item.id, uri, item.label, item.split, item.sha256, *dimensions(data), len(data))
+        yield (*facts, metadata.names, metadata.quantities)

@@ -1,4 +1,4 @@
-"""The layouts in which bins lie on a disk, and the label of each image in them."""
+"""Scanning a folder: its layout, and the images in it with their labels."""
 
 import os
 from collections.abc import Iterator
@@ -6,36 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from binsweep.data.errors import UserError
-from binsweep.data.sources.metadata import parse_document
+from binsweep.data.sources.metadata import parse_metadata
 from binsweep.data.sources.object_names import (
-    NO_COUNT,
-    NO_PHOTO,
-    NO_SPLIT,
+    NOT_A_COUNT,
+    NOT_A_PHOTO,
+    NOT_A_SPLIT,
     Layout,
-    count_of,
-    id_of,
+    image_id,
     is_hidden,
     is_photo,
+    nested_folder_problem,
+    parse_count,
+    parse_split,
     printable,
-    split_of,
-    unclear,
 )
-from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 from binsweep.data.split import SplitName
 
-BESIDE = ("manifest.parquet", "problems.csv")  # what a pull writes beside the images
+PULL_OUTPUTS = ("manifest.parquet", "problems.csv")  # files that a pull writes next to the images
 LAYOUTS = (
     "either bin-images/ID.jpg with metadata/ID.json (EXPECTED_QUANTITY), "
     "or a folder for each count (1/, 2/, ...) with images, or such folders in train/, validation/ and test/"
 )
-
-
-NO_IMAGE = "a folder of a class without any photo"
+EMPTY_CLASS_FOLDER = "a folder of a class without any photo"
 
 
 @dataclass(frozen=True, slots=True)
 class FoundPhoto:
-    """An image whose label is known and whose file nobody has opened yet; `split` where the folders say it."""
+    """An image with its label, not opened yet; `split` is set if the folders divide the source."""
 
     id: str
     label: int
@@ -45,16 +43,16 @@ class FoundPhoto:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that was left out, and why: `id` is the image's, or the file's path inside the source."""
+    """A file that was left out, with the reason; `id` is the image's, or the file's path in the source."""
 
     id: str
     reason: str
 
 
 def scan(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[Skipped]]:
-    """All labelled images under `root`, and what else is there (except hidden names).
+    """All labelled images under `root`, and the other files except hidden ones.
 
-    Raises UserError when `root` is not a folder, is empty, cannot be listed as a whole, or has none of the layouts.
+    Raises UserError if `root` is not a folder, is empty, cannot be listed completely, or has none of the layouts.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
@@ -68,7 +66,7 @@ def scan(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[Skipped]]
         if layout == "splits":
             return _scan_splits(root)
         folders = [f"{printable(path.name)}/" for path in _entries(root) if path.is_dir()]
-        inside = [path for path in _entries(root) if _holds_data(path)]
+        inside = [path for path in _entries(root) if _has_layout(path)]
     except OSError as error:
         place = printable(str(error.filename or root))
         raise UserError(
@@ -84,10 +82,10 @@ def scan(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[Skipped]]
     raise UserError(f"data.source has none of the layouts: {root}{there}", hint)
 
 
-def _holds_data(path: Path) -> bool:
+def _has_layout(path: Path) -> bool:
     try:
         return path.is_dir() and _layout(path) is not None
-    except OSError:  # a folder of somebody else's
+    except OSError:  # a folder of another user
         return False
 
 
@@ -95,17 +93,17 @@ def _layout(root: Path) -> Layout | None:
     names = {entry.name for entry in _entries(root) if entry.is_dir()}
     if {"bin-images", "metadata"} <= names:
         return "bucket"
-    if any(count_of(name) is not None for name in names):
+    if any(parse_count(name) is not None for name in names):
         return "classes"
-    return "splits" if any(map(split_of, names)) else None
+    return "splits" if any(map(parse_split, names)) else None
 
 
 def _scan_bucket(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[Skipped]]:
     """The layout of the public bucket: bin-images/ID.jpg and metadata/ID.json."""
-    images, skipped = _flat(root / "bin-images")
+    images, skipped = _scan_flat(root / "bin-images")
     documents = sorted(path for path in _entries(root / "metadata") if path.suffix == ".json")
     ids = [printable(path.stem) for path in documents]
-    findings = dict(zip(ids, read_all(documents, _quantity, cache), strict=True))
+    findings = dict(zip(ids, scan_files(documents, _read_label, cache), strict=True))
     candidates = []
     for id, (label, reason) in findings.items():
         if isinstance(label, int):
@@ -116,14 +114,14 @@ def _scan_bucket(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[S
     return candidates, skipped
 
 
-def _flat(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
-    """The image files of a folder by id, and what else is in it."""
+def _scan_flat(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
+    """The image files of a folder by id, and its other entries."""
     images: dict[str, Path] = {}
     skipped = []
     for path in _entries(folder):
         id, place = printable(path.stem), f"{folder.name}/{printable(path.name)}"
         if not is_photo(path.name):
-            skipped.append(Skipped(place, NO_PHOTO))
+            skipped.append(Skipped(place, NOT_A_PHOTO))
         elif id in images:
             skipped.append(Skipped(place, f"has the same id as {printable(images[id].name)}"))
         else:
@@ -132,65 +130,65 @@ def _flat(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
 
 
 def _scan_splits(root: Path) -> tuple[list[FoundPhoto], list[Skipped]]:
-    """train/, validation/ and test/, or as they are usually called, each with a folder for each class."""
+    """Folders of splits (train/, val/, ...), each with a folder for each class."""
     candidates, skipped = [], []
     for folder in _entries(root):
-        split = split_of(folder.name)
+        split = parse_split(folder.name)
         if split is not None and folder.is_dir():
             some, others = _scan_folders(folder, split)
             candidates += some
             skipped += others
-        elif folder.name not in BESIDE:
-            skipped.append(_left_out(folder, "", NO_SPLIT))
+        elif folder.name not in PULL_OUTPUTS:
+            skipped.append(_left_out(folder, "", NOT_A_SPLIT))
     return candidates, skipped
 
 
 def _scan_folders(root: Path, split: SplitName | None = None) -> tuple[list[FoundPhoto], list[Skipped]]:
-    """A folder for each class, named by its count, with all the images below it."""
+    """Folders of classes, named by their count, with all the images below them."""
     candidates: list[FoundPhoto] = []
     skipped = []
     above = f"{root.name}/" if split else ""
     for folder in _entries(root):
-        label = count_of(folder.name)
+        label = parse_count(folder.name)
         if label is not None and folder.is_dir():
-            images, others = _images(folder, above, label)
+            images, others = _scan_class_folder(folder, above, label)
             candidates += [FoundPhoto(id, label, path, split) for id, path in images.items()]
             skipped += others
             if not images and not others:
-                skipped.append(Skipped(f"{above}{folder.name}/", NO_IMAGE))
-        elif split or folder.name not in BESIDE:
-            skipped.append(_left_out(folder, above, NO_COUNT))
+                skipped.append(Skipped(f"{above}{folder.name}/", EMPTY_CLASS_FOLDER))
+        elif split or folder.name not in PULL_OUTPUTS:
+            skipped.append(_left_out(folder, above, NOT_A_COUNT))
     return candidates, skipped
 
 
-def _images(root: Path, above: str, label: int) -> tuple[dict[str, Path], list[Skipped]]:
-    """The image files below the folder of a class, by id, and what else is there; `above` is where it lies.
+def _scan_class_folder(root: Path, above: str, label: int) -> tuple[dict[str, Path], list[Skipped]]:
+    """The image files below the folder of a class by id, and its other entries; `above` is the split's folder.
 
-    The id is a file's path without its suffix; of several files that differ in nothing else, all but the first
-    keep theirs.
+    An id is a file's path without its suffix. If several files differ in their suffix only, the ids of all but the
+    first include it.
     """
     images: dict[str, Path] = {}
     skipped = []
     waiting = [root]
-    seen = {root.resolve(), *root.resolve().parents}  # links may lead round in circles
+    seen = {root.resolve(), *root.resolve().parents}  # links may form a cycle
     while waiting:
         folder = waiting.pop()
         for path in _entries(folder):
             name = f"{above}{path.relative_to(root.parent).as_posix()}"
             if path.is_dir():
                 real = path.resolve()
-                reason = "a link to a folder that is read already" if real in seen else ""
-                if reason := reason or unclear(path.name, label):
+                reason = "a link to a folder that has been read already" if real in seen else ""
+                if reason := reason or nested_folder_problem(path.name, label):
                     skipped.append(_left_out(path, name.removesuffix(path.name), reason))
                 else:
                     seen.add(real)
                     waiting.append(path)
                 continue
-            id = id_of(name)
+            id = image_id(name)
             if id in images and printable(name) not in images:
                 id = printable(name)
             if not is_photo(path.name):
-                skipped.append(Skipped(printable(name), NO_PHOTO))
+                skipped.append(Skipped(printable(name), NOT_A_PHOTO))
             elif id in images:
                 skipped.append(Skipped(printable(name), f"has the same id as {printable(images[id].name)}"))
             else:
@@ -199,19 +197,19 @@ def _images(root: Path, above: str, label: int) -> tuple[dict[str, Path], list[S
 
 
 def _left_out(path: Path, above: str, reason: str) -> Skipped:
-    """A folder that is not understood, with how many photos are lost with it; or a file."""
+    """A file that is left out, or a folder with the number of its photos."""
     photos = (
         sum(is_photo(name) for _, _, names in os.walk(path) for name in names)
         if path.is_dir() and not path.is_symlink()
         else 0
     )
-    many = f"; its {photos:,} photos are left out" if photos > 1 else ""
-    return Skipped(f"{above}{printable(path.name)}{'/' if path.is_dir() else ''}", f"{reason}{many}")
+    lost = f"; its {photos:,} photos are left out" if photos > 1 else ""
+    return Skipped(f"{above}{printable(path.name)}{'/' if path.is_dir() else ''}", f"{reason}{lost}")
 
 
-def _quantity(document: Path) -> ScanResult:
-    """The label in a bin's metadata, or why there is none."""
-    found = parse_document(document.read_bytes())
+def _read_label(document: Path) -> ScanResult:
+    """The label in a metadata file, or the reason why it has none."""
+    found = parse_metadata(document.read_bytes())
     return found.label, found.reason
 
 

@@ -1,4 +1,4 @@
-"""A bin's metadata as the public bucket writes it: how many items, and which."""
+"""A bin's metadata in the format of the public bucket: the number of items, and the products."""
 
 import json
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BinMetadata:
-    """What one metadata file says. `label` is None when it has none, and `reason` says why.
+    """The content of one metadata file. `label` is None if there is none, for the `reason` given.
 
-    `codes`, `names` and `quantities` have one entry for each product; 0 stands for a quantity that is missing.
+    `codes`, `names` and `quantities` have one entry for each product; a missing quantity is 0.
     """
 
     label: int | None
@@ -19,15 +19,15 @@ class BinMetadata:
 
     @property
     def disagreement(self) -> str:
-        """How the quantities contradict the label; empty when they agree."""
+        """How the quantities contradict the label; empty if they agree."""
         total = sum(self.quantities)
         if self.label is None or total == self.label:
             return ""
         return f"EXPECTED_QUANTITY is {self.label}, and the quantities of the items add up to {total}"
 
 
-def parse_document(data: bytes) -> BinMetadata:
-    """Read a metadata file; what it lacks is said in the result rather than raised."""
+def parse_metadata(data: bytes) -> BinMetadata:
+    """Parse a metadata file; errors are part of the result rather than raised."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -40,12 +40,12 @@ def parse_document(data: bytes) -> BinMetadata:
             None, f"EXPECTED_QUANTITY must be a whole number from 0, and is {str(label)[:40]!r}"
         )
     listing = content.get("BIN_FCSKU_DATA")
-    goods = listing if isinstance(listing, dict) else {}
-    entries = [entry if isinstance(entry, dict) else {} for entry in goods.values()]
+    products = listing if isinstance(listing, dict) else {}
+    entries = [entry if isinstance(entry, dict) else {} for entry in products.values()]
     quantities = [entry.get("quantity") for entry in entries]
     return BinMetadata(
         label,
-        codes=tuple(map(str, goods)),
+        codes=tuple(map(str, products)),
         names=tuple(str(entry.get("name") or "") for entry in entries),
         quantities=tuple(q if isinstance(q, int) and _is_count(q) else 0 for q in quantities),
     )

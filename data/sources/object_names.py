@@ -1,6 +1,6 @@
-"""What a file's name says about it: whether it is a photo, its id, and its label and split where folders say them.
+"""What can be read from a file's name: whether it is a photo, its id, and its label and split from its folders.
 
-These are the rules for files on a disk and for objects in a bucket.
+The rules are the same for files on a disk and for objects in a bucket.
 """
 
 import os
@@ -25,31 +25,35 @@ IMAGE_SUFFIXES = (
     ".heic",
     ".heif",
 )
-# What people and other tools call the three splits, in any case.
+# Usual folder names of the three splits, in lower case.
 _SPLIT_NAMES: dict[str, SplitName] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "validate", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# Folders that macOS and network storage put beside everybody's files.
-_DROPPINGS = ("__MACOSX", "@eaDir")
-NO_COUNT = "not a folder named by a count (0, 1, 2, ...)"
-NO_SPLIT = "not a folder named train, validation or test (val, valid, training, ... are understood, too)"
-NO_PHOTO = f"not named as one of {', '.join(IMAGE_SUFFIXES)}"
-# Names that no file system of ours refuses and that cannot lead out of a folder.
-_SAFE = re.compile(r"[^\x00-\x1f\x7f/\\]{1,200}")
+# Folders that macOS and network storage create next to the user's files.
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
+NOT_A_COUNT = "not a folder named by a count (0, 1, 2, ...)"
+NOT_A_SPLIT = "not a folder named train, validation or test (val, valid, training, ... are understood, too)"
+NOT_A_PHOTO = f"not named as one of {', '.join(IMAGE_SUFFIXES)}"
+# Names that all file systems accept and that cannot lead out of a folder.
+_SAFE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]{1,200}")
 
 Kind = Literal["image", "document"]
 # bucket: bin-images/ID.jpg and metadata/ID.json; classes: COUNT/NAME.jpg; splits: train/COUNT/NAME.jpg. In the
-# latter two, more folders may lie between COUNT and NAME. The first of which there are photos is a source's.
+# latter two, there may be more folders between COUNT and NAME. A source has the first layout of which it has photos.
 Layout = Literal["bucket", "classes", "splits"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-SHAPES: dict[Layout, str] = {"bucket": "bin-images/ID", "classes": "COUNT/NAME", "splits": "train/COUNT/NAME"}
+LAYOUT_EXAMPLES: dict[Layout, str] = {
+    "bucket": "bin-images/ID",
+    "classes": "COUNT/NAME",
+    "splits": "train/COUNT/NAME",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """One file of a layout. `label` and `split` are None where the name does not say them."""
+class ParsedName:
+    """A file's place in a layout; `label` and `split` are None if the name does not contain them."""
 
     layout: Layout
     kind: Kind
@@ -59,8 +63,8 @@ class Named:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether everybody leaves out a file or folder of this name (without its folders), such as `._photo.jpg`."""
-    return name.startswith(".") or name in _DROPPINGS
+    """Whether a file or folder of this name (without its folders) is always ignored, such as `._photo.jpg`."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 def is_photo(name: str) -> bool:
@@ -70,30 +74,29 @@ def is_photo(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be written anywhere: bytes that are not UTF-8, and control characters, escaped
-    (caf\\xe9)."""
+    """A file's name as text, with control characters and bytes that are not UTF-8 escaped (caf\\xe9)."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs") else c for c in text
     )
 
 
-def count_of(name: str) -> int | None:
-    """The count that a folder's name says: plain decimal digits, such as 3 or 03."""
+def parse_count(name: str) -> int | None:
+    """The count in a folder's name, decimal digits such as 3 or 03; None for other names."""
     return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else None
 
 
-def split_of(name: str) -> SplitName | None:
-    """The split that a folder's name says."""
+def parse_split(name: str) -> SplitName | None:
+    """The split that a folder's name stands for; None for other names."""
     return _SPLIT_NAMES.get(name.lower())
 
 
-def unclear(folder: str, label: int) -> str:
-    """Why the photos of a folder inside the folder of class `label` are not taken; empty where they are."""
-    if split_of(folder) is not None:
+def nested_folder_problem(folder: str, label: int) -> str:
+    """Why a folder inside the folder of class `label` is left out; empty if it is scanned."""
+    if parse_split(folder) is not None:
         return f"a folder of a split inside that of a class: write {folder}/{label}/ instead of {label}/{folder}/"
-    count = count_of(folder)
-    # Longer numbers are dates, as 2024 and 20240131.
+    count = parse_count(folder)
+    # Longer numbers are dates, such as 2024 and 20240131.
     if count not in (None, label) and len(folder) < 4:
         return (
             f"a folder named by a count inside that of another one: are its photos of {label} or of {count}?"
@@ -101,24 +104,24 @@ def unclear(folder: str, label: int) -> str:
     return ""
 
 
-def id_of(name: str, above: str = "") -> str:
-    """The id of an image by its path without the layout's own folders: without its suffix, escaped."""
+def image_id(name: str, above: str = "") -> str:
+    """The id of an image: its path without the layout's own folders and without its suffix, escaped."""
     return above + printable(str(PurePosixPath(name).with_suffix("")))
 
 
-def seat_of(id: str, name: str) -> str:
-    """The id by which an image is given a split: two of one name and two suffixes belong together.
+def split_key(id: str, name: str) -> str:
+    """The id by which an image is assigned to a split, equal for images whose names differ in their suffix only.
 
-    The second of them is named by its suffix, too.
+    The id of the second of such images includes its suffix.
     """
     file = printable(PurePosixPath(name).name)
     return id.removesuffix(PurePosixPath(name).suffix) if PurePosixPath(id).name == file else id
 
 
-def unusable(name: str) -> str:
-    """Why a name cannot become a file inside a folder; empty when it can."""
+def name_problem(name: str) -> str:
+    """Why a name cannot become a file inside a folder; empty if it can."""
     for part in name.split("/"):
-        if part in ("", ".", "..") or not _SAFE.fullmatch(part):
+        if part in ("", ".", "..") or not _SAFE_NAME.fullmatch(part):
             return "its name cannot be a file's: it has a part that is empty, dots, too long or not printable"
         try:
             part.encode()
@@ -127,27 +130,27 @@ def unusable(name: str) -> str:
     return ""
 
 
-def named(name: str) -> Named | str:
-    """The place of a file, named by its path with slashes, in one of the layouts; or why it is in none.
+def parse_name(name: str) -> ParsedName | str:
+    """The place in one of the layouts of a file, given by its path with slashes; or the reason why it has none.
 
-    The reason is empty for what nobody takes for a photo of the data set: hidden files and empty folders' names.
+    The reason is empty for names that are always ignored: hidden files, and keys that stand for folders.
     """
     path = PurePosixPath(name)
     parts = path.parts
     if any(map(is_hidden, parts)) or name.endswith("/"):
         return ""
     if len(parts) == 2 and parts[0] == "metadata" and path.suffix == ".json":
-        return Named("bucket", "document", path.stem)
+        return ParsedName("bucket", "document", path.stem)
     if not is_photo(name):
-        return NO_PHOTO
+        return NOT_A_PHOTO
     if len(parts) == 2 and parts[0] == "bin-images":
-        return Named("bucket", "image", path.stem)
-    split = split_of(parts[0]) if len(parts) > 2 else None
+        return ParsedName("bucket", "image", path.stem)
+    split = parse_split(parts[0]) if len(parts) > 2 else None
     folders = parts[1:-1] if split else parts[:-1]
-    label = count_of(folders[0]) if folders else None
+    label = parse_count(folders[0]) if folders else None
     if label is None:
-        return NO_COUNT
+        return NOT_A_COUNT
     for folder in folders[1:]:
-        if reason := unclear(folder, label):
+        if reason := nested_folder_problem(folder, label):
             return reason
-    return Named("splits" if split else "classes", "image", id_of(name), label, split)
+    return ParsedName("splits" if split else "classes", "image", image_id(name), label, split)

@@ -1,4 +1,4 @@
-"""Read each file of a source once: what was found is remembered until the file changes."""
+"""Scan each file of a source once: results are cached until the file changes."""
 
 import hashlib
 import json
@@ -7,10 +7,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from binsweep.data.atomic_write import write_bytes
 from binsweep.data.decode import VERSION as DECODER_VERSION
 from binsweep.data.decode import ImageError, ReadFailed
 from binsweep.data.errors import UserError
@@ -20,76 +20,73 @@ from binsweep.data.sources.object_names import printable
 
 log = logging.getLogger(__name__)
 
-# What a file gave: (value, "") when it is good, (None, reason) when it is not.
+# (value, "") for a good file, (None, reason) for a bad one.
 ScanResult = tuple[int | str | None, str]
-# Size, modification and change time. The change time sees a file replaced by a copy that kept its date.
-Stamp = tuple[int, int, int]
+# Size, modification and change time. A file replaced by a copy with the same date has another change time.
+FileStamp = tuple[int, int, int]
 
 _FORMAT = f"2.{DECODER_VERSION}"
 _BATCH = 256
-# Seconds between the tries of a file that cannot be read now: too many open files, no memory, a disk or a file
-# server that fails.
-PAUSES = (0.05, 0.3, 1.5)
+# Seconds between tries of a file that cannot be read for now: too many open files, no memory, a failing disk or file
+# server.
+RETRY_DELAYS = (0.05, 0.3, 1.5)
 
 
 class ScanCache:
-    """Findings of one kind of the files under a root: a JSON file in `home`/cache, keyed by path and stamp."""
+    """Results of one kind of scan of the files under a root: a JSON file in `home`/cache, keyed by path and stamp."""
 
     def __init__(self, root: Path, home: Path, kind: str = "source") -> None:
         name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
         self._path = home / "cache" / f"{kind}-{name}.json"
         self._root = root
-        self._known: dict[str, tuple[Stamp, ScanResult]] = {}
+        self._known: dict[str, tuple[FileStamp, ScanResult]] = {}
         try:
             stored = json.loads(self._path.read_bytes())
             if stored["format"] == _FORMAT:
                 self._known = {key: (tuple(a), tuple(b)) for key, (a, b) in stored["files"].items()}
         except OSError:
-            pass  # nothing was remembered yet
+            pass  # there is no cache yet
         except (ValueError, TypeError, KeyError, AttributeError):
             log.warning("%s is damaged: the source is read again", self._path)
 
-    def get(self, file: Path, stamp: Stamp) -> ScanResult | None:
+    def get(self, file: Path, stamp: FileStamp) -> ScanResult | None:
         known = self._known.get(self._key(file))
         return known[1] if known is not None and known[0] == stamp else None
 
-    def put(self, file: Path, stamp: Stamp, finding: ScanResult) -> None:
-        self._known[self._key(file)] = (stamp, finding)
+    def put(self, file: Path, stamp: FileStamp, result: ScanResult) -> None:
+        self._known[self._key(file)] = (stamp, result)
 
     def save(self) -> None:
-        """Write beside, then rename. It only saves time: where it cannot be written, that is logged."""
-        beside = self._path.with_suffix(f".{os.getpid()}.tmp")
+        """Write the cache. It only saves time, so a failure is logged rather than raised."""
+        content = json.dumps({"format": _FORMAT, "files": self._known}).encode()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps({"format": _FORMAT, "files": self._known}))
-            beside.replace(self._path)
+            write_bytes(self._path, content, durable=False)
         except OSError as error:
-            log.warning("cannot keep what was read in %s: %s", self._path, error.strerror)
-            with suppress(OSError):
-                beside.unlink()
+            log.warning("cannot write the scan cache %s: %s", self._path, error.strerror)
 
     def _key(self, file: Path) -> str:
         return file.relative_to(self._root).as_posix()
 
 
-def read_all(
+def scan_files(
     files: Sequence[Path],
     read: Callable[[Path], ScanResult],
     cache: ScanCache,
     progress: Progress | None = None,
 ) -> list[ScanResult]:
-    """What `read` finds in each file, in their order; files unchanged since the last time are not opened.
+    """The results of `read` for each file, in their order; files unchanged since the last scan are not opened.
 
-    `read` gives a finding, or raises ImageError for a file that is at fault, or ReadFailed or OSError. What is not
-    the file's fault is never remembered: it is tried again, and then raised as UserError, because a sweep without
-    a photo that exists would be another sweep. `read` runs in threads, because hashing and decoding release the
-    interpreter's lock. Work done before an interruption is kept.
+    `read` returns a result, or raises ImageError for a bad file, or ReadFailed or OSError. Failures that are not the
+    file's are retried, then raised as UserError and never cached: a sweep without an existing photo would be another
+    sweep. `read` runs in threads because hashing and decoding release the GIL. Results are kept after an
+    interruption.
     """
     stamps = [_stamp(file) for file in files]
-    findings = [
+    results = [
         None if stamp is None else cache.get(file, stamp) for file, stamp in zip(files, stamps, strict=True)
     ]
-    missing = [index for index, finding in enumerate(findings) if finding is None]
+    missing = [index for index, result in enumerate(results) if result is None]
     known = len(files) - len(missing)
     if progress is not None:
         progress(known, len(files))
@@ -99,12 +96,12 @@ def read_all(
                 # In batches, so that the queue stays short whatever the number of files.
                 for start in range(0, len(missing), _BATCH):
                     batch = missing[start : start + _BATCH]
-                    found = pool.map(partial(_find, read), [files[i] for i in batch])
-                    for index, (finding, lasting) in zip(batch, found, strict=True):
-                        findings[index] = finding
+                    found = pool.map(partial(_scan, read), [files[i] for i in batch])
+                    for index, (result, cacheable) in zip(batch, found, strict=True):
+                        results[index] = result
                         stamp = stamps[index]
-                        if lasting and stamp is not None:
-                            cache.put(files[index], stamp, finding)
+                        if cacheable and stamp is not None:
+                            cache.put(files[index], stamp, result)
                     if progress is not None:
                         progress(known + start + len(batch), len(files))
             except BaseException:
@@ -113,17 +110,17 @@ def read_all(
     finally:
         if missing:
             cache.save()
-    return [finding for finding in findings if finding is not None]
+    return [result for result in results if result is not None]
 
 
-def _find(read: Callable[[Path], ScanResult], file: Path) -> tuple[ScanResult, bool]:
-    """What a file gives, and whether that stays so until the file changes."""
-    pauses = iter(PAUSES)
+def _scan(read: Callable[[Path], ScanResult], file: Path) -> tuple[ScanResult, bool]:
+    """A file's result, and whether it holds until the file changes."""
+    pauses = iter(RETRY_DELAYS)
     while True:
         try:
             return read(file), True
         except ReadFailed as error:
-            reason, passing = str(error), error.passing
+            reason, transient = str(error), error.is_transient
         except ImageError as error:
             return (None, str(error)), True
         except FileNotFoundError:
@@ -131,20 +128,20 @@ def _find(read: Callable[[Path], ScanResult], file: Path) -> tuple[ScanResult, b
         except PermissionError as error:
             return (None, f"cannot be read: {error.strerror}"), False
         except (OSError, MemoryError) as error:
-            reason, passing = f"cannot be read: {getattr(error, 'strerror', None) or repr(error)}", True
-        if not passing:
+            reason, transient = f"cannot be read: {getattr(error, 'strerror', None) or repr(error)}", True
+        if not transient:
             return (None, reason), False
         pause = next(pauses, None)
         if pause is None:
             raise UserError(
                 f"{printable(str(file))}: {reason}",
-                "run the same command again when the disk, the file server or the memory is free again: what was "
-                "read is kept. A file that stays so must be taken out of the source",
+                "run the same command again when the disk, the file server or the memory is available again: "
+                "finished work is kept. A file that stays unreadable must be removed from the source",
             )
         time.sleep(pause)
 
 
-def _stamp(file: Path) -> Stamp | None:
+def _stamp(file: Path) -> FileStamp | None:
     try:
         stat = file.stat()
     except (OSError, ValueError):

@@ -1,7 +1,6 @@
-"""Synthetic bins on disk, in the public bucket's own layout: a source that anybody can make anywhere."""
+"""Synthetic bins on disk, in the layout of the public bucket."""
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from filelock import FileLock
-
+from binsweep.data.atomic_write import atomic_path
 from binsweep.data.errors import UserError
+from binsweep.data.locks import locked
 from binsweep.data.parallel import Progress, run
 from binsweep.data.synthetic.products import Product
 from binsweep.data.synthetic.scene import CLASSES, MAX_COUNT, VERSION, render
@@ -21,13 +20,13 @@ __all__ = ["SyntheticSource", "is_synthetic", "parse_source", "render", "render_
 
 _SCHEME = "synthetic://"
 _EXAMPLE = "synthetic://?images=600&seed=0&classes=0-5&size=224"
-_STAMP = "synthetic.json"
-_LIMITS = {"images": (1, 1_000_000), "seed": (0, 2**63), "size": (32, 2048)}
+_STAMP_FILE = "synthetic.json"
+_PARAMETER_RANGES = {"images": (1, 1_000_000), "seed": (0, 2**63), "size": (32, 2048)}
 
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSource:
-    """What a synthetic:// source asks for: `size` is the side of the square pictures in pixels."""
+    """The parameters of a synthetic:// source; `size` is the side of the square images in pixels."""
 
     images: int = 600
     seed: int = 0
@@ -35,52 +34,54 @@ class SyntheticSource:
     classes: tuple[int, ...] = CLASSES
 
     def __post_init__(self) -> None:
-        for key, (low, high) in _LIMITS.items():
+        for key, (low, high) in _PARAMETER_RANGES.items():
             value = getattr(self, key)
             if not low <= value <= high:
-                raise _mistake(f"{key} must be from {low} to {high}, and is {value}")
+                raise _invalid(f"{key} must be from {low} to {high}, and is {value}")
         if not self.classes or not all(0 <= label <= MAX_COUNT for label in self.classes):
-            raise _mistake(f"classes must be counts from 0 to {MAX_COUNT}, and are {list(self.classes)}")
+            raise _invalid(f"classes must be counts from 0 to {MAX_COUNT}, and are {list(self.classes)}")
         if len(set(self.classes)) < len(self.classes):
-            raise _mistake(f"classes must differ, and are {list(self.classes)}")
+            raise _invalid(f"classes must differ, and are {list(self.classes)}")
 
 
 def is_synthetic(source: str) -> bool:
-    """Whether a data.source asks for synthetic bins."""
+    """Whether a data.source is a synthetic:// address."""
     return source.startswith(_SCHEME)
 
 
-def parse_source(source: str, wanted: Sequence[int] | None = None) -> SyntheticSource:
-    """Read synthetic://?images=600&seed=0&classes=0-5&size=224; every part may be left out.
+def parse_source(source: str, default_classes: Sequence[int] | None = None) -> SyntheticSource:
+    """Parse synthetic://?images=600&seed=0&classes=0-5&size=224; every part is optional.
 
-    Where it names no classes, they are the `wanted` ones: none is rendered only to be thrown away.
-    Raises UserError for unknown parts and for values out of range.
+    `default_classes` are rendered if the address names none. Raises UserError for unknown parts and for values out
+    of range.
     """
-    parts = urlsplit(source)
+    n_workers = urlsplit(source)
     values: dict[str, Any] = {}
-    if parts.netloc or parts.path or parts.fragment:
-        raise _mistake(f"nothing may stand between {_SCHEME} and ?, received {source}")
-    for key, text in parse_qsl(parts.query, keep_blank_values=True):
-        if key not in (*_LIMITS, "classes") or key in values:
-            raise _mistake(f"{'repeated' if key in values else 'unknown'} part {key!r} in {source}")
+    if n_workers.netloc or n_workers.path or n_workers.fragment:
+        raise _invalid(f"nothing may stand between {_SCHEME} and ?, received {source}")
+    for key, text in parse_qsl(n_workers.query, keep_blank_values=True):
+        if key not in (*_PARAMETER_RANGES, "classes") or key in values:
+            raise _invalid(f"{'repeated' if key in values else 'unknown'} part {key!r} in {source}")
         try:
             values[key] = _parse_classes(text) if key == "classes" else int(text)
         except ValueError:
-            raise _mistake(f"{key} is {text!r} in {source}") from None
-    if wanted is not None:
-        values.setdefault("classes", tuple(wanted))
+            raise _invalid(f"{key} is {text!r} in {source}") from None
+    if default_classes is not None:
+        values.setdefault("classes", tuple(default_classes))
     return SyntheticSource(**values)
 
 
 def render_source(
-    source: str, home: Path, progress: Progress | None = None, wanted: Sequence[int] | None = None
+    source: str, home: Path, progress: Progress | None = None, default_classes: Sequence[int] | None = None
 ) -> Path:
-    """The folder under `home`/datasets with a synthetic:// source's bins, rendered the first time only."""
-    asked = parse_source(source, wanted)
-    classes = "-".join(map(str, asked.classes))
-    name = f"synthetic-v{VERSION}-{asked.images}x{asked.size}-seed{asked.seed}-classes{classes}"
+    """The folder under `home`/datasets with the bins of a synthetic:// source, which are rendered once."""
+    parameters = parse_source(source, default_classes)
+    classes = "-".join(map(str, parameters.classes))
+    name = (
+        f"synthetic-v{VERSION}-{parameters.images}x{parameters.size}-seed{parameters.seed}-classes{classes}"
+    )
     dest = home / "datasets" / name
-    write_synthetic(dest, asked.images, asked.seed, asked.size, asked.classes, progress)
+    write_synthetic(dest, parameters.images, parameters.seed, parameters.size, parameters.classes, progress)
     return dest
 
 
@@ -94,31 +95,31 @@ def write_synthetic(
 ) -> None:
     """Render bins 00000, 00001, ... of a seed into bin-images/ and metadata/ under `dest`, on all cores.
 
-    They appear at once, when all are done; an interrupted call is resumed by the next one, and a finished
-    one has nothing left to do. Raises UserError where `dest` holds anything else or cannot be written.
+    The folder appears when all bins are complete; the next call resumes an interrupted one. Raises UserError if
+    `dest` holds something else or cannot be written.
     """
-    wanted = SyntheticSource(images, seed, size, tuple(classes))
-    stamp = json.dumps({"renderer": VERSION, **asdict(wanted)}, indent=1)
-    beside = dest.with_name(f".{dest.name}.partial")
+    requested = SyntheticSource(images, seed, size, tuple(classes))
+    stamp = json.dumps({"renderer": VERSION, **asdict(requested)}, indent=1)
+    partial = dest.with_name(f".{dest.name}.partial")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(dest.with_name(f".{dest.name}.lock")):
+        with locked(dest.with_name(f".{dest.name}.lock")):
             if _stamp_of(dest) == stamp:
                 return
             if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
                 raise UserError(
                     f"{dest} exists and holds something else", "another folder, or delete this one"
                 )
-            if _stamp_of(beside) != stamp:
-                shutil.rmtree(beside, ignore_errors=True)
+            if _stamp_of(partial) != stamp:
+                shutil.rmtree(partial, ignore_errors=True)
                 for folder in ("bin-images", "metadata"):
-                    (beside / folder).mkdir(parents=True)
-                (beside / _STAMP).write_text(stamp)
-            for half_written in beside.glob("bin-images/*.tmp"):
+                    (partial / folder).mkdir(parents=True)
+                (partial / _STAMP_FILE).write_text(stamp)
+            for half_written in partial.glob("bin-images/*.tmp"):
                 half_written.unlink()
-            job = {"folder": str(beside), **asdict(wanted)}
-            run(_render_part, job, images, least=8, progress=progress)
-            beside.replace(dest)
+            job = {"folder": str(partial), **asdict(requested)}
+            run(_render_part, job, images, min_units=8, progress=progress)
+            partial.replace(dest)
     except OSError as error:
         raise UserError(
             f"cannot write synthetic bins to {dest}: {error.strerror or error}",
@@ -128,51 +129,50 @@ def write_synthetic(
 
 def _stamp_of(folder: Path) -> str | None:
     try:
-        return (folder / _STAMP).read_text()
+        return (folder / _STAMP_FILE).read_text()
     except OSError:
         return None
 
 
-def _render_part(job: dict[str, Any], part: int, parts: int) -> Iterator[None]:
-    """Write every `parts`-th bin that is not there yet; the image comes last and by renaming."""
+def _render_part(job: dict[str, Any], worker: int, n_workers: int) -> Iterator[None]:
+    """Write every `n_workers`-th bin that does not exist yet; the image is written last and atomically."""
     folder = Path(job["folder"])
-    for index in range(part, job["images"], parts):
+    for index in range(worker, job["images"], n_workers):
         image_path = folder / "bin-images" / f"{index:05d}.jpg"
         if not image_path.exists():
-            image, label, goods = render(job["seed"], index, job["size"], job["classes"])
-            document = {"BIN_FCSKU_DATA": _listing(goods), "EXPECTED_QUANTITY": label}
+            image, label, products = render(job["seed"], index, job["size"], job["classes"])
+            document = {"BIN_FCSKU_DATA": _listing(products), "EXPECTED_QUANTITY": label}
             (folder / "metadata" / f"{index:05d}.json").write_text(json.dumps(document, indent=1))
-            beside = image_path.with_suffix(f".{os.getpid()}.tmp")
-            image.save(beside, "JPEG", quality=92)
-            beside.replace(image_path)
+            with atomic_path(image_path) as temporary:
+                image.save(temporary, "JPEG", quality=92)
         yield
 
 
-def _listing(goods: Sequence[Product]) -> dict[str, Any]:
-    """The goods as the public bucket's metadata lists them: once for each product, with its quantity."""
-    quantities = Counter(goods)
+def _listing(products: Sequence[Product]) -> dict[str, Any]:
+    """The products in the format of the public bucket's metadata: each one once, with its quantity."""
+    quantities = Counter(products)
     return {
-        good.code: {
-            "asin": good.code,
-            "name": f"Synthetic {good.kind}",
-            "normalizedName": f"Synthetic {good.kind}",
+        product.code: {
+            "asin": product.code,
+            "name": f"Synthetic {product.kind}",
+            "normalizedName": f"Synthetic {product.kind}",
             "quantity": quantity,
-            "length": {"unit": "IN", "value": good.depth},
-            "width": {"unit": "IN", "value": good.width},
-            "height": {"unit": "IN", "value": good.height},
-            "weight": {"unit": "pounds", "value": good.weight},
+            "length": {"unit": "IN", "value": product.depth},
+            "width": {"unit": "IN", "value": product.width},
+            "height": {"unit": "IN", "value": product.height},
+            "weight": {"unit": "pounds", "value": product.weight},
         }
-        for good, quantity in quantities.items()
+        for product, quantity in quantities.items()
     }
 
 
 def _parse_classes(text: str) -> tuple[int, ...]:
-    """Counts as 0,1,2 or as 0-5."""
+    """Parse counts such as 0,1,2 or 0-5."""
     first, separator, last = text.partition("-")
     if separator:
         return tuple(range(int(first), int(last) + 1))
-    return tuple(int(part) for part in text.split(","))
+    return tuple(int(worker) for worker in text.split(","))
 
 
-def _mistake(message: str) -> UserError:
+def _invalid(message: str) -> UserError:
     return UserError(f"synthetic bins: {message}", f"for example {_EXAMPLE}")

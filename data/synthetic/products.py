@@ -1,4 +1,4 @@
-"""The products in synthetic bins: boxes, books, bottles, cans, bags and balls of random size and look."""
+"""The products in synthetic bins: boxes, books, bottles, cans, bags and balls of random size and appearance."""
 
 from dataclasses import dataclass
 from random import Random
@@ -10,7 +10,7 @@ from binsweep.data.synthetic.shapes import DRAW
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One product: sizes in inches, weight in pounds. `look` seeds its print, so that copies look alike."""
+    """A product: sizes in inches, weight in pounds. `appearance_seed` seeds its artwork: copies look the same."""
 
     code: str
     kind: str
@@ -18,7 +18,7 @@ class Product:
     height: float
     depth: float
     weight: float
-    look: int
+    appearance_seed: int
 
 
 # Ranges of width, height and depth in inches.
@@ -34,8 +34,8 @@ _SIZES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, f
 _KINDS = ("box", "box", "carton", "book", "bottle", "bottle", "can", "bag", "bag", "ball")
 
 
-def make_good(rng: Random) -> Product:
-    """A product of random kind, size and look."""
+def make_product(rng: Random) -> Product:
+    """A product of random kind, size and appearance."""
     kind = rng.choice(_KINDS)
     width, height, depth = (round(rng.uniform(*sides), 2) for sides in _SIZES[kind])
     code = "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ0123456789") for _ in range(8))
@@ -43,9 +43,9 @@ def make_good(rng: Random) -> Product:
     return Product(f"B0{code}", kind, width, height, depth, weight, rng.getrandbits(32))
 
 
-def draw_good(good: Product, inch: float) -> Image.Image:
+def draw_product(product: Product, inch: float) -> Image.Image:
     """The product upright and front on, as an RGBA patch of `inch` pixels per inch."""
-    rng = Random(good.look)
-    width = max(8, round(good.width * inch))
-    height = max(8, round(good.height * inch))
-    return DRAW[good.kind](rng, width, height)
+    rng = Random(product.appearance_seed)
+    width = max(8, round(product.width * inch))
+    height = max(8, round(product.height * inch))
+    return DRAW[product.kind](rng, width, height)

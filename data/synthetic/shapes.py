@@ -1,4 +1,4 @@
-"""The shapes of synthetic goods, each drawn upright on an RGBA patch of its own."""
+"""The shapes of synthetic products, each drawn upright on its own RGBA patch."""
 
 import math
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from binsweep.data.synthetic.drawing import (
     Colour,
+    apply_light,
     contrast,
-    lit,
+    draw_artwork,
     mix,
-    print_on,
     product_colour,
-    rounded,
-    smooth,
+    shade_cylinder,
+    smooth_noise,
 )
 
 
@@ -35,7 +35,7 @@ def _box(rng: Random, width: int, height: int, base: Colour | None = None) -> Im
     draw.polygon([(0, up), (deep, 0), (w + deep, 0), (w, up)], fill=mix(base, (255, 250, 240), 0.35))
     draw.polygon([(w, up), (w + deep, 0), (w + deep, h - up), (w, h)], fill=mix(base, (15, 12, 10), 0.5))
     draw.rectangle((0, up, w, h), fill=base)
-    print_on(draw, rng, (0, up, w, h), base)
+    draw_artwork(draw, rng, (0, up, w, h), base)
     draw.line([(0, up), (w, up), (w, h)], fill=edge, width=2)
     draw.line([(w, up), (w + deep, 0)], fill=edge, width=2)
     draw.rectangle((0, up, w, h), outline=edge)
@@ -69,7 +69,7 @@ def _book(rng: Random, width: int, height: int) -> Image.Image:
     for place in (0.05, 0.82):
         band = height * place
         draw.rectangle((0, band, width, band + height * 0.04), fill=mix(base, ink, 0.6))
-    return rounded(image, 0.35, rng)
+    return shade_cylinder(image, 0.35, rng)
 
 
 def _bottle(rng: Random, width: int, height: int) -> Image.Image:
@@ -86,8 +86,8 @@ def _bottle(rng: Random, width: int, height: int) -> Image.Image:
     label = contrast(base, rng)
     top = shoulder + height * 0.1
     draw.rectangle((0, top, width - 1, height * 0.88), fill=label)
-    print_on(draw, rng, (0, top, width - 1, height * 0.88), label)
-    return rounded(image, 0.6, rng)
+    draw_artwork(draw, rng, (0, top, width - 1, height * 0.88), label)
+    return shade_cylinder(image, 0.6, rng)
 
 
 def _can(rng: Random, width: int, height: int) -> Image.Image:
@@ -96,8 +96,8 @@ def _can(rng: Random, width: int, height: int) -> Image.Image:
     lid = max(4.0, width * 0.22)
     draw.rectangle((0, lid / 2, width - 1, height - lid / 2), fill=base)
     draw.ellipse((0, height - lid, width - 1, height - 1), fill=base)
-    print_on(draw, rng, (0, lid, width - 1, height - lid * 0.7), base)
-    image = rounded(image, 0.6, rng)
+    draw_artwork(draw, rng, (0, lid, width - 1, height - lid * 0.7), base)
+    image = shade_cylinder(image, 0.6, rng)
     metal = (190, 188, 182) if rng.random() < 0.6 else contrast(base, rng)
     draw = ImageDraw.Draw(image)
     draw.ellipse((0, 0, width - 1, lid), fill=metal, outline=mix(metal, (0, 0, 0), 0.5), width=2)
@@ -121,15 +121,15 @@ def _bag(rng: Random, width: int, height: int) -> Image.Image:
         place = (width * 0.25, height * 0.25, width * 0.75, height * 0.72)
         paper = contrast(base, rng)
         draw.rectangle(place, fill=paper)
-        print_on(draw, rng, place, paper)
+        draw_artwork(draw, rng, place, paper)
     image.putalpha(image.getchannel("A").filter(ImageFilter.GaussianBlur(1.5)))
-    ridges = smooth(rng, width, height, 7)
+    ridges = smooth_noise(rng, width, height, 7)
     wrinkles = np.abs(ridges - 128) < rng.uniform(5, 9)
-    return lit(image, 0.55 + ridges / 255 * 0.75 + wrinkles * 0.5)
+    return apply_light(image, 0.55 + ridges / 255 * 0.75 + wrinkles * 0.5)
 
 
 def _ball(rng: Random, width: int, height: int) -> Image.Image:
-    """Yarn, a toy, a roll: something round."""
+    """A round product: yarn, a toy, a roll."""
     base = product_colour(rng)
     side = min(width, height)
     image, draw = _canvas(side, side)
@@ -140,7 +140,7 @@ def _ball(rng: Random, width: int, height: int) -> Image.Image:
         draw.arc((x, side * 0.1, x + side * 0.8, side * 0.9), 90, 270, fill=stripe, width=max(2, side // 14))
     image.putalpha(_disc(side))
     y, x = np.mgrid[0:side, 0:side] / side
-    return lit(image, 1.2 - 2.2 * ((x - 0.4) ** 2 + (y - 0.35) ** 2))
+    return apply_light(image, 1.2 - 2.2 * ((x - 0.4) ** 2 + (y - 0.35) ** 2))
 
 
 def _disc(side: int) -> Image.Image:

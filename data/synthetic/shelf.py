@@ -1,4 +1,4 @@
-"""The empty synthetic bin: fabric, folds and darkness, the shelf label and the tape across the front."""
+"""The empty synthetic bin: fabric, folds and shade, the shelf label and the tape across the front."""
 
 from dataclasses import dataclass
 from random import Random
@@ -6,16 +6,16 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from binsweep.data.synthetic.drawing import Colour, mix, smooth
+from binsweep.data.synthetic.drawing import Colour, mix, smooth_noise
 
-_FABRICS: tuple[Colour, ...] = (
+_FABRIC_COLOURS: tuple[Colour, ...] = (
     (206, 178, 92),
     (198, 172, 100),
     (190, 160, 84),
     (172, 164, 140),
     (120, 128, 140),
 )
-_STICKERS: tuple[Colour, ...] = (
+_LABEL_COLOURS: tuple[Colour, ...] = (
     (226, 116, 66),
     (120, 168, 214),
     (240, 170, 160),
@@ -23,7 +23,7 @@ _STICKERS: tuple[Colour, ...] = (
     (226, 206, 120),
 )
 
-# Three by five dots each: enough to read "3C" on the label of a photo of 224 pixels.
+# Three by five dots each, enough to read "3C" on the label of a photo of 224 pixels.
 _GLYPHS = {
     "1": "010110010010111",
     "2": "111001111100111",
@@ -41,9 +41,9 @@ _GLYPHS = {
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """Where the bin's opening is, in pixels of the canvas, and what its fabric looks like.
+    """The bin's opening in pixels of the canvas, and the colour of its fabric.
 
-    `floor` is where the floor begins at the front, `rise` how much higher it ends at the back.
+    `floor` is the front edge of the floor; its back edge is `rise` pixels higher.
     """
 
     side: int
@@ -64,7 +64,7 @@ def make_shelf(rng: Random, side: int) -> Shelf:
         top=round(side * rng.uniform(0.02, 0.12)),
         floor=round(side * rng.uniform(0.84, 0.93)),
         rise=round(side * rng.uniform(0.05, 0.12)),
-        fabric=rng.choice(_FABRICS),
+        fabric=rng.choice(_FABRIC_COLOURS),
     )
 
 
@@ -89,11 +89,11 @@ def draw_back(shelf: Shelf, rng: Random) -> Image.Image:
         fill=floor,
     )
     depth = np.linspace(rng.uniform(0.5, 0.8), 1.0, side, dtype=np.float32)[:, None]
-    return _woven(image, rng, depth)
+    return _add_weave(image, rng, depth)
 
 
 def draw_front(image: Image.Image, shelf: Shelf, rng: Random) -> Image.Image:
-    """What hangs before the goods: the frame of fabric with its labels, and the bands of tape."""
+    """Draw the front over the products: the frame of fabric with its labels, and the bands of tape."""
     side = shelf.side
     mask = Image.new("L", (side, side), 255)
     sag = round(side * rng.uniform(0.0, 0.04))
@@ -102,22 +102,24 @@ def draw_front(image: Image.Image, shelf: Shelf, rng: Random) -> Image.Image:
     upper = [(x, shelf.top + 4 * sag * t * (1 - t) * 0.3) for x, t in zip(across, steps, strict=True)]
     lower = [(x, shelf.floor + 4 * sag * t * (1 - t)) for x, t in zip(across, steps, strict=True)]
     ImageDraw.Draw(mask).polygon(upper + lower[::-1], fill=0)
-    fabric = _woven(Image.new("RGB", (side, side), shelf.fabric), rng, np.ones((side, 1), np.float32))
+    fabric = _add_weave(Image.new("RGB", (side, side), shelf.fabric), rng, np.ones((side, 1), np.float32))
     draw = ImageDraw.Draw(fabric)
     height = side * rng.uniform(0.07, 0.1)
-    _sticker(draw, rng, side * rng.uniform(0.3, 0.6), shelf.floor + sag + side * 0.01, height)
+    _draw_label(draw, rng, side * rng.uniform(0.3, 0.6), shelf.floor + sag + side * 0.01, height)
     if rng.random() < 0.6:
-        _sticker(draw, rng, side * rng.uniform(0.3, 0.6), shelf.top - height * rng.uniform(0.8, 1.2), height)
-    image = _taped(image, shelf, rng)
+        _draw_label(
+            draw, rng, side * rng.uniform(0.3, 0.6), shelf.top - height * rng.uniform(0.8, 1.2), height
+        )
+    image = _add_tape(image, shelf, rng)
     image.paste(fabric, (0, 0), mask)
     ImageDraw.Draw(image).line(lower, fill=mix(shelf.fabric, (40, 30, 10), 0.6), width=max(1, side // 150))
     return image
 
 
-def _woven(image: Image.Image, rng: Random, light: np.ndarray) -> Image.Image:
-    """Give a picture the grain of a coarse weave and the soft shade of folds; `light` is [side, 1]."""
+def _add_weave(image: Image.Image, rng: Random, light: np.ndarray) -> Image.Image:
+    """Add the grain of a coarse weave and the soft shade of folds; `light` is [side, 1]."""
     side = image.width
-    folds = smooth(rng, side, side, 5) / 255
+    folds = smooth_noise(rng, side, side, 5) / 255
     grain = np.frombuffer(rng.randbytes(side * side // 4), np.uint8).reshape(side // 2, side // 2)
     weave = (
         np.asarray(Image.fromarray(grain).resize((side, side), Image.Resampling.NEAREST), np.float32) / 255
@@ -128,9 +130,9 @@ def _woven(image: Image.Image, rng: Random, light: np.ndarray) -> Image.Image:
     return Image.fromarray((np.asarray(image) * factor[:, :, None]).clip(0, 255).astype(np.uint8))
 
 
-def _sticker(draw: ImageDraw.ImageDraw, rng: Random, x: float, y: float, height: float) -> None:
+def _draw_label(draw: ImageDraw.ImageDraw, rng: Random, x: float, y: float, height: float) -> None:
     """A shelf label: a short code such as 3C^, and a matrix code."""
-    colour = rng.choice(_STICKERS)
+    colour = rng.choice(_LABEL_COLOURS)
     draw.rectangle(
         (x - height * 0.2, y - height * 0.08, x + height * 3.2, y + height * 1.05), fill=(232, 228, 214)
     )
@@ -153,8 +155,8 @@ def _sticker(draw: ImageDraw.ImageDraw, rng: Random, x: float, y: float, height:
             draw.rectangle((left, top, left + cell, top + cell), fill=(20, 20, 20))
 
 
-def _taped(image: Image.Image, shelf: Shelf, rng: Random) -> Image.Image:
-    """Bands of ribbed transparent tape that keep the goods in."""
+def _add_tape(image: Image.Image, shelf: Shelf, rng: Random) -> Image.Image:
+    """Draw bands of ribbed transparent tape across the opening."""
     side = shelf.side
     cover = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(cover)

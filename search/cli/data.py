@@ -70,14 +70,15 @@ def pull(
     """Fetch the wanted images of a bucket into DEST; the same command again goes on where it stopped."""
     from dataclasses import asdict
 
-    from binsweep.data.s3.bucket import open_bucket, parse_place
-    from binsweep.data.s3.listing import Wanted
+    from binsweep.data.s3.address import parse_address
+    from binsweep.data.s3.bucket import open_bucket
+    from binsweep.data.s3.listing import Selection
     from binsweep.data.s3.pull import PROBLEMS
     from binsweep.data.s3.pull import pull as run
 
     counts = tuple(sorted(set(parse_counts(classes)))) if classes else None
-    wanted = Wanted(counts, limit, per_class, _read_ids(ids), seed)
-    bucket = open_bucket(parse_place(source), endpoint, workers)
+    wanted = Selection(counts, limit, per_class, _read_ids(ids), seed)
+    bucket = open_bucket(parse_address(source), endpoint, workers)
     start = time.time()
     with ProgressMeter() as meter:
         pulled = run(bucket, dest, wanted, meter, workers)
@@ -112,15 +113,21 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
     """Send the readable images of SOURCE to a bucket, with their metadata and manifest.parquet."""
     from dataclasses import asdict
 
-    from binsweep.data.manifest import load_manifest, skipped_text
-    from binsweep.data.s3.bucket import open_bucket, parse_place
+    from binsweep.data.manifest import format_skipped, load_manifest
+    from binsweep.data.s3.address import parse_address
+    from binsweep.data.s3.bucket import open_bucket
     from binsweep.data.s3.push import push as run
     from binsweep.data.split import Split
 
-    bucket = open_bucket(parse_place(dest), endpoint, empty=True)
+    bucket = open_bucket(parse_address(dest), endpoint, allow_empty=True)
     with ProgressMeter() as meter:
         manifest = load_manifest(
-            source, None, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=layout == "same"
+            source,
+            None,
+            Split(by=by),
+            home_folder(),
+            partial(meter, "reading"),
+            allow_untrainable=layout == "same",
         )
         pushed = run(manifest, bucket, layout, meter)
     if as_json:
@@ -128,7 +135,9 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
         return
     print(f"{pushed.images:,} images in {dest}: {pushed.sent:,} of {pushed.objects:,} objects sent")
     if manifest.skipped:
-        print(f"left out {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
+        print(
+            f"left out {len(manifest.skipped):,} files: {format_skipped(manifest.skipped)}", file=sys.stderr
+        )
 
 
 @data_group.command()
@@ -140,21 +149,23 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
 @split_by_option
 def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     """Show what is in SOURCE: classes, sizes, light, blur, duplicates, leaks, doubtful labels, samples."""
-    from binsweep.data.atomic_write import require_page
-    from binsweep.data.manifest import load_manifest, skipped_text
-    from binsweep.data.report.data_report import examine, write_report
+    from binsweep.data.manifest import format_skipped, load_manifest
+    from binsweep.data.output_path import require_page
+    from binsweep.data.report.data_report import build_data_report, write_report
     from binsweep.data.split import Split
 
     require_page(out)
     counts = parse_counts(classes) if classes else None
     with ProgressMeter() as meter:
         manifest = load_manifest(
-            source, counts, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=True
+            source, counts, Split(by=by), home_folder(), partial(meter, "reading"), allow_untrainable=True
         )
-        found = examine(manifest, home_folder(), partial(meter, "looking"))
+        found = build_data_report(manifest, home_folder(), partial(meter, "looking"))
     if manifest.skipped:
-        print(f"left out {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
-    for gap in manifest.gaps():
+        print(
+            f"left out {len(manifest.skipped):,} files: {format_skipped(manifest.skipped)}", file=sys.stderr
+        )
+    for gap in manifest.coverage_warnings():
         print(f"warning: {gap}", file=sys.stderr)
     try:
         page, facts = write_report(found, out)
@@ -197,8 +208,8 @@ def audit_labels(
     """Find photos of SOURCE whose label is probably wrong (train and validation; the test split is not read)."""
     from dataclasses import asdict
 
-    from binsweep.data.atomic_write import require_folder
     from binsweep.data.manifest import load_manifest
+    from binsweep.data.output_path import require_folder
     from binsweep.data.split import Split
     from binsweep.models.network import ARCHITECTURES
     from binsweep.models.pretrained import check_weights

@@ -139,7 +139,7 @@ def evaluate(
     model: str, source: str, split: Any, classes: str | None, seen: bool, out: Path | None, as_json: bool
 ) -> None:
     """Score MODEL (a registered name, NAME@alias, NAME/version or any model URI) on the photos of SOURCE."""
-    from binsweep.data.atomic_write import require_folder
+    from binsweep.data.output_path import require_folder
     from binsweep.search.workflows.evaluate import evaluate_source
     from binsweep.tracking.mlflow_server.embedded import tracking_server
 

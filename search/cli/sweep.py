@@ -168,7 +168,7 @@ def status(sweep_id: str | None, address: str | None, as_json: bool) -> None:
 @click.option("--open", "then_open", is_flag=True, help="Open the page in a browser.")
 def report(sweep_id: str, out: Path | None, then_open: bool) -> None:
     """Write the report of SWEEP (its id, or its name for the newest), running or finished, as one HTML page."""
-    from binsweep.data.atomic_write import require_page
+    from binsweep.data.output_path import require_page
     from binsweep.search.history.sweep_state import find_folder
     from binsweep.search.report.sweep_report import write_report
 

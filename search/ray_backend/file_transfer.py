@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from binsweep.data.atomic_write import write_bytes
 from binsweep.data.banks.pixels import PixelBank
-from binsweep.data.banks.store import make_room, open_bank, opened_banks
+from binsweep.data.banks.store import banks_in_use, evict_banks, open_bank
 from binsweep.data.errors import UserError
-from binsweep.data.locks import open_lock, try_lock
+from binsweep.data.locks import locked, open_lock, try_lock
 from binsweep.models.pretrained import file_hash, provide, weights_file
 from binsweep.models.train import TrialData
 from binsweep.search.execution.trial import LAST, TrialTask
@@ -96,7 +95,7 @@ class DriverFiles:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             beside = file.with_suffix(".tmp")  # one that a killed worker left is written over
-            with FileLock(file.with_suffix(".lock")):
+            with locked(file.with_suffix(".lock")):
                 if not file.exists():
                     _fetch(
                         beside, size, functools.partial(self.keeper.weights_part.remote, backbone, weights)
@@ -114,7 +113,7 @@ def trial_folder(name: str) -> Iterator[Path]:
     """
     trials = node_home() / "trials"
     trials.mkdir(parents=True, exist_ok=True)
-    with FileLock(trials / ".lock"):  # a folder that has just been made is not taken for one that was left
+    with locked(trials / ".lock"):  # a folder that has just been made is not taken for one that was left
         _remove_left(trials)
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=trials))
         lock = open_lock(folder / IN_USE)
@@ -141,7 +140,7 @@ def remove_left_trials() -> None:
     """Remove what killed workers left of their trials on this node."""
     trials = node_home() / "trials"
     if trials.is_dir():
-        with FileLock(trials / ".lock"):
+        with locked(trials / ".lock"):
             _remove_left(trials)
 
 
@@ -169,7 +168,7 @@ def open_site(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
             )
             .remote(folder, data.banks)
         )
-    names = tuple(path.name for path in opened_banks(data.banks))
+    names = tuple(path.name for path in banks_in_use(data.banks))
     return DriverFiles(
         node,
         data.classes,
@@ -286,7 +285,7 @@ def _fetch(file: Path, size: int, part: Callable[[int], Any]) -> None:
 def _fetch_bank(keeper: Any, name: str, folder: Path) -> None:
     """Fill an empty folder with a bank of the driver's."""
     sizes = ray.get(keeper.bank.remote(name))
-    make_room(folder.parent, sum(sizes.values()))
+    evict_banks(folder.parent, sum(sizes.values()))
     for file, size in sizes.items():
         _fetch(folder / file, size, functools.partial(keeper.bank_part.remote, name, file))
 

@@ -27,7 +27,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from binsweep.data.errors import UserError
-from binsweep.data.python_process import PACKAGE, environment_variable, same_path
+from binsweep.data.python_process import PACKAGE, current_import_path, environment_variable
 from binsweep.data.resource_limits import memory
 from binsweep.models.train import TrialData
 from binsweep.search.execution.controller import Controller
@@ -153,7 +153,11 @@ def start_ray(cores: int) -> Iterator[Node]:
     has."""
     # A token of this process alone: without one, Ray would write one into the person's home directory.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _own_folder() as folder, _on_the_loopback(), environment_variable("PYTHONPATH", same_path()):
+    with (
+        _own_folder() as folder,
+        _on_the_loopback(),
+        environment_variable("PYTHONPATH", current_import_path()),
+    ):
         _init_ray(
             folder,
             address="local",

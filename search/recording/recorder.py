@@ -115,12 +115,14 @@ class Recorder:
     def _report_data(self) -> None:
         try:
             from binsweep.data.report.data_report import (  # its libraries take a second to import
-                examine,
+                build_data_report,
                 write_report,
             )
 
             home = self._folder.parent.parent
-            for file in write_report(examine(self._manifest, home), self._folder / "data" / "report.html"):
+            for file in write_report(
+                build_data_report(self._manifest, home), self._folder / "data" / "report.html"
+            ):
                 self._log.artifact(SWEEP, file, "data")
         except Exception:  # a page that cannot be made must not cost the sweep
             if not (self._leaving or self._over.is_set()):  # else nobody waits for it any more

@@ -7,7 +7,7 @@ import locale
 import os
 import sys
 
-from binsweep.data.python_process import in_utf8_mode
+from binsweep.data.python_process import restart_in_utf8_mode
 
 _kept: list[
     object
@@ -24,7 +24,7 @@ def settle_streams() -> None:
     _open_closed_ones()
     if not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8"):
         sys.stderr.flush()
-        in_utf8_mode()
+        restart_in_utf8_mode()
     # Whoever calls the program from Python may have put a stream of their own in the place of one.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

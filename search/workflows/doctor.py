@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from binsweep import __version__
-from binsweep.data.banks.store import LIMIT, banks_in, size_limit, size_of
+from binsweep.data.banks.store import BANKS_LIMIT, bank_size, banks_in, size_limit
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores, memory
 from binsweep.models.network import ARCHITECTURES
@@ -90,10 +90,10 @@ def _disk(home: Path) -> CheckResult:
 def _banks(home: Path) -> CheckResult:
     folder = home / "banks"
     banks = banks_in(folder)
-    text = f"{len(banks)} of {sum(map(size_of, banks)) / GIB:.2f} GiB"
+    text = f"{len(banks)} of {sum(map(bank_size, banks)) / GIB:.2f} GiB"
     try:
         return CheckResult(
-            "banks", True, f"{text}, at most {size_limit() / GIB:g} GiB ({LIMIT}), in {folder}"
+            "banks", True, f"{text}, at most {size_limit() / GIB:g} GiB ({BANKS_LIMIT}), in {folder}"
         )
     except UserError as error:
         return CheckResult("banks", False, error.message, error.hint)

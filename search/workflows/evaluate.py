@@ -13,7 +13,7 @@ import numpy as np
 
 from binsweep.data.decode import decode
 from binsweep.data.errors import UserError
-from binsweep.data.manifest import Item, Manifest, load_manifest, skipped_text
+from binsweep.data.manifest import Item, Manifest, format_skipped, load_manifest
 from binsweep.data.split import Split, SplitName
 from binsweep.models.metrics import commonest
 from binsweep.search.recording.live_table import Step
@@ -73,7 +73,7 @@ def evaluate_source(
         division = replace(division, by="id")
     asked = classes or photos.get("classes")
     with Step("reading the data") as step:
-        manifest = load_manifest(source, asked, division, home, step, any_photos=True)
+        manifest = load_manifest(source, asked, division, home, step, allow_untrainable=True)
     _check_asked(manifest, classes or (), split, division)
     own = manifest.fingerprint == judged_by(tags)
     seen = None if version is None else seen_by(tracking_uri, version, None if own else home)
@@ -87,7 +87,7 @@ def evaluate_source(
     items = [item for item, error in zip(chosen.items, said.errors, strict=True) if not error]
     notes = []
     if manifest.skipped:
-        notes.append(f"{len(manifest.skipped):,} files are left out: {skipped_text(manifest.skipped, 3)}.")
+        notes.append(f"{len(manifest.skipped):,} files are left out: {format_skipped(manifest.skipped, 3)}.")
     if len(items) < len(chosen.items):
         why = next(error for error in said.errors if error)
         notes.append(f"{len(chosen.items) - len(items)} photos are left out, which it cannot read ({why}).")

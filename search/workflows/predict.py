@@ -133,19 +133,15 @@ def _local(path: Path) -> Photo:
 
 
 def _in_bucket(uri: str) -> list[Photo]:
-    from binsweep.data.s3.bucket import (
-        SCHEME,
-        Bucket,
-        ObjectError,
-        open_bucket,
-        parse_place,
-    )  # boto3 takes a second to import
+    from binsweep.data.s3.address import SCHEME, parse_address
+    from binsweep.data.s3.bucket import Bucket, open_bucket  # boto3 takes a second to import
+    from binsweep.data.s3.errors import ObjectError
 
     folder, _, name = uri.rpartition("/")
     if name.lower().endswith(IMAGE_SUFFIXES):
-        bucket, names = open_bucket(parse_place(folder)), [name]
+        bucket, names = open_bucket(parse_address(folder)), [name]
     else:
-        bucket = open_bucket(parse_place(uri))
+        bucket = open_bucket(parse_address(uri))
         names = [one.name for one in bucket.list() if _is_photo(PurePosixPath(one.name), PurePosixPath())]
 
     def content(bucket: Bucket, name: str) -> bytes:
@@ -154,7 +150,7 @@ def _in_bucket(uri: str) -> list[Photo]:
         except ObjectError as error:
             raise ImageError(str(error)) from error
 
-    prefix = f"{SCHEME}{bucket.place.bucket}/{bucket.place.prefix}"
+    prefix = f"{SCHEME}{bucket.address.bucket}/{bucket.address.prefix}"
     return [Photo(f"{prefix}{name}", partial(content, bucket, name)) for name in names]
 
 

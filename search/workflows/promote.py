@@ -100,7 +100,7 @@ def _candidate(
         "classes": list(manifest.classes),
         "split": part.split.model_dump(),
         # Evaluations to come read the source whole: data.exclude takes from train alone.
-        "fingerprint": manifest.whole or manifest.fingerprint,
+        "fingerprint": manifest.full_fingerprint or manifest.fingerprint,
     }
     notes = [*_finalist_notes(spec, finalists), *answer.notes]
     return Candidate(

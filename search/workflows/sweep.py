@@ -16,7 +16,7 @@ import torch
 from binsweep.data.banks.pixels import open_pixel_bank
 from binsweep.data.banks.store import bank_folder
 from binsweep.data.errors import UserError
-from binsweep.data.manifest import Manifest, skipped_text
+from binsweep.data.manifest import Manifest, format_skipped
 from binsweep.data.resource_limits import cores
 from binsweep.models.settings import Settings
 from binsweep.models.train import TrialData, build_banks
@@ -66,8 +66,8 @@ def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
     with Step("reading the data") as step:
         manifest = spec_manifest(spec, home, step)
     if manifest.skipped:
-        print(f"skipped {len(manifest.skipped):,} files: {skipped_text(manifest.skipped)}", file=sys.stderr)
-    for gap in manifest.gaps():
+        print(f"skipped {len(manifest.skipped):,} files: {format_skipped(manifest.skipped)}", file=sys.stderr)
+    for gap in manifest.coverage_warnings():
         print(f"warning: {gap}", file=sys.stderr)
     largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
     if largest > train:

@@ -1,4 +1,4 @@
-"""Small sources of images for the tests of this room."""
+"""Small sources of images for the tests of data/."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ def write_bin(root: Path, id: str, quantity: int, value: int) -> None:
 
 
 def write_bucket(root: Path, counts: Mapping[int, int]) -> Path:
-    """A source in the bucket's layout with so many bins of each label; ids are 00000, 00001, ..."""
+    """A source in the bucket's layout with `counts` bins of each label; ids are 00000, 00001, ..."""
     labels = [label for label, number in counts.items() for _ in range(number)]
     for index, label in enumerate(labels):
         write_bin(root, f"{index:05d}", label, index)

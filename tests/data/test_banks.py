@@ -1,4 +1,4 @@
-"""The folder of the banks: whole or not there, kept to its limit, and in memory where it cannot be written."""
+"""Banks are complete or absent, kept within their limit, and built in memory if the home is read-only."""
 
 import ctypes
 import logging
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from binsweep.data.banks.store import bank_folder, banks_in, make_room, open_bank, size_limit
+from binsweep.data.banks.store import bank_folder, banks_in, evict_banks, open_bank, size_limit
 from binsweep.data.errors import UserError
 
-# Opens (or builds, with 1,000 bytes) the bank argv[1], says what it did, and waits for a line when told to.
+# Opens (or builds, with 1,000 bytes) the bank argv[1], prints what it did, and waits for a line.
 OPENER = """
 import sys, time
 from pathlib import Path
@@ -51,19 +51,19 @@ print(folder, old, new)
 
 def build(path: Path, size: int = 1000) -> bytes:
     def fill(beside: Path) -> None:
-        make_room(path.parent, size)
+        evict_banks(path.parent, size)
         (beside / "content").write_bytes(b"x" * size)
 
     return open_bank(path, "bank", lambda path: (path / "content").read_bytes(), fill)
 
 
 def release() -> None:
-    """Let go of what this process holds, as if it had ended."""
+    """Release all banks of this process, as if it had ended."""
     from binsweep.data.banks import store as banks
 
-    for fd in banks._held.values():
+    for fd in banks._use_locks.values():
         os.close(fd)
-    banks._held.clear()
+    banks._use_locks.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -83,12 +83,12 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 
 def age(folder: Path, *names: str) -> None:
-    """Make these banks the ones that were opened longest ago, the first of them first."""
+    """Make these banks the least recently opened ones, in this order."""
     for seconds, name in enumerate(names):
         os.utime(folder / f"{name}.use", (seconds, seconds))
 
 
-def test_the_banks_opened_longest_ago_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_opened_banks_are_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pixels-a", "pixels-b", "features-c"):
         build(tmp_path / name)
     release()
@@ -98,7 +98,9 @@ def test_the_banks_opened_longest_ago_give_way(tmp_path: Path, monkeypatch: pyte
     assert {path.name for path in banks_in(tmp_path)} == {"pixels-b", "pixels-d"}
 
 
-def test_opening_a_bank_makes_it_the_last_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_bank_makes_it_the_last_to_be_evicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("pixels-a", "pixels-b"):
         build(tmp_path / name)
     age(tmp_path, "pixels-a", "pixels-b")
@@ -109,7 +111,7 @@ def test_opening_a_bank_makes_it_the_last_to_go(tmp_path: Path, monkeypatch: pyt
     assert {path.name for path in banks_in(tmp_path)} == {"pixels-a", "pixels-c"}
 
 
-def test_a_bank_in_use_never_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bank_in_use_is_never_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path / "pixels-mine")
     with start(tmp_path / "pixels-theirs", 0) as other:
         assert line_of(other) == "building" and line_of(other) == "built"
@@ -123,13 +125,15 @@ def test_a_bank_in_use_never_gives_way(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("value", ["many", "-1", "nan", "inf"])
-def test_a_limit_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_limits(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BINSWEEP_BANKS_GIB", value)
     with pytest.raises(UserError, match="BINSWEEP_BANKS_GIB: must be a number of GiB"):
         size_limit()
 
 
-def test_what_a_killed_builder_left_is_built_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_partial_bank_of_a_killed_builder_is_built_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with start(tmp_path / "pixels-a", 60) as builder, start(tmp_path / "pixels-b", 60) as other:
         assert line_of(builder) == "building" and line_of(other) == "building"
         builder.kill()

@@ -1,4 +1,4 @@
-"""A bucket behind what really stands before buckets: proxies, clocks, old servers, expired credentials."""
+"""A bucket behind proxies, wrong clocks, old servers and expired credentials."""
 
 import base64
 import http.client
@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from binsweep.data.errors import UserError
-from binsweep.data.s3.bucket import Bucket, ObjectError, open_bucket, parse_place
+from binsweep.data.s3.address import parse_address
+from binsweep.data.s3.bucket import Bucket, open_bucket
+from binsweep.data.s3.errors import ObjectError
 
 Answer = tuple[int, str]  # a status, and the code of an error in S3's words; 0: let it through
 Rule = Callable[[str, str, Mapping[str, str]], Answer]  # method, address, headers
@@ -22,7 +24,7 @@ THROUGH = (0, "")
 
 @contextmanager
 def door(target: str, rule: Rule) -> Iterator[str]:
-    """The address of a server that asks `rule`, and passes on to the `target`; also as a proxy."""
+    """The address of a server, or proxy, that applies `rule` and forwards other requests to `target`."""
     where = urlsplit(target).netloc
 
     class Handler(BaseHTTPRequestHandler):
@@ -77,7 +79,7 @@ def door(target: str, rule: Rule) -> Iterator[str]:
 
 @pytest.fixture
 def name(s3: Any) -> str:
-    """A bucket with one object, 1/a.jpg, which everybody may read."""
+    """A public bucket with one object, 1/a.jpg."""
     bucket: str = s3.bucket()
     s3.client.put_object(Bucket=bucket, Key="1/a.jpg", Body=b"photo", ACL="public-read")
     return bucket
@@ -90,7 +92,7 @@ def content(bucket: Bucket) -> bytes:
 
 def refusal(name: str, endpoint: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        open_bucket(parse_place(f"s3://{name}"), endpoint)
+        open_bucket(parse_address(f"s3://{name}"), endpoint)
     return str(caught.value)
 
 
@@ -115,16 +117,16 @@ def through_proxy(s3: Any, name: str) -> Iterator[Callable[[str], None]]:
 def test_a_proxy_with_a_password(s3: Any, name: str, through_proxy: Callable[[str], None]) -> None:
     with door(s3.url, wants_password) as proxy:
         through_proxy(proxy.replace("//", "//u%40x:p%3Aw%2Fd@"))
-        assert content(open_bucket(parse_place(f"s3://{name}"))) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"))) == b"photo"
         through_proxy(proxy)
         said = refusal(name)
-    assert "the proxy wants a name and a password" in said and "NAME:PASSWORD@HOST" in said
+    assert "the proxy requires a user name and a password" in said and "NAME:PASSWORD@HOST" in said
 
 
 def test_a_proxy_without_scheme(s3: Any, name: str, through_proxy: Callable[[str], None]) -> None:
     with door(s3.url, lambda *_: THROUGH) as proxy:
         through_proxy(proxy.removeprefix("http://"))
-        assert content(open_bucket(parse_place(f"s3://{name}"))) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"))) == b"photo"
 
 
 def test_a_server_that_wants_virtual_hosted_addresses(
@@ -136,7 +138,7 @@ def test_a_server_that_wants_virtual_hosted_addresses(
 
     with door(s3.url, rule) as proxy:
         through_proxy(proxy)
-        assert content(open_bucket(parse_place(f"s3://{name}"))) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"))) == b"photo"
         said = refusal(name, proxy)  # a number as the host's name leaves no place for the bucket
     assert "virtual-hosted" in said and "an endpoint with a host name" in said
 
@@ -151,16 +153,16 @@ def test_a_server_that_refuses_checksums(s3: Any, name: str, tmp_path: Path) -> 
     file = tmp_path / "file"
     file.write_bytes(b"new")
     with door(s3.url, rule) as endpoint:
-        bucket = open_bucket(parse_place(f"s3://{name}"), endpoint)
+        bucket = open_bucket(parse_address(f"s3://{name}"), endpoint)
         bucket.put("2/b.jpg", file)
         assert bucket.get("2/b.jpg").data == b"new"
 
 
-def test_what_the_server_says_of_an_upload_is_passed_on(s3: Any, name: str, tmp_path: Path) -> None:
+def test_the_servers_error_of_an_upload_is_reported(s3: Any, name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"new")
     denied = lambda method, *_: (403, "AccessDenied") if method == "PUT" else THROUGH  # noqa: E731
     with door(s3.url, denied) as endpoint, pytest.raises(UserError, match="is denied"):
-        open_bucket(parse_place(f"s3://{name}"), endpoint).put("2/b.jpg", tmp_path / "file")
+        open_bucket(parse_address(f"s3://{name}"), endpoint).put("2/b.jpg", tmp_path / "file")
 
 
 def test_readers_that_pay(s3: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +172,7 @@ def test_readers_that_pay(s3: Any, name: str, monkeypatch: pytest.MonkeyPatch) -
     with door(s3.url, rule) as endpoint:
         assert "BINSWEEP_REQUEST_PAYER=requester" in refusal(name, endpoint)
         monkeypatch.setenv("BINSWEEP_REQUEST_PAYER", "requester")
-        assert content(open_bucket(parse_place(f"s3://{name}"), endpoint)) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"), endpoint)) == b"photo"
         monkeypatch.setenv("BINSWEEP_REQUEST_PAYER", "me")
         assert "must be requester, not 'me'" in refusal(name, endpoint)
 
@@ -185,7 +187,7 @@ def test_readers_that_pay(s3: Any, name: str, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_the_true_reason_of_a_refusal(s3: Any, name: str, status: int, code: str, says: str) -> None:
-    """Also where an unsigned request, tried after it, is denied; and in the middle of a run, for all the rest."""
+    """Also if an unsigned request after it is denied, and in the middle of a run."""
 
     def rule(method: str, address: str, headers: Mapping[str, str]) -> Answer:
         return (status, code) if "Authorization" in headers else (403, "AccessDenied")
@@ -196,21 +198,19 @@ def test_the_true_reason_of_a_refusal(s3: Any, name: str, status: int, code: str
     with door(s3.url, rule) as endpoint:
         assert says in refusal(name, endpoint)
     with door(s3.url, later) as endpoint, pytest.raises(UserError, match=says):
-        open_bucket(parse_place(f"s3://{name}"), endpoint).get("1/a.jpg")
+        open_bucket(parse_address(f"s3://{name}"), endpoint).get("1/a.jpg")
 
 
-def test_an_object_that_cannot_be_had_is_named_with_the_reason(s3: Any, name: str) -> None:
+def test_an_unreadable_object_is_reported_with_the_reason(s3: Any, name: str) -> None:
     rule = lambda _, address, __: (403, "InvalidObjectState") if "a.jpg" in address else THROUGH  # noqa: E731
     with (
         door(s3.url, rule) as endpoint,
         pytest.raises(ObjectError, match=r"403 Forbidden \(InvalidObjectState\)"),
     ):
-        open_bucket(parse_place(f"s3://{name}"), endpoint).get("1/a.jpg")
+        open_bucket(parse_address(f"s3://{name}"), endpoint).get("1/a.jpg")
 
 
-def test_settings_of_aws_that_cannot_be(
-    s3: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_invalid_settings_of_aws(s3: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = tmp_path / "config"
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     for variable, value, says in (
@@ -226,10 +226,10 @@ def test_settings_of_aws_that_cannot_be(
     assert "Unable to parse config file" in refusal(name)
 
 
-def test_credentials_that_cannot_be_had(
+def test_unavailable_credentials(
     s3: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They matter only where the bucket is not public."""
+    """They matter only if the bucket is not public."""
     private = s3.bucket()
     s3.put(private, "1/a.jpg", b"photo")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -237,7 +237,7 @@ def test_credentials_that_cannot_be_had(
         (403, "AccessDenied") if private in address or "Authorization" in headers else THROUGH
     )
     with door(s3.url, anonymous) as endpoint:
-        assert content(open_bucket(parse_place(f"s3://{name}"), endpoint)) == b"photo"
+        assert content(open_bucket(parse_address(f"s3://{name}"), endpoint)) == b"photo"
         assert "Partial credentials found" in refusal(private, endpoint)
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         config = tmp_path / "config"

@@ -1,4 +1,4 @@
-"""Every kind of picture decodes to the same RGB, and nothing but ImageError ever comes out of a bad one."""
+"""All formats decode to the same RGB, and bad images raise only ImageError."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from binsweep.data.decode import MAX_PIXELS, ImageError, ReadFailed, decode, rea
 
 
 def scene(width: int = 64, height: int = 48) -> Image.Image:
-    """A smooth picture whose four corners differ, so that JPEG keeps it and any turn shows."""
+    """A smooth image that JPEG preserves, with four different corners that show its orientation."""
     y, x = np.mgrid[0:height, 0:width]
     channels = [x * 255 / width, y * 255 / height, (x + y) * 90 / (width + height)]
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
@@ -80,7 +80,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
 @pytest.mark.parametrize("exif", [b"II*\x00\xff\xff\xff\x7f" + b"\xff" * 40, b"no exif at all", b""])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_broken_exif_does_not_cost_the_picture(kind: str, exif: bytes) -> None:
+def test_an_image_with_broken_exif_is_decoded(kind: str, exif: bytes) -> None:
     assert decode(encode(scene(), kind, exif=b"Exif\x00\x00" + exif)).shape == (48, 64, 3)
 
 
@@ -169,7 +169,7 @@ def test_small_pictures_grow() -> None:
         (b"RIFF\x00\x00\x00\x00WEBP", "broken WebP image"),
     ],
 )
-def test_what_is_no_picture_says_why_in_one_line(data: bytes, says: str) -> None:
+def test_a_file_that_is_no_image_gives_the_reason_in_one_line(data: bytes, says: str) -> None:
     with pytest.raises(ImageError, match=says) as caught:
         decode(data)
     assert "\n" not in str(caught.value)
@@ -186,7 +186,7 @@ def test_truncated_files_are_refused(kind: str) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims any size."""
+    """A PNG of a few bytes that declares any size."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b""))]
     body = b"".join(
         struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -347,14 +347,14 @@ def test_a_photo_of_more_than_fifty_megapixels() -> None:
         decode(encode(Image.new("L", (15000, 15000)), "JPEG"))
 
 
-def test_what_is_not_here_is_said_with_its_remedy() -> None:
+def test_a_missing_decoder_is_reported_with_its_remedy() -> None:
     with pytest.raises(ImageError, match="git lfs pull"):
         decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
     with pytest.raises(ImageError, match="32 bits"):
         decode(encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
 
 
-def test_a_file_that_one_may_not_read_is_no_bad_image(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_no_bad_image(tmp_path: Path) -> None:
     if not Path("/proc/self/mem").is_file():
         pytest.skip("needs Linux")
     with pytest.raises(ReadFailed, match="cannot be read: Input/output error"):

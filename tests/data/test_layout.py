@@ -1,4 +1,4 @@
-"""Folders as people name them: the usual names are taken, on a disk and in a bucket, and the others are named."""
+"""Usual folder names are accepted on a disk and in a bucket; other folders are reported."""
 
 import os
 import shutil
@@ -10,12 +10,13 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
-from binsweep.data.report.data_report import examine, write_report
-from binsweep.data.s3.bucket import open_bucket, parse_place
-from binsweep.data.s3.listing import Wanted
+from binsweep.data.report.data_report import build_data_report, write_report
+from binsweep.data.s3.address import parse_address
+from binsweep.data.s3.bucket import open_bucket
+from binsweep.data.s3.listing import Selection
 from binsweep.data.s3.pull import pull
 from binsweep.data.s3.push import push
-from binsweep.data.sources.object_names import is_photo, named, printable
+from binsweep.data.sources.object_names import is_photo, parse_name, printable
 from binsweep.data.split import Split
 
 
@@ -107,11 +108,11 @@ def test_a_bucket_is_read_like_the_folder(s3: Any, bins: ModuleType, tmp_path: P
     source = f"s3://{s3.bucket(divided)}"
     with pytest.raises(UserError, match=r"for test .*judge/1/: not a folder named"):
         load(source, home, "folder")
-    wanted = pull(open_bucket(parse_place(source)), tmp_path / "pulled", Wanted(), lambda *_: None, 8)
+    wanted = pull(open_bucket(parse_address(source)), tmp_path / "pulled", Selection(), lambda *_: None, 8)
     assert wanted.images == 60 and wanted.problems == 2
 
 
-def test_links_that_lead_round_in_circles(bins: ModuleType, tmp_path: Path, home: Path) -> None:
+def test_links_that_form_a_cycle(bins: ModuleType, tmp_path: Path, home: Path) -> None:
     root = bins.write_folders(tmp_path / "bins", bins.COUNTS)
     (root / "1" / "loop").symlink_to(root)
     (root / "1" / "self").symlink_to(root / "1")
@@ -121,10 +122,12 @@ def test_links_that_lead_round_in_circles(bins: ModuleType, tmp_path: Path, home
     (root / "1" / "c" / "d").symlink_to(root / "1" / "a")
     manifest = load(root, home)
     assert len(manifest.items) == 45
-    assert set(reasons(manifest).values()) == {"a link to a folder that is read already"}
+    assert set(reasons(manifest).values()) == {"a link to a folder that has been read already"}
 
 
-def test_what_has_no_layout_is_said_with_what_is_there(bins: ModuleType, tmp_path: Path, home: Path) -> None:
+def test_a_folder_without_a_layout_is_reported_with_its_contents(
+    bins: ModuleType, tmp_path: Path, home: Path
+) -> None:
     bins.paint(tmp_path / "names" / "one" / "a.jpg", 1)
     bins.paint(tmp_path / "names" / "two" / "a.jpg", 1)
     with pytest.raises(UserError, match=r"none of the layouts: .*, only one/, two/"):
@@ -136,7 +139,7 @@ def test_what_has_no_layout_is_said_with_what_is_there(bins: ModuleType, tmp_pat
 
 
 def test_photos_of_one_name_and_two_suffixes(bins: ModuleType, tmp_path: Path, home: Path) -> None:
-    """Both are read, keep to one split, and a broken one costs the other nothing."""
+    """Both are read and belong to one split; if one is broken, the other is kept."""
     root = bins.write_folders(tmp_path / "bins", bins.COUNTS)
     before = {item.id: item.split for item in load(root, home).items}
     for path in list((root / "1").iterdir()):
@@ -172,10 +175,13 @@ def test_names_that_are_not_utf8(s3: Any, bins: ModuleType, tmp_path: Path, home
         f"{one.id} {one.reason}".encode()
     assert load(root, home).fingerprint == manifest.fingerprint
     assert len(load(root, home, "group").items) == 47
-    page, facts = write_report(examine(manifest, home), tmp_path / "report.html")
+    page, facts = write_report(build_data_report(manifest, home), tmp_path / "report.html")
     assert r"caf\xe9" in page.read_text() and r"caf\\xe9" in facts.read_text()
     uri = f"s3://{s3.bucket()}"
-    assert push(manifest, open_bucket(parse_place(uri), empty=True), "same", lambda *_: None, 8).images == 47
+    assert (
+        push(manifest, open_bucket(parse_address(uri), allow_empty=True), "same", lambda *_: None, 8).images
+        == 47
+    )
     assert len(load(uri, home).items) == 47
 
 
@@ -183,7 +189,7 @@ def test_names_in_the_buckets_layout_that_are_not_utf8(bins: ModuleType, bucket:
     bins.write_bin(bucket, LATIN, 2, 99)
     manifest = load(bucket, home)
     assert {item.id: item.label for item in manifest.items}[r"caf\xe9"] == 2
-    assert examine(manifest, home).facts["label_disagreements"][-1]["id"] == r"caf\xe9"
+    assert build_data_report(manifest, home).facts["label_disagreements"][-1]["id"] == r"caf\xe9"
 
 
 def test_a_source_that_is_not_utf8(tmp_path: Path, home: Path) -> None:
@@ -196,6 +202,6 @@ def test_the_rule_of_what_is_a_photo() -> None:
         assert is_photo(name)
     for name in ("._a.jpg", "1/.hidden.jpg", "__MACOSX/1/a.jpg", "@eaDir/a.jpg", "a.txt", "jpg", ".jpg"):
         assert not is_photo(name)
-    assert named("readme.md") == named("1/notes.txt") != ""
-    assert named("1/") == named("1/._a.jpg") == ""
+    assert parse_name("readme.md") == parse_name("1/notes.txt") != ""
+    assert parse_name("1/") == parse_name("1/._a.jpg") == ""
     assert printable("plain ü 日本 😀.jpg") == "plain ü 日本 😀.jpg"

@@ -1,4 +1,4 @@
-"""The manifest lists every image or the reason why not, and its fingerprint stands for all of them."""
+"""The manifest lists every image, or the reason why it is left out; its fingerprint covers all of them."""
 
 import json
 import os
@@ -38,7 +38,7 @@ sys.addaudithook(_listen)
 
 @contextmanager
 def files_opened() -> Iterator[list[str]]:
-    """The names of the files that this process opens meanwhile."""
+    """The names of the files that this process opens within the block."""
     global _opened
     _opened = []
     try:
@@ -70,7 +70,7 @@ def test_folder_layout(bins: ModuleType, tmp_path: Path, home: Path) -> None:
 
 
 def test_items_are_sorted_by_id(bins: ModuleType, bucket: Path, home: Path) -> None:
-    """Not by file name, where the dot of the suffix would come into it."""
+    """Not by file name, which includes the dot of the suffix."""
     bins.write_bin(bucket, "a", 1, 50)
     bins.write_bin(bucket, "a-b", 1, 51)
     ids = [item.id for item in load(bucket, home).items]
@@ -109,7 +109,7 @@ def test_a_second_load_opens_nothing(bucket: Path, home: Path) -> None:
 
 
 def test_only_what_changed_is_read_again(bins: ModuleType, bucket: Path, home: Path) -> None:
-    """Even when the file kept its size and its date, as copies do."""
+    """Even if the file has the same size and date, as copies do."""
     image = bucket / "bin-images" / "00007.jpg"
     image.write_bytes(image.read_bytes().ljust(4000, b"\0"))
     first = load(bucket, home)
@@ -149,7 +149,7 @@ def test_a_home_that_cannot_be_written_costs_only_time(
     home = tmp_path / "file"
     home.write_text("in the way")
     assert len(load(bucket, home).items) == 45
-    assert "cannot keep" in caplog.text
+    assert "cannot write the scan cache" in caplog.text
 
 
 def test_an_interrupted_load_keeps_what_it_read(bucket: Path, home: Path) -> None:
@@ -306,7 +306,7 @@ def test_sources_that_are_none(bins: ModuleType, case: str, tmp_path: Path, home
         ([1, 1, 2], "each once"),
     ],
 )
-def test_classes_that_cannot_be(classes: list[int], says: str, bucket: Path, home: Path) -> None:
+def test_invalid_classes(classes: list[int], says: str, bucket: Path, home: Path) -> None:
     with pytest.raises(UserError, match=says) as caught:
         load(bucket, home, classes)
     assert caught.value.hint
@@ -351,13 +351,15 @@ def test_real_bins(home: Path) -> None:
         assert abs(len(manifest.split(name)) / len(manifest.items) - share) < 0.1
 
 
-def test_a_class_without_a_photo_in_some_split_is_said(bins: ModuleType, tmp_path: Path, home: Path) -> None:
+def test_a_class_without_a_photo_in_some_split_is_reported(
+    bins: ModuleType, tmp_path: Path, home: Path
+) -> None:
     root = bins.write_folders(tmp_path / "folders", {1: 40, 2: 40})
-    assert load(root, home).gaps() == []
+    assert load(root, home).coverage_warnings() == []
     for number in range(1000):  # three photos that fall into test
         if assign(Split(), f"7/{number}", 7) == "test" and len(list(root.glob("7/*"))) < 3:
             bins.paint(root / "7" / f"{number}.jpg", number)
-    [gap] = load(root, home).gaps()
+    [gap] = load(root, home).coverage_warnings()
     assert gap.startswith(
         "class 7 has no photo in train and validation (3 in test): no model can learn it, and "
     )
@@ -381,22 +383,20 @@ def test_two_images_in_all(bins: ModuleType, tmp_path: Path, home: Path) -> None
     assert "more images" in caught.value.hint
 
 
-def test_whatever_photos_there_are_will_do_where_nobody_learns_from_them(
-    bins: ModuleType, tmp_path: Path, home: Path
-) -> None:
+def test_any_photos_are_accepted_if_no_model_is_trained(bins: ModuleType, tmp_path: Path, home: Path) -> None:
     """Evaluations, reports and pushes need neither all splits nor all classes."""
     root = bins.write_folders(tmp_path / "folders", {3: 2})
-    few = load_manifest(str(root), None, Split(), home, any_photos=True)
+    few = load_manifest(str(root), None, Split(), home, allow_untrainable=True)
     assert [(item.label, item.path.parent.name) for item in few.items] == [(3, "3"), (3, "3")]
     for classes in ([3], [1, 2, 3]):
-        some = load_manifest(str(root), classes, Split(), home, any_photos=True)
+        some = load_manifest(str(root), classes, Split(), home, allow_untrainable=True)
         assert [item.sha256 for item in some.items] == [item.sha256 for item in few.items]
         assert some.classes == tuple(classes)
     with pytest.raises(UserError, match="no readable image of class 1, 2 in"):
-        load_manifest(str(root), [1, 2], Split(), home, any_photos=True)
+        load_manifest(str(root), [1, 2], Split(), home, allow_untrainable=True)
 
     bins.paint(tmp_path / "divided" / "val" / "1" / "a.jpg", 7)
-    divided = load_manifest(str(tmp_path / "divided"), None, Split(), home, any_photos=True)
+    divided = load_manifest(str(tmp_path / "divided"), None, Split(), home, allow_untrainable=True)
     assert [item.split for item in divided.items] == ["validation"]
     with pytest.raises(UserError, match="is not divided"):
-        load_manifest(str(root), None, Split(by="folder"), home, any_photos=True)
+        load_manifest(str(root), None, Split(by="folder"), home, allow_untrainable=True)

@@ -1,4 +1,4 @@
-"""A pull brings exactly what is wanted, whole, whatever the network, the bucket and its killer do."""
+"""A pull fetches exactly its selection, whatever the network and the bucket do, and if it is killed."""
 
 import csv
 import errno
@@ -21,9 +21,11 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
-from binsweep.data.s3.bucket import ConcurrencyLimiter, open_bucket, parse_place
-from binsweep.data.s3.listing import Wanted
-from binsweep.data.s3.pull import Pulled, claimed, pull
+from binsweep.data.s3.address import parse_address
+from binsweep.data.s3.bucket import open_bucket
+from binsweep.data.s3.concurrency_limiter import ConcurrencyLimiter
+from binsweep.data.s3.listing import Selection
+from binsweep.data.s3.pull import PullResult, open_pull_state, pull
 from binsweep.data.split import Split
 from binsweep.data.synthetic.dataset import write_synthetic
 
@@ -33,8 +35,10 @@ HIDDEN = ".binsweep"
 def quiet(phase: str, done: int, total: int) -> None: ...
 
 
-def get(uri: str, dest: Path, wanted: Wanted | None = None, report: Any = quiet, **options: Any) -> Pulled:
-    return pull(open_bucket(parse_place(uri), **options), dest, wanted or Wanted(), report, 8)
+def get(
+    uri: str, dest: Path, wanted: Selection | None = None, report: Any = quiet, **options: Any
+) -> PullResult:
+    return pull(open_bucket(parse_address(uri), **options), dest, wanted or Selection(), report, 8)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -82,13 +86,13 @@ def test_items_and_disagreements(s3: Any, bucket: Path, tmp_path: Path) -> None:
 
 def test_only_the_wanted_ones_are_fetched(s3: Any, bucket: Path, tmp_path: Path) -> None:
     uri = f"s3://{s3.bucket(bucket)}"
-    classes = get(uri, tmp_path / "classes", Wanted(classes=(0, 2)))
+    classes = get(uri, tmp_path / "classes", Selection(classes=(0, 2)))
     assert (classes.classes, classes.fetched) == ({0: 14, 2: 16}, 75)
-    few = get(uri, tmp_path / "few", Wanted(limit=7))
+    few = get(uri, tmp_path / "few", Selection(limit=7))
     assert few.images == 7 and few.fetched <= 14 + 32
-    each = get(uri, tmp_path / "each", Wanted(classes=(0, 1, 2), per_class=3))
+    each = get(uri, tmp_path / "each", Selection(classes=(0, 1, 2), per_class=3))
     assert each.classes == {0: 3, 1: 3, 2: 3}
-    some = get(uri, tmp_path / "some", Wanted(ids=("00003", "00044", "nobody", "../x")))
+    some = get(uri, tmp_path / "some", Selection(ids=("00003", "00044", "nobody", "../x")))
     assert (some.images, some.fetched) == (2, 4)
     assert problems(tmp_path / "some")["nobody"] == "is not in the bucket"
 
@@ -99,7 +103,7 @@ def test_a_seed_chooses_and_growth_moves_little(
     name = s3.bucket(bucket)
 
     def chosen(folder: str, seed: int) -> set[str]:
-        get(f"s3://{name}", tmp_path / folder, Wanted(limit=12, seed=seed))
+        get(f"s3://{name}", tmp_path / folder, Selection(limit=12, seed=seed))
         return {path.stem for path in (tmp_path / folder / "bin-images").iterdir()}
 
     first = chosen("a", 0)
@@ -134,9 +138,9 @@ def test_a_label_that_changes_moves_the_choice(
     s3: Any, bins: ModuleType, bucket: Path, tmp_path: Path
 ) -> None:
     name, dest = s3.bucket(bucket), tmp_path / "dest"
-    get(f"s3://{name}", dest, Wanted(classes=(0, 1)))
+    get(f"s3://{name}", dest, Selection(classes=(0, 1)))
     s3.put(name, "metadata/00000.json", b'{"EXPECTED_QUANTITY": 2}')
-    pulled = get(f"s3://{name}", dest, Wanted(classes=(0, 1)))
+    pulled = get(f"s3://{name}", dest, Selection(classes=(0, 1)))
     assert pulled.classes == {0: 13, 1: 15}
     assert not (dest / "bin-images" / "00000.jpg").exists()
     assert not (dest / "metadata" / "00000.json").exists()
@@ -208,16 +212,16 @@ def test_folders_of_classes_and_of_splits(s3: Any, bins: ModuleType, tmp_path: P
     name = s3.bucket(root, "train/")
     for path in root.rglob("*.jpg"):
         s3.put(name, f"test/{path.relative_to(root)}", path.read_bytes())
-    assert get(f"s3://{name}", tmp_path / "b", Wanted(classes=(1,))).images == 30
+    assert get(f"s3://{name}", tmp_path / "b", Selection(classes=(1,))).images == 30
     rows = pq.read_table(tmp_path / "b" / "manifest.parquet").to_pylist()
     assert [r["split"] for r in rows] == ["test"] * 15 + ["train"] * 15
 
 
 def test_one_folder_one_selection_one_pull(s3: Any, bucket: Path, tmp_path: Path) -> None:
     uri, dest = f"s3://{s3.bucket(bucket)}", tmp_path / "dest"
-    with claimed(dest, wait=False), pytest.raises(UserError, match="another pull is writing"):
+    with open_pull_state(dest, wait=False), pytest.raises(UserError, match="another pull is writing"):
         get(uri, dest)
-    get(uri, dest, Wanted(limit=3))
+    get(uri, dest, Selection(limit=3))
     with pytest.raises(UserError, match="another selection"):
         get(uri, dest)
     (tmp_path / "full").mkdir()
@@ -226,7 +230,7 @@ def test_one_folder_one_selection_one_pull(s3: Any, bucket: Path, tmp_path: Path
         get(uri, tmp_path / "full")
 
 
-def test_a_damaged_ledger_costs_only_time(s3: Any, bucket: Path, tmp_path: Path) -> None:
+def test_a_damaged_state_costs_only_time(s3: Any, bucket: Path, tmp_path: Path) -> None:
     uri, dest = f"s3://{s3.bucket(bucket)}", tmp_path / "dest"
     get(uri, dest)
     before = files(dest)
@@ -242,7 +246,7 @@ def test_a_place_that_cannot_be_written(s3: Any, bucket: Path, tmp_path: Path) -
 
 
 def test_a_full_disk(s3: Any, bucket: Path, tmp_path: Path) -> None:
-    """A real one, of a megabyte, which the ledger and the images fill."""
+    """A file system of a megabyte, which the state and the images fill."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "none", disk], capture_output=True)
@@ -282,22 +286,25 @@ def test_what_was_fetched_survives_a_full_disk(s3: Any, bucket: Path, tmp_path: 
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_ledger_that_somebody_locks_is_kept(tmp_path: Path) -> None:
-    """SQLite's errors of the moment are of the same class as those of a damaged file."""
-    with claimed(tmp_path, wait=False) as ledger:
+def test_a_locked_state_is_kept(tmp_path: Path) -> None:
+    """SQLite raises the same class for a lock as for a damaged file."""
+    with open_pull_state(tmp_path, wait=False) as ledger:
         ledger.fact("selection", "remembered")
     base = sqlite3.connect(tmp_path / HIDDEN / "ledger.db", isolation_level=None)
     base.execute("begin exclusive")
-    with pytest.raises(UserError, match="database is locked"), claimed(tmp_path, wait=False):
+    with pytest.raises(UserError, match="database is locked"), open_pull_state(tmp_path, wait=False):
         pass
     base.execute("rollback")
     base.close()
-    with claimed(tmp_path, wait=False) as ledger:
+    with open_pull_state(tmp_path, wait=False) as ledger:
         assert ledger.fact("selection") == "remembered"
 
 
-def test_a_ledger_that_is_found_damaged_on_the_way(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"damaged .* is removed"), claimed(tmp_path, wait=False) as ledger:
+def test_a_state_that_is_damaged_during_a_pull(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"damaged .* is removed"),
+        open_pull_state(tmp_path, wait=False) as ledger,
+    ):
         ledger.fill("asked", ((f"{index:09d}" * 20,) for index in range(5000)), 1)
         ledger.close()
         file = tmp_path / HIDDEN / "ledger.db"
@@ -306,27 +313,27 @@ def test_a_ledger_that_is_found_damaged_on_the_way(tmp_path: Path) -> None:
         file.write_bytes(content)
         again = sqlite3.connect(file)
         again.execute("select count(*) from asked where id > '0'").fetchone()
-    with claimed(tmp_path, wait=False) as ledger:
-        assert ledger.number("select count(*) from listed") == 0
+    with open_pull_state(tmp_path, wait=False) as ledger:
+        assert ledger.scalar("select count(*) from listed") == 0
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:/bins", "http://bins", "s3://a", "s3://b?d/x", "bins"])
-def test_addresses_that_are_none(uri: str) -> None:
+def test_invalid_addresses(uri: str) -> None:
     with pytest.raises(UserError, match="not the address of a bucket"):
-        parse_place(uri)
+        parse_address(uri)
 
 
 def test_buckets_that_cannot_be_read(s3: Any, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = s3.bucket(bucket)
     with pytest.raises(UserError, match="there is no bucket no-such-bucket"):
-        open_bucket(parse_place("s3://no-such-bucket"))
+        open_bucket(parse_address("s3://no-such-bucket"))
     with pytest.raises(UserError, match="nothing/here holds nothing"):
-        open_bucket(parse_place(f"s3://{name}/nothing/here"))
+        open_bucket(parse_address(f"s3://{name}/nothing/here"))
     with pytest.raises(UserError, match="--endpoint localhost:9: not an address"):
-        open_bucket(parse_place(f"s3://{name}"), "localhost:9")
+        open_bucket(parse_address(f"s3://{name}"), "localhost:9")
     s3.faults(deny=1)
     with pytest.raises(UserError, match="denied") as caught:
-        open_bucket(parse_place(f"s3://{name}"))
+        open_bucket(parse_address(f"s3://{name}"))
     assert "AWS_PROFILE" in caught.value.hint
 
 
@@ -348,30 +355,30 @@ def test_an_endpoint_that_is_down(tmp_path: Path) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     with pytest.raises(UserError, match="cannot be reached"):
-        open_bucket(parse_place("s3://bins"), f"http://127.0.0.1:{port}", timeout=1)
+        open_bucket(parse_address("s3://bins"), f"http://127.0.0.1:{port}", timeout=1)
 
 
 def test_cut_connections_cost_only_time(s3: Any, bucket: Path, tmp_path: Path) -> None:
     uri = f"s3://{s3.bucket(bucket)}"
-    reader = open_bucket(parse_place(uri))
+    reader = open_bucket(parse_address(uri))
     s3.faults(cut=0.1)
-    pulled = pull(reader, tmp_path / "dest", Wanted(), quiet, 8)
+    pulled = pull(reader, tmp_path / "dest", Selection(), quiet, 8)
     assert pulled.images == 45 and pulled.problems == 31
     assert {name: data for name, data in files(tmp_path / "dest").items() if "/" in name} == files(bucket)
 
 
-def test_the_gate_narrows_and_widens() -> None:
-    gate = ConcurrencyLimiter(10)
+def test_the_limiter_narrows_and_widens() -> None:
+    limiter = ConcurrencyLimiter(10)
     for _ in range(3):
-        gate.answered(slow_down=True)
-    assert 3 < gate.limit < 4
+        limiter.record(slow_down=True)
+    assert 3 < limiter.limit < 4
     for _ in range(1000):
-        gate.answered(slow_down=False)
-    assert gate.limit == 10
+        limiter.record(slow_down=False)
+    assert limiter.limit == 10
 
 
 def killed(command: list[str], after: float) -> bool:
-    """Run a command, kill it after so many seconds; whether it was still running."""
+    """Run a command and kill it after some seconds; returns whether it was still running."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             process.wait(after)
@@ -402,7 +409,7 @@ def test_killed_and_resumed(s3: Any, bucket: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def many_bins(tmp_path: Path) -> Path:
-    """300 real bins where there are any, else synthetic ones."""
+    """300 real bins if available, otherwise synthetic ones."""
     root = tmp_path / "many"
     real = Path(os.environ.get("BINSWEEP_REAL_BINS", ""), "bin-images")
     if not real.is_dir():
@@ -446,9 +453,9 @@ def test_killed_twenty_times(s3: Any, many_bins: Path, tmp_path: Path) -> None:
 def test_a_bad_line(s3: Any, many_bins: Path, tmp_path: Path) -> None:
     uri = f"s3://{s3.bucket(many_bins)}"
     get(uri, tmp_path / "good")
-    reader = open_bucket(parse_place(uri), timeout=2)
+    reader = open_bucket(parse_address(uri), timeout=2)
     s3.faults(latency=0.02, cut=0.1, stall=0.02)
-    pull(reader, tmp_path / "bad", Wanted(), quiet, 16)
+    pull(reader, tmp_path / "bad", Selection(), quiet, 16)
     assert files(tmp_path / "bad") == files(tmp_path / "good")
 
 
@@ -457,4 +464,4 @@ def test_an_endpoint_that_never_answers(s3: Any, bucket: Path) -> None:
     name = s3.bucket(bucket)
     s3.faults(stall=1)
     with pytest.raises(UserError, match="cannot be reached"):
-        open_bucket(parse_place(f"s3://{name}"), timeout=0.5)
+        open_bucket(parse_address(f"s3://{name}"), timeout=0.5)

@@ -1,4 +1,4 @@
-"""The data report finds what a person would look for, and its page needs nothing but itself."""
+"""The data report finds problems of a data set, and its page is self-contained."""
 
 import json
 import re
@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
-from binsweep.data.report.data_report import examine, write_report
-from binsweep.data.report.image_stats import look_at
+from binsweep.data.report.data_report import build_data_report, write_report
+from binsweep.data.report.image_stats import measure_image
 from binsweep.data.split import Split
 from binsweep.data.synthetic.scene import render
 from binsweep.search.cli.main import cli
@@ -23,7 +23,7 @@ from binsweep.search.cli.main import cli
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """60 rendered bins of 1 or 2 items: different enough that none is like another."""
+    """60 rendered bins of 1 or 2 items without near duplicates."""
     root = tmp_path / "bins"
     for index in range(60):
         image, label, _ = render(0, index, 128, [1, 2])
@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def facts_of(source: Path, home: Path) -> dict[str, Any]:
-    return examine(load_manifest(str(source), None, Split(), home), home).facts
+    return build_data_report(load_manifest(str(source), None, Split(), home), home).facts
 
 
 def test_a_clean_source_has_nothing_to_complain_of(source: Path, home: Path) -> None:
@@ -79,20 +79,20 @@ def test_labels_that_the_items_contradict(bucket: Path, home: Path) -> None:
 def test_brightness_and_sharpness_are_what_they_say(tmp_path: Path) -> None:
     path = tmp_path / "gray.png"
     Image.new("RGB", (300, 200), (90, 90, 90)).save(path)
-    look = json.loads(str(look_at(path)[0]))
+    look = json.loads(str(measure_image(path)[0]))
     assert (look["width"], look["height"], look["brightness"], look["sharpness"]) == (300, 200, 90.0, 0.0)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
     noise.save(path)
-    sharp = json.loads(str(look_at(path)[0]))["sharpness"]
+    sharp = json.loads(str(measure_image(path)[0]))["sharpness"]
     noise.filter(ImageFilter.GaussianBlur(2)).save(path)
-    assert json.loads(str(look_at(path)[0]))["sharpness"] < sharp / 20
+    assert json.loads(str(measure_image(path)[0]))["sharpness"] < sharp / 20
 
 
 def test_the_page_needs_nothing_and_trusts_no_name(source: Path, home: Path, tmp_path: Path) -> None:
     one = next((source / "1").iterdir())
     shutil.copy(one, source / "1" / "<script>alert(1)<|script>.jpg")
     manifest = load_manifest(str(source), None, Split(), home)
-    page, facts = write_report(examine(manifest, home), tmp_path / "new" / "page.html")
+    page, facts = write_report(build_data_report(manifest, home), tmp_path / "new" / "page.html")
     text = page.read_text()
     assert "<script" not in text and "&lt;script&gt;" in text
     assert not re.findall(r'(?:src|href)="(?!data:)', text) and "http" not in text

@@ -30,7 +30,7 @@ def test_seed_and_label_reshuffle() -> None:
     assert first != [assign(Split(), id, 2) for id in ids]
 
 
-def test_ids_that_are_no_text_still_have_a_split() -> None:
+def test_ids_that_are_not_text_have_a_split() -> None:
     assert assign(Split(), "broken\udcffname", 1) in SPLITS
 
 
@@ -44,7 +44,7 @@ def test_ids_that_are_no_text_still_have_a_split() -> None:
         ((math.inf, 0.5, 0.5), r"must add up to 1"),
     ],
 )
-def test_shares_that_cannot_be(shares: tuple[float, float, float], says: str) -> None:
+def test_invalid_fractions(shares: tuple[float, float, float], says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
         Split(*shares)
     assert caught.value.hint

@@ -1,4 +1,4 @@
-"""Synthetic bins: the picture shows what the label says, the same everywhere; a source is written once."""
+"""Synthetic bins match their labels, are the same on every machine, and are written once."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
 from binsweep.data.split import Split
 from binsweep.data.synthetic.dataset import parse_source, render, render_source, write_synthetic
-from binsweep.data.synthetic.products import make_good
+from binsweep.data.synthetic.products import make_product
 from binsweep.data.synthetic.scene import _arrange
 from binsweep.data.synthetic.shelf import make_shelf
 
 
 def tree(root: Path) -> dict[str, str]:
-    """Every file under a folder with the digest of its content."""
+    """The digest of every file under a folder."""
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in root.rglob("*")
@@ -41,7 +41,7 @@ def start_writing(dest: Path, images: int, size: int) -> subprocess.Popen[bytes]
     return subprocess.Popen([sys.executable, "-c", code, str(dest), str(images), str(size)])
 
 
-def test_as_many_goods_as_the_label_says() -> None:
+def test_the_label_is_the_number_of_products() -> None:
     for index in range(12):
         image, label, goods = render(0, index, size=64)
         assert label == index % 6 == len(goods)
@@ -53,19 +53,19 @@ def test_classes_are_taken_in_turn() -> None:
 
 
 @pytest.mark.parametrize("count", [12, 30])
-def test_many_things_still_fit(count: int) -> None:
+def test_many_products_fit(count: int) -> None:
     assert len(render(0, 0, 96, (count,))[2]) == count
 
 
 @pytest.mark.parametrize(
     ("count", "side", "share"), [(5, 224, 0.25), (12, 224, 0.2), (30, 224, 0.15), (30, 64, 0.1)]
 )
-def test_everything_can_be_seen(count: int, side: int, share: float) -> None:
-    """Of every outline some part is neither behind another thing nor behind the frame."""
+def test_every_product_is_visible(count: int, side: int, share: float) -> None:
+    """A part of every outline is neither behind another product nor behind the frame."""
     for seed in range(8):
         rng = Random(seed)
         shelf = make_shelf(rng, side)
-        placed = _arrange(rng, shelf, [make_good(rng) for _ in range(count)])
+        placed = _arrange(rng, shelf, [make_product(rng) for _ in range(count)])
         owner = Image.new("L", (side, side), 0)
         for number, one in enumerate(placed, start=1):
             owner.paste(number, (one.x, one.y), one.patch.getchannel("A").point(lambda v: 255 * (v > 127)))
@@ -91,8 +91,8 @@ def test_seed_and_index_make_another_picture() -> None:
     assert len(pictures) == 4
 
 
-def test_things_change_the_picture_where_they_stand() -> None:
-    """Bins with more in them differ more from the empty fabric: there is something to learn."""
+def test_products_change_the_image_where_they_are() -> None:
+    """Bins with more products differ more from the empty fabric."""
 
     def edges(index: int) -> float:
         gray = np.asarray(render(0, index, 96)[0].convert("L").reduce(4), float)

@@ -26,7 +26,7 @@ def test_photos_are_left_out_of_train_and_of_train_alone(
     file.write_text(f"id,label\n{gone},1\n{kept},2\n{tested},2\n")
     less = spec_manifest(spec_of(bins, file), tmp_path)
     assert {item.id for item in manifest.items} - {item.id for item in less.items} == {gone}
-    assert less.fingerprint != manifest.fingerprint and less.whole == manifest.fingerprint
+    assert less.fingerprint != manifest.fingerprint and less.full_fingerprint == manifest.fingerprint
     assert less.split("test") == manifest.split("test")
     assert [one.reason for one in less.skipped] == [f"excluded by {file}"]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from binsweep.data.decode import ImageError, read
 from binsweep.data.errors import UserError
-from binsweep.data.python_process import python_module, same_modules
+from binsweep.data.python_process import python_module, subprocess_environment
 
 ROWS = 32  # photos a call
 SECONDS_PER_IMAGE = 5  # far above any backbone's time on one core: only a hang takes longer
@@ -73,7 +73,7 @@ def evaluate(model_uri: str, images: Sequence[Path], tracking_uri: str) -> Predi
         try:
             done = subprocess.run(
                 python_module("binsweep.tracking.evaluation.predictions", model_uri, str(asked), str(said)),
-                env=same_modules() | {"MLFLOW_TRACKING_URI": tracking_uri},
+                env=subprocess_environment() | {"MLFLOW_TRACKING_URI": tracking_uri},
                 capture_output=True,
                 text=True,
                 timeout=limit,

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import psutil
 import requests
 
+from binsweep.data.atomic_write import write_bytes
 from binsweep.data.errors import UserError
 from binsweep.data.locks import locked, open_lock, try_lock
 from binsweep.data.python_process import environment_variable, python_module, without_working_folder
@@ -375,9 +376,7 @@ def _start(folder: Path) -> Server:
     before = _known(folder)
     port = before.port if before and port_is_free(before.port) else free_port()
     server = _launch(folder, port)
-    written = folder / "server.json.new"
-    written.write_text(json.dumps(asdict(server)))
-    written.replace(folder / "server.json")
+    write_bytes(folder / "server.json", json.dumps(asdict(server)).encode(), durable=False)
     return server
 
 

@@ -318,7 +318,7 @@ def _decisions(tracking_uri: str, model_name: str, candidate: Candidate) -> int:
     """
     manifest = candidate.manifest
     digest = digest_of(manifest.split("test"))
-    fingerprints = {manifest.fingerprint, manifest.whole} - {""}
+    fingerprints = {manifest.fingerprint, manifest.full_fingerprint} - {""}
     count = most = 0
     for version in versions_of(tracking_uri, model_name):
         tags = version.tags

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from binsweep.data.atomic_write import write_bytes
 from binsweep.data.errors import UserError
 from binsweep.data.locks import open_lock, try_lock
 
@@ -198,9 +199,8 @@ class Spool:
             self._sent = max(self._sent, *numbers)
             self._late = self._late.union(late) - arrived
             self._taken = {n for n in self._taken if n > self._sent or n in self._late}
-            written = self.path.with_suffix(".sent.new")
-            written.write_bytes(encode({"n": self._sent, "late": sorted(self._late)}))
-            written.replace(self.path.with_suffix(".sent"))
+            sent = encode({"n": self._sent, "late": sorted(self._late)})
+            write_bytes(self.path.with_suffix(".sent"), sent, durable=False)
 
     def close(self) -> None:
         """Sync, and let the next owner have it."""

@@ -1,4 +1,4 @@
-"""What the machine cannot read now is no bad photo: it is tried again, said, and never remembered."""
+"""A failure of the machine is no bad photo: it is retried, reported, and never cached."""
 
 import errno
 import json
@@ -14,8 +14,8 @@ import pytest
 from binsweep.data.banks.store import open_bank
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
-from binsweep.data.sources import scan_cache as readonce
-from binsweep.data.sources.scan_cache import ScanCache, ScanResult, read_all
+from binsweep.data.sources import scan_cache
+from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 from binsweep.data.split import Split
 
 PASSING = [
@@ -29,7 +29,7 @@ PASSING = [
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readonce, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(scan_cache, "RETRY_DELAYS", (0.0, 0.0, 0.0))
 
 
 def remembered(home: Path) -> dict[str, object]:
@@ -48,11 +48,11 @@ def test_an_error_that_passes_costs_nothing(tmp_path: Path, error: Exception) ->
 
     file = tmp_path / "a"
     file.write_text("text")
-    assert read_all([file], read, ScanCache(tmp_path, tmp_path / "home")) == [("text", "")]
+    assert scan_files([file], read, ScanCache(tmp_path, tmp_path / "home")) == [("text", "")]
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
-def test_an_error_that_stays_is_said_and_not_remembered(tmp_path: Path, error: Exception) -> None:
+def test_a_permanent_error_is_reported_and_not_cached(tmp_path: Path, error: Exception) -> None:
     def read(path: Path) -> ScanResult:
         if path.name == "b":
             raise error
@@ -62,13 +62,13 @@ def test_an_error_that_stays_is_said_and_not_remembered(tmp_path: Path, error: E
     for file in files:
         file.write_text("text")
     with pytest.raises(UserError, match="/b: cannot be read: ") as caught:
-        read_all(files, read, ScanCache(tmp_path, tmp_path / "home"))
+        scan_files(files, read, ScanCache(tmp_path, tmp_path / "home"))
     assert "again" in caught.value.hint
     assert remembered(tmp_path / "home").keys() == {"a"}
 
 
 def test_a_disk_that_fails_under_a_photo(bins: ModuleType, tmp_path: Path, home: Path) -> None:
-    """A real error of input and output: what Linux gives at the beginning of a process's memory."""
+    """A real I/O error, which Linux returns at the beginning of a process's memory."""
     if not Path("/proc/self/mem").is_file():
         pytest.skip("needs Linux")
     root = bins.write_folders(tmp_path / "folders", bins.COUNTS)
@@ -81,7 +81,7 @@ def test_a_disk_that_fails_under_a_photo(bins: ModuleType, tmp_path: Path, home:
 
 
 def test_too_many_open_files(bins: ModuleType, tmp_path: Path, home: Path) -> None:
-    from binsweep.data.manifest import _content
+    from binsweep.data.manifest import _verified_sha256
 
     bins.paint(tmp_path / "a.jpg", 1)
     cache = ScanCache(tmp_path, home)
@@ -89,15 +89,15 @@ def test_too_many_open_files(bins: ModuleType, tmp_path: Path, home: Path) -> No
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:
         with pytest.raises(UserError, match=f"cannot be read: {os.strerror(errno.EMFILE)}"):
-            read_all([tmp_path / "a.jpg"], _content, cache)
+            scan_files([tmp_path / "a.jpg"], _verified_sha256, cache)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    [(value, reason)] = read_all([tmp_path / "a.jpg"], _content, cache)
+    [(value, reason)] = scan_files([tmp_path / "a.jpg"], _verified_sha256, cache)
     assert value and not reason
 
 
 def test_no_memory_for_a_picture() -> None:
-    """In a process that may not have as much as the picture needs."""
+    """In a process with less memory than the image needs."""
     code = """
 import io, resource
 from PIL import Image
@@ -116,14 +116,14 @@ except ReadFailed as error:
     assert done.stdout.startswith("failed: cannot be decoded: "), done
 
 
-def test_what_one_may_not_read_is_named_and_not_remembered(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_reported_and_not_cached(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("text")
 
     def forbidden(path: Path) -> ScanResult:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     cache = ScanCache(tmp_path, tmp_path / "home")
-    assert read_all([tmp_path / "a"], forbidden, cache) == [(None, "cannot be read: Permission denied")]
+    assert scan_files([tmp_path / "a"], forbidden, cache) == [(None, "cannot be read: Permission denied")]
     assert not remembered(tmp_path / "home")
 
 

@@ -1,4 +1,4 @@
-"""What a container allows is what counts, whichever way its engine says it."""
+"""The limits of a container count, in every form that its engine sets them."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ NOTHING_V1 = {
 
 
 def tree(system: Path, mounts: str, groups: str, *files: tuple[dict[str, str], str]) -> Path:
-    """A machine's /proc and /sys as far as control groups go; the limits of each group at a place."""
+    """The control group files of a machine's /proc and /sys, with the limits of each group."""
     (system / "proc/self").mkdir(parents=True)
     (system / "proc/self/mountinfo").write_text(f"23 1 254:0 / / rw - ext4 /dev/vda rw\n{mounts}\n")
     (system / "proc/self/cgroup").write_text(groups)

@@ -1,4 +1,4 @@
-"""A bucket is a source like a folder: same split, same fingerprint, fetched once, noticed when it changes."""
+"""A bucket as a source equals a folder: same split and fingerprint; it is fetched once, and changes are noticed."""
 
 import json
 import threading
@@ -11,8 +11,9 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
-from binsweep.data.s3.bucket import open_bucket, parse_place
-from binsweep.data.s3.push import Arrangement, Pushed, push
+from binsweep.data.s3.address import parse_address
+from binsweep.data.s3.bucket import open_bucket
+from binsweep.data.s3.push import Arrangement, PushResult, push
 from binsweep.data.split import SPLITS, Split
 
 
@@ -20,8 +21,8 @@ def load(source: object, home: Path, classes: list[int] | None = None, by: Any =
     return load_manifest(str(source), classes, Split(by=by), home)
 
 
-def send(manifest: Manifest, uri: str, arrangement: Arrangement = "same") -> Pushed:
-    return push(manifest, open_bucket(parse_place(uri), empty=True), arrangement, lambda *_: None, 8)
+def send(manifest: Manifest, uri: str, arrangement: Arrangement = "same") -> PushResult:
+    return push(manifest, open_bucket(parse_address(uri), allow_empty=True), arrangement, lambda *_: None, 8)
 
 
 @pytest.mark.parametrize("layout", ["bucket", "folders"])
@@ -98,7 +99,7 @@ def test_no_image_of_a_class(s3: Any, bucket: Path, home: Path) -> None:
 
 def test_push_and_back(s3: Any, bucket: Path, home: Path) -> None:
     local, uri = load(bucket, home), f"s3://{s3.bucket()}/deep"
-    assert send(local, uri) == Pushed(45, 90, 90)
+    assert send(local, uri) == PushResult(45, 90, 90)
     assert load(uri, home).fingerprint == local.fingerprint
     (bucket / "metadata" / "00004.json").write_text('{"EXPECTED_QUANTITY": 1}')
     local = load(bucket, home)
@@ -125,7 +126,7 @@ def test_push_by_splits_and_read_by_folder(s3: Any, bucket: Path, home: Path, tm
 
 
 def test_groups_stay_on_one_side(bins: ModuleType, bucket: Path, home: Path) -> None:
-    """Same items or near duplicates together; all else exactly as by id."""
+    """The same products and near duplicates stay together; all others are split as by id."""
     same = [f"{index:05d}" for index in range(14, 28)]
     for id in same:
         document = {"BIN_FCSKU_DATA": {"B": {"quantity": 1}, "A": {"quantity": 2}}, "EXPECTED_QUANTITY": 1}

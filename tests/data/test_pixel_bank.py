@@ -1,4 +1,4 @@
-"""The pixel bank: decoded once, exactly the decoder's pixels, and never trusted when it is not whole."""
+"""The pixel bank is built once, has exactly the decoder's pixels, and is built again if it is damaged."""
 
 import logging
 import os

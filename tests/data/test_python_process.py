@@ -1,4 +1,4 @@
-"""Processes that we start take our code and Python's, whatever lies in the working folder."""
+"""Subprocesses import our modules and Python's, whatever is in the working folder."""
 
 import importlib
 import subprocess
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from binsweep.data import parallel as crew
-from binsweep.data.python_process import python_module, same_modules
+from binsweep.data import parallel
+from binsweep.data.python_process import python_module, subprocess_environment
 
 STEP = """
 def step(job, part, parts):
@@ -18,7 +18,7 @@ def step(job, part, parts):
 
 @pytest.fixture
 def _hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with modules of a person's own, called as ours, as Python's, and as those of libraries."""
+    """A working folder with modules named as ours, as Python's, and as those of libraries."""
     folder = tmp_path / "here"
     folder.mkdir()
     for name in ("data", "models", "tracking", "search", "random", "numpy", "mlflow"):
@@ -27,13 +27,13 @@ def _hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_hostile")
-def test_the_processes_of_a_crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "steps_of_this_test.py").write_text(STEP)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(crew, "cores", lambda: 2)
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
     done: list[int] = []
     step = importlib.import_module("steps_of_this_test").step
-    crew.run(step, 4, 4, least=1, progress=lambda count, total: done.append(count))
+    parallel.run(step, 4, 4, min_units=1, progress=lambda count, total: done.append(count))
     assert done[-1] == 4
 
 
@@ -41,17 +41,17 @@ def test_the_processes_of_a_crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("words", [("binsweep.tracking.evaluation.predictions",), ("mlflow", "--version")])
 def test_the_modules_that_we_run(words: tuple[str, ...]) -> None:
     done = subprocess.run(
-        python_module(*words), env=same_modules(), capture_output=True, text=True, timeout=60
+        python_module(*words), env=subprocess_environment(), capture_output=True, text=True, timeout=60
     )
     assert "mine" not in done.stderr
-    # The evaluation is told nothing to evaluate here, and says so from within.
+    # The evaluation gets no arguments here, and fails in its own code.
     assert done.returncode == 0 if words[0] == "mlflow" else "IndexError" in done.stderr
 
 
 def test_every_start_of_python_goes_through_one_place() -> None:
-    """A new one would look into the working folder again."""
-    house = Path(__file__).parents[2]
-    for room in ("data", "models", "tracking", "search"):
-        for file in (house / room).rglob("*.py"):
-            if file != house / "data" / "python_process.py":
+    """Another one would import from the working folder again."""
+    project = Path(__file__).parents[2]
+    for package in ("data", "models", "tracking", "search"):
+        for file in (project / package).rglob("*.py"):
+            if file != project / "data" / "python_process.py":
                 assert "sys.executable, " not in file.read_text(), file
