@@ -114,9 +114,9 @@ def measure(settings: Settings, data: TrialData, repeats: int) -> dict[str, floa
     with_both, without, own = [], [], []
     for _ in range(repeats):
         with_both.append(training(settings, data))
-        binsweep.models.train.Watch, binsweep.models.train.Profile = _Nothing, _NoProfile  # type: ignore[assignment, misc]
+        binsweep.models.train.HealthMonitor, binsweep.models.train.Profile = _Nothing, _NoProfile  # type: ignore[assignment, misc]
         without.append(training(settings, data))
-        binsweep.models.train.Watch, binsweep.models.train.Profile = HealthMonitor, Profile
+        binsweep.models.train.HealthMonitor, binsweep.models.train.Profile = HealthMonitor, Profile
         with _Clock(HealthMonitor, WATCHED) as watch, _Clock(Profile, PROFILED) as profile:
             steps = training(settings, data)
         own.append((watch.seconds / steps, profile.seconds / steps))

@@ -32,7 +32,7 @@ class Batches(Protocol):
         """
 
 
-def fits_beside(size: int, device: torch.device) -> bool:
+def fits_on_gpu(size: int, device: torch.device) -> bool:
     """Whether `size` bytes may lie on a GPU for a whole trial: a quarter of what is free, and of what this process may
     still take, as trials share it."""
     if device.type != "cuda":
@@ -67,7 +67,7 @@ class PixelBatches:
         self._augment: Augment = augment
         self._pixels, self._front, self._device = pixels, front, device
         self._resident = None
-        if fits_beside(pixels.nbytes, device):
+        if fits_on_gpu(pixels.nbytes, device):
             self._resident = torch.from_numpy(np.array(pixels)).to(device)
 
     def take(self, rows: Tensor, views: Tensor, mark: Mark = nothing) -> Tensor:
@@ -84,7 +84,7 @@ class FeatureBatches:
     def __init__(self, features: Tensor, labels: np.ndarray[Any, Any], device: torch.device) -> None:
         self.labels, self.views = torch.tensor(labels), len(features)
         # On a GPU where it fits; else it stays in the mapped file, which a CPU reads in place.
-        self._features = features.to(device) if fits_beside(features.nbytes, device) else features
+        self._features = features.to(device) if fits_on_gpu(features.nbytes, device) else features
         self._device = device
 
     def take(self, rows: Tensor, views: Tensor, mark: Mark = nothing) -> Tensor:

@@ -41,7 +41,7 @@ class LazyBackbone(nn.Module):
         return features
 
 
-def build_counter(
+def build_model(
     settings: Settings, classes: Sequence[int], image_size: int, postponed: bool = False
 ) -> CountingModel:
     """A counter with the settings' pre-trained backbone and a fresh head.
@@ -113,9 +113,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(**{**raw, "settings": Settings(**raw["settings"])})
 
 
-def counter_from(checkpoint: Checkpoint) -> CountingModel:
+def model_from_checkpoint(checkpoint: Checkpoint) -> CountingModel:
     """The whole counter, frozen and trained part, in eval mode on the CPU."""
-    counter = build_counter(checkpoint.settings, checkpoint.classes, checkpoint.image_size)
+    counter = build_model(checkpoint.settings, checkpoint.classes, checkpoint.image_size)
     cut = counter.cut(checkpoint.settings.trainable)
     counter.suffix(cut).load_state_dict(checkpoint.state)
     return counter.cpu().eval()

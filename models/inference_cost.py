@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from binsweep.models.build import build_counter
+from binsweep.models.build import build_model
 from binsweep.models.settings import Settings
 
 WARM_UP, REPEATS = 3, 15
@@ -30,7 +30,7 @@ def photo_costs(settings: Settings, classes: Sequence[int], image_size: int) -> 
 def _measured(
     settings: Settings, classes: tuple[int, ...], image_size: int, threads: int
 ) -> dict[str, float]:
-    counter = build_counter(settings, classes, image_size).cpu().eval()
+    counter = build_model(settings, classes, image_size).cpu().eval()
     counter = counter.to(memory_format=torch.channels_last)
     photo = torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8)
     times = []

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from binsweep.data.errors import UserError
-from binsweep.models.metrics import RESAMPLES, count_metrics
-from binsweep.models.precision import choose_arithmetic
+from binsweep.models.metrics import N_RESAMPLES, count_metrics
+from binsweep.models.precision import choose_precision
 from binsweep.models.settings import Settings
-from binsweep.models.train import PLAIN, TrialData, open_batches, open_counter
+from binsweep.models.train import PLAIN, TrialData, build_trial_model, open_batches
 
 FOLDS = 5
 # As good on real bins as the trained head (30 % of validation right), and calibrated; 1e-2 overfits.
@@ -33,7 +33,7 @@ Probabilities = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Doubt:
+class JudgedLabel:
     """One photo of train or validation; `score` from 0 (surely wrong) to 1.
 
     `issue`: confident learning calls it wrong, and it is among the most doubtful SHARE of its split.
@@ -51,7 +51,7 @@ class Doubt:
 
 
 @dataclass(frozen=True)
-class Effect:
+class ExclusionEffect:
     """Scores on validation of the same model trained with all labels, without the issues, and without as many others
     drawn by chance (the mean of CONTROLS draws); `interval`: 95 % of the difference without - all in accuracy.
 
@@ -71,11 +71,11 @@ class Effect:
 def stored_features(data: TrialData, backbone: str) -> tuple[Features, Features]:
     """Features float32 [N, F] of train and validation by a frozen backbone, from its bank."""
     settings = Settings(backbone=backbone)
-    arithmetic = choose_arithmetic(settings.precision)
-    counter = open_counter(settings, data, arithmetic)
+    precision = choose_precision(settings.precision)
+    counter = build_trial_model(settings, data, precision)
     found = []
     for bank, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
-        batches = open_batches(counter, settings, bank, data.banks, arithmetic, augment)
+        batches = open_batches(counter, settings, bank, data.banks, precision, augment)
         rows = torch.arange(len(bank.labels))
         found.append(batches.take(rows, torch.zeros_like(rows)).float().cpu().numpy())
     return found[0], found[1]
@@ -109,7 +109,9 @@ def _out_of_fold(features: Features, labels: Labels, classes: int, seed: int) ->
     return table
 
 
-def audit(data: TrialData, backbone: str = "efficientnet_lite0", seed: int = 0) -> tuple[list[Doubt], Effect]:
+def audit(
+    data: TrialData, backbone: str = "efficientnet_lite0", seed: int = 0
+) -> tuple[list[JudgedLabel], ExclusionEffect]:
     """Every photo of train and validation, the most doubtful first, and what leaving out those of train changes.
 
     A photo of train is judged by models of the other folds of train, one of validation by a model of all of train:
@@ -159,7 +161,7 @@ def audit(data: TrialData, backbone: str = "efficientnet_lite0", seed: int = 0) 
 
 def _doubts(
     name: str, bank: Any, rows: NDArray[np.int64], probabilities: Probabilities, classes: Sequence[int]
-) -> tuple[NDArray[np.bool_], list[Doubt]]:
+) -> tuple[NDArray[np.bool_], list[JudgedLabel]]:
     """Which labels of a split's `rows` are issues, and all that is known of each."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -184,10 +186,10 @@ def _doubt(
     score: float,
     issue: bool,
     classes: Sequence[int],
-) -> Doubt:
+) -> JudgedLabel:
     label, top = int(bank.labels[row]), int(probabilities.argmax())
     p_label, p_top = float(probabilities[label]), float(probabilities[top])
-    return Doubt(
+    return JudgedLabel(
         bank.ids[row], split, row, classes[label], classes[top], p_label, p_top, float(score), bool(issue)
     )
 
@@ -202,7 +204,7 @@ def _effect(
     seed: int,
     before: Probabilities,
     right: float,
-) -> Effect:
+) -> ExclusionEffect:
     counts = np.asarray(classes)
     actual = counts[held]
 
@@ -223,8 +225,10 @@ def _effect(
     # Bootstrap over photos, which draws how many have each difference: the photos may be many.
     difference = (after.argmax(1) == held).astype(np.int64) - (before.argmax(1) == held)
     kinds, photos = np.unique(difference, return_counts=True)
-    means = draw.multinomial(len(held), photos / len(held), RESAMPLES) @ kinds / len(held)
+    means = draw.multinomial(len(held), photos / len(held), N_RESAMPLES) @ kinds / len(held)
     low, high = np.quantile(means, [0.025, 0.975])
     control = {name: float(np.mean([one[name] for one in controls])) for name in controls[0]}
     interval = (float(low), float(high))
-    return Effect(right, int(issues.sum()), len(held), scores(before), scores(after), control, interval, {})
+    return ExclusionEffect(
+        right, int(issues.sum()), len(held), scores(before), scores(after), control, interval, {}
+    )

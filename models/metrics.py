@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
-RESAMPLES = 2000
+N_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def intervals(predicted: Counts, actual: Counts, seed: int = 0) -> dict[str, tup
     replacement draws those numbers from a multinomial distribution.
     """
     pairs, photos = np.unique(np.stack([predicted, actual]), axis=1, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(actual), photos / len(actual), RESAMPLES)
+    draws = np.random.default_rng(seed).multinomial(len(actual), photos / len(actual), N_RESAMPLES)
     found = {name: np.percentile(v, [2.5, 97.5]) for name, v in _cell_scores(pairs, draws).items()}
     return {name: (float(low), float(high)) for name, (low, high) in found.items()}
 

@@ -45,7 +45,7 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     return values
 
 
-def give_back_memory() -> None:
+def release_gpu_memory() -> None:
     """What this process holds of a GPU's memory and does not use, to whoever shares the GPU. A trial's objects refer to
     one another, and are memory in use until they are collected."""
     if torch.cuda.is_initialized():
@@ -66,7 +66,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def compute_exactly() -> None:
+def disable_tf32() -> None:
     """fp32 on a GPU is fp32: cuDNN would by default round what a convolution multiplies to the 10 bits of TF32.
 
     Only GPUs that have bf16 have TF32, and `auto` takes bf16 there: who asks for fp32 wants its digits.
@@ -74,7 +74,7 @@ def compute_exactly() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def choose_arithmetic(precision: str = "auto") -> Precision:
+def choose_precision(precision: str = "auto") -> Precision:
     """`auto` takes the GPU where there is one, and bf16 where the hardware has it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))

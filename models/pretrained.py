@@ -44,7 +44,7 @@ def available_offline() -> list[str]:
     return [name for name in ARCHITECTURES if _package_file(name) or _hub_file(name)]
 
 
-def provide(backbone: str, weights: str, file: Path) -> None:
+def provide_weights_file(backbone: str, weights: str, file: Path) -> None:
     """Let `weights` of this backbone mean a file that was brought from the machine where they lie."""
     _provided[backbone, weights] = file
 

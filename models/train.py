@@ -20,12 +20,12 @@ from binsweep.data.resource_limits import cores
 from binsweep.models.augment import VERSION as AUGMENT_VERSION
 from binsweep.models.augment import Augment, augment_images, views_of
 from binsweep.models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
-from binsweep.models.build import Checkpoint, build_counter
+from binsweep.models.build import Checkpoint, build_model
 from binsweep.models.distributed import ProcessGroup, current_group
 from binsweep.models.health_rules import HealthFinding, HealthMonitor, HealthRule
 from binsweep.models.metrics import count_metrics, per_class
 from binsweep.models.network import CountingModel
-from binsweep.models.precision import Precision, choose_arithmetic, compute_exactly, give_back_memory, send
+from binsweep.models.precision import Precision, choose_precision, disable_tf32, release_gpu_memory, send
 from binsweep.models.pretrained import file_hash, weights_file
 from binsweep.models.profiler import Mark, Profile, nothing
 from binsweep.models.settings import Settings
@@ -67,12 +67,12 @@ class TrialData:
     banks: Path  # the folder of the feature banks
 
 
-def open_counter(settings: Settings, data: TrialData, arithmetic: Precision) -> CountingModel:
+def build_trial_model(settings: Settings, data: TrialData, precision: Precision) -> CountingModel:
     """A fresh counter for these photos, where and as the arithmetic computes; a backbone that is frozen as a whole is
     built when it is needed."""
-    if arithmetic.device.type == "cuda":
-        compute_exactly()
-    counter = build_counter(settings, data.classes, data.image_size, postponed=True).to(arithmetic.device)
+    if precision.device.type == "cuda":
+        disable_tf32()
+    counter = build_model(settings, data.classes, data.image_size, postponed=True).to(precision.device)
     return counter.to(memory_format=torch.channels_last)
 
 
@@ -81,7 +81,7 @@ def open_batches(
     settings: Settings,
     bank: PixelBank,
     folder: Path,
-    arithmetic: Precision,
+    precision: Precision,
     augment: Augment,
     stored: bool = True,
     progress: Progress | None = None,
@@ -93,17 +93,17 @@ def open_batches(
     into how many a GPU's batches are cut for want of memory.
     """
     cut = counter.cut(settings.trainable)
-    device = arithmetic.device
+    device = precision.device
     prefix = counter.prefix(cut).eval()
 
     # On a CPU small batches stay in its caches (measured on 2 cores: 8 images at a time twice as fast as 64).
     batch, threads = (8, cores()) if device.type == "cpu" else (max(1, FORWARD // parts), 1)
 
     def front(images: Tensor) -> Tensor:
-        with torch.no_grad(), arithmetic.context():
+        with torch.no_grad(), precision.context():
             inputs = counter.normalise(send(images, device))
             codes = torch.cat([prefix(part) for part in inputs.split(batch)]) if cut else inputs
-        return codes if cut == 0 or arithmetic.autocast is None else codes.to(arithmetic.autocast)
+        return codes if cut == 0 or precision.autocast is None else codes.to(precision.autocast)
 
     def encode(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
         return front(augment_images(send(images, device), rows, views, augment))
@@ -112,7 +112,7 @@ def open_batches(
     if cut == 0 or not stored:
         return PixelBatches(bank.pixels, bank.labels, front, device, augment, views)
     weights = file_hash(weights_file(settings.backbone, settings.weights))
-    key = f"{bank.key}|{settings.backbone}|{weights}|before {settings.trainable}|{arithmetic.name}"
+    key = f"{bank.key}|{settings.backbone}|{weights}|before {settings.trainable}|{precision.name}"
     if augment not in ("none", "flip"):
         key += f"|{augment}-{AUGMENT_VERSION}"
     features = open_feature_bank(bank.pixels, encode, key, folder, views, progress, batch, threads)
@@ -121,12 +121,12 @@ def open_batches(
 
 def build_banks(settings: Settings, data: TrialData, progress: Progress | None = None) -> None:
     """Compute the feature banks that a trial with these settings will ask for; nothing where nothing is frozen."""
-    arithmetic = choose_arithmetic(settings.precision)
-    counter = open_counter(settings, data, arithmetic)
+    precision = choose_precision(settings.precision)
+    counter = build_trial_model(settings, data, precision)
     if counter.cut(settings.trainable):
         for split, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
-            open_batches(counter, settings, split, data.banks, arithmetic, augment, progress=progress)
-    give_back_memory()  # to the trials, in processes of their own
+            open_batches(counter, settings, split, data.banks, precision, augment, progress=progress)
+    release_gpu_memory()  # to the trials, in processes of their own
 
 
 def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -190,11 +190,11 @@ def _training_batches(
         yield inputs, labels[shard], labels
 
 
-def _forward(net: nn.Module, inputs: Tensor, arithmetic: Precision) -> Tensor:
+def _forward(net: nn.Module, inputs: Tensor, precision: Precision) -> Tensor:
     """Log-probabilities float32 [B, K]."""
-    if arithmetic.autocast is None:
+    if precision.autocast is None:
         inputs = inputs.float()  # a bank may hold bfloat16
-    with arithmetic.context():
+    with precision.context():
         log_probabilities: Tensor = net(inputs).float()
     return log_probabilities
 
@@ -206,7 +206,7 @@ def _backward(
     batch_labels: Tensor,
     weight: Tensor | None,
     settings: Settings,
-    arithmetic: Precision,
+    precision: Precision,
     parts: int,
     mark: Mark,
     group: ProcessGroup = ALONE,
@@ -224,7 +224,7 @@ def _backward(
     cut = zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True)
     for number, (some_inputs, some_labels) in enumerate(cut, 1):
         with group.accumulate(net, more=number < parts):
-            log_probabilities = _forward(net, some_inputs, arithmetic)
+            log_probabilities = _forward(net, some_inputs, precision)
             if len(some_labels):
                 loss = F.cross_entropy(
                     log_probabilities, some_labels, weight, label_smoothing=settings.label_smoothing
@@ -242,7 +242,7 @@ def _backward(
 
 
 def _predict(
-    net: nn.Module, split: Batches, arithmetic: Precision, group: ProcessGroup = ALONE, batch: int = FORWARD
+    net: nn.Module, split: Batches, precision: Precision, group: ProcessGroup = ALONE, batch: int = FORWARD
 ) -> Tensor:
     """Log-probabilities float32 [N, K] of a split, unaugmented; each rank computes a part and has them all."""
     net.eval()
@@ -250,7 +250,7 @@ def _predict(
     rows_here = torch.arange(len(split.labels))[group.shard(len(split.labels))]
     for rows in rows_here.split(batch):
         with torch.no_grad():
-            parts.append(_forward(net, split.take(rows, torch.zeros_like(rows)), arithmetic))
+            parts.append(_forward(net, split.take(rows, torch.zeros_like(rows)), precision))
     return group.gather(torch.cat(parts))
 
 
@@ -298,14 +298,14 @@ def train(
     of the epoch's last step; `images_per_second` of training; `seconds` of the whole epoch.
     """
     group = current_group()
-    arithmetic = choose_arithmetic(settings.precision)
-    profile = Profile(arithmetic.device, torch.get_num_threads(), trace)
+    precision = choose_precision(settings.precision)
+    profile = Profile(precision.device, torch.get_num_threads(), trace)
     generator = torch.Generator().manual_seed(settings.seed)
     torch.manual_seed(settings.seed)  # dropout draws from the global generator
-    counter = open_counter(settings, data, arithmetic)
+    counter = build_trial_model(settings, data, precision)
 
     def batches(bank: PixelBank, augment: Augment) -> Batches:
-        return open_batches(counter, settings, bank, data.banks, arithmetic, augment, stored, parts=parts)
+        return open_batches(counter, settings, bank, data.banks, precision, augment, stored, parts=parts)
 
     learn, check = batches(data.train, settings.augment), batches(data.validation, PLAIN)
     if refit:
@@ -313,7 +313,7 @@ def train(
 
     net = counter.suffix(counter.cut(settings.trainable))
     if settings.trainable == "head":
-        arithmetic = Precision(arithmetic.device, None)  # a head is too small to gain from bf16
+        precision = Precision(precision.device, None)  # a head is too small to gain from bf16
     model = group.parallel(net)
     classes = np.asarray(data.classes)
     steps = settings.epochs * len(_epoch_rows(learn.labels, settings, torch.Generator()))
@@ -321,7 +321,7 @@ def train(
     schedule = _schedule(optimizer, settings, steps)
     weight = None
     if settings.balance == "weights":
-        weight = _class_weights(learn.labels, len(classes)).to(arithmetic.device)
+        weight = _class_weights(learn.labels, len(classes)).to(precision.device)
 
     watch = HealthMonitor(net, settings, learn.labels, data.classes, rules)
     history: list[dict[str, float]] = []
@@ -349,7 +349,7 @@ def train(
                 batch_labels,
                 weight,
                 settings,
-                arithmetic,
+                precision,
                 parts,
                 profile.mark,
                 group,
@@ -372,7 +372,7 @@ def train(
 
         choice, actual = group.gather(torch.cat(choices)), group.gather(torch.cat(seen))
         group.average_statistics(net)
-        said = _predict(net, check, arithmetic, group, max(1, FORWARD // parts)).cpu()
+        said = _predict(net, check, precision, group, max(1, FORWARD // parts)).cpu()
         figures, advice = profile.epoch_done(epoch, parts)
         metrics = {
             **_scores("train", train_loss, choice, actual, classes),

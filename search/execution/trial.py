@@ -18,7 +18,7 @@ import torch
 from binsweep.models.distributed import current_group
 from binsweep.models.health_rules import HealthRule
 from binsweep.models.inference_cost import photo_costs
-from binsweep.models.precision import give_back_memory
+from binsweep.models.precision import release_gpu_memory
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrialData, train
 from binsweep.models.training_state import load_training_state
@@ -126,7 +126,7 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or 2 * parts > task.settings.batch_size:
                     raise
-            give_back_memory()
+            release_gpu_memory()
             parts *= 2
     except LostWorkerError:
         raise
@@ -138,7 +138,7 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
         leave_error(task.folder, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
         raise
     finally:
-        give_back_memory()
+        release_gpu_memory()
 
 
 def no_room(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ from binsweep.data.banks.pixels import PixelBank
 from binsweep.data.banks.store import make_room, open_bank, opened_banks
 from binsweep.data.errors import UserError
 from binsweep.data.locks import open_lock, try_lock
-from binsweep.models.pretrained import file_hash, provide, weights_file
+from binsweep.models.pretrained import file_hash, provide_weights_file, weights_file
 from binsweep.models.train import TrialData
 from binsweep.search.execution.trial import LAST, TrialTask
 
@@ -102,7 +102,7 @@ class DriverFiles:
                         beside, size, functools.partial(self.keeper.weights_part.remote, backbone, weights)
                     )
                     beside.replace(file)
-        provide(backbone, weights, file)
+        provide_weights_file(backbone, weights, file)
 
 
 @contextlib.contextmanager

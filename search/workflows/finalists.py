@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from binsweep.data.atomic_write import write_json
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores
-from binsweep.models.build import Checkpoint, counter_from, load_checkpoint
+from binsweep.models.build import Checkpoint, load_checkpoint, model_from_checkpoint
 from binsweep.models.metrics import Counts, count_metrics
 from binsweep.models.precision import threads_of
 from binsweep.models.predictor import DECODINGS, Decoding, Predictor, decode_counts
@@ -260,7 +260,7 @@ def choose_answer(
         if p_of(f"mean of {len(checkpoints)} trainings", counts[0], counts[1], ALPHA) < ALPHA:
             members, table = len(checkpoints), mean_table
     if spec.register.flip:
-        both = _ask(Predictor([counter_from(one) for one in checkpoints[:members]], flip=True), data)
+        both = _ask(Predictor([model_from_checkpoint(one) for one in checkpoints[:members]], flip=True), data)
         counts = [decode_counts(one, classes, "argmax") for one in (both, table)]
         if p_of("mean with the mirror image", counts[0], counts[1], ALPHA) < ALPHA:
             flip, table = True, both
@@ -285,7 +285,7 @@ def find_answer(
         trainings = refit(folder, spec, data, finalist, members, runlog)
         chosen = [load_checkpoint(training.checkpoint) for training in trainings]
         notes.append(f"trained again on train and validation together for {chosen[0].epoch} epochs")
-    predictor = Predictor([counter_from(one) for one in chosen], flip, decoding).eval()
+    predictor = Predictor([model_from_checkpoint(one) for one in chosen], flip, decoding).eval()
     validation = _ask(predictor, data) if flip else _mean(chosen)
     return FinalModel(trainings[0].key, predictor, validation, notes)
 

@@ -22,8 +22,8 @@ import binsweep.models.profiler
 import binsweep.models.train
 from binsweep.models.augment import augment_images
 from binsweep.models.batches import FeatureBatches, PixelBatches
-from binsweep.models.build import counter_from
-from binsweep.models.precision import Precision, give_back_memory
+from binsweep.models.build import model_from_checkpoint
+from binsweep.models.precision import Precision, release_gpu_memory
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrialData, train
 from binsweep.models.training_state import TrainingState, load_training_state
@@ -108,7 +108,7 @@ def on_the_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             binsweep.models.train,
-            "choose_arithmetic",
+            "choose_precision",
             lambda precision: Precision(torch.device("cpu"), None),
         )
         yield
@@ -169,7 +169,7 @@ def test_the_first_step_of_all_in_bf16_is_close(little: TrialData, measured: Mea
 
 @pytest.mark.parametrize("augment", ["flip", "flip_shift", "full"])
 def test_a_photo_is_augmented_as_on_a_cpu(augment: str, little: TrialData, measured: Measured) -> None:
-    binsweep.models.train.compute_exactly()
+    binsweep.models.train.disable_tf32()
     images = torch.from_numpy(np.array(little.train.pixels[:64]))
     rows = torch.arange(64)
     there = augment_images(images, rows, rows % 5, augment).int()  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def test_streamed_banks_give_the_losses_of_resident_ones(
     settings = replace(SGD, trainable=trainable)  # type: ignore[arg-type]
     curves = []
     for fits in (True, False):
-        monkeypatch.setattr(binsweep.models.batches, "fits_beside", lambda size, device, fits=fits: fits)
+        monkeypatch.setattr(binsweep.models.batches, "fits_on_gpu", lambda size, device, fits=fits: fits)
         curves.append(curve_of(settings, little))
     measured(f"{trainable}: streamed and resident differ by {apart(*curves):.1e}")
     assert apart(*curves) < 1e-4
@@ -207,7 +207,7 @@ def test_streamed_batches_are_the_resident_ones(
 
     monkeypatch.setattr(binsweep.models.train, "_training_batches", kept)
     for fits in (True, False):
-        monkeypatch.setattr(binsweep.models.batches, "fits_beside", lambda size, device, fits=fits: fits)
+        monkeypatch.setattr(binsweep.models.batches, "fits_on_gpu", lambda size, device, fits=fits: fits)
         taken.append([])
         curve_of(settings, many)
     resident, streamed = taken
@@ -221,12 +221,12 @@ def test_what_fits_is_resident(little: TrialData) -> None:
     pixels = PixelBatches(little.train.pixels, little.train.labels, lambda images: images, device, "none", 1)
     features = FeatureBatches(torch.zeros(2, 200, 8), little.train.labels, device)
     assert pixels._resident is not None and pixels._resident.is_cuda and features._features.is_cuda
-    give_back_memory()
+    release_gpu_memory()
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(0.01)
     try:
-        assert binsweep.models.batches.fits_beside(10**6, device)
-        assert not binsweep.models.batches.fits_beside(total // 100, device), (
+        assert binsweep.models.batches.fits_on_gpu(10**6, device)
+        assert not binsweep.models.batches.fits_on_gpu(total // 100, device), (
             "more than this process may take"
         )
     finally:
@@ -276,7 +276,7 @@ def test_what_waits_for_the_gpu_raises() -> None:
 def test_no_step_waits_for_the_gpu(
     changes: dict[str, Any], fits: bool, many: TrialData, strict: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binsweep.models.batches, "fits_beside", lambda size, device: fits)
+    monkeypatch.setattr(binsweep.models.batches, "fits_on_gpu", lambda size, device: fits)
     settings = replace(SGD, batch_size=64, **changes)
     # Steps 0 and 50 are those that health rules look at, 25 and 50 those that are timed by phase.
     curve_of(settings, many, parts=1 if fits else 2, refit=not fits)
@@ -325,7 +325,7 @@ def task_of(settings: Settings, folder: Path, gpus: float) -> TrialTask:
 
 def test_out_of_memory_goes_to_micro_batches(many: TrialData, tmp_path: Path, measured: Measured) -> None:
     settings = replace(SGD, backbone="resnet50", trainable="all", batch_size=512, epochs=1)
-    give_back_memory()
+    release_gpu_memory()
     total = torch.cuda.mem_get_info()[1]
     before = torch.cuda.memory_allocated()
     curve: Curve = []
@@ -448,5 +448,5 @@ def test_a_checkpoint_of_a_gpu_counts_the_same_on_a_cpu(trainable: str, little: 
 
     train(replace(SGD, trainable=trainable, epochs=1), little, keep)  # type: ignore[arg-type]
     with torch.no_grad():
-        said = counter_from(kept[0])(torch.from_numpy(np.array(little.validation.pixels)))
+        said = model_from_checkpoint(kept[0])(torch.from_numpy(np.array(little.validation.pixels)))
     torch.testing.assert_close(said, kept[0].log_probabilities, rtol=1e-3, atol=1e-3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from binsweep.data.errors import UserError
-from binsweep.models.label_audit import Doubt, Effect, audit
+from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
 from binsweep.models.train import TrialData
 from binsweep.search.workflows.label_audit import effect_lines
 
@@ -15,7 +15,7 @@ WRONG = (3, 10, 17, 24, 31, 38, 44, 50)  # rows of train
 
 
 @pytest.fixture(scope="module")
-def audited(trial_data: TrialData) -> tuple[list[Doubt], Effect]:
+def audited(trial_data: TrialData) -> tuple[list[JudgedLabel], ExclusionEffect]:
     bank = copy.copy(trial_data.train)
     bank.labels = bank.labels.copy()
     for row in WRONG:
@@ -25,7 +25,9 @@ def audited(trial_data: TrialData) -> tuple[list[Doubt], Effect]:
     return audit(replace(trial_data, train=bank))
 
 
-def test_wrong_labels_come_first(audited: tuple[list[Doubt], Effect], trial_data: TrialData) -> None:
+def test_wrong_labels_come_first(
+    audited: tuple[list[JudgedLabel], ExclusionEffect], trial_data: TrialData
+) -> None:
     doubts, _ = audited
     train = [doubt.row for doubt in doubts if doubt.split == "train"]
     places = [train.index(row) for row in WRONG]
@@ -35,13 +37,13 @@ def test_wrong_labels_come_first(audited: tuple[list[Doubt], Effect], trial_data
     assert {doubt.id for doubt in doubts} == {*trial_data.train.ids, *trial_data.validation.ids}
 
 
-def test_a_doubt_says_what_the_model_says(audited: tuple[list[Doubt], Effect]) -> None:
+def test_a_doubt_says_what_the_model_says(audited: tuple[list[JudgedLabel], ExclusionEffect]) -> None:
     for doubt in audited[0]:
         assert doubt.p_suggested >= doubt.p_label and (doubt.suggested != doubt.label or not doubt.issue)
 
 
 def test_the_effect_is_that_of_train_alone(
-    audited: tuple[list[Doubt], Effect], trial_data: TrialData
+    audited: tuple[list[JudgedLabel], ExclusionEffect], trial_data: TrialData
 ) -> None:
     doubts, effect = audited
     assert effect.excluded == sum(doubt.issue for doubt in doubts if doubt.split == "train")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from binsweep.models.batches import fits_beside
+from binsweep.models.batches import fits_on_gpu
 
 
 @pytest.fixture
@@ -23,5 +23,5 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_quarter_of_what_the_process_may_still_have_stays_on_the_gpu(device: str, most: int) -> None:
     """A trial's device is "cuda" and no more: the current GPU, which is another for each process of a group."""
-    assert not fits_beside(most + 1, torch.device(device))
-    assert most < 0 or fits_beside(most, torch.device(device))
+    assert not fits_on_gpu(most + 1, torch.device(device))
+    assert most < 0 or fits_on_gpu(most, torch.device(device))

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from binsweep.models.distributed import ProcessGroup, _normalise_together
-from binsweep.models.precision import choose_arithmetic
+from binsweep.models.precision import choose_precision
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData, _predict, open_batches, open_counter, train
+from binsweep.models.train import TrialData, _predict, build_trial_model, open_batches, train
 from binsweep.models.training_state import load_training_state
 
 # A head has neither dropout nor batch normalisation: two processes must learn what one does.
@@ -120,13 +120,13 @@ def test_a_group_that_goes_on_has_the_curve_of_an_undisturbed_one(
 def test_what_is_kept_is_what_the_group_validated(group_folder: Path, trial_data: TrialData) -> None:
     """Each process has normalised its own shards: the network that is saved must be the one they all validated."""
     settings, _, _ = cases_for(len(trial_data.train))["all, cut short"]
-    arithmetic = choose_arithmetic(settings.precision)
-    counter = open_counter(settings, trial_data, arithmetic)
+    precision = choose_precision(settings.precision)
+    counter = build_trial_model(settings, trial_data, precision)
     state = load_training_state(group_folder / "all, cut short.pt")
     assert state is not None
     counter.suffix(0).load_state_dict(state.net)
-    check = open_batches(counter, settings, trial_data.validation, trial_data.banks, arithmetic, "none")
-    loss = F.nll_loss(_predict(counter.suffix(0), check, arithmetic), check.labels)
+    check = open_batches(counter, settings, trial_data.validation, trial_data.banks, precision, "none")
+    loss = F.nll_loss(_predict(counter.suffix(0), check, precision), check.labels)
     assert float(loss) == pytest.approx(state.history[0]["val_loss"], rel=TOLERANCE)
 
 
@@ -139,7 +139,11 @@ def test_fast_gradients_and_empty_shards_go_together(group_folder: Path) -> None
 def test_normalising_together_keeps_the_network_and_the_names_in_its_checkpoints(
     trial_data: TrialData,
 ) -> None:
-    net = open_counter(replace(HEAD, trainable="all"), trial_data, choose_arithmetic("fp32")).suffix(0).eval()
+    net = (
+        build_trial_model(replace(HEAD, trainable="all"), trial_data, choose_precision("fp32"))
+        .suffix(0)
+        .eval()
+    )
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         names, said = list(net.state_dict()), net(images)

@@ -15,7 +15,7 @@ import torch
 import binsweep.models.train
 from binsweep.data.banks.features import open_feature_bank
 from binsweep.data.errors import UserError
-from binsweep.models.build import Checkpoint, build_counter, counter_from, load_checkpoint
+from binsweep.models.build import Checkpoint, build_model, load_checkpoint, model_from_checkpoint
 from binsweep.models.network import HEADS
 from binsweep.models.precision import Precision
 from binsweep.models.settings import Settings
@@ -137,10 +137,10 @@ def test_prediction_is_cut_as_batches_are(trial_data: TrialData, monkeypatch: py
     monkeypatch.setattr(binsweep.models.train, "FORWARD", 8)
     forward, sizes = binsweep.models.train._forward, list[int]()
 
-    def seen(net: torch.nn.Module, inputs: torch.Tensor, arithmetic: Precision) -> torch.Tensor:
+    def seen(net: torch.nn.Module, inputs: torch.Tensor, precision: Precision) -> torch.Tensor:
         if not net.training:
             sizes.append(len(inputs))
-        return forward(net, inputs, arithmetic)
+        return forward(net, inputs, precision)
 
     monkeypatch.setattr(binsweep.models.train, "_forward", seen)
     photos, curves = len(trial_data.validation), list[float]()
@@ -177,7 +177,7 @@ def test_the_checkpoint_rebuilds_the_counter_that_was_evaluated(
 ) -> None:
     _, checkpoint = run(replace(SETTINGS, trainable=trainable, epochs=1), trial_data)[0]  # type: ignore[arg-type]
     checkpoint.save(tmp_path / "best.pt")
-    counter = counter_from(load_checkpoint(tmp_path / "best.pt"))
+    counter = model_from_checkpoint(load_checkpoint(tmp_path / "best.pt"))
     images = torch.from_numpy(np.array(trial_data.validation.pixels))
     with torch.inference_mode():
         torch.testing.assert_close(counter(images), checkpoint.log_probabilities, rtol=1e-3, atol=1e-4)
@@ -185,7 +185,7 @@ def test_the_checkpoint_rebuilds_the_counter_that_was_evaluated(
 
 def test_what_is_frozen_stays_as_it_was(trial_data: TrialData) -> None:
     settings = replace(SETTINGS, trainable="last_stage", epochs=1)
-    counter = build_counter(settings, trial_data.classes, trial_data.image_size)
+    counter = build_model(settings, trial_data.classes, trial_data.image_size)
     before = {key: value.clone() for key, value in counter.state_dict().items()}
     _, checkpoint = run(settings, trial_data)[0]
     for other in (
@@ -193,13 +193,13 @@ def test_what_is_frozen_stays_as_it_was(trial_data: TrialData) -> None:
         replace(SETTINGS, trainable="all", epochs=1),
     ):
         run(other, trial_data)  # they share with one another what they do not train
-    trained = counter_from(checkpoint).state_dict()
+    trained = model_from_checkpoint(checkpoint).state_dict()
     changed = {key for key in trained if not torch.equal(trained[key], before[key])}
     assert changed and all(
         key.startswith(("backbone.blocks5", "backbone.blocks6", "backbone.tail", "head")) for key in changed
     )
     assert any("running_mean" in key for key in changed)
-    again = build_counter(settings, trial_data.classes, trial_data.image_size).state_dict()
+    again = build_model(settings, trial_data.classes, trial_data.image_size).state_dict()
     assert all(torch.equal(again[key], before[key]) for key in before)
 
 
