@@ -51,7 +51,8 @@ from binsweep.data.resource_limits import cores
 from binsweep.models.build import build_model
 from binsweep.models.precision import choose_precision, release_gpu_memory
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData, build_banks, train
+from binsweep.models.train import train
+from binsweep.models.trial_data import TrialData, build_banks
 
 CLASSES = (1, 2, 3, 4, 5)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

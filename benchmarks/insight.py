@@ -26,11 +26,12 @@ from trials import trial_data
 
 import binsweep.models.train
 from binsweep.data.resource_limits import cores
-from binsweep.models.health_rules import HealthMonitor
+from binsweep.models.health_monitor import HealthMonitor
 from binsweep.models.precision import threads_of
 from binsweep.models.profiler import Profile
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData, train
+from binsweep.models.train import train
+from binsweep.models.trial_data import TrialData
 
 WATCHED = ("before_step", "after_backward", "after_step", "epoch_done")
 PROFILED = ("epoch_begins", "mark", "step_done", "training_done", "epoch_done")

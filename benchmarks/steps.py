@@ -29,18 +29,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 from trials import trial_data
 
 from binsweep.data.resource_limits import cores
+from binsweep.models.optimization import build_optimizer, build_schedule
 from binsweep.models.precision import Precision, choose_precision, threads_of
+from binsweep.models.sampling import training_batches
 from binsweep.models.settings import Settings
-from binsweep.models.train import (
-    TrialData,
-    _forward,
-    _optimizer,
-    _schedule,
-    _training_batches,
-    build_trial_model,
-    open_batches,
-    train,
-)
+from binsweep.models.train import _forward, train
+from binsweep.models.trial_data import BatchFactory, TrialData, build_trial_model
 
 PHASES = ("wait", "copy", "forward", "backward", "optimiser")
 
@@ -52,12 +46,13 @@ class Steps:
         self.settings, self.data = settings, data
         self.precision = choose_precision(settings.precision)
         counter = build_trial_model(settings, data, self.precision)
-        self.learn = open_batches(counter, settings, data.train, data.banks, self.precision, settings.augment)
+        batches = BatchFactory(counter, settings, data.banks, self.precision)
+        self.learn = batches.open(data.train, settings.augment)
         self.net = counter.suffix(counter.cut(settings.trainable)).train()
         if settings.trainable == "head":
             self.precision = Precision(self.precision.device, None)
-        self.optimizer = _optimizer(self.net, settings)
-        self.schedule = _schedule(self.optimizer, settings, 1_000_000)
+        self.optimizer = build_optimizer(self.net, settings)
+        self.schedule = build_schedule(self.optimizer, settings, 1_000_000)
 
     def now(self) -> float:
         if self.precision.device.type == "cuda":
@@ -85,7 +80,7 @@ class Steps:
         real: list[list[float]] = []
         memory: list[float] = []
         while len(real) < steps:
-            batches = _training_batches(self.learn, self.settings, generator)
+            batches = training_batches(self.learn, self.settings, generator)
             start = self.now()
             for inputs, labels, _ in batches:
                 waited = self.now() - start

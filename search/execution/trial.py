@@ -20,8 +20,9 @@ from binsweep.models.health_rules import HealthRule
 from binsweep.models.inference_cost import photo_costs
 from binsweep.models.precision import release_gpu_memory
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.health import keep_findings
 
 BEST = "best.pt"
@@ -195,7 +196,8 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
         return go_on
 
     trace = task.folder / TRACE if task.trace and not state and group.rank == 0 else None
-    train(task.settings, data, report, start_from=state, parts=parts, trace=trace, rules=task.rules)
+    options = TrainOptions(start_from=state, micro_batches=parts, trace=trace, rules=task.rules)
+    train(task.settings, data, report, options)
 
 
 NO_MEMORY = (

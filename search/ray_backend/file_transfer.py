@@ -25,7 +25,7 @@ from binsweep.data.banks.store import make_room, open_bank, opened_banks
 from binsweep.data.errors import UserError
 from binsweep.data.locks import open_lock, try_lock
 from binsweep.models.pretrained import file_hash, provide_weights_file, weights_file
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.trial import LAST, TrialTask
 
 CHUNK = 32 * 2**20  # bytes of a bank or of weights that one message carries

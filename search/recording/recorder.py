@@ -16,10 +16,10 @@ import numpy as np
 import yaml
 
 from binsweep.data.manifest import Manifest
-from binsweep.models.build import load_checkpoint
+from binsweep.models.checkpoint import load_checkpoint
 from binsweep.models.health_rules import HealthFinding
 from binsweep.models.precision import choose_precision
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import ENDED, Controller, TrialRecord, pareto_front
 from binsweep.search.execution.health import read_findings, write_table
 from binsweep.search.execution.trial import BEST, ERROR, TRACE, better

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from binsweep.data.atomic_write import write_json
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores
-from binsweep.models.build import Checkpoint, load_checkpoint, model_from_checkpoint
+from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from binsweep.models.metrics import Counts, count_metrics
 from binsweep.models.precision import threads_of
 from binsweep.models.predictor import DECODINGS, Decoding, Predictor, decode_counts
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.trial import BEST, LAST, TrialTask, run_trial
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
 from binsweep.search.recording.recorder import FIGURES
@@ -230,7 +231,8 @@ def _train_on_both(
         return epoch < epochs
 
     torch.set_num_threads(threads_of(settings.trainable, cores()))
-    train(settings, data, report, start_from=load_training_state(place / LAST), refit=True)
+    options = TrainOptions(start_from=load_training_state(place / LAST), refit=True)
+    train(settings, data, report, options)
     (place / LAST).unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from binsweep.data.banks.pixels import PixelBank, open_pixel_bank
 from binsweep.data.banks.store import bank_folder
 from binsweep.data.manifest import Manifest
 from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.tracking.evaluation.figures import SHOWN, draw_mistakes, write_csv
 
 WORTH = 0.6  # accuracy out of fold below which the model's word against a label is worth little

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from binsweep.data.banks.pixels import PixelBank
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 
 CLASSES = (1, 2, 3)
 

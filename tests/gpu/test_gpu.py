@@ -22,11 +22,12 @@ import binsweep.models.profiler
 import binsweep.models.train
 from binsweep.models.augment import augment_images
 from binsweep.models.batches import FeatureBatches, PixelBatches
-from binsweep.models.build import model_from_checkpoint
-from binsweep.models.precision import Precision, release_gpu_memory
+from binsweep.models.checkpoint import model_from_checkpoint
+from binsweep.models.precision import Precision, disable_tf32, release_gpu_memory
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import TrainingState, load_training_state
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.trial import TrialResources, TrialTask, out_of_memory, run_trial
 
 Curve = list[dict[str, float]]
@@ -54,7 +55,12 @@ BF16_STEP, BF16_GRADIENTS = 1e-2, 0.5
 
 def curve_of(settings: Settings, data: TrialData, **options: Any) -> Curve:
     curve: Curve = []
-    train(settings, data, lambda epoch, metrics, snapshot: curve.append(metrics) is None, **options)
+    train(
+        settings,
+        data,
+        lambda epoch, metrics, snapshot: curve.append(metrics) is None,
+        TrainOptions(**options),
+    )
     return curve
 
 
@@ -169,7 +175,7 @@ def test_the_first_step_of_all_in_bf16_is_close(little: TrialData, measured: Mea
 
 @pytest.mark.parametrize("augment", ["flip", "flip_shift", "full"])
 def test_a_photo_is_augmented_as_on_a_cpu(augment: str, little: TrialData, measured: Measured) -> None:
-    binsweep.models.train.disable_tf32()
+    disable_tf32()
     images = torch.from_numpy(np.array(little.train.pixels[:64]))
     rows = torch.arange(64)
     there = augment_images(images, rows, rows % 5, augment).int()  # type: ignore[arg-type]
@@ -198,14 +204,14 @@ def test_streamed_batches_are_the_resident_ones(
 ) -> None:
     """Bit for bit, at every step of a training: kernels that are not deterministic come behind them."""
     settings = replace(SGD, trainable=trainable, augment="full", views=3)  # type: ignore[arg-type]
-    plain, taken = binsweep.models.train._training_batches, list[list[tuple[Tensor, ...]]]()
+    plain, taken = binsweep.models.train.training_batches, list[list[tuple[Tensor, ...]]]()
 
     def kept(*arguments: Any) -> Iterator[Any]:
         for batch in plain(*arguments):
             taken[-1].append(tuple(values.clone() for values in batch))
             yield batch
 
-    monkeypatch.setattr(binsweep.models.train, "_training_batches", kept)
+    monkeypatch.setattr(binsweep.models.train, "training_batches", kept)
     for fits in (True, False):
         monkeypatch.setattr(binsweep.models.batches, "fits_on_gpu", lambda size, device, fits=fits: fits)
         taken.append([])
@@ -236,7 +242,7 @@ def test_what_fits_is_resident(little: TrialData) -> None:
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """From an epoch's first batch to the end of its last step, whatever waits for the GPU raises. Counts the steps."""
-    plain, steps = binsweep.models.train._training_batches, [0]
+    plain, steps = binsweep.models.train.training_batches, [0]
 
     def watched(*arguments: Any) -> Iterator[Any]:
         torch.cuda.set_sync_debug_mode("error")
@@ -247,7 +253,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(binsweep.models.train, "_training_batches", watched)
+    monkeypatch.setattr(binsweep.models.train, "training_batches", watched)
     yield steps
     torch.cuda.set_sync_debug_mode("default")
 
@@ -279,7 +285,7 @@ def test_no_step_waits_for_the_gpu(
     monkeypatch.setattr(binsweep.models.batches, "fits_on_gpu", lambda size, device: fits)
     settings = replace(SGD, batch_size=64, **changes)
     # Steps 0 and 50 are those that health rules look at, 25 and 50 those that are timed by phase.
-    curve_of(settings, many, parts=1 if fits else 2, refit=not fits)
+    curve_of(settings, many, micro_batches=1 if fits else 2, refit=not fits)
     assert strict[0] >= 60
 
 
@@ -298,8 +304,8 @@ def test_a_gpu_that_does_not_tell_its_use_ends_no_trial(
     little: TrialData, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pynvml = pytest.importorskip("pynvml")
-    measured(f"the GPU tells {binsweep.models.profiler._gpu_look()}")
-    monkeypatch.setattr(binsweep.models.profiler, "SYSTEM_SECONDS", 0.0)
+    measured(f"the GPU tells {binsweep.models.profiler._gpu_metrics()}")
+    monkeypatch.setattr(binsweep.models.profiler, "MIN_SYSTEM_INTERVAL", 0.0)
 
     def refusing(code: int) -> Callable[..., None]:
         def refuse(*arguments: Any) -> None:
@@ -340,7 +346,7 @@ def test_out_of_memory_goes_to_micro_batches(many: TrialData, tmp_path: Path, me
         torch.cuda.set_per_process_memory_fraction(1.0)
     left = (torch.cuda.memory_allocated() - before) / 2**20
     measured(
-        f"in {curve[0].get('micro_batches', 1):.0f} parts within 1.5 GiB; {left:.0f} MiB are left in use"
+        f"in {curve[0].get('micro_batches', 1):.0f} micro-batches within 1.5 GiB; {left:.0f} MiB are left in use"
     )
     assert curve[0]["micro_batches"] >= 2 and math.isfinite(curve[0]["train_loss"])
     assert not (tmp_path / "error.txt").exists()
@@ -358,7 +364,7 @@ def test_what_a_full_gpu_says_is_out_of_memory() -> None:
 
 
 def start(folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     words = [sys.executable, Path(__file__).with_name("member.py"), folder, *map(str, arguments)]
     return subprocess.Popen(words, env=environment)
 

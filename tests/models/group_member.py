@@ -8,13 +8,14 @@ import torch
 import torch.distributed as dist
 
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state
+from binsweep.models.trial_data import TrialData
 
 Curve = list[dict[str, float]]
 
 
-def curve_of(settings: Settings, data: TrialData, parts: int, stop_after: int, file: Path) -> Curve:
+def curve_of(settings: Settings, data: TrialData, micro_batches: int, stop_after: int, file: Path) -> Curve:
     """The metrics of every epoch; where `stop_after` is not 0, training is cut there and goes on from a file."""
     curve: Curve = []
 
@@ -24,11 +25,12 @@ def curve_of(settings: Settings, data: TrialData, parts: int, stop_after: int, f
             snapshot.state().save(file)
         return epoch != stop_after
 
-    train(settings, data, report, parts=parts)
+    train(settings, data, report, TrainOptions(micro_batches=micro_batches))
     if stop_after:
         torch.manual_seed(99)  # whatever happened in the process meanwhile
         stop_after = 0
-        train(settings, data, report, parts=parts, start_from=load_training_state(file))
+        state = load_training_state(file)
+        train(settings, data, report, TrainOptions(start_from=state, micro_batches=micro_batches))
     return curve
 
 
@@ -38,8 +40,8 @@ def main() -> None:
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=size)
     data, cases = pickle.loads((folder / "cases").read_bytes())
     told = {
-        name: curve_of(settings, data, parts, stop_after, folder / f"{name}.pt")
-        for name, (settings, parts, stop_after) in cases.items()
+        name: curve_of(settings, data, micro_batches, stop_after, folder / f"{name}.pt")
+        for name, (settings, micro_batches, stop_after) in cases.items()
     }
     (folder / f"told-{rank}").write_bytes(pickle.dumps(told))
 

@@ -8,7 +8,7 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.search.workflows.label_audit import effect_lines
 
 WRONG = (3, 10, 17, 24, 31, 38, 44, 50)  # rows of train

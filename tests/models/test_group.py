@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from binsweep.models.distributed import ProcessGroup, _normalise_together
+from binsweep.models.distributed import ProcessGroup, _synchronize_batch_norms
 from binsweep.models.precision import choose_precision
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData, _predict, build_trial_model, open_batches, train
+from binsweep.models.train import TrainOptions, _predict, train
 from binsweep.models.training_state import load_training_state
+from binsweep.models.trial_data import BatchFactory, TrialData, build_trial_model
 
 # A head has neither dropout nor batch normalisation: two processes must learn what one does.
 # Plain gradient descent, as AdamW would hide gradients that are too large by a factor.
@@ -62,9 +63,10 @@ LIKE_ONE = (
 
 
 def alone(case: Case, data: TrialData) -> Curve:
-    settings, parts, _ = case
+    settings, micro_batches, _ = case
+    options = TrainOptions(micro_batches=micro_batches)
     curve: Curve = []
-    train(settings, data, lambda epoch, metrics, snapshot: curve.append(metrics) is None, parts=parts)
+    train(settings, data, lambda epoch, metrics, snapshot: curve.append(metrics) is None, options)
     return curve
 
 
@@ -74,7 +76,7 @@ def group_folder(trial_data: TrialData, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("group")
     (folder / "cases").write_bytes(pickle.dumps((trial_data, cases_for(len(trial_data.train)))))
     script = Path(__file__).with_name("group_member.py")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     processes = [
         subprocess.Popen([sys.executable, script, folder, str(rank), "2"], env=environment)
         for rank in range(2)
@@ -121,12 +123,15 @@ def test_what_is_kept_is_what_the_group_validated(group_folder: Path, trial_data
     """Each process has normalised its own shards: the network that is saved must be the one they all validated."""
     settings, _, _ = cases_for(len(trial_data.train))["all, cut short"]
     precision = choose_precision(settings.precision)
-    counter = build_trial_model(settings, trial_data, precision)
+    model = build_trial_model(settings, trial_data, precision)
     state = load_training_state(group_folder / "all, cut short.pt")
     assert state is not None
-    counter.suffix(0).load_state_dict(state.net)
-    check = open_batches(counter, settings, trial_data.validation, trial_data.banks, precision, "none")
-    loss = F.nll_loss(_predict(counter.suffix(0), check, precision), check.labels)
+    model.suffix(0).load_state_dict(state.net)
+    val_batches = BatchFactory(model, settings, trial_data.banks, precision).open(
+        trial_data.validation, "none"
+    )
+    log_probabilities = _predict(model.suffix(0), val_batches, precision)
+    loss = F.nll_loss(log_probabilities, val_batches.labels)
     assert float(loss) == pytest.approx(state.history[0]["val_loss"], rel=TOLERANCE)
 
 
@@ -146,12 +151,12 @@ def test_normalising_together_keeps_the_network_and_the_names_in_its_checkpoints
     )
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        names, said = list(net.state_dict()), net(images)
-        _normalise_together(net)
+        names, output = list(net.state_dict()), net(images)
+        _synchronize_batch_norms(net)
         kinds = {type(layer) for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
         assert kinds and all(issubclass(kind, nn.SyncBatchNorm) for kind in kinds)
         assert list(net.state_dict()) == names
-        torch.testing.assert_close(net(images), said)
+        torch.testing.assert_close(net(images), output)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

@@ -17,7 +17,7 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
 from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import write_synthetic
-from binsweep.models.build import load_checkpoint, model_from_checkpoint
+from binsweep.models.checkpoint import load_checkpoint, model_from_checkpoint
 from binsweep.models.network import CountingModel
 from binsweep.models.predictor import Predictor
 from binsweep.search.execution.health import read_findings
