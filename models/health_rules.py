@@ -106,7 +106,7 @@ def class_imbalance(
     threshold_imbalance: float = 10.0,
     threshold_misprediction: float = 0.7,
 ) -> str:
-    """Rare classes are not learned.
+    """Some classes have too few photos to be learned.
 
     Either the largest class has more than `threshold_imbalance` times the training photos of the smallest, and training
     is not `balanced`; or a class with less than half the training photos of the largest is mispredicted in more than

@@ -81,8 +81,8 @@ def _inception(net: Any) -> Stages:
     groups += [("mixed6", "Mixed_6a", "Mixed_7a"), ("mixed7", "Mixed_7a", "avgpool")]
     stages: Stages = []
     for stage, first, after in groups:
-        parts = [getattr(net, name) for name in names[names.index(first) : names.index(after)]]
-        stages.append((stage, nn.Sequential(*parts)))
+        modules = [getattr(net, name) for name in names[names.index(first) : names.index(after)]]
+        stages.append((stage, nn.Sequential(*modules)))
     return [*stages, ("pool", nn.Sequential(net.avgpool, nn.Flatten()))]
 
 

@@ -52,7 +52,7 @@ class Predictor(nn.Module):
         self, counters: Sequence[CountingModel], flip: bool = False, decoding: Decoding = "argmax"
     ) -> None:
         super().__init__()
-        self.counters = nn.ModuleList(counters)
+        self.counters = nn.ModuleList(counters)  # the name is part of the keys of stored weights
         self.configs = [counter.config for counter in counters]
         self.flip, self.decoding = flip, decoding
         self.classes, self.image_size = self.configs[0].classes, self.configs[0].image_size

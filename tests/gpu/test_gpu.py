@@ -294,8 +294,8 @@ def test_the_phases_are_the_device_s(many: TrialData, measured: Measured) -> Non
     last = curve_of(settings, many)[-1]
     phases = {phase: last[f"profile/{phase}_ms"] for phase in binsweep.models.profiler.PHASES}
     step = 1000 * 64 / last["images_per_second"]
-    told = ", ".join(f"{phase} {spent:.2f}" for phase, spent in phases.items())
-    measured(f"a step {step:.2f} ms: {told}; slow steps {last['profile/slow_steps']:.0f} of 30")
+    times = ", ".join(f"{phase} {spent:.2f}" for phase, spent in phases.items())
+    measured(f"a step {step:.2f} ms: {times}; slow steps {last['profile/slow_steps']:.0f} of 30")
     assert 0.5 * step < sum(phases.values()) < 2 * step
     assert phases["backward"] > 0 and last["profile/slow_steps"] <= 3
 
@@ -369,7 +369,7 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, env=environment)
 
 
-def told_by_two(folder: Path, data: TrialData, settings: Settings, *group: object) -> list[Curve]:
+def curves_of_two(folder: Path, data: TrialData, settings: Settings, *group: object) -> list[Curve]:
     (folder / "job").write_bytes(pickle.dumps((data, settings)))
     processes = [start(folder, rank, *group) for rank in range(2)]
     try:
@@ -377,7 +377,7 @@ def told_by_two(folder: Path, data: TrialData, settings: Settings, *group: objec
     finally:
         for process in processes:
             process.kill()
-    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"curve-{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("trainable", ["last_stage", "all"])
@@ -385,7 +385,7 @@ def test_two_trials_share_a_gpu(trainable: str, many: TrialData, tmp_path: Path,
     """Each within its half, and the last stage learns what it learns alone; `all` is chaotic over so many steps."""
     settings = replace(SGD, trainable=trainable)  # type: ignore[arg-type]
     alone = curve_of(settings, many)
-    both = told_by_two(tmp_path, many, settings)
+    both = curves_of_two(tmp_path, many, settings)
     half = torch.cuda.mem_get_info()[1] / 2
     for curve in both:
         last = curve[-1]
@@ -406,7 +406,7 @@ def test_two_processes_learn_what_one_does(
     """Over gloo on the same GPU; NCCL wants a GPU each. Batches are normalised together."""
     if backend == "nccl" and torch.cuda.device_count() < 2:
         pytest.skip("NCCL wants two GPUs")
-    curve, nothing = told_by_two(tmp_path, little, CALM, 2, backend)
+    curve, nothing = curves_of_two(tmp_path, little, CALM, 2, backend)
     alone = curve_of(CALM, little)
     measured(f"{backend}: losses of two processes differ from one's by {apart(curve, alone):.1e}")
     assert not nothing and learned(alone) > 2 * DEEP > 2 * apart(curve, alone)
@@ -454,5 +454,7 @@ def test_a_checkpoint_of_a_gpu_counts_the_same_on_a_cpu(trainable: str, little: 
 
     train(replace(SGD, trainable=trainable, epochs=1), little, keep)  # type: ignore[arg-type]
     with torch.no_grad():
-        said = model_from_checkpoint(kept[0])(torch.from_numpy(np.array(little.validation.pixels)))
-    torch.testing.assert_close(said, kept[0].log_probabilities, rtol=1e-3, atol=1e-3)
+        log_probabilities = model_from_checkpoint(kept[0])(
+            torch.from_numpy(np.array(little.validation.pixels))
+        )
+    torch.testing.assert_close(log_probabilities, kept[0].log_probabilities, rtol=1e-3, atol=1e-3)
