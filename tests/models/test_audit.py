@@ -1,4 +1,4 @@
-"""The label audit finds labels that were made wrong, and leaves the test split alone."""
+"""The label audit finds deliberately wrong labels, and leaves the test split alone."""
 
 import copy
 from dataclasses import replace
@@ -53,8 +53,8 @@ def test_the_effect_is_that_of_train_alone(
 
 
 def relabelled(trial_data: TrialData, train: int | None, validation: int | None = None) -> TrialData:
-    """Without a photo of two items in train but the first `train`, nor in validation but the first `validation`:
-    the others show one item."""
+    """Keeps only the first `train` photos labelled two in train, and the first `validation` in validation; the other
+    ones become one. None keeps all."""
     banks = {}
     for name, kept in (("train", train), ("validation", validation)):
         bank = copy.copy(getattr(trial_data, name))

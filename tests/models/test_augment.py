@@ -1,4 +1,4 @@
-"""Views of photos: the first two are exact, the others drawn, always the same for the same photo and number."""
+"""Views of photos: the first two are exact, the others are drawn, always the same for the same photo and number."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every rule on a trial made to show it, and on healthy ones, by the numbers it reads and in real training."""
+"""Every rule fires on numbers made for it and not on healthy ones; some also in real trainings."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -93,7 +93,7 @@ def test_the_other_side_of_rules_with_two() -> None:
 def findings(
     data: TrialData, rules: Mapping[str, HealthRule] | None = None, **changes: Any
 ) -> dict[str, HealthFinding]:
-    """What the rules see in a real training."""
+    """The findings in a real training, by rule."""
     found: list[HealthFinding] = []
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
@@ -143,7 +143,7 @@ def test_what_is_not_finite_shows(trial_data: TrialData) -> None:
 
 
 def watched(net: nn.Module, inputs: torch.Tensor, steps: int = 3) -> set[str]:
-    """What is seen of a network in a few steps on given inputs."""
+    """The rules that fire for a network in a few steps on given inputs."""
     labels = torch.arange(len(inputs)) % 3
     monitor = HealthMonitor(net, Settings(weights="none", trainable="all", batch_size=4), labels, (1, 2, 3))
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)

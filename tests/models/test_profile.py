@@ -1,4 +1,4 @@
-"""Where a step's time goes, and what the profile's rules recommend, for a trial made to show it and a healthy one."""
+"""The phases of a step, and the recommendations of the profile's rules for trials with and without a problem."""
 
 import json
 import time
@@ -150,7 +150,7 @@ def test_a_trace_shows_a_few_steps(trial_data: TrialData, tmp_path: Path) -> Non
 
 
 class LateDevice:
-    """Stands for a GPU: its calls return at once, and its work takes the time that the phase's mark was given."""
+    """Simulates a GPU: calls return at once, and the device's clock advances by the time given for each phase."""
 
     now = 0.0
 

@@ -1,4 +1,4 @@
-"""The training loop: it learns, repeats exactly, and the feature bank changes nothing but the time."""
+"""The training loop learns and is reproducible, and the feature bank changes nothing but the time."""
 
 import math
 import pickle

@@ -1,4 +1,4 @@
-"""Pre-trained weights: what is there works, what is not is said before anything starts."""
+"""Pre-trained weights that exist work; missing and unfit ones are refused before anything starts."""
 
 from pathlib import Path
 
