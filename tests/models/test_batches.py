@@ -9,7 +9,7 @@ from binsweep.models.batches import fits_on_gpu
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two GPUs of 1,000 bytes with 800 free on each. The process may use half of the current one, number 1, and holds
-    100 bytes there. PyTorch's own functions resolve the device."""
+    100 bytes there. PyTorch's own functions check their arguments."""
     monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (800, 1000))
