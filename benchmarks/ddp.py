@@ -30,7 +30,8 @@ from trials import trial_data
 from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData, build_banks, train
+from binsweep.models.train import train
+from binsweep.models.trial_data import TrialData, build_banks
 
 SIZE = 224
 

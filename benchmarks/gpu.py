@@ -47,10 +47,12 @@ from torchvision import transforms
 import binsweep.models.batches
 import binsweep.models.train
 from binsweep.data.banks.pixels import PixelBank
-from binsweep.models.build import build_counter
-from binsweep.models.precision import choose_arithmetic, cores, give_back_memory
+from binsweep.data.resource_limits import cores
+from binsweep.models.build import build_model
+from binsweep.models.precision import choose_precision, release_gpu_memory
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData, build_banks, train
+from binsweep.models.train import train
+from binsweep.models.trial_data import TrialData, build_banks
 
 CLASSES = (1, 2, 3, 4, 5)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -117,7 +119,7 @@ class Network(nn.Module):
 
     def __init__(self, settings: Settings, size: int) -> None:
         super().__init__()
-        counter = build_counter(settings, CLASSES, size)
+        counter = build_model(settings, CLASSES, size)
         cut = counter.cut(settings.trainable)
         self.frozen, self.learns = counter.prefix(cut), counter.suffix(cut)
 
@@ -204,11 +206,11 @@ def swapped(owner: Any, **values: Any) -> Iterator[None]:
 
 
 def without_insight() -> contextlib.AbstractContextManager[None]:
-    return swapped(binsweep.models.train, Watch=Nothing, Profile=NoProfile)
+    return swapped(binsweep.models.train, HealthMonitor=Nothing, Profile=NoProfile)
 
 
 def streamed() -> contextlib.AbstractContextManager[None]:
-    return swapped(binsweep.models.batches, fits_beside=lambda size, device: False)
+    return swapped(binsweep.models.batches, fits_on_gpu=lambda size, device: False)
 
 
 def searched() -> contextlib.AbstractContextManager[None]:
@@ -275,7 +277,7 @@ def measure(chosen: argparse.Namespace, folder: Path, clock: Clock, result: dict
     size = chosen.size
     gpu = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "no GPU"
     print(
-        f"{gpu}, {cores()} cores, torch {torch.__version__}, {choose_arithmetic().name}, {size} px",
+        f"{gpu}, {cores()} cores, torch {torch.__version__}, {choose_precision().name}, {size} px",
         flush=True,
     )
     result |= {"gpu": gpu, "torch": torch.__version__}
@@ -356,7 +358,7 @@ def interleaved(rounds: int, *sides: Callable[[], float]) -> list[list[float]]:
     for _ in range(rounds):
         for place, side in zip(speeds, sides, strict=True):
             place.append(side())
-            give_back_memory()
+            release_gpu_memory()
     return speeds
 
 

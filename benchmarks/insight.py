@@ -26,11 +26,12 @@ from trials import trial_data
 
 import binsweep.models.train
 from binsweep.data.resource_limits import cores
-from binsweep.models.health_rules import HealthMonitor
+from binsweep.models.health_monitor import HealthMonitor
 from binsweep.models.precision import threads_of
 from binsweep.models.profiler import Profile
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData, train
+from binsweep.models.train import train
+from binsweep.models.trial_data import TrialData
 
 WATCHED = ("before_step", "after_backward", "after_step", "epoch_done")
 PROFILED = ("epoch_begins", "mark", "step_done", "training_done", "epoch_done")
@@ -114,9 +115,9 @@ def measure(settings: Settings, data: TrialData, repeats: int) -> dict[str, floa
     with_both, without, own = [], [], []
     for _ in range(repeats):
         with_both.append(training(settings, data))
-        binsweep.models.train.Watch, binsweep.models.train.Profile = _Nothing, _NoProfile  # type: ignore[assignment, misc]
+        binsweep.models.train.HealthMonitor, binsweep.models.train.Profile = _Nothing, _NoProfile  # type: ignore[assignment, misc]
         without.append(training(settings, data))
-        binsweep.models.train.Watch, binsweep.models.train.Profile = HealthMonitor, Profile
+        binsweep.models.train.HealthMonitor, binsweep.models.train.Profile = HealthMonitor, Profile
         with _Clock(HealthMonitor, WATCHED) as watch, _Clock(Profile, PROFILED) as profile:
             steps = training(settings, data)
         own.append((watch.seconds / steps, profile.seconds / steps))

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 from trials import trial_data
 
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData, build_banks, train
+from binsweep.models.train import train
+from binsweep.models.trial_data import TrialData, build_banks
 
 
 def best_accuracy(settings: Settings, data: TrialData) -> float:

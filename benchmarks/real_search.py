@@ -22,7 +22,7 @@ import torch
 # A script's own folder comes first on the path, where `search.py` would hide the package of that name.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 
-from binsweep.models.train import TrialData  # noqa: E402
+from binsweep.models.trial_data import TrialData  # noqa: E402
 from binsweep.search.execution.controller import Controller  # noqa: E402
 from binsweep.search.execution.local_runner import run_local  # noqa: E402
 from binsweep.search.execution.resources import TrialResources  # noqa: E402

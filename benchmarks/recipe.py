@@ -38,7 +38,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-from binsweep.models.precision import choose_arithmetic, cores
+from binsweep.data.resource_limits import cores
+from binsweep.models.precision import choose_precision
 
 BACKBONE = "efficientnet_lite0"
 ANSWERS = (1, 2, 3, 4, 5)
@@ -439,7 +440,7 @@ def _fit(
 ) -> dict[str, np.ndarray[Any, Any]]:
     device = photos.counts.device
 
-    context = choose_arithmetic("auto").context
+    context = choose_precision("auto").context
     optimizer = _optimizer(net, recipe)
     averages = Averages(net, DECAYS)
     targets = _targets(recipe, MOST + 1, device)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 from binsweep.data.decode import decode
 from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import write_synthetic
-from binsweep.models.build import build_counter
+from binsweep.models.build import build_model
 from binsweep.models.network import fold_norms
 from binsweep.models.predictor import MAX_ROWS, Predictor
 from binsweep.models.settings import Settings
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="a folder of JPEGs; rendered bins without it")
     args = parser.parse_args()
     torch.set_num_threads(cores())
-    counter = build_counter(Settings(backbone=args.backbone), (1, 2, 3, 4, 5), SIZE)
+    counter = build_model(Settings(backbone=args.backbone), (1, 2, 3, 4, 5), SIZE)
     predictor = Predictor([counter]).eval()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)

@@ -29,18 +29,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 from trials import trial_data
 
 from binsweep.data.resource_limits import cores
-from binsweep.models.precision import Precision, choose_arithmetic, threads_of
+from binsweep.models.optimization import build_optimizer, build_schedule
+from binsweep.models.precision import Precision, choose_precision, threads_of
+from binsweep.models.sampling import training_batches
 from binsweep.models.settings import Settings
-from binsweep.models.train import (
-    TrialData,
-    _forward,
-    _optimizer,
-    _schedule,
-    _training_batches,
-    open_batches,
-    open_counter,
-    train,
-)
+from binsweep.models.train import _forward, train
+from binsweep.models.trial_data import BatchFactory, TrialData, build_trial_model
 
 PHASES = ("wait", "copy", "forward", "backward", "optimiser")
 
@@ -50,28 +44,27 @@ class Steps:
 
     def __init__(self, settings: Settings, data: TrialData) -> None:
         self.settings, self.data = settings, data
-        self.arithmetic = choose_arithmetic(settings.precision)
-        counter = open_counter(settings, data, self.arithmetic)
-        self.learn = open_batches(
-            counter, settings, data.train, data.banks, self.arithmetic, settings.augment
-        )
+        self.precision = choose_precision(settings.precision)
+        counter = build_trial_model(settings, data, self.precision)
+        batches = BatchFactory(counter, settings, data.banks, self.precision)
+        self.learn = batches.open(data.train, settings.augment)
         self.net = counter.suffix(counter.cut(settings.trainable)).train()
         if settings.trainable == "head":
-            self.arithmetic = Precision(self.arithmetic.device, None)
-        self.optimizer = _optimizer(self.net, settings)
-        self.schedule = _schedule(self.optimizer, settings, 1_000_000)
+            self.precision = Precision(self.precision.device, None)
+        self.optimizer = build_optimizer(self.net, settings)
+        self.schedule = build_schedule(self.optimizer, settings, 1_000_000)
 
     def now(self) -> float:
-        if self.arithmetic.device.type == "cuda":
+        if self.precision.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def learn_from(self, inputs: Tensor, labels: Tensor) -> list[float]:
         """The seconds from the copy to the optimiser."""
         marks = [self.now()]
-        inputs = inputs.to(self.arithmetic.device)
+        inputs = inputs.to(self.precision.device)
         marks.append(self.now())
-        loss = F.cross_entropy(_forward(self.net, inputs, self.arithmetic), labels)
+        loss = F.cross_entropy(_forward(self.net, inputs, self.precision), labels)
         marks.append(self.now())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -87,7 +80,7 @@ class Steps:
         real: list[list[float]] = []
         memory: list[float] = []
         while len(real) < steps:
-            batches = _training_batches(self.learn, self.settings, generator)
+            batches = training_batches(self.learn, self.settings, generator)
             start = self.now()
             for inputs, labels, _ in batches:
                 waited = self.now() - start

@@ -29,7 +29,7 @@ from binsweep.data.banks.pixels import open_pixel_bank
 from binsweep.data.manifest import load_manifest
 from binsweep.data.resource_limits import cores
 from binsweep.data.split import Split
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.workflows.preflight import check_before_start
 from binsweep.search.workflows.sweep import prepare, run_sweep

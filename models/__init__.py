@@ -1,1 +1,1 @@
-"""What learns, and how well? Backbones, heads, the training loop and its metrics."""
+"""Backbones and heads, the training of one trial, its metrics and health rules."""

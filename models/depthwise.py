@@ -1,10 +1,10 @@
-"""Gradients of depthwise convolutions in bf16 on a CPU, by kernels that are fast there.
+"""Fast gradients of depthwise convolutions in bf16 on a CPU.
 
 oneDNN has slow fall-backs for two of them: the input's gradient at stride 2 and the weight's gradient of kernels
-above 3 x 3, each up to a hundred times slower than its neighbours (measured with torch 2.14.1 on a CPU with
-AVX512-BF16: 400 and 250 ms in layers whose forward pass takes 2 ms). Both are sums that its fast kernels can
-compute: the first is a convolution of the gradient, spread out by the stride, with the kernel turned around
-(Dumoulin & Visin 2016, chapter 4); the second is cut into gradients of 3 x 3 kernels over shifted inputs.
+above 3 x 3, each up to a hundred times slower than similar gradients (measured with torch 2.14.1 on a CPU with
+AVX512-BF16: 400 and 250 ms in layers whose forward pass takes 2 ms). Fast kernels of oneDNN can compute both. The
+first is a convolution of the gradient, dilated by the stride, with the flipped kernel (Dumoulin & Visin 2016,
+chapter 4); the second is composed of gradients of 3 x 3 kernels over shifted inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class FastDepthwise(TorchFunctionMode):
-    """Within it, a convolution that autocast would give a slow gradient has a fast one with the same value."""
+    """Within this mode, convolutions with a slow gradient under autocast have a fast one with the same value."""
 
     def __torch_function__(
         self,
@@ -28,7 +28,7 @@ class FastDepthwise(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        # Layers pass everything by position; a call that does not stays as it is.
+        # Layers pass all arguments by position; other calls stay as they are.
         if func is F.conv2d and len(args) == 7 and torch.is_grad_enabled() and _is_slow(*args):
             inputs, weight, _, stride, padding = args[:5]
             return _Depthwise.apply(inputs.bfloat16(), weight.bfloat16(), stride[0], padding)
@@ -38,10 +38,10 @@ class FastDepthwise(TorchFunctionMode):
 def _is_slow(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> bool:
-    channels, each, height, width = weight.shape
+    channels, channels_per_group, height, width = weight.shape
     return (
         channels == groups
-        and each == 1
+        and channels_per_group == 1
         and bias is None
         and height == width
         and height in (3, 5, 7)
@@ -68,33 +68,33 @@ class _Depthwise(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         inputs, weight = context.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        to_inputs = to_weight = None
+        input_gradient = weight_gradient = None
         if context.needs_input_grad[0]:
-            to_inputs = _to_inputs(gradient, weight, inputs.shape, context.stride, context.padding)
+            input_gradient = _input_gradient(gradient, weight, inputs.shape, context.stride, context.padding)
         if context.needs_input_grad[1]:
-            to_weight = _to_weight(gradient, weight, inputs, context.stride, context.padding)
-        return to_inputs, to_weight, None, None
+            weight_gradient = _weight_gradient(gradient, weight, inputs, context.stride, context.padding)
+        return input_gradient, weight_gradient, None, None
 
 
-def _to_inputs(
+def _input_gradient(
     gradient: Tensor, weight: Tensor, shape: torch.Size, stride: int, padding: tuple[int, int]
 ) -> Tensor:
     kernel = weight.shape[-1]
-    rest = [kernel - 1 - pad for pad in padding]
+    full_padding = [kernel - 1 - pad for pad in padding]
     if stride > 1:
         size = [n + 2 * pad - kernel + 1 for n, pad in zip(shape[2:], padding, strict=True)]
-        spread = torch.empty(
+        dilated = torch.empty(
             (*gradient.shape[:2], *size),
             dtype=gradient.dtype,
             device=gradient.device,
             memory_format=torch.channels_last,
         ).zero_()
-        spread[:, :, ::stride, ::stride] = gradient
-        gradient = spread
-    return F.conv2d(gradient, weight.flip(2, 3), None, 1, rest, 1, len(weight))
+        dilated[:, :, ::stride, ::stride] = gradient
+        gradient = dilated
+    return F.conv2d(gradient, weight.flip(2, 3), None, 1, full_padding, 1, len(weight))
 
 
-def _to_weight(
+def _weight_gradient(
     gradient: Tensor, weight: Tensor, inputs: Tensor, stride: int, padding: tuple[int, int]
 ) -> Tensor:
     channels, kernel = len(weight), weight.shape[-1]
@@ -102,14 +102,14 @@ def _to_weight(
     if up or left:
         inputs = F.pad(inputs, (left, left, up, up))
     height, width = (stride * (n - 1) + 3 for n in gradient.shape[2:])
-    whole = torch.empty_like(weight)
+    result = torch.empty_like(weight)
     corners = [*range(0, kernel - 3, 3), kernel - 3]
     for y in corners:
         for x in corners:
-            part = inputs[:, :, y : y + height, x : x + width]
-            _, some, _ = torch.ops.aten.convolution_backward(
+            window = inputs[:, :, y : y + height, x : x + width]
+            _, block, _ = torch.ops.aten.convolution_backward(
                 gradient,
-                part.contiguous(memory_format=torch.channels_last),
+                window.contiguous(memory_format=torch.channels_last),
                 weight[:, :, :3, :3],
                 None,
                 [stride, stride],
@@ -120,5 +120,5 @@ def _to_weight(
                 channels,
                 [False, True, False],
             )
-            whole[:, :, y : y + 3, x : x + 3] = some
-    return whole
+            result[:, :, y : y + 3, x : x + 3] = block
+    return result

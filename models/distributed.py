@@ -1,4 +1,4 @@
-"""The processes that train one trial together: those of torch.distributed where it is set up, else this one alone."""
+"""The processes that train one trial together: those of torch.distributed if initialised, else this one alone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """So many processes (`size`), of which this is number `rank`; every one of them makes the same calls.
+    """`size` processes, of which this one has number `rank`; all of them make the same calls.
 
-    Alone, each method gives back what it was given, and nothing is sent.
+    In a group of one, each method returns its argument, and nothing is sent.
     """
 
     rank: int = 0
     size: int = 1
 
     def shard(self, rows: int) -> slice:
-        """This rank's part of so many rows, in order; parts differ by one row at most.
+        """This rank's shard of `rows` rows, in order; shards differ by at most one row.
 
-        No part has one row alone unless there is only one (batch norm): of few rows the last ranks get none.
+        No shard has one row only, unless there is only one row (batch norm): with few rows the last ranks get none.
         """
         ranks = min(self.size, max(1, rows // 2))
         if self.rank >= ranks:
@@ -36,49 +36,49 @@ class ProcessGroup:
         return slice(self.rank * rows // ranks, (self.rank + 1) * rows // ranks)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, the same bits on each."""
+        """The sum over all ranks, bit for bit the same on each."""
         if self.size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
-    def gather(self, part: Tensor) -> Tensor:
-        """The rows of all ranks [N, ...], those of rank 0 first; parts may differ in length."""
+    def gather(self, shard: Tensor) -> Tensor:
+        """The rows of all ranks [N, ...], in order of rank; shards may differ in length."""
         if self.size == 1:
-            return part
-        lengths = [torch.zeros(1, dtype=torch.long, device=part.device) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(part)], device=part.device))
-        longest = max(int(length) for length in lengths)  # every rank must send as much as the others
-        padded = part.new_zeros((longest, *part.shape[1:]))
-        padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
-        return torch.cat([whole[: int(length)] for whole, length in zip(parts, lengths, strict=True)])
+            return shard
+        lengths = [torch.zeros(1, dtype=torch.long, device=shard.device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(shard)], device=shard.device))
+        longest = max(int(length) for length in lengths)  # all ranks must send the same number of rows
+        padded = shard.new_zeros((longest, *shard.shape[1:]))
+        padded[: len(shard)] = shard
+        shards = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(shards, padded)
+        return torch.cat([other[: int(length)] for other, length in zip(shards, lengths, strict=True)])
 
     def from_first(self, value: Value) -> Value:
-        """What rank 0 has, on every rank."""
+        """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def parallel(self, net: nn.Module) -> nn.Module:
-        """The network as the training calls it: its gradients are the mean over the ranks.
+        """The network to call in training: its gradients are the mean over the ranks.
 
-        On a GPU its batch normalisation takes the statistics of the whole batch; PyTorch has none such for a CPU,
-        where they are those of each rank's shard. `average_statistics` then brings the running ones together.
+        On a GPU its batch norms use the statistics of the whole batch. PyTorch has no such layer for a CPU, where they
+        use those of each rank's shard; `average_statistics` then averages the running statistics.
         """
         if self.size == 1:
             return net
         if next(net.parameters()).is_cuda:
-            _normalise_together(net)
-        # Buffers: sent at every step by default, where once an epoch does.
+            _synchronize_batch_norms(net)
+        # Buffers are sent at every step by default; once an epoch is enough.
         return DistributedDataParallel(net, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     @contextlib.contextmanager
     def accumulate(self, net: nn.Module, more: bool) -> Iterator[None]:
-        """Around a forward and backward pass: where `more` follow for the same step, gradients stay here."""
+        """Around a forward and backward pass: gradients stay local if `more` passes follow in the same step."""
         if more and isinstance(net, DistributedDataParallel):
             with net.no_sync():
                 yield
@@ -86,7 +86,7 @@ class ProcessGroup:
             yield
 
     def average_statistics(self, net: nn.Module) -> None:
-        """Running statistics become their mean over the ranks: then every rank validates the same network."""
+        """Replace running statistics by their mean over the ranks, so that all ranks validate the same network."""
         if self.size == 1:
             return
         for buffer in net.buffers():
@@ -95,8 +95,11 @@ class ProcessGroup:
                 buffer /= self.size
 
 
-def _normalise_together(net: nn.Module) -> None:
-    """Batch normalisation layers below `net` take the statistics of all ranks, which must be on GPUs."""
+SINGLE_PROCESS = ProcessGroup()
+
+
+def _synchronize_batch_norms(net: nn.Module) -> None:
+    """Make the batch norms below `net` use the statistics of all ranks, which must be on GPUs."""
     from timm.layers import convert_sync_batchnorm  # PyTorch's own drops the activations of timm's layers
 
     convert_sync_batchnorm(net)
@@ -105,5 +108,5 @@ def _normalise_together(net: nn.Module) -> None:
 def current_group() -> ProcessGroup:
     """The group that this process belongs to."""
     if not dist.is_available() or not dist.is_initialized():
-        return ProcessGroup()
+        return SINGLE_PROCESS
     return ProcessGroup(dist.get_rank(), dist.get_world_size())

@@ -1,7 +1,7 @@
-"""Which labels are probably wrong: what a model that never saw a photo says of it, against its label.
+"""Which labels are probably wrong: a model that was not trained on a photo predicts its count, against its label.
 
-Predictions are out of fold: logistic regression on the stored features of a frozen backbone. What is an issue, and
-the ranking, are confident learning's (Northcutt et al. 2021) as cleanlab implements it.
+Predictions are out of fold, by logistic regression on the stored features of a frozen backbone. Label issues and their
+ranking follow confident learning (Northcutt et al. 2021), as cleanlab implements it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,26 +17,28 @@ import torch
 from numpy.typing import NDArray
 
 from binsweep.data.errors import UserError
-from binsweep.models.metrics import RESAMPLES, count_metrics
-from binsweep.models.precision import choose_arithmetic
+from binsweep.models.metrics import N_RESAMPLES, count_metrics
+from binsweep.models.precision import choose_precision
 from binsweep.models.settings import Settings
-from binsweep.models.train import PLAIN, TrialData, open_batches, open_counter
+from binsweep.models.trial_data import NO_AUGMENT, BatchFactory, TrialData, build_trial_model
 
-FOLDS = 5
-# As good on real bins as the trained head (30 % of validation right), and calibrated; 1e-2 overfits.
-STRENGTH = 1e-3
-SHARE = 0.02  # of a split that is called an issue at most: a weak model doubts half of all labels
-CONTROLS = 3  # random exclusions that the effect is compared with
+N_FOLDS = 5
+# The C of the logistic regression. On real bins as accurate as the trained head (30 % of validation), and calibrated;
+# 1e-2 overfits.
+INVERSE_REGULARIZATION = 1e-3
+MAX_ISSUE_SHARE = 0.02  # of a split: a weak model doubts half of all labels
+N_CONTROLS = 3  # random exclusions that the effect is compared with
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """One photo of train or validation; `score` from 0 (surely wrong) to 1.
+class JudgedLabel:
+    """One photo of train or validation; `score` is the label quality, from 0 (surely wrong) to 1.
 
-    `issue`: confident learning calls it wrong, and it is among the most doubtful SHARE of its split.
+    `issue`: confident learning calls the label wrong, and its score is among the lowest MAX_ISSUE_SHARE of its split.
     """
 
     id: str
@@ -51,14 +53,15 @@ class Doubt:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """Scores on validation of the same model trained with all labels, without the issues, and without as many others
-    drawn by chance (the mean of CONTROLS draws); `interval`: 95 % of the difference without - all in accuracy.
+class ExclusionEffect:
+    """Validation scores of one model trained with all labels (`every`), without the issues (`without`), and without as
+    many photos drawn at random (`control`, the mean of N_CONTROLS draws).
 
-    `unjudged`: how many photos of each count nobody can say anything about, because no other one of train has it.
+    `interval` is the 95 % interval of the difference `without` - `every` in accuracy. `unjudged` is the number of
+    photos, by count, that cannot be judged because train has no other photo with their count.
     """
 
-    model_accuracy: float  # out of fold, on train: how much the model's word is worth
+    model_accuracy: float  # out of fold, on train
     excluded: int
     validation: int
     every: dict[str, float]
@@ -69,16 +72,16 @@ class Effect:
 
 
 def stored_features(data: TrialData, backbone: str) -> tuple[Features, Features]:
-    """Features float32 [N, F] of train and validation by a frozen backbone, from its bank."""
+    """Features float32 [N, F] of train and validation, from the bank of a frozen backbone."""
     settings = Settings(backbone=backbone)
-    arithmetic = choose_arithmetic(settings.precision)
-    counter = open_counter(settings, data, arithmetic)
-    found = []
-    for bank, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
-        batches = open_batches(counter, settings, bank, data.banks, arithmetic, augment)
+    precision = choose_precision(settings.precision)
+    batches = BatchFactory(build_trial_model(settings, data, precision), settings, data.banks, precision)
+    features = []
+    for bank, augment in ((data.train, settings.augment), (data.validation, NO_AUGMENT)):
         rows = torch.arange(len(bank.labels))
-        found.append(batches.take(rows, torch.zeros_like(rows)).float().cpu().numpy())
-    return found[0], found[1]
+        taken = batches.open(bank, augment).take(rows, torch.zeros_like(rows))
+        features.append(taken.float().cpu().numpy())
+    return features[0], features[1]
 
 
 def _model() -> Any:
@@ -86,145 +89,148 @@ def _model() -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=300))
+    return make_pipeline(StandardScaler(), LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=300))
 
 
-def _say(model: Any, features: Features, classes: int) -> Probabilities:
-    """Probabilities [N, classes] of a fitted model, which knows only the classes that it was fitted on."""
-    table = np.zeros((len(features), classes))
-    table[:, model.classes_] = model.predict_proba(features)
-    return table
+def _predict_proba(model: Any, features: Features, classes: int) -> Probabilities:
+    """Probabilities [N, classes] of a fitted model; 0 for classes without a photo in its training data."""
+    probabilities = np.zeros((len(features), classes))
+    probabilities[:, model.classes_] = model.predict_proba(features)
+    return probabilities
 
 
 def _out_of_fold(features: Features, labels: Labels, classes: int, seed: int) -> Probabilities:
-    """What models of the other folds say of each photo; a class of one photo is in no other fold, and gets 0 there."""
+    """Cross-validated predictions [N, classes]; a class with one photo gets 0 there, as no other fold has it."""
     from sklearn.model_selection import StratifiedKFold
 
-    folds = StratifiedKFold(min(FOLDS, int(np.bincount(labels).max())), shuffle=True, random_state=seed)
-    table = np.zeros((len(labels), classes))
+    folds = StratifiedKFold(min(N_FOLDS, int(np.bincount(labels).max())), shuffle=True, random_state=seed)
+    probabilities = np.zeros((len(labels), classes))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes with fewer photos than folds
+        warnings.simplefilter("ignore")  # about classes with fewer photos than folds
         for rest, fold in folds.split(features, labels):
-            table[fold] = _say(_model().fit(features[rest], labels[rest]), features[fold], classes)
-    return table
+            model = _model().fit(features[rest], labels[rest])
+            probabilities[fold] = _predict_proba(model, features[fold], classes)
+    return probabilities
 
 
-def audit(data: TrialData, backbone: str = "efficientnet_lite0", seed: int = 0) -> tuple[list[Doubt], Effect]:
-    """Every photo of train and validation, the most doubtful first, and what leaving out those of train changes.
+@dataclass(frozen=True)
+class _Probe:
+    """The photos of an audit: the linear model is trained on `train` and scored on `validation`.
 
-    A photo of train is judged by models of the other folds of train, one of validation by a model of all of train:
-    no label of validation has a say in what is left out of train, so the effect on validation is an honest one.
-    A photo is not judged where no other one of train has its count. Raises UserError where that leaves nothing.
+    Labels are class indices. `validation` has only the photos whose count also occurs in train.
+    """
+
+    train: Features
+    train_labels: Labels
+    validation: Features
+    validation_labels: Labels
+    classes: tuple[int, ...]
+
+    def predict_without(self, excluded: Mask) -> Probabilities:
+        """Predictions for validation by a model that is trained without the `excluded` photos."""
+        model = _model().fit(self.train[~excluded], self.train_labels[~excluded])
+        return _predict_proba(model, self.validation, len(self.classes))
+
+    def scores(self, probabilities: Probabilities) -> dict[str, float]:
+        """The metrics on counts, and the loss, of predictions for validation."""
+        counts, labels = np.asarray(self.classes), self.validation_labels
+        loss = -np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()
+        return {**count_metrics(counts[probabilities.argmax(1)], counts[labels]), "loss": float(loss)}
+
+
+def audit(
+    data: TrialData, backbone: str = "efficientnet_lite0", seed: int = 0
+) -> tuple[list[JudgedLabel], ExclusionEffect]:
+    """Every photo of train and validation, lowest score first, and the effect of excluding the issues of train.
+
+    A photo of train is judged by models of the other folds of train, one of validation by a model of all of train. So
+    no label of validation influences which photos of train are excluded, and the effect on validation is unbiased. A
+    photo is not judged if train has no other photo with its count. Raises UserError if too few can be judged.
     """
     train, validation = stored_features(data, backbone)
-    labels, many = data.train.labels, len(data.classes)
-    photos = np.bincount(labels, minlength=many)
+    labels, n_classes = data.train.labels, len(data.classes)
+    photos = np.bincount(labels, minlength=n_classes)
+    _check_enough(photos, data.classes)
+    train_rows = np.flatnonzero(photos[labels] > 1)
+    val_rows = np.flatnonzero(photos[data.validation.labels] > 0)
+    if not len(val_rows):
+        raise UserError(
+            "no photo of validation has a count that train has, too", "more photos, or another data.split"
+        )
+    probe = _Probe(train, labels, validation[val_rows], data.validation.labels[val_rows], data.classes)
+    train_predictions = _out_of_fold(train, labels, n_classes, seed)[train_rows]
+    val_predictions = probe.predict_without(np.zeros(len(labels), bool))
+    is_issue, judged = _judge_labels("train", data.train, train_rows, train_predictions, data.classes)
+    judged += _judge_labels("validation", data.validation, val_rows, val_predictions, data.classes)[1]
+    judged.sort(key=lambda label: (label.score, label.id))
+    issues: Mask = np.zeros(len(labels), bool)
+    issues[train_rows] = is_issue
+    accuracy = float((train_predictions.argmax(1) == labels[train_rows]).mean())
+    others = [*np.delete(labels, train_rows), *np.delete(data.validation.labels, val_rows)]
+    unjudged = dict(sorted(Counter(data.classes[label] for label in others).items()))
+    return judged, _effect(probe, issues, val_predictions, accuracy, unjudged, seed)
+
+
+def _check_enough(photos: NDArray[np.int64], classes: Sequence[int]) -> None:
+    """Raise UserError unless train has `photos` of at least two classes, and two of one of them."""
     if (photos > 0).sum() < 2 or photos.max() < 2:
-        have = ", ".join(f"{n} of {count}" for n, count in zip(photos, data.classes, strict=True))
+        have = ", ".join(f"{n} of {count}" for n, count in zip(photos, classes, strict=True))
         raise UserError(
             f"the train split has too few photos for an audit: {have}",
             "photos of at least two counts, and several of each",
         )
-    rows = np.flatnonzero(photos[labels] > 1)
-    held = np.flatnonzero(photos[data.validation.labels] > 0)
-    if not len(held):
-        raise UserError(
-            "no photo of validation has a count that train has, too", "more photos, or another data.split"
-        )
-    left = [*np.delete(labels, rows), *np.delete(data.validation.labels, held)]
-    said = [
-        _out_of_fold(train, labels, many, seed)[rows],
-        _say(_model().fit(train, labels), validation[held], many),
-    ]
-    found, doubts = _doubts("train", data.train, rows, said[0], data.classes)
-    doubts += _doubts("validation", data.validation, held, said[1], data.classes)[1]
-    doubts.sort(key=lambda doubt: (doubt.score, doubt.id))
-    issues: NDArray[np.bool_] = np.zeros(len(labels), bool)
-    issues[rows] = found
-    right = float((said[0].argmax(1) == labels[rows]).mean())
-    effect = _effect(
-        train,
-        labels,
-        validation[held],
-        data.validation.labels[held],
-        issues,
-        data.classes,
-        seed,
-        said[1],
-        right,
-    )
-    unjudged = Counter(data.classes[label] for label in left)
-    return doubts, replace(effect, unjudged=dict(sorted(unjudged.items())))
 
 
-def _doubts(
-    name: str, bank: Any, rows: NDArray[np.int64], probabilities: Probabilities, classes: Sequence[int]
-) -> tuple[NDArray[np.bool_], list[Doubt]]:
-    """Which labels of a split's `rows` are issues, and all that is known of each."""
+def _judge_labels(
+    split: str, bank: Any, rows: NDArray[np.int64], probabilities: Probabilities, classes: Sequence[int]
+) -> tuple[Mask, list[JudgedLabel]]:
+    """Which labels of a split's `rows` are issues, and the judgement of each."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
     labels = bank.labels[rows]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes with few photos
-        found = find_label_issues(labels, probabilities, filter_by="both", n_jobs=1)
+        warnings.simplefilter("ignore")  # about classes with few photos
+        issues = find_label_issues(labels, probabilities, filter_by="both", n_jobs=1)
     scores = get_label_quality_scores(labels, probabilities, method="normalized_margin")
-    found &= scores <= np.quantile(scores, SHARE)
-    return found, [
-        _doubt(name, int(row), bank, probabilities[place], scores[place], found[place], classes)
-        for place, row in enumerate(rows)
-    ]
-
-
-def _doubt(
-    split: str,
-    row: int,
-    bank: Any,
-    probabilities: Probabilities,
-    score: float,
-    issue: bool,
-    classes: Sequence[int],
-) -> Doubt:
-    label, top = int(bank.labels[row]), int(probabilities.argmax())
-    p_label, p_top = float(probabilities[label]), float(probabilities[top])
-    return Doubt(
-        bank.ids[row], split, row, classes[label], classes[top], p_label, p_top, float(score), bool(issue)
-    )
+    issues &= scores <= np.quantile(scores, MAX_ISSUE_SHARE)
+    judged = []
+    for row, label, p, score, issue in zip(rows, labels, probabilities, scores, issues, strict=True):
+        top = int(p.argmax())
+        suggestion = (classes[label], classes[top], float(p[label]), float(p[top]))
+        judged.append(JudgedLabel(bank.ids[row], split, int(row), *suggestion, float(score), bool(issue)))
+    return issues, judged
 
 
 def _effect(
-    train: Features,
-    labels: Labels,
-    validation: Features,
-    held: Labels,
-    issues: NDArray[np.bool_],
-    classes: Sequence[int],
-    seed: int,
+    probe: _Probe,
+    issues: Mask,
     before: Probabilities,
-    right: float,
-) -> Effect:
-    counts = np.asarray(classes)
-    actual = counts[held]
-
-    def scores(probabilities: Probabilities) -> dict[str, float]:
-        loss = -np.log(probabilities[np.arange(len(held)), held].clip(1e-12)).mean()
-        return {**count_metrics(counts[probabilities.argmax(1)], actual), "loss": float(loss)}
-
-    def without(rows: NDArray[np.bool_]) -> Probabilities:
-        return _say(_model().fit(train[~rows], labels[~rows]), validation, len(classes))
-
-    after = without(issues)
-    draw = np.random.default_rng(seed)
+    model_accuracy: float,
+    unjudged: dict[int, int],
+    seed: int,
+) -> ExclusionEffect:
+    """The effect of excluding the `issues` of train; `before` are the predictions of the model trained with them."""
+    after = probe.predict_without(issues)
+    random = np.random.default_rng(seed)
     controls = []
-    for _ in range(CONTROLS):
-        chance = np.zeros(len(labels), bool)
-        chance[draw.choice(len(labels), int(issues.sum()), replace=False)] = True
-        controls.append(scores(without(chance)))
-    # Bootstrap over photos, which draws how many have each difference: the photos may be many.
-    difference = (after.argmax(1) == held).astype(np.int64) - (before.argmax(1) == held)
-    kinds, photos = np.unique(difference, return_counts=True)
-    means = draw.multinomial(len(held), photos / len(held), RESAMPLES) @ kinds / len(held)
+    for _ in range(N_CONTROLS):
+        drawn = np.zeros(len(issues), bool)
+        drawn[random.choice(len(issues), int(issues.sum()), replace=False)] = True
+        controls.append(probe.scores(probe.predict_without(drawn)))
+    # Bootstrap over photos. It draws the number of photos with each difference (-1, 0, 1), as photos may be many.
+    labels = probe.validation_labels
+    difference = (after.argmax(1) == labels).astype(np.int64) - (before.argmax(1) == labels)
+    differences, photos = np.unique(difference, return_counts=True)
+    means = random.multinomial(len(labels), photos / len(labels), N_RESAMPLES) @ differences / len(labels)
     low, high = np.quantile(means, [0.025, 0.975])
-    control = {name: float(np.mean([one[name] for one in controls])) for name in controls[0]}
-    interval = (float(low), float(high))
-    return Effect(right, int(issues.sum()), len(held), scores(before), scores(after), control, interval, {})
+    return ExclusionEffect(
+        model_accuracy=model_accuracy,
+        excluded=int(issues.sum()),
+        validation=len(labels),
+        every=probe.scores(before),
+        without=probe.scores(after),
+        control={name: float(np.mean([scores[name] for scores in controls])) for name in controls[0]},
+        interval=(float(low), float(high)),
+        unjudged=unjudged,
+    )

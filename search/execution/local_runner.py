@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import no_room, run_trial
 

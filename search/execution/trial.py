@@ -18,10 +18,11 @@ import torch
 from binsweep.models.distributed import current_group
 from binsweep.models.health_rules import HealthRule
 from binsweep.models.inference_cost import photo_costs
-from binsweep.models.precision import give_back_memory
+from binsweep.models.precision import release_gpu_memory
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.health import keep_findings
 from binsweep.search.execution.resources import TrialResources
 
@@ -109,7 +110,7 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or 2 * parts > task.settings.batch_size:
                     raise
-            give_back_memory()
+            release_gpu_memory()
             parts *= 2
     except LostWorkerError:
         raise
@@ -121,7 +122,7 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
         leave_error(task.folder, f"{type(error).__name__}: {error}".splitlines()[0], traceback.format_exc())
         raise
     finally:
-        give_back_memory()
+        release_gpu_memory()
 
 
 def no_room(error: BaseException) -> bool:
@@ -178,7 +179,8 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
         return go_on
 
     trace = task.folder / TRACE if task.trace and not state and group.rank == 0 else None
-    train(task.settings, data, report, start_from=state, parts=parts, trace=trace, rules=task.rules)
+    options = TrainOptions(start_from=state, micro_batches=parts, trace=trace, rules=task.rules)
+    train(task.settings, data, report, options)
 
 
 NO_MEMORY = (

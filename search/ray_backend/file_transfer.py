@@ -23,8 +23,8 @@ from binsweep.data.banks.pixels import PixelBank
 from binsweep.data.banks.store import banks_in_use, evict_banks, open_bank
 from binsweep.data.errors import UserError
 from binsweep.data.locks import locked, open_lock, try_lock
-from binsweep.models.pretrained import file_hash, provide, weights_file
-from binsweep.models.train import TrialData
+from binsweep.models.pretrained import file_hash, provide_weights_file, weights_file
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.trial import LAST, TrialTask
 
 CHUNK = 32 * 2**20  # bytes of a bank or of weights that one message carries
@@ -101,7 +101,7 @@ class DriverFiles:
                         beside, size, functools.partial(self.keeper.weights_part.remote, backbone, weights)
                     )
                     beside.replace(file)
-        provide(backbone, weights, file)
+        provide_weights_file(backbone, weights, file)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from ray.tune.search import Searcher
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import PACKAGE, current_import_path, environment_variable
 from binsweep.data.resource_limits import memory
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import Node, ray_place
 from binsweep.search.ray_backend.file_transfer import DriverFiles, bring_banks, open_site, tidy_nodes

@@ -16,10 +16,10 @@ import numpy as np
 import yaml
 
 from binsweep.data.manifest import Manifest
-from binsweep.models.build import load_checkpoint
+from binsweep.models.checkpoint import load_checkpoint
 from binsweep.models.health_rules import HealthFinding
-from binsweep.models.precision import choose_arithmetic
-from binsweep.models.train import TrialData
+from binsweep.models.precision import choose_precision
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import ENDED, Controller, TrialRecord, pareto_front
 from binsweep.search.execution.health import read_findings, write_table
 from binsweep.search.execution.trial import BEST, ERROR, TRACE, better
@@ -157,12 +157,12 @@ class Recorder:
         self._log.dataset(key, self._spec.name, digest, manifest.source, "training", manifest.summary())
 
     def trial_started(self, trial: TrialRecord) -> None:
-        arithmetic = choose_arithmetic(trial.settings.precision).name
+        precision = choose_precision(trial.settings.precision).name
         tags = {
             **self._tags,
             "seed": str(trial.settings.seed),
             "optuna.trial": str(trial.number),
-            "arithmetic": f"{arithmetic}, channels_last, fused {trial.settings.optimizer}",
+            "arithmetic": f"{precision}, channels_last, fused {trial.settings.optimizer}",
             "threads": str(trial.threads),
             "workers": str(trial.share.workers),
             "cpus": f"{trial.share.cpus:g}",

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from binsweep.data.atomic_write import write_json
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores
-from binsweep.models.build import Checkpoint, counter_from, load_checkpoint
+from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from binsweep.models.metrics import Counts, count_metrics
 from binsweep.models.precision import threads_of
 from binsweep.models.predictor import DECODINGS, Decoding, Predictor, decode_counts
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.trial import BEST, LAST, TrialTask, run_trial
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
 from binsweep.search.recording.recorder import FIGURES
@@ -230,7 +231,8 @@ def _train_on_both(
         return epoch < epochs
 
     torch.set_num_threads(threads_of(settings.trainable, cores()))
-    train(settings, data, report, start_from=load_training_state(place / LAST), refit=True)
+    options = TrainOptions(start_from=load_training_state(place / LAST), refit=True)
+    train(settings, data, report, options)
     (place / LAST).unlink(missing_ok=True)
 
 
@@ -260,7 +262,7 @@ def choose_answer(
         if p_of(f"mean of {len(checkpoints)} trainings", counts[0], counts[1], ALPHA) < ALPHA:
             members, table = len(checkpoints), mean_table
     if spec.register.flip:
-        both = _ask(Predictor([counter_from(one) for one in checkpoints[:members]], flip=True), data)
+        both = _ask(Predictor([model_from_checkpoint(one) for one in checkpoints[:members]], flip=True), data)
         counts = [decode_counts(one, classes, "argmax") for one in (both, table)]
         if p_of("mean with the mirror image", counts[0], counts[1], ALPHA) < ALPHA:
             flip, table = True, both
@@ -285,7 +287,7 @@ def find_answer(
         trainings = refit(folder, spec, data, finalist, members, runlog)
         chosen = [load_checkpoint(training.checkpoint) for training in trainings]
         notes.append(f"trained again on train and validation together for {chosen[0].epoch} epochs")
-    predictor = Predictor([counter_from(one) for one in chosen], flip, decoding).eval()
+    predictor = Predictor([model_from_checkpoint(one) for one in chosen], flip, decoding).eval()
     validation = _ask(predictor, data) if flip else _mean(chosen)
     return FinalModel(trainings[0].key, predictor, validation, notes)
 

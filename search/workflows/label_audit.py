@@ -10,8 +10,8 @@ import numpy as np
 from binsweep.data.banks.pixels import PixelBank, open_pixel_bank
 from binsweep.data.banks.store import bank_folder
 from binsweep.data.manifest import Manifest
-from binsweep.models.label_audit import Doubt, Effect, audit
-from binsweep.models.train import TrialData
+from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
+from binsweep.models.trial_data import TrialData
 from binsweep.tracking.evaluation.figures import SHOWN, draw_mistakes, write_csv
 
 WORTH = 0.6  # accuracy out of fold below which the model's word against a label is worth little
@@ -20,7 +20,7 @@ COLUMNS = ("id", "split", "label", "suggested", "p_label", "p_suggested", "score
 
 def run_audit(
     manifest: Manifest, home: Path, out: Path, image_size: int, backbone: str
-) -> tuple[list[Doubt], Effect]:
+) -> tuple[list[JudgedLabel], ExclusionEffect]:
     """Audit a manifest's labels; writes audit.csv (all, ranked), exclude.csv and doubtful.jpg into `out`."""
     banks = {name: open_pixel_bank(manifest, name, image_size, home) for name in ("train", "validation")}
     data = TrialData(manifest.classes, image_size, banks["train"], banks["validation"], bank_folder(home))
@@ -33,12 +33,12 @@ def run_audit(
     return doubts, effect
 
 
-def _row(doubt: Doubt) -> list[object]:
+def _row(doubt: JudgedLabel) -> list[object]:
     numbers = (f"{value:.4f}" for value in (doubt.p_label, doubt.p_suggested, doubt.score))
     return [doubt.id, doubt.split, doubt.label, doubt.suggested, *numbers, int(doubt.issue)]
 
 
-def _draw(doubts: Sequence[Doubt], banks: dict[str, PixelBank], path: Path) -> None:
+def _draw(doubts: Sequence[JudgedLabel], banks: dict[str, PixelBank], path: Path) -> None:
     """A contact sheet of the most doubtful: label, suggestion, and how sure (1 - score)."""
     draw_mistakes(
         lambda place: banks[doubts[place].split].pixels[doubts[place].row],
@@ -50,7 +50,7 @@ def _draw(doubts: Sequence[Doubt], banks: dict[str, PixelBank], path: Path) -> N
     )
 
 
-def effect_lines(effect: Effect) -> list[str]:
+def effect_lines(effect: ExclusionEffect) -> list[str]:
     """What leaving the issues out of training does on validation, in words."""
     lines = [f"the model is right on {effect.model_accuracy:.1%} of the photos that it has not seen"]
     if effect.model_accuracy < WORTH:

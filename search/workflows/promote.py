@@ -8,9 +8,9 @@ from typing import Any
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest
-from binsweep.models.build import load_checkpoint
+from binsweep.models.checkpoint import load_checkpoint
 from binsweep.models.pretrained import weights_licence
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.history.sweep_state import STATE, find_folder, load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec

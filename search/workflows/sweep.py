@@ -19,7 +19,7 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, format_skipped
 from binsweep.data.resource_limits import cores
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData, build_banks
+from binsweep.models.trial_data import TrialData, build_banks
 from binsweep.search.execution.controller import ENDED, Controller, ResourceUsage, TrialRecord
 from binsweep.search.execution.interrupts import take_note
 from binsweep.search.execution.local_runner import run_local

@@ -1,4 +1,4 @@
-"""What the GPU tests share. They need nothing of tests/conftest.py, whose imports a bare GPU machine lacks:
+"""Fixtures of the GPU tests. They do not use tests/conftest.py, which imports packages that a GPU machine may lack:
 
 python -m pytest tests/gpu --confcutdir tests/gpu -s
 """
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from binsweep.data.banks.pixels import PixelBank
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 
 CLASSES = (1, 2, 3)
 
@@ -32,7 +32,7 @@ def measured() -> Callable[[str], None]:
 
 
 def write_bank(folder: Path, photos: int, size: int, seed: int) -> PixelBank:
-    """A bank of noise whose brightness tells its class: made at once, and there is something to learn."""
+    """A bank of noise whose brightness depends on its class: quick to make, and learnable."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     labels = random.integers(0, len(CLASSES), photos)
@@ -46,16 +46,16 @@ def write_bank(folder: Path, photos: int, size: int, seed: int) -> PixelBank:
 
 
 def write_data(folder: Path, photos: int, validation: int, size: int) -> TrialData:
-    train, check = (
+    train_bank, validation_bank = (
         write_bank(folder / name, number, size, seed)
         for seed, (name, number) in enumerate((("train", photos), ("validation", validation)))
     )
-    return TrialData(CLASSES, size, train, check, folder / "banks")
+    return TrialData(CLASSES, size, train_bank, validation_bank, folder / "banks")
 
 
 @pytest.fixture(scope="session")
 def little(tmp_path_factory: pytest.TempPathFactory) -> TrialData:
-    """What a CPU learns in seconds, too."""
+    """Small enough for a CPU to train on in seconds."""
     return write_data(tmp_path_factory.mktemp("little"), 200, 80, 64)
 
 

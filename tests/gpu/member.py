@@ -48,7 +48,7 @@ def main() -> None:
         if group
         else beside(Path(folder), int(rank))
     )
-    Path(folder, f"told-{rank}.json").write_text(json.dumps(curve))
+    Path(folder, f"curve-{rank}.json").write_text(json.dumps(curve))
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ import binsweep.models.profiler
 import binsweep.models.train
 from binsweep.models.augment import augment_images
 from binsweep.models.batches import FeatureBatches, PixelBatches
-from binsweep.models.build import counter_from
-from binsweep.models.precision import Precision, give_back_memory
+from binsweep.models.checkpoint import model_from_checkpoint
+from binsweep.models.precision import Precision, disable_tf32, release_gpu_memory
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import TrainingState, load_training_state
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import TrialTask, out_of_memory, run_trial
 
@@ -55,7 +56,12 @@ BF16_STEP, BF16_GRADIENTS = 1e-2, 0.5
 
 def curve_of(settings: Settings, data: TrialData, **options: Any) -> Curve:
     curve: Curve = []
-    train(settings, data, lambda epoch, metrics, snapshot: curve.append(metrics) is None, **options)
+    train(
+        settings,
+        data,
+        lambda epoch, metrics, snapshot: curve.append(metrics) is None,
+        TrainOptions(**options),
+    )
     return curve
 
 
@@ -109,7 +115,7 @@ def on_the_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             binsweep.models.train,
-            "choose_arithmetic",
+            "choose_precision",
             lambda precision: Precision(torch.device("cpu"), None),
         )
         yield
@@ -170,7 +176,7 @@ def test_the_first_step_of_all_in_bf16_is_close(little: TrialData, measured: Mea
 
 @pytest.mark.parametrize("augment", ["flip", "flip_shift", "full"])
 def test_a_photo_is_augmented_as_on_a_cpu(augment: str, little: TrialData, measured: Measured) -> None:
-    binsweep.models.train.compute_exactly()
+    disable_tf32()
     images = torch.from_numpy(np.array(little.train.pixels[:64]))
     rows = torch.arange(64)
     there = augment_images(images, rows, rows % 5, augment).int()  # type: ignore[arg-type]
@@ -187,7 +193,7 @@ def test_streamed_banks_give_the_losses_of_resident_ones(
     settings = replace(SGD, trainable=trainable)  # type: ignore[arg-type]
     curves = []
     for fits in (True, False):
-        monkeypatch.setattr(binsweep.models.batches, "fits_beside", lambda size, device, fits=fits: fits)
+        monkeypatch.setattr(binsweep.models.batches, "fits_on_gpu", lambda size, device, fits=fits: fits)
         curves.append(curve_of(settings, little))
     measured(f"{trainable}: streamed and resident differ by {apart(*curves):.1e}")
     assert apart(*curves) < 1e-4
@@ -199,16 +205,16 @@ def test_streamed_batches_are_the_resident_ones(
 ) -> None:
     """Bit for bit, at every step of a training: kernels that are not deterministic come behind them."""
     settings = replace(SGD, trainable=trainable, augment="full", views=3)  # type: ignore[arg-type]
-    plain, taken = binsweep.models.train._training_batches, list[list[tuple[Tensor, ...]]]()
+    plain, taken = binsweep.models.train.training_batches, list[list[tuple[Tensor, ...]]]()
 
     def kept(*arguments: Any) -> Iterator[Any]:
         for batch in plain(*arguments):
             taken[-1].append(tuple(values.clone() for values in batch))
             yield batch
 
-    monkeypatch.setattr(binsweep.models.train, "_training_batches", kept)
+    monkeypatch.setattr(binsweep.models.train, "training_batches", kept)
     for fits in (True, False):
-        monkeypatch.setattr(binsweep.models.batches, "fits_beside", lambda size, device, fits=fits: fits)
+        monkeypatch.setattr(binsweep.models.batches, "fits_on_gpu", lambda size, device, fits=fits: fits)
         taken.append([])
         curve_of(settings, many)
     resident, streamed = taken
@@ -222,12 +228,12 @@ def test_what_fits_is_resident(little: TrialData) -> None:
     pixels = PixelBatches(little.train.pixels, little.train.labels, lambda images: images, device, "none", 1)
     features = FeatureBatches(torch.zeros(2, 200, 8), little.train.labels, device)
     assert pixels._resident is not None and pixels._resident.is_cuda and features._features.is_cuda
-    give_back_memory()
+    release_gpu_memory()
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(0.01)
     try:
-        assert binsweep.models.batches.fits_beside(10**6, device)
-        assert not binsweep.models.batches.fits_beside(total // 100, device), (
+        assert binsweep.models.batches.fits_on_gpu(10**6, device)
+        assert not binsweep.models.batches.fits_on_gpu(total // 100, device), (
             "more than this process may take"
         )
     finally:
@@ -237,7 +243,7 @@ def test_what_fits_is_resident(little: TrialData) -> None:
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """From an epoch's first batch to the end of its last step, whatever waits for the GPU raises. Counts the steps."""
-    plain, steps = binsweep.models.train._training_batches, [0]
+    plain, steps = binsweep.models.train.training_batches, [0]
 
     def watched(*arguments: Any) -> Iterator[Any]:
         torch.cuda.set_sync_debug_mode("error")
@@ -248,7 +254,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(binsweep.models.train, "_training_batches", watched)
+    monkeypatch.setattr(binsweep.models.train, "training_batches", watched)
     yield steps
     torch.cuda.set_sync_debug_mode("default")
 
@@ -277,10 +283,10 @@ def test_what_waits_for_the_gpu_raises() -> None:
 def test_no_step_waits_for_the_gpu(
     changes: dict[str, Any], fits: bool, many: TrialData, strict: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binsweep.models.batches, "fits_beside", lambda size, device: fits)
+    monkeypatch.setattr(binsweep.models.batches, "fits_on_gpu", lambda size, device: fits)
     settings = replace(SGD, batch_size=64, **changes)
     # Steps 0 and 50 are those that health rules look at, 25 and 50 those that are timed by phase.
-    curve_of(settings, many, parts=1 if fits else 2, refit=not fits)
+    curve_of(settings, many, micro_batches=1 if fits else 2, refit=not fits)
     assert strict[0] >= 60
 
 
@@ -289,8 +295,8 @@ def test_the_phases_are_the_device_s(many: TrialData, measured: Measured) -> Non
     last = curve_of(settings, many)[-1]
     phases = {phase: last[f"profile/{phase}_ms"] for phase in binsweep.models.profiler.PHASES}
     step = 1000 * 64 / last["images_per_second"]
-    told = ", ".join(f"{phase} {spent:.2f}" for phase, spent in phases.items())
-    measured(f"a step {step:.2f} ms: {told}; slow steps {last['profile/slow_steps']:.0f} of 30")
+    times = ", ".join(f"{phase} {spent:.2f}" for phase, spent in phases.items())
+    measured(f"a step {step:.2f} ms: {times}; slow steps {last['profile/slow_steps']:.0f} of 30")
     assert 0.5 * step < sum(phases.values()) < 2 * step
     assert phases["backward"] > 0 and last["profile/slow_steps"] <= 3
 
@@ -299,8 +305,8 @@ def test_a_gpu_that_does_not_tell_its_use_ends_no_trial(
     little: TrialData, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pynvml = pytest.importorskip("pynvml")
-    measured(f"the GPU tells {binsweep.models.profiler._gpu_look()}")
-    monkeypatch.setattr(binsweep.models.profiler, "SYSTEM_SECONDS", 0.0)
+    measured(f"the GPU tells {binsweep.models.profiler._gpu_metrics()}")
+    monkeypatch.setattr(binsweep.models.profiler, "MIN_SYSTEM_INTERVAL", 0.0)
 
     def refusing(code: int) -> Callable[..., None]:
         def refuse(*arguments: Any) -> None:
@@ -326,7 +332,7 @@ def task_of(settings: Settings, folder: Path, gpus: float) -> TrialTask:
 
 def test_out_of_memory_goes_to_micro_batches(many: TrialData, tmp_path: Path, measured: Measured) -> None:
     settings = replace(SGD, backbone="resnet50", trainable="all", batch_size=512, epochs=1)
-    give_back_memory()
+    release_gpu_memory()
     total = torch.cuda.mem_get_info()[1]
     before = torch.cuda.memory_allocated()
     curve: Curve = []
@@ -341,7 +347,7 @@ def test_out_of_memory_goes_to_micro_batches(many: TrialData, tmp_path: Path, me
         torch.cuda.set_per_process_memory_fraction(1.0)
     left = (torch.cuda.memory_allocated() - before) / 2**20
     measured(
-        f"in {curve[0].get('micro_batches', 1):.0f} parts within 1.5 GiB; {left:.0f} MiB are left in use"
+        f"in {curve[0].get('micro_batches', 1):.0f} micro-batches within 1.5 GiB; {left:.0f} MiB are left in use"
     )
     assert curve[0]["micro_batches"] >= 2 and math.isfinite(curve[0]["train_loss"])
     assert not (tmp_path / "error.txt").exists()
@@ -359,12 +365,12 @@ def test_what_a_full_gpu_says_is_out_of_memory() -> None:
 
 
 def start(folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     words = [sys.executable, Path(__file__).with_name("member.py"), folder, *map(str, arguments)]
     return subprocess.Popen(words, env=environment)
 
 
-def told_by_two(folder: Path, data: TrialData, settings: Settings, *group: object) -> list[Curve]:
+def curves_of_two(folder: Path, data: TrialData, settings: Settings, *group: object) -> list[Curve]:
     (folder / "job").write_bytes(pickle.dumps((data, settings)))
     processes = [start(folder, rank, *group) for rank in range(2)]
     try:
@@ -372,7 +378,7 @@ def told_by_two(folder: Path, data: TrialData, settings: Settings, *group: objec
     finally:
         for process in processes:
             process.kill()
-    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"curve-{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("trainable", ["last_stage", "all"])
@@ -380,7 +386,7 @@ def test_two_trials_share_a_gpu(trainable: str, many: TrialData, tmp_path: Path,
     """Each within its half, and the last stage learns what it learns alone; `all` is chaotic over so many steps."""
     settings = replace(SGD, trainable=trainable)  # type: ignore[arg-type]
     alone = curve_of(settings, many)
-    both = told_by_two(tmp_path, many, settings)
+    both = curves_of_two(tmp_path, many, settings)
     half = torch.cuda.mem_get_info()[1] / 2
     for curve in both:
         last = curve[-1]
@@ -401,7 +407,7 @@ def test_two_processes_learn_what_one_does(
     """Over gloo on the same GPU; NCCL wants a GPU each. Batches are normalised together."""
     if backend == "nccl" and torch.cuda.device_count() < 2:
         pytest.skip("NCCL wants two GPUs")
-    curve, nothing = told_by_two(tmp_path, little, CALM, 2, backend)
+    curve, nothing = curves_of_two(tmp_path, little, CALM, 2, backend)
     alone = curve_of(CALM, little)
     measured(f"{backend}: losses of two processes differ from one's by {apart(curve, alone):.1e}")
     assert not nothing and learned(alone) > 2 * DEEP > 2 * apart(curve, alone)
@@ -449,5 +455,7 @@ def test_a_checkpoint_of_a_gpu_counts_the_same_on_a_cpu(trainable: str, little: 
 
     train(replace(SGD, trainable=trainable, epochs=1), little, keep)  # type: ignore[arg-type]
     with torch.no_grad():
-        said = counter_from(kept[0])(torch.from_numpy(np.array(little.validation.pixels)))
-    torch.testing.assert_close(said, kept[0].log_probabilities, rtol=1e-3, atol=1e-3)
+        log_probabilities = model_from_checkpoint(kept[0])(
+            torch.from_numpy(np.array(little.validation.pixels))
+        )
+    torch.testing.assert_close(log_probabilities, kept[0].log_probabilities, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""The label audit finds labels that were made wrong, and leaves the test split alone."""
+"""The label audit finds deliberately wrong labels, and leaves the test split alone."""
 
 import copy
 from dataclasses import replace
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from binsweep.data.errors import UserError
-from binsweep.models.label_audit import Doubt, Effect, audit
-from binsweep.models.train import TrialData
+from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
+from binsweep.models.trial_data import TrialData
 from binsweep.search.workflows.label_audit import effect_lines
 
 WRONG = (3, 10, 17, 24, 31, 38, 44, 50)  # rows of train
 
 
 @pytest.fixture(scope="module")
-def audited(trial_data: TrialData) -> tuple[list[Doubt], Effect]:
+def audited(trial_data: TrialData) -> tuple[list[JudgedLabel], ExclusionEffect]:
     bank = copy.copy(trial_data.train)
     bank.labels = bank.labels.copy()
     for row in WRONG:
@@ -25,7 +25,9 @@ def audited(trial_data: TrialData) -> tuple[list[Doubt], Effect]:
     return audit(replace(trial_data, train=bank))
 
 
-def test_wrong_labels_come_first(audited: tuple[list[Doubt], Effect], trial_data: TrialData) -> None:
+def test_wrong_labels_come_first(
+    audited: tuple[list[JudgedLabel], ExclusionEffect], trial_data: TrialData
+) -> None:
     doubts, _ = audited
     train = [doubt.row for doubt in doubts if doubt.split == "train"]
     places = [train.index(row) for row in WRONG]
@@ -35,13 +37,13 @@ def test_wrong_labels_come_first(audited: tuple[list[Doubt], Effect], trial_data
     assert {doubt.id for doubt in doubts} == {*trial_data.train.ids, *trial_data.validation.ids}
 
 
-def test_a_doubt_says_what_the_model_says(audited: tuple[list[Doubt], Effect]) -> None:
+def test_a_doubt_says_what_the_model_says(audited: tuple[list[JudgedLabel], ExclusionEffect]) -> None:
     for doubt in audited[0]:
         assert doubt.p_suggested >= doubt.p_label and (doubt.suggested != doubt.label or not doubt.issue)
 
 
 def test_the_effect_is_that_of_train_alone(
-    audited: tuple[list[Doubt], Effect], trial_data: TrialData
+    audited: tuple[list[JudgedLabel], ExclusionEffect], trial_data: TrialData
 ) -> None:
     doubts, effect = audited
     assert effect.excluded == sum(doubt.issue for doubt in doubts if doubt.split == "train")
@@ -51,8 +53,8 @@ def test_the_effect_is_that_of_train_alone(
 
 
 def relabelled(trial_data: TrialData, train: int | None, validation: int | None = None) -> TrialData:
-    """Without a photo of two items in train but the first `train`, nor in validation but the first `validation`:
-    the others show one item."""
+    """Keeps only the first `train` photos labelled two in train, and the first `validation` in validation; the other
+    ones become one. None keeps all."""
     banks = {}
     for name, kept in (("train", train), ("validation", validation)):
         bank = copy.copy(getattr(trial_data, name))

@@ -1,9 +1,9 @@
-"""Views of photos: the first two are exact, the others drawn, always the same for the same photo and number."""
+"""Views of photos: the first two are exact, the others are drawn, always the same for the same photo and number."""
 
 import pytest
 import torch
 
-from binsweep.models.augment import JITTER, Augment, _draws, augment_images, shift_images
+from binsweep.models.augment import MAX_JITTER, Augment, _draws, augment_images, shift_images
 
 IMAGES = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.arange(6)
@@ -35,7 +35,7 @@ def test_colours_change_within_their_limits_and_a_flat_photo_stays_flat() -> Non
     flat = torch.full((200, 8, 8, 3), 100, dtype=torch.uint8)
     seen = augment_images(flat, torch.arange(200), torch.full((200,), 3), "full").float()
     assert (seen == seen[:, :1, :1, :1]).all()  # gray and flat: nothing but the brightness can change it
-    low, high = 100 * (1 - JITTER), 100 * (1 + JITTER)
+    low, high = 100 * (1 - MAX_JITTER), 100 * (1 + MAX_JITTER)
     assert low - 1 <= seen.min() < low + 5 and high - 5 < seen.max() <= high + 1
 
 

@@ -1,4 +1,4 @@
-"""What a photo costs: measured once for what costs alike, and larger for the larger network."""
+"""Inference costs: measured once for models of the same cost, and higher for the larger network."""
 
 from binsweep.models.inference_cost import photo_costs
 from binsweep.models.settings import Settings

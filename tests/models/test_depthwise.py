@@ -1,4 +1,4 @@
-"""The fast gradients of depthwise convolutions are the library's own, for every shape that they replace."""
+"""The fast gradients of depthwise convolutions equal the library's, for every shape that they replace."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every rule on a trial made to show it, and on healthy ones, by the numbers it reads and in real training."""
+"""Every rule fires on numbers made for it and not on healthy ones; some also in real trainings."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-import binsweep.models.health_rules
+import binsweep.models.health_monitor
+from binsweep.models.health_monitor import HealthMonitor
 from binsweep.models.health_rules import (
     RULES,
     HealthFinding,
-    HealthMonitor,
     HealthRule,
     check_input_images,
     class_imbalance,
@@ -36,7 +36,8 @@ from binsweep.models.health_rules import (
     weight_update_ratio,
 )
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.train import Snapshot, TrainOptions, train
+from binsweep.models.trial_data import TrialData
 
 FALLING = [2.0 - 0.1 * epoch for epoch in range(15)]
 FLAT = [1.0] * 15
@@ -92,7 +93,7 @@ def test_the_other_side_of_rules_with_two() -> None:
 def findings(
     data: TrialData, rules: Mapping[str, HealthRule] | None = None, **changes: Any
 ) -> dict[str, HealthFinding]:
-    """What the rules see in a real training."""
+    """The findings in a real training, by rule."""
     found: list[HealthFinding] = []
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
@@ -100,16 +101,16 @@ def findings(
         return True
 
     settings = replace(Settings(batch_size=16, epochs=3, augment="none", precision="fp32"), **changes)
-    train(settings, data, report, rules=rules)
-    assert len({finding.rule for finding in found}) == len(found), "each is told once"
+    train(settings, data, report, TrainOptions(rules=rules))
+    assert len({finding.rule for finding in found}) == len(found), "each is reported once"
     return {finding.rule: finding for finding in found}
 
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step is sampled: the trials here are short."""
-    monkeypatch.setattr(binsweep.models.health_rules, "SAMPLED_STEPS", 1)
-    monkeypatch.setattr(binsweep.models.health_rules, "SAMPLED_IMAGES", 1)
+    monkeypatch.setattr(binsweep.models.health_monitor, "MIN_STEPS_BETWEEN_SAMPLES", 1)
+    monkeypatch.setattr(binsweep.models.health_monitor, "MIN_IMAGES_BETWEEN_SAMPLES", 1)
 
 
 def test_a_healthy_training_gives_no_alarm(trial_data: TrialData, often: None) -> None:
@@ -142,20 +143,20 @@ def test_what_is_not_finite_shows(trial_data: TrialData) -> None:
 
 
 def watched(net: nn.Module, inputs: torch.Tensor, steps: int = 3) -> set[str]:
-    """What is seen of a network in a few steps on given inputs."""
+    """The rules that fire for a network in a few steps on given inputs."""
     labels = torch.arange(len(inputs)) % 3
-    watch = HealthMonitor(net, Settings(weights="none", trainable="all", batch_size=4), labels, (1, 2, 3))
+    monitor = HealthMonitor(net, Settings(weights="none", trainable="all", batch_size=4), labels, (1, 2, 3))
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)
     for _ in range(steps):
         optimizer.zero_grad()
-        watch.before_step(inputs)
+        monitor.before_step(inputs)
         loss = nn.functional.cross_entropy(net(inputs), labels)
         loss.backward()
-        watch.after_backward(loss)
+        monitor.after_backward(loss)
         optimizer.step()
-        watch.after_step(1e-3)
+        monitor.after_step(1e-3)
     metrics = {"train_loss": 1.0, "val_loss": 1.0}
-    return {finding.rule for finding in watch.epoch_done(1, [metrics], labels, labels)}
+    return {finding.rule for finding in monitor.epoch_done(1, [metrics], labels, labels)}
 
 
 @pytest.mark.parametrize("unit", [nn.Tanh(), nn.Sigmoid()])
@@ -186,11 +187,11 @@ def test_a_poorly_drawn_network_shows(often: None) -> None:
 
 def test_the_sampled_steps_are_always_the_same() -> None:
     net = nn.Linear(4, 3)
-    watch = HealthMonitor(net, Settings(batch_size=32), torch.zeros(8, dtype=torch.int64), (1, 2, 3))
+    monitor = HealthMonitor(net, Settings(batch_size=32), torch.zeros(8, dtype=torch.int64), (1, 2, 3))
     sampled = []
     for step in range(250):
-        watch.before_step(torch.zeros(2, 4))
-        sampled += [step] if watch._due else []
-        watch.after_backward(torch.tensor(1.0, requires_grad=True))
-        watch.after_step(1e-3)
+        monitor.before_step(torch.zeros(2, 4))
+        sampled += [step] if monitor._due else []
+        monitor.after_backward(torch.tensor(1.0, requires_grad=True))
+        monitor.after_step(1e-3)
     assert sampled == [0, 100, 200]

@@ -16,21 +16,21 @@ from binsweep.models.metrics import (
 from binsweep.models.predictor import decode_counts
 
 ACTUAL = np.array([0, 2, 2, 5])
-SAID = np.array([0, 2, 5, 2])
+PREDICTED = np.array([0, 2, 5, 2])
 
 
 def test_metrics_are_on_counts_not_on_class_indices() -> None:
-    scores = count_metrics(SAID, ACTUAL)
+    scores = count_metrics(PREDICTED, ACTUAL)
     assert scores == {"accuracy": 0.5, "rmse": pytest.approx(np.sqrt(18 / 4)), "mae": 1.5}
 
 
 def test_confusion_has_true_rows_and_predicted_columns() -> None:
-    matrix = confusion_matrix(SAID, ACTUAL, [0, 2, 5])
+    matrix = confusion_matrix(PREDICTED, ACTUAL, [0, 2, 5])
     assert matrix.tolist() == [[1, 0, 0], [0, 1, 1], [0, 1, 0]]
 
 
 def test_per_class_leaves_out_absent_counts() -> None:
-    table = per_class(SAID, ACTUAL, [0, 1, 2, 5])
+    table = per_class(PREDICTED, ACTUAL, [0, 1, 2, 5])
     assert list(table) == [0, 2, 5]
     assert table[2] == {"accuracy": 0.5, "rmse": pytest.approx(np.sqrt(4.5)), "support": 2.0}
 
@@ -43,21 +43,21 @@ def test_all_scores_agree_with_the_simple_ones_and_with_scikit_learn() -> None:
     from sklearn.metrics import f1_score
 
     dice = np.random.default_rng(0)
-    actual, said = dice.integers(0, 6, 500), dice.integers(0, 5, 500)
-    scores = all_scores(said, actual)
+    actual, predicted = dice.integers(0, 6, 500), dice.integers(0, 5, 500)
+    scores = all_scores(predicted, actual)
     assert scores == pytest.approx(
         {
-            **count_metrics(said, actual),
-            "within_one": np.mean(np.abs(said - actual) <= 1),
-            "macro_f1": f1_score(actual, said, average="macro"),
+            **count_metrics(predicted, actual),
+            "within_one": np.mean(np.abs(predicted - actual) <= 1),
+            "macro_f1": f1_score(actual, predicted, average="macro"),
         }
     )
-    for name, (low, high) in intervals(said, actual).items():
+    for name, (low, high) in intervals(predicted, actual).items():
         assert low < scores[name] < high
     # A bootstrap by hand: photos drawn one by one.
     draws = dice.integers(0, 500, (2000, 500))
-    wanted = np.percentile(np.sqrt(((said - actual) ** 2)[draws].mean(axis=1)), [2.5, 97.5])
-    assert intervals(said, actual)["rmse"] == pytest.approx(tuple(wanted), abs=0.02)
+    wanted = np.percentile(np.sqrt(((predicted - actual) ** 2)[draws].mean(axis=1)), [2.5, 97.5])
+    assert intervals(predicted, actual)["rmse"] == pytest.approx(tuple(wanted), abs=0.02)
 
 
 def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:

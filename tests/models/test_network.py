@@ -1,4 +1,4 @@
-"""Every backbone and head: shapes, the cut, and rebuilding from what was stored."""
+"""Every backbone and head: shapes, the cut, and rebuilding from a stored config and state."""
 
 import json
 

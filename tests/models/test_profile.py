@@ -1,4 +1,4 @@
-"""Where a step's time goes, and what the profile's rules recommend, for a trial made to show it and a healthy one."""
+"""The phases of a step, and the recommendations of the profile's rules for trials with and without a problem."""
 
 import json
 import time
@@ -15,11 +15,7 @@ from torch import Tensor
 import binsweep.models.profiler
 from binsweep.models.batches import FeatureBatches
 from binsweep.models.health_rules import HealthFinding
-from binsweep.models.profiler import (
-    MEGABYTE,
-    PHASES,
-    SAMPLED,
-    Profile,
+from binsweep.models.profile_rules import (
     batch_size,
     cpu_bound,
     data_bound,
@@ -28,8 +24,15 @@ from binsweep.models.profiler import (
     slow_start,
     step_outlier,
 )
+from binsweep.models.profiler import (
+    MEGABYTE,
+    PHASE_TIMING_INTERVAL,
+    PHASES,
+    Profile,
+)
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, train
+from binsweep.models.train import Snapshot, TrainOptions, train
+from binsweep.models.trial_data import TrialData
 
 EVEN = [0.01] * 50
 CASES: list[tuple[Callable[..., str], tuple[Any, ...], tuple[Any, ...], str]] = [
@@ -39,7 +42,7 @@ CASES: list[tuple[Callable[..., str], tuple[Any, ...], tuple[Any, ...], str]] = 
     (low_gpu_utilization, (20.0,), (90.0,), "larger batch_size"),
     (low_gpu_utilization, (20.0,), (None,), "20 %"),
     (batch_size, (20.0, 30.0, 1), (90.0, 30.0, 1), "a larger batch_size"),
-    (batch_size, (90.0, 90.0, 4), (None, None, 1), "only in 4 parts"),
+    (batch_size, (90.0, 90.0, 4), (None, None, 1), "only as 4 micro-batches"),
     (
         memory_growing,
         ([1000.0 + 100 * look for look in range(7)],),
@@ -67,12 +70,12 @@ def trained(data: TrialData, **options: Any) -> tuple[list[dict[str, float]], li
         found.extend(snapshot.findings)
         return True
 
-    train(replace(Settings(), batch_size=8, epochs=3), data, report, **options)
+    train(replace(Settings(), batch_size=8, epochs=3), data, report, TrainOptions(**options))
     return seen, found
 
 
 def test_the_phases_add_up_to_the_step(trial_data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binsweep.models.profiler, "SYSTEM_SECONDS", 0.0)
+    monkeypatch.setattr(binsweep.models.profiler, "MIN_SYSTEM_INTERVAL", 0.0)
     seen, _ = trained(trial_data)
     for metrics in seen:
         steps = -(-len(trial_data.train) // 8)
@@ -107,7 +110,7 @@ def test_a_gpu_that_may_not_be_asked_is_trained_on_all_the_same(
     def refuse() -> Any:
         raise error
 
-    monkeypatch.setattr(binsweep.models.profiler, "SYSTEM_SECONDS", 0.0)
+    monkeypatch.setattr(binsweep.models.profiler, "MIN_SYSTEM_INTERVAL", 0.0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (MEGABYTE, 4 * MEGABYTE))
     monkeypatch.setattr(torch.cuda, "utilization", lambda: 60)
     monkeypatch.setattr(torch.cuda, "Event", LateDevice)
@@ -147,7 +150,7 @@ def test_a_trace_shows_a_few_steps(trial_data: TrialData, tmp_path: Path) -> Non
 
 
 class LateDevice:
-    """Stands for a GPU: its calls return at once, and its work takes the time that the phase's mark was given."""
+    """Simulates a GPU: calls return at once, and the device's clock advances by the time given for each phase."""
 
     now = 0.0
 
@@ -161,7 +164,9 @@ class LateDevice:
         return 1000 * (other.at - self.at)
 
 
-@pytest.mark.parametrize("steps", [SAMPLED, 10])  # also where the sampled step is an epoch's first one
+@pytest.mark.parametrize(
+    "steps", [PHASE_TIMING_INTERVAL, 10]
+)  # also where the sampled step is an epoch's first one
 def test_on_a_gpu_the_clock_is_the_device_s(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampled steps are no slower than others, and nothing waits for them."""
     monkeypatch.setattr(torch.cuda, "Event", LateDevice)
@@ -184,5 +189,6 @@ def test_on_a_gpu_the_clock_is_the_device_s(steps: int, monkeypatch: pytest.Monk
     times = [0.0, 1.0, 10.0, 20.0, 3.0]
     nothing = [0.0] * 5
     assert timed == [
-        times if n in (range(2, 7) if steps == SAMPLED else (3, 6)) else nothing for n in range(1, 7)
+        times if n in (range(2, 7) if steps == PHASE_TIMING_INTERVAL else (3, 6)) else nothing
+        for n in range(1, 7)
     ]

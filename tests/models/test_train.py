@@ -1,4 +1,4 @@
-"""The training loop: it learns, repeats exactly, and the feature bank changes nothing but the time."""
+"""The training loop learns and is reproducible, and the feature bank changes nothing but the time."""
 
 import math
 import pickle
@@ -15,18 +15,21 @@ import torch
 import binsweep.models.train
 from binsweep.data.banks.features import open_feature_bank
 from binsweep.data.errors import UserError
-from binsweep.models.build import Checkpoint, build_counter, counter_from, load_checkpoint
+from binsweep.models.build import build_model
+from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from binsweep.models.network import HEADS
 from binsweep.models.precision import Precision
+from binsweep.models.sampling import epoch_rows
 from binsweep.models.settings import Settings
-from binsweep.models.train import Snapshot, TrialData, _epoch_rows, build_banks, train
+from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import TrainingState, load_training_state
+from binsweep.models.trial_data import TrialData, build_banks
 
 SETTINGS = Settings(lr=0.01, batch_size=16, epochs=3, precision="fp32")
 Kept = list[tuple[dict[str, float], Checkpoint]]
 
 
-def run(settings: Settings, data: TrialData, stored: bool = True, stop_after: int = 99) -> Kept:
+def run(settings: Settings, data: TrialData, use_bank: bool = True, stop_after: int = 99) -> Kept:
     kept: Kept = []
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
@@ -34,7 +37,7 @@ def run(settings: Settings, data: TrialData, stored: bool = True, stop_after: in
         kept.append((metrics, snapshot.checkpoint()))
         return epoch < stop_after
 
-    train(settings, data, report, stored)
+    train(settings, data, report, TrainOptions(use_bank))
     return kept
 
 
@@ -49,7 +52,7 @@ def test_training_with_and_without_the_feature_bank_gives_the_same_losses(
 ) -> None:
     # A rate at which training is stable: a chaotic run blows up the last bit of any two convolution kernels.
     settings = replace(SETTINGS, backbone=backbone, trainable=trainable, lr=5e-4)  # type: ignore[arg-type]
-    with_bank, without = (losses(run(settings, trial_data, stored)) for stored in (True, False))
+    with_bank, without = (losses(run(settings, trial_data, use_bank)) for use_bank in (True, False))
     assert len(with_bank) == 6
     np.testing.assert_allclose(with_bank, without, rtol=1e-4)
 
@@ -57,14 +60,14 @@ def test_training_with_and_without_the_feature_bank_gives_the_same_losses(
 @pytest.mark.parametrize("augment", ["none", "flip_shift", "full"])
 def test_the_bank_is_exact_for_sampled_views(trial_data: TrialData, augment: str) -> None:
     settings = replace(SETTINGS, augment=augment, views=5, lr=5e-4, epochs=2)  # type: ignore[arg-type]
-    with_bank, without = (losses(run(settings, trial_data, stored)) for stored in (True, False))
+    with_bank, without = (losses(run(settings, trial_data, use_bank)) for use_bank in (True, False))
     np.testing.assert_allclose(with_bank, without, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
 def test_the_bank_is_exact_for_other_families_too(trial_data: TrialData, backbone: str) -> None:
     settings = replace(SETTINGS, backbone=backbone, weights="none", trainable="last_stage", epochs=2)
-    with_bank, without = (losses(run(settings, trial_data, stored)) for stored in (True, False))
+    with_bank, without = (losses(run(settings, trial_data, use_bank)) for use_bank in (True, False))
     np.testing.assert_allclose(with_bank, without, rtol=1e-4)
 
 
@@ -100,7 +103,8 @@ def test_a_resumed_training_has_the_curve_of_an_undisturbed_one(
     state = load_training_state(file)
     assert state is not None and state.epoch == 2
     later: list[dict[str, float]] = []
-    train(settings, trial_data, lambda epoch, metrics, _: later.append(metrics) is None, start_from=state)
+    options = TrainOptions(start_from=state)
+    train(settings, trial_data, lambda epoch, metrics, _: later.append(metrics) is None, options)
     assert len(later) == 1
     clocks = {name for name in later[0] if name.startswith(("profile/", "system/"))}
     for name in set(later[0]) - clocks - {"images_per_second", "seconds"}:
@@ -128,28 +132,26 @@ def test_micro_batches_add_up_to_the_whole_batch(trial_data: TrialData, changes:
         kept.extend([metrics["train_loss"], metrics["val_loss"]])
         return True
 
-    train(settings, trial_data, report, parts=3)
+    train(settings, trial_data, report, TrainOptions(micro_batches=3))
     np.testing.assert_allclose(kept, losses(run(settings, trial_data)), rtol=1e-4)
 
 
 def test_prediction_is_cut_as_batches_are(trial_data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is out of memory for want of parts may be so in validation: nothing is left whole."""
-    monkeypatch.setattr(binsweep.models.train, "FORWARD", 8)
+    """Validation may run out of memory as training does, so it has the same number of micro-batches."""
+    monkeypatch.setattr(binsweep.models.train, "INFERENCE_BATCH", 8)
     forward, sizes = binsweep.models.train._forward, list[int]()
 
-    def seen(net: torch.nn.Module, inputs: torch.Tensor, arithmetic: Precision) -> torch.Tensor:
+    def seen(net: torch.nn.Module, inputs: torch.Tensor, precision: Precision) -> torch.Tensor:
         if not net.training:
             sizes.append(len(inputs))
-        return forward(net, inputs, arithmetic)
+        return forward(net, inputs, precision)
 
     monkeypatch.setattr(binsweep.models.train, "_forward", seen)
     photos, curves = len(trial_data.validation), list[float]()
-    for parts, most in ((1, 8), (4, 2), (16, 1)):
+    for micro_batches, most in ((1, 8), (4, 2), (16, 1)):
         sizes.clear()
-        settings = replace(SETTINGS, epochs=1)
-        train(
-            settings, trial_data, lambda _, metrics, __: bool(curves.append(metrics["val_loss"])), parts=parts
-        )
+        settings, options = replace(SETTINGS, epochs=1), TrainOptions(micro_batches=micro_batches)
+        train(settings, trial_data, lambda _, metrics, __: bool(curves.append(metrics["val_loss"])), options)
         assert max(sizes) == most and sum(sizes) == photos
     np.testing.assert_allclose(curves[1:], curves[0], rtol=1e-4)
 
@@ -177,7 +179,7 @@ def test_the_checkpoint_rebuilds_the_counter_that_was_evaluated(
 ) -> None:
     _, checkpoint = run(replace(SETTINGS, trainable=trainable, epochs=1), trial_data)[0]  # type: ignore[arg-type]
     checkpoint.save(tmp_path / "best.pt")
-    counter = counter_from(load_checkpoint(tmp_path / "best.pt"))
+    counter = model_from_checkpoint(load_checkpoint(tmp_path / "best.pt"))
     images = torch.from_numpy(np.array(trial_data.validation.pixels))
     with torch.inference_mode():
         torch.testing.assert_close(counter(images), checkpoint.log_probabilities, rtol=1e-3, atol=1e-4)
@@ -185,7 +187,7 @@ def test_the_checkpoint_rebuilds_the_counter_that_was_evaluated(
 
 def test_what_is_frozen_stays_as_it_was(trial_data: TrialData) -> None:
     settings = replace(SETTINGS, trainable="last_stage", epochs=1)
-    counter = build_counter(settings, trial_data.classes, trial_data.image_size)
+    counter = build_model(settings, trial_data.classes, trial_data.image_size)
     before = {key: value.clone() for key, value in counter.state_dict().items()}
     _, checkpoint = run(settings, trial_data)[0]
     for other in (
@@ -193,13 +195,13 @@ def test_what_is_frozen_stays_as_it_was(trial_data: TrialData) -> None:
         replace(SETTINGS, trainable="all", epochs=1),
     ):
         run(other, trial_data)  # they share with one another what they do not train
-    trained = counter_from(checkpoint).state_dict()
+    trained = model_from_checkpoint(checkpoint).state_dict()
     changed = {key for key in trained if not torch.equal(trained[key], before[key])}
     assert changed and all(
         key.startswith(("backbone.blocks5", "backbone.blocks6", "backbone.tail", "head")) for key in changed
     )
     assert any("running_mean" in key for key in changed)
-    again = build_counter(settings, trial_data.classes, trial_data.image_size).state_dict()
+    again = build_model(settings, trial_data.classes, trial_data.image_size).state_dict()
     assert all(torch.equal(again[key], before[key]) for key in before)
 
 
@@ -230,7 +232,7 @@ def test_a_diverging_trial_reports_nan_instead_of_raising(trial_data: TrialData)
 def test_balanced_sampling_draws_rare_classes_as_often() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
     settings = replace(SETTINGS, balance="sampler", batch_size=100)
-    drawn = [labels[_epoch_rows(labels, settings, torch.Generator().manual_seed(i))[0]] for i in range(20)]
+    drawn = [labels[epoch_rows(labels, settings, torch.Generator().manual_seed(i))[0]] for i in range(20)]
     assert torch.cat(drawn).float().mean() == pytest.approx(0.5, abs=0.05)
 
 
@@ -242,7 +244,7 @@ def test_balanced_weights_change_what_is_learned(trial_data: TrialData) -> None:
 
 
 def test_a_last_batch_of_one_joins_its_neighbour() -> None:
-    rows = _epoch_rows(torch.zeros(33, dtype=torch.long), SETTINGS, torch.Generator())
+    rows = epoch_rows(torch.zeros(33, dtype=torch.long), SETTINGS, torch.Generator())
     assert sorted(len(batch) for batch in rows) == [16, 17]
     assert torch.cat(rows).unique().numel() == 33
 

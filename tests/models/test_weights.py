@@ -1,4 +1,4 @@
-"""Pre-trained weights: what is there works, what is not is said before anything starts."""
+"""Pre-trained weights that exist work; missing and unfit ones are refused before anything starts."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from binsweep.data.errors import UserError
 from binsweep.models.network import ARCHITECTURES, build_backbone
 from binsweep.models.pretrained import (
-    LITE,
+    EFFICIENTNET_LITE,
     available_offline,
     check_weights,
     file_hash,
@@ -18,7 +18,7 @@ from binsweep.models.pretrained import (
 )
 
 
-@pytest.mark.parametrize("backbone", LITE)
+@pytest.mark.parametrize("backbone", EFFICIENTNET_LITE)
 def test_lite_weights_give_the_same_features_as_the_whole_network(backbone: str) -> None:
     file = weights_file(backbone, "imagenet")
     assert file is not None
@@ -35,7 +35,7 @@ def test_missing_imagenet_weights_name_what_can_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert set(available_offline()) == set(LITE)
+    assert set(available_offline()) == set(EFFICIENTNET_LITE)
     with pytest.raises(UserError) as caught:
         check_weights("resnet50", "imagenet")
     assert "resnet50" in caught.value.message

@@ -13,8 +13,10 @@ import torch
 import binsweep.search.execution.controller
 import binsweep.search.execution.trial
 from binsweep.models.health_rules import RULES, HealthFinding, HealthRule
-from binsweep.models.train import TrialData, train
+from binsweep.models.settings import Settings
+from binsweep.models.train import Report, TrainOptions, train
 from binsweep.models.training_state import TrainingState
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller, TrialRecord
 from binsweep.search.execution.health import keep_findings, write_table
 from binsweep.search.execution.interrupts import interrupt, take_note
@@ -256,10 +258,10 @@ FULL = torch.OutOfMemoryError("CUDA out of memory")
 def give_memory_for(enough: int, monkeypatch: pytest.MonkeyPatch, error: Exception = FULL) -> None:
     """The memory suffices for batches cut into `enough` parts."""
 
-    def limited(*arguments: Any, parts: int, **named: Any) -> None:
-        if parts < enough:
+    def limited(settings: Settings, data: TrialData, report: Report, options: TrainOptions) -> None:
+        if options.micro_batches < enough:
             raise error
-        train(*arguments, parts=parts, **named)
+        train(settings, data, report, options)
 
     monkeypatch.setattr(binsweep.search.execution.trial, "train", limited)
 

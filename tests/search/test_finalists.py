@@ -10,9 +10,9 @@ import torch
 
 from binsweep.data.errors import UserError
 from binsweep.models.batches import JoinedBatches
-from binsweep.models.build import Checkpoint, load_checkpoint
+from binsweep.models.checkpoint import Checkpoint, load_checkpoint
 from binsweep.models.settings import Settings
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.trial import TrialTask, run_trial
 from binsweep.search.history.run_keys import trial_key, trial_number
 from binsweep.search.spec.parser import SweepSpec, parse_spec

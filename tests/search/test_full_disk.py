@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from binsweep.models.train import TrialData
+from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask, no_room, run_trial
 from binsweep.search.history.sweep_history import read_course

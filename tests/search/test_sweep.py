@@ -17,7 +17,7 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import load_manifest
 from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import write_synthetic
-from binsweep.models.build import counter_from, load_checkpoint
+from binsweep.models.checkpoint import load_checkpoint, model_from_checkpoint
 from binsweep.models.network import CountingModel
 from binsweep.models.predictor import Predictor
 from binsweep.search.execution.health import read_findings
@@ -200,7 +200,7 @@ def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
     result = sweep(spec, tmp_path, "local", server)
     best = load_state(result.folder)["leaderboard"][0]
     checkpoint = load_checkpoint(result.folder / best["checkpoint"])
-    counter = counter_from(checkpoint)
+    counter = model_from_checkpoint(checkpoint)
     trained = checkpoint.log_probabilities.exp().numpy()
     manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, tmp_path)
     client = MlflowClient(server)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrc, ndtri
 
-from binsweep.models.metrics import RESAMPLES, Counts, count_metrics
+from binsweep.models.metrics import N_RESAMPLES, Counts, count_metrics
 
 Measure = Literal["accuracy", "rmse", "mae"]
 MEASURES: tuple[Measure, ...] = ("accuracy", "rmse", "mae")
@@ -81,7 +81,7 @@ def better_by_bootstrap(
     actual: Counts,
     measure: Measure,
     seed: int = 0,
-    resamples: int = RESAMPLES,
+    resamples: int = N_RESAMPLES,
 ) -> tuple[float, float, float]:
     """Paired bootstrap over photos of the difference candidate - other in `measure`; arrays [N].
 
@@ -195,7 +195,7 @@ def _better(
     how = f"{won} photos to {lost} where they differ, McNemar {_p(p, alpha)}"
     if measure != "accuracy":
         # Enough that a small level can be reached at all.
-        resamples = max(RESAMPLES, math.ceil(20 / alpha))
+        resamples = max(N_RESAMPLES, math.ceil(20 / alpha))
         p, low, high = better_by_bootstrap(candidate, other, actual, measure, resamples=resamples)
         how = (
             f"difference {mine - theirs:+.4f} (95 % from {low:+.4f} to {high:+.4f}), bootstrap {_p(p, alpha)}"

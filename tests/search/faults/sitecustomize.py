@@ -31,13 +31,13 @@ def _add_faults(module: ModuleType) -> None:
 
     whole = module._forward
 
-    def forward(net: Any, inputs: Any, arithmetic: Any) -> Any:
+    def forward(net: Any, inputs: Any, precision: Any) -> Any:
         if net.training and module.current_group().rank == 1:
             if len(inputs) == 4:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             if len(inputs) == 8:
                 raise ValueError("no such kernel")
-        return whole(net, inputs, arithmetic)
+        return whole(net, inputs, precision)
 
     module._forward = forward  # type: ignore[attr-defined]
 

@@ -1,0 +1,47 @@
+"""The checkpoint of one epoch: everything needed to rebuild the model and to know how good it was."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from binsweep.data.atomic_write import atomic_path
+from binsweep.models.build import build_model
+from binsweep.models.network import CountingModel
+from binsweep.models.settings import Settings
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One epoch of a trial: its trained weights, and its predictions for the validation split."""
+
+    epoch: int
+    metrics: dict[str, float]
+    settings: Settings
+    classes: tuple[int, ...]
+    image_size: int
+    state: dict[str, Tensor]  # of the trained part only; the settings name the frozen part
+    log_probabilities: Tensor  # float32 [N validation, K]
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically; `load_checkpoint` reads it."""
+        with atomic_path(path) as temporary:
+            torch.save({**asdict(self), "settings": asdict(self.settings)}, temporary)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint without unpickling code."""
+    raw: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return Checkpoint(**{**raw, "settings": Settings(**raw["settings"])})
+
+
+def model_from_checkpoint(checkpoint: Checkpoint) -> CountingModel:
+    """The whole model, frozen and trained part, in eval mode on the CPU."""
+    model = build_model(checkpoint.settings, checkpoint.classes, checkpoint.image_size)
+    cut = model.cut(checkpoint.settings.trainable)
+    model.suffix(cut).load_state_dict(checkpoint.state)
+    return model.cpu().eval()
