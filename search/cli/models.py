@@ -185,7 +185,8 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
             f"serve {model} --follow{' --check' if check else ''}: only the champion of a registered name is followed",
             "give the name alone, or leave out --follow",
         )
-    from binsweep.tracking.mlflow_server.embedded import named_server, tracking_server
+    from binsweep.tracking.mlflow_server.embedded import tracking_server
+    from binsweep.tracking.mlflow_server.named_server import named_server
     from binsweep.tracking.serving.model_server import serve_foreground
 
     home = home_folder()

@@ -23,12 +23,12 @@ from binsweep.data.errors import UserError
 from binsweep.tracking.processes import (
     LOOPBACK,
     Server,
-    deepest,
+    describe_failed_start,
     end,
-    fate,
     free_port,
     interrupted_by_sigterm,
     require_port,
+    root_cause,
     spawn,
     tail,
     wait_in_foreground,
@@ -71,8 +71,9 @@ def serve_model(
         server = spawn(command, port, folder, log, _environment(folder, tracking_uri), host)
         try:
             if not wait_until_answers(server, "/ping", START_SECONDS):
+                reason = describe_failed_start(server, START_SECONDS)
                 raise UserError(
-                    f"the server of model {model_uri} {fate(server, START_SECONDS)}; its log ends:\n{tail(log)}",
+                    f"the server of model {model_uri} {reason}; its log ends:\n{tail(log)}",
                     "mend what the log says; `mlflow models serve` with the same model shows all of it",
                 )
             yield ServedModel(server.url, server)
@@ -110,7 +111,7 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
     try:
         reply = requests.post(f"{url}/invocations", json=body, timeout=timeout)
     except requests.RequestException as error:
-        reason = f"no answer in {timeout:g} s" if isinstance(error, requests.Timeout) else deepest(error)
+        reason = f"no answer in {timeout:g} s" if isinstance(error, requests.Timeout) else root_cause(error)
         raise UserError(
             f"the model server {url} cannot be asked: {reason}",
             "start one with `binsweep serve`, or correct the URL",
