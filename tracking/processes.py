@@ -192,8 +192,8 @@ def _signals_deferred() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in deferred:
-            signal.raise_signal(number)
+        for received in deferred:
+            signal.raise_signal(received)
 
 
 def wait_until_answers(server: Server, path: str, timeout: float) -> bool:

@@ -15,7 +15,7 @@ from front import front
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.errors import UserError
-from binsweep.tracking.mlflow_server.credentials import tidy
+from binsweep.tracking.mlflow_server.credentials import normalize_address
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 from binsweep.tracking.mlflow_server.migration import migrate_database
 from binsweep.tracking.mlflow_server.named_server import named_server
@@ -200,7 +200,7 @@ def test_the_ui_refuses_a_port_it_cannot_have(port: int | None, server: str, tmp
     ],
 )
 def test_an_address_as_people_copy_it(copied: str, meant: str) -> None:
-    assert tidy(copied) == meant
+    assert normalize_address(copied) == meant
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 _WITHOUT_SCHEME = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d+(/.*)?")
 
 
-def tidy(address: str) -> str:
+def normalize_address(address: str) -> str:
     """Normalise an address that was copied from a browser, or written without http://, for MLflow's client."""
     address = address.strip()
     if _WITHOUT_SCHEME.fullmatch(address):
@@ -19,12 +19,12 @@ def tidy(address: str) -> str:
     return f"{scheme.lower()}://{rest.partition('#')[0].rstrip('/')}"  # a page of the UI follows #
 
 
-def tidy_the_address() -> None:
-    """Tidy MLFLOW_TRACKING_URI for this process and its children, and move user and password out of it.
+def normalize_tracking_uri() -> None:
+    """Normalise MLFLOW_TRACKING_URI for this process and its children, and move user and password out of it.
 
     They move to MLflow's own two variables, because addresses are printed and stored and credentials must not be.
     """
-    address = tidy(os.environ.get(VARIABLE, ""))
+    address = normalize_address(os.environ.get(VARIABLE, ""))
     if not address:
         return
     parts = urlsplit(address)

@@ -8,7 +8,7 @@ import requests
 
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import environment_variable
-from binsweep.tracking.mlflow_server.credentials import VARIABLE, tidy
+from binsweep.tracking.mlflow_server.credentials import VARIABLE, normalize_address
 from binsweep.tracking.processes import root_cause
 
 # Stores that MLflow would open without a server; no other process could see them while a sweep writes to them.
@@ -24,7 +24,7 @@ def named_server() -> str | None:
 
     Raises UserError if it is not a server's address but a file or a database.
     """
-    uri = tidy(os.environ.get(VARIABLE, ""))
+    uri = normalize_address(os.environ.get(VARIABLE, ""))
     if not uri:
         return None
     scheme = found[1].lower() if (found := _SCHEME.match(uri)) else ""
