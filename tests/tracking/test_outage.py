@@ -21,8 +21,8 @@ from small_sweep import NAMES, assert_complete, runs_of, write_sweep
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 from binsweep.tracking.processes import Server, end
 from binsweep.tracking.runlog import delivery
+from binsweep.tracking.runlog.permanent_errors import is_permanent_for_artifact
 from binsweep.tracking.runlog.run_log import RunLog
-from binsweep.tracking.runlog.sender import is_permanent_for_artifact
 
 
 @pytest.fixture

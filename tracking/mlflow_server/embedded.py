@@ -141,7 +141,7 @@ def launch(folder: Path, port: int, options: Sequence[str] = (), health_path: st
         end(server)
         raise UserError(
             f"the embedded MLflow server {reason}; its log {log} ends:\n{tail(log, log_start)}",
-            "mend what the log says, or set MLFLOW_TRACKING_URI to a running server",
+            "fix what the log reports, or set MLFLOW_TRACKING_URI to a running server",
         )
     return server
 

@@ -169,7 +169,7 @@ def require_model(model_uri: str, tracking_uri: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise UserError(
-                f"MLflow at {tracking_uri} cannot say whether model {name!r} exists: {error.message}",
+                f"MLflow at {tracking_uri} cannot tell whether model {name!r} exists: {error.message}",
                 "check that the server is up, then try again",
             ) from error
         names = sorted(found.name for found in client.search_registered_models(max_results=100))
