@@ -1,4 +1,4 @@
-"""Child processes that listen on a port of this machine: find a port, wait for an answer, end them."""
+"""Server processes on this machine: find a port, start one, wait until it answers, end it."""
 
 import contextlib
 import errno
@@ -21,14 +21,14 @@ from binsweep.data.errors import UserError
 from binsweep.data.python_process import python_module, without_working_folder
 
 LOOPBACK = "127.0.0.1"
-# Those that this process started and has not ended yet, for the moment when there is no time to end them politely.
+# The servers that this process started and has not ended yet, for an exit that leaves no time to terminate them.
 _started: list["Server"] = []
 
 
 @dataclass(frozen=True)
 class Server:
-    """A listening process: its id, when it was created (seconds since 1970, so that a recycled id is not
-    mistaken for it), its port, and the address that it listens on."""
+    """A listening process: its id, creation time (seconds since 1970, to recognise a recycled id), port, and the
+    address that it listens on."""
 
     pid: int
     created: float
@@ -37,12 +37,12 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where this machine asks it; one that listens on every address is asked on the loopback."""
+        """Its address for clients on this machine: the loopback if it listens on every address."""
         host = {"0.0.0.0": LOOPBACK, "::": "::1", "": LOOPBACK}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def process(self) -> psutil.Process | None:
-        """The living process, or None if it has ended or its id now belongs to another one."""
+        """The running process, or None if it has ended or its id now belongs to another one."""
         with contextlib.suppress(psutil.Error):
             found = psutil.Process(self.pid)
             same = abs(found.create_time() - self.created) < 1.0
@@ -54,15 +54,15 @@ class Server:
         """Whether GET `path` gives 200 within `timeout` seconds."""
         try:
             with requests.Session() as session:
-                session.trust_env = False  # a proxy of the environment has no business on this machine
+                session.trust_env = False  # no proxy of the environment for calls to this machine
                 return session.get(self.url + path, timeout=timeout).status_code == 200
         except requests.RequestException:
             return False
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """A port of `host`, an address of this machine, that nobody listens on just now."""
-    family, address = _places(host, 0)[0]
+    """A free port of `host`, an address of this machine."""
+    family, address = _socket_addresses(host, 0)[0]
     with socket.socket(family) as probe:
         probe.bind(address)
         port: int = probe.getsockname()[1]
@@ -71,61 +71,61 @@ def free_port(host: str = LOOPBACK) -> int:
 
 def port_is_free(port: int, host: str = LOOPBACK) -> bool:
     """Whether a server could listen on `port` of `host` now."""
-    return not any(_refusal(family, address) for family, address in _places(host, port))
+    return not any(_bind_error(family, address) for family, address in _socket_addresses(host, port))
 
 
 def require_port(port: int, host: str = LOOPBACK) -> None:
     """Raise UserError unless `port` is a usable and free port of `host`, an address of this machine."""
     if not 1 <= port <= 65535:
         raise UserError(f"port: must be from 1 to 65535, got {port}", "choose another port with --port")
-    for family, address in _places(host, port):
-        match _refusal(family, address):
+    for family, address in _socket_addresses(host, port):
+        match _bind_error(family, address):
             case None:
                 continue
             case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
                 raise UserError(
-                    f"host: {host} is not an address of this machine", "0.0.0.0 listens on all that it has"
+                    f"host: {host} is not an address of this machine", "0.0.0.0 listens on all of them"
                 )
             case errno.EACCES:
                 raise UserError(
-                    f"port: {port} on {host} needs more rights", "choose one above 1023 with --port"
+                    f"port: {port} on {host} requires more rights", "choose one above 1023 with --port"
                 )
         raise UserError(
-            f"port: {port} on {host} is taken{_by(listener(port))}",
+            f"port: {port} on {host} is taken{_describe(listening_process(port))}",
             "end what listens there, or choose another port with --port",
         )
 
 
-def listener(port: int) -> psutil.Process | None:
-    """The process that listens on `port` of this machine, as far as this user may know."""
+def listening_process(port: int) -> psutil.Process | None:
+    """The process that listens on `port` of this machine; None if there is none, or this user may not see it."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            at_it = connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)
-            if at_it and connection.pid:
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)
+            if listens and connection.pid:
                 return psutil.Process(connection.pid)
     return None
 
 
-def _by(process: psutil.Process | None) -> str:
+def _describe(process: psutil.Process | None) -> str:
     with contextlib.suppress(psutil.Error):  # it may have ended since
         if process is not None:
             return f" by process {process.pid} ({' '.join(process.cmdline())[:200]})"
     return ""
 
 
-def _places(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
-    """The sockets' addresses that stand for `host`. Raises UserError if it stands for none."""
+def _socket_addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    """The socket addresses of `host`. Raises UserError if it has none."""
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"host: {host} is not an address of this machine: {error}", "0.0.0.0 listens on all that it has"
+            f"host: {host} is not an address of this machine: {error}", "0.0.0.0 listens on all of them"
         ) from error
     return [(family, address) for family, *_, address in found]
 
 
-def _refusal(family: socket.AddressFamily, address: Any) -> int | None:
-    """Why nothing can listen there now, as an errno; None if something can."""
+def _bind_error(family: socket.AddressFamily, address: Any) -> int | None:
+    """The errno with which listening there fails; None if it succeeds."""
     try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -136,9 +136,9 @@ def _refusal(family: socket.AddressFamily, address: Any) -> int | None:
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without any MLflow setting, plus `settings`: for a tracking server.
+    """The environment for a tracking server: this process's without any MLflow setting, plus `settings`.
 
-    A server must obey its command line, not variables that were meant for clients.
+    A server must follow its command line, not variables that are meant for clients.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_"))}
     return kept | {"MLFLOW_DISABLE_TELEMETRY": "true"} | dict(settings)
@@ -154,12 +154,12 @@ def spawn(
 ) -> Server:
     """Start `python -m mlflow ARGUMENTS` in `folder` as a session of its own, its output appended to `log`.
 
-    Its own session (and so its own process group) keeps a Ctrl-C at the terminal from ending it before its
-    users have sent their last words.
+    In a session (and so a process group) of its own, a Ctrl-C at the terminal does not end it before its users have
+    sent their last records.
     """
     server: Server | None = None
     try:
-        with _undisturbed(), log.open("ab") as output:
+        with _signals_deferred(), log.open("ab") as output:
             child = subprocess.Popen(
                 python_module("mlflow", *arguments),
                 cwd=folder,
@@ -171,7 +171,7 @@ def spawn(
             )
             server = Server(child.pid, psutil.Process(child.pid).create_time(), port, host)
             _started.append(server)
-    except BaseException:  # asked to end just then: nobody else would know of it
+    except BaseException:  # interrupted here: no caller would know of the process
         if server is not None:
             end(server)
         raise
@@ -179,21 +179,21 @@ def spawn(
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep signals, whose handlers may raise anywhere, until the end of this block."""
+def _signals_deferred() -> Iterator[None]:
+    """Defer signals, whose handlers may raise anywhere, until the end of this block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    deferred: list[int] = []
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(n))]
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in numbers}
+    before = {number: signal.signal(number, lambda n, _: deferred.append(n)) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for one in came:
-            signal.raise_signal(one)
+        for received in deferred:
+            signal.raise_signal(received)
 
 
 def wait_until_answers(server: Server, path: str, timeout: float) -> bool:
@@ -208,13 +208,13 @@ def wait_until_answers(server: Server, path: str, timeout: float) -> bool:
     return False
 
 
-def fate(server: Server, timeout: float) -> str:
-    """Why waiting for `server` was in vain, as the end of a sentence."""
+def describe_failed_start(server: Server, timeout: float) -> str:
+    """Why `server` did not start, as the end of a sentence."""
     return f"did not answer within {timeout:g} s" if server.process() else "ended while starting"
 
 
 def wait_in_foreground(server: Server) -> int:
-    """Wait for `server`: 130 once this process is interrupted, 1 if the server ends by itself."""
+    """Wait until this process is interrupted (130) or `server` ends by itself (1)."""
     try:
         if process := server.process():
             process.wait()
@@ -225,13 +225,13 @@ def wait_in_foreground(server: Server) -> int:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, so that children are ended on the way out.
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, so that child processes are ended on the way out.
 
-    Whoever has a handler of their own for SIGTERM keeps it. Else what follows the first signal is ignored: the way
-    out is short, and a second one would leave children behind.
+    An existing handler for SIGTERM stays. Otherwise further signals are ignored: ending takes little time, and a
+    second interrupt would leave child processes behind.
     """
-    ours = threading.current_thread() is threading.main_thread()  # no other may set a handler
-    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    is_main = threading.current_thread() is threading.main_thread()  # only it may set a handler
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     numbers = [signal.SIGTERM]
@@ -239,8 +239,8 @@ def interrupted_by_sigterm() -> Iterator[None]:
         numbers.append(signal.SIGINT)
 
     def interrupt(number: int, frame: object) -> None:
-        for one in numbers:
-            signal.signal(one, signal.SIG_IGN)
+        for ignored in numbers:
+            signal.signal(ignored, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in numbers}
@@ -252,71 +252,67 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 
 def end(server: Server, grace: float = 10.0) -> None:
-    """End `server` and all that it started: politely, then after `grace` seconds by force.
+    """Terminate `server` and all processes of its session; after `grace` seconds, or if interrupted, kill them.
 
-    Raises nothing of its own; interrupted, it goes on by force at once.
+    Raises nothing of its own.
     """
-    family = _family(server)
+    processes = _session_processes(server)
     try:
-        for process in family:
+        for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        _still_alive(family, grace)
+        _wait_for_end(processes, grace)
     finally:
-        _kill(family)
-        _still_alive(family, grace)
+        _kill(processes)
+        _wait_for_end(processes, grace)
         with contextlib.suppress(ValueError):
             _started.remove(server)
 
 
 def kill_started() -> None:
-    """End by force, without waiting, every server that this process started: the last thing before it is gone."""
+    """Kill, without waiting, every server that this process started: the last act of an exiting process."""
     for server in list(_started):
-        _kill(_family(server))
+        _kill(_session_processes(server))
 
 
-def _kill(family: Sequence[psutil.Process]) -> None:
-    for process in family:
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.Error):
-            if _lives(process):
+            if _is_alive(process):
                 process.kill()
 
 
-def _still_alive(family: Sequence[psutil.Process], timeout: float) -> list[psutil.Process]:
-    """Those of `family` that have not ended within `timeout` seconds.
+def _wait_for_end(processes: Sequence[psutil.Process], timeout: float) -> None:
+    """Wait at most `timeout` seconds until `processes` have ended.
 
-    A zombie has ended: in a container nobody may ever collect it.
+    A zombie has ended: in a container it may never be collected.
     """
     deadline = time.monotonic() + timeout
-    left = list(family)
-    while left := [process for process in left if _lives(process)]:
-        if time.monotonic() > deadline:
-            break
+    while any(_is_alive(process) for process in processes) and time.monotonic() <= deadline:
         time.sleep(0.05)
-    return left
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         try:
-            process.wait(0)  # collects it if it is our own child
+            process.wait(0)  # collects a zombie of our own
         except psutil.TimeoutExpired:
             return process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def _family(server: Server) -> list[psutil.Process]:
-    """The members of the server's session, also those that it left behind when it died."""
+def _session_processes(server: Server) -> list[psutil.Process]:
+    """The processes of the server's session, including those that outlive it."""
     if server.process() is None and psutil.pid_exists(server.pid):
         with contextlib.suppress(psutil.Error):
             if psutil.Process(server.pid).status() != psutil.STATUS_ZOMBIE:
-                return []  # the id was given to somebody else, so the whole session is gone
-    family = []
+                return []  # another process has the id now, so the whole session is gone
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.Error):
             if os.getsid(process.pid) == server.pid and process.status() != psutil.STATUS_ZOMBIE:
-                family.append(process)
-    return family
+                processes.append(process)
+    return processes
 
 
 def tail(log: Path, start: int = 0, lines: int = 15) -> str:
@@ -328,8 +324,8 @@ def tail(log: Path, start: int = 0, lines: int = 15) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
-def deepest(error: BaseException) -> str:
-    """The kind of the first error behind `error`, and its words."""
-    while (behind := error.__cause__ or error.__context__) is not None:
-        error = behind
+def root_cause(error: BaseException) -> str:
+    """The type and text of the first error in the chain behind `error`."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
     return f"{type(error).__name__}: {error}"[:200]

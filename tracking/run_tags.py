@@ -1,4 +1,4 @@
-"""What a run was made with: code version, library versions, machine."""
+"""Tags that tell what a run was made with: code version, library versions, machine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ LIBRARIES = ("torch", "torchvision", "timm", "optuna", "mlflow", "ray")
 
 
 def _git(*arguments: str) -> str:
-    """A git command's output in the current folder; empty where there is no git or no repository."""
+    """A git command's output in the current folder; empty if there is no git or no repository."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, cwd=Path.cwd())
+        process = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=10, cwd=Path.cwd()
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""
 
 
 def version_of(library: str) -> str | None:
-    """The installed version of a package; None where it is not installed as one."""
+    """The installed version of a package; None if it is not installed."""
     try:
         return version(library)
     except PackageNotFoundError:

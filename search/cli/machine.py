@@ -30,7 +30,8 @@ DEFAULT_UI_PORT = 5000
 )
 def ui(port: int, allowed_hosts: str, static_prefix: str) -> None:
     """Open the MLflow UI of this home; with MLFLOW_TRACKING_URI set, say where it is."""
-    from binsweep.tracking.mlflow_server.embedded import named_server, run_ui
+    from binsweep.tracking.mlflow_server.named_server import named_server
+    from binsweep.tracking.mlflow_server.ui import run_ui
 
     if remote := named_server():
         print(f"MLflow UI at {remote} (MLFLOW_TRACKING_URI)")
@@ -48,7 +49,7 @@ def ui(port: int, allowed_hosts: str, static_prefix: str) -> None:
 @click.command()
 def migrate() -> None:
     """Bring the MLflow database of this home, written by an older version, up to date; a copy of it is kept."""
-    from binsweep.tracking.mlflow_server.embedded import migrate_database
+    from binsweep.tracking.mlflow_server.migration import migrate_database
 
     copy = migrate_database(home_folder())
     print(f"the MLflow database is up to date; as it was before, it lies in {copy}")

@@ -26,7 +26,7 @@ from binsweep.search.cli.models import evaluate, predict, promote, rollback, ser
 from binsweep.search.cli.sweep import report, status, sweep, sync
 from binsweep.search.execution.interrupts import interrupt
 from binsweep.search.terminal.streams import lead_nowhere, settle_streams
-from binsweep.tracking.mlflow_server.credentials import tidy_the_address
+from binsweep.tracking.mlflow_server.credentials import normalize_tracking_uri
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when the terminal is closed
 # Errors that say what is wrong with a place which the user has chosen.
@@ -120,7 +120,7 @@ def main() -> None:
     atexit.register(_hear_no_more)  # the first that is registered is the last that is called
     settle_streams()
     limit_threads()
-    tidy_the_address()
+    normalize_tracking_uri()
     for number in ENDINGS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, _leave)

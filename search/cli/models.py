@@ -52,13 +52,15 @@ def promote_and_print(
 
 def scores_line(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
     """Scores on one line, with those intervals that there are."""
-    from binsweep.tracking.evaluation.report import NAMES, show
+    from binsweep.tracking.evaluation.report import SCORE_NAMES, format_score
 
     def one(key: str) -> str:
-        low, high = (show(key, end) for end in intervals.get(key, (0.0, 0.0)))
-        return f"{NAMES[key]} {show(key, scores[key])}" + (f" ({low} to {high})" if key in intervals else "")
+        low, high = (format_score(key, end) for end in intervals.get(key, (0.0, 0.0)))
+        return f"{SCORE_NAMES[key]} {format_score(key, scores[key])}" + (
+            f" ({low} to {high})" if key in intervals else ""
+        )
 
-    return ", ".join(one(key) for key in NAMES)
+    return ", ".join(one(key) for key in SCORE_NAMES)
 
 
 def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any] | None:
@@ -116,10 +118,11 @@ def promote(sweep_id: str, approved: bool, dry_run: bool, as_json: bool) -> None
 def rollback(model: str, reason: str) -> None:
     """Make the champion before the present one champion of MODEL again."""
     from binsweep.tracking.mlflow_server.embedded import tracking_server
-    from binsweep.tracking.promotion.promote import rollback as roll_back
+    from binsweep.tracking.promotion.rollback import rollback as roll_back
 
-    with tracking_server(home_folder()) as uri:
-        left, back = roll_back(uri, model, reason)
+    home = home_folder()
+    with tracking_server(home) as uri:
+        left, back = roll_back(uri, model, reason, home)
     print(f"{model}: version {back} is champion again, instead of version {left}")
 
 
@@ -182,7 +185,8 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
             f"serve {model} --follow{' --check' if check else ''}: only the champion of a registered name is followed",
             "give the name alone, or leave out --follow",
         )
-    from binsweep.tracking.mlflow_server.embedded import named_server, tracking_server
+    from binsweep.tracking.mlflow_server.embedded import tracking_server
+    from binsweep.tracking.mlflow_server.named_server import named_server
     from binsweep.tracking.serving.model_server import serve_foreground
 
     home = home_folder()

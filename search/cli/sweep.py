@@ -80,7 +80,8 @@ def sweep(
     from binsweep.search.recording.live_table import leaderboard_table
     from binsweep.search.workflows.sweep import prepare, run_sweep
     from binsweep.search.workflows.warm_start import know_earlier
-    from binsweep.tracking.mlflow_server.embedded import named_server, require_reachable, tracking_server
+    from binsweep.tracking.mlflow_server.embedded import tracking_server
+    from binsweep.tracking.mlflow_server.named_server import named_server, require_reachable
 
     home = home_folder()
     known = find_folder(home, warm_start) if warm_start else None

@@ -28,7 +28,8 @@ from binsweep.search.spec.space import (
     when_problems,
 )
 from binsweep.search.spec.yaml_file import NotYaml, YamlDocument, hinted, read_yaml
-from binsweep.tracking.promotion.gate import Correction, Measure, PromotionCriteria
+from binsweep.tracking.promotion.gate import PromotionCriteria
+from binsweep.tracking.promotion.paired_tests import Correction, Measure
 
 # Selection uses validation only.
 METRICS = {"val_accuracy": "maximize", "val_loss": "minimize", "val_rmse": "minimize", "val_mae": "minimize"}

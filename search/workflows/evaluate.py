@@ -18,10 +18,9 @@ from binsweep.data.split import Split, SplitName
 from binsweep.models.metrics import commonest
 from binsweep.search.recording.live_table import Step
 from binsweep.tracking.evaluation.predictions import evaluate
-from binsweep.tracking.evaluation.report import write_scorecard
+from binsweep.tracking.evaluation.report import log_scorecard, write_scorecard
 from binsweep.tracking.evaluation.scorecard import Scorecard, score
 from binsweep.tracking.promotion.gate import no_better_than_guess
-from binsweep.tracking.promotion.promote import log_scorecard
 from binsweep.tracking.registry.photo_splits import SEEN, judged_by, seen_by, seen_contents
 from binsweep.tracking.registry.versions import find_version
 from binsweep.tracking.serving.model_server import require_model

@@ -38,8 +38,8 @@ from binsweep.search.recording.recorder import FIGURES
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.format import shown
 from binsweep.tracking.evaluation.figures import write_evaluation
-from binsweep.tracking.promotion.gate import ALPHA, chance_of_no_better
-from binsweep.tracking.promotion.promote import measure_of
+from binsweep.tracking.promotion.candidate import measure_of
+from binsweep.tracking.promotion.paired_tests import ALPHA, p_value
 from binsweep.tracking.run_tags import environment_tags
 from binsweep.tracking.runlog.run_log import RunLog
 
@@ -249,7 +249,7 @@ def choose_answer(
     notes: list[str] = []
 
     def p_of(name: str, other: Counts, now: Counts, alpha: float) -> float:
-        p = chance_of_no_better(other, now, actual, measure)
+        p = p_value(other, now, actual, measure)
         new, old = (shown(measure, count_metrics(counts, actual)[measure]) for counts in (other, now))
         verdict = "taken" if p < alpha else "not taken"
         notes.append(f"{name}: validation {measure} {new} against {old} (p {p:.3f}), {verdict}")

@@ -12,7 +12,7 @@ from binsweep.data.banks.store import bank_folder
 from binsweep.data.manifest import Manifest
 from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
 from binsweep.models.trial_data import TrialData
-from binsweep.tracking.evaluation.figures import SHOWN, draw_mistakes, write_csv
+from binsweep.tracking.evaluation.figures import MAX_MISTAKES, draw_mistakes, write_csv
 
 WORTH = 0.6  # accuracy out of fold below which the model's word against a label is worth little
 COLUMNS = ("id", "split", "label", "suggested", "p_label", "p_suggested", "score", "issue")
@@ -29,7 +29,7 @@ def run_audit(
     write_csv(out / "audit.csv", COLUMNS, (_row(doubt) for doubt in doubts))
     issues = [doubt for doubt in doubts if doubt.issue]
     write_csv(out / "exclude.csv", COLUMNS, (_row(doubt) for doubt in issues if doubt.split == "train"))
-    _draw(issues[:SHOWN], banks, out / "doubtful.jpg")
+    _draw(issues[:MAX_MISTAKES], banks, out / "doubtful.jpg")
     return doubts, effect
 
 

@@ -22,7 +22,7 @@ from binsweep.data.errors import UserError
 from binsweep.data.sources.object_names import IMAGE_SUFFIXES, is_hidden, printable
 from binsweep.search.recording.live_table import Step
 from binsweep.tracking.mlflow_server.embedded import tracking_server
-from binsweep.tracking.serving.model_server import ROWS, open_model
+from binsweep.tracking.serving.model_server import BATCH_PHOTOS, open_model
 from binsweep.tracking.serving.model_server import predict as ask
 
 ANSWER_SECONDS = 60.0
@@ -163,15 +163,15 @@ def predict_images(
     """
     photos = find_photos(places, None if sys.stdin is None else sys.stdin.buffer)
     with ExitStack() as stack:
-        step = stack.enter_context(Step("counting")) if len(photos) > ROWS else None
+        step = stack.enter_context(Step("counting")) if len(photos) > BATCH_PHOTOS else None
         pool = stack.enter_context(ThreadPoolExecutor(READERS))
         answer: Callable[[Sequence[bytes]], list[dict[str, Any]]]
         if url is not None:
             answer = partial(ask, url, timeout=ANSWER_SECONDS)
         else:
             answer = open_model(model_uri, stack.enter_context(tracking_server(home)))
-        for start in range(0, len(photos), ROWS):
-            batch = photos[start : start + ROWS]
+        for start in range(0, len(photos), BATCH_PHOTOS):
+            batch = photos[start : start + BATCH_PHOTOS]
             yield from zip([photo.name for photo in batch], _rows(batch, answer, pool), strict=True)
             if step is not None:
                 step(start + len(batch), len(photos))

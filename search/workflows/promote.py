@@ -18,7 +18,9 @@ from binsweep.search.terminal.format import clock, short, shown
 from binsweep.search.workflows.finalists import Finalist, Training, find_answer, train_finalists
 from binsweep.search.workflows.sweep import open_data
 from binsweep.search.workflows.sweep_data import spec_manifest
-from binsweep.tracking.promotion.promote import Candidate, PromotionDecision, promote
+from binsweep.tracking.promotion.candidate import Candidate
+from binsweep.tracking.promotion.judge import PromotionDecision
+from binsweep.tracking.promotion.promote import promote
 from binsweep.tracking.runlog.run_log import RunLog
 
 SEND_SECONDS = 60.0

@@ -13,7 +13,7 @@ from binsweep.search.recording.live_table import Step
 from binsweep.search.workflows.evaluate import require_own_test_split
 from binsweep.tracking.promotion.gate import RuleResult, judge_served
 from binsweep.tracking.registry.versions import find_version, stored_predictions
-from binsweep.tracking.serving.model_server import ROWS, predict, require_model, serve_model
+from binsweep.tracking.serving.model_server import BATCH_PHOTOS, predict, require_model, serve_model
 
 SINGLES = 100  # photos sent one by one, for the latency
 ANSWER_SECONDS = 120.0
@@ -51,8 +51,8 @@ def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | Non
     rows, seconds = [], []
     with serve_model(f"models:/{version.name}/{version.version}", tracking_uri, port) as served:
         with Step("asking the server") as step:
-            for start in range(0, len(items), ROWS):
-                photos = [item.path.read_bytes() for item in items[start : start + ROWS]]
+            for start in range(0, len(items), BATCH_PHOTOS):
+                photos = [item.path.read_bytes() for item in items[start : start + BATCH_PHOTOS]]
                 rows += predict(served.url, photos, ANSWER_SECONDS)
                 step(len(rows), len(items))
         for item in items[:SINGLES]:

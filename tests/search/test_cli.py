@@ -138,7 +138,7 @@ def test_following_waits_for_an_mlflow_that_is_not_there_yet(tmp_path: Path) -> 
         assert process.stdout is not None
         try:
             said = process.stdout.readline()
-            assert said.startswith("not serving: MLflow at http://127.0.0.1:9 cannot be asked: ")
+            assert said.startswith("not serving: MLflow at http://127.0.0.1:9 cannot be queried: ")
         finally:
             process.terminate()
         assert process.wait(60) == 130

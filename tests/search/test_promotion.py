@@ -11,14 +11,14 @@ import pytest
 from mlflow import MlflowClient
 from test_sweep import spec_of, sweep
 
-import binsweep.tracking.promotion.promote
+import binsweep.tracking.promotion.evidence
 from binsweep.data.errors import UserError
 from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.workflows.evaluate import evaluate_source
 from binsweep.search.workflows.promote import promote_sweep
 from binsweep.tracking.evaluation.predictions import Predictions
-from binsweep.tracking.promotion.promote import rollback
+from binsweep.tracking.promotion.rollback import rollback
 from binsweep.tracking.registry.versions import champion_of
 
 pytestmark = pytest.mark.integration  # sweeps, whose best are evaluated and served
@@ -41,7 +41,7 @@ def test_two_promotions_at_once_and_another_division_of_the_photos(
     seeded = spec_of(bins, name="seeded", **common)
     raw = {**seeded.raw, "data": {**seeded.raw["data"], "split": {**seeded.raw["data"]["split"], "seed": 1}}}
     sweep(parse_spec(raw), home, "local", server)
-    ask, others = binsweep.tracking.promotion.promote._ask_served, []
+    ask, others = binsweep.tracking.promotion.evidence.query_server, []
 
     def meanwhile(*arguments: Any) -> Any:
         answer = ask(*arguments)
@@ -56,15 +56,15 @@ def test_two_promotions_at_once_and_another_division_of_the_photos(
         return answer
 
     asked: list[str] = []
-    evaluate = binsweep.tracking.promotion.promote.evaluate
+    evaluate = binsweep.tracking.promotion.evidence.evaluate
 
     def counted(uri: str, *arguments: Any) -> Predictions:
         asked.append(uri)
         return evaluate(uri, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(binsweep.tracking.promotion.promote, "_ask_served", meanwhile)
-        patch.setattr(binsweep.tracking.promotion.promote, "evaluate", counted)
+        patch.setattr(binsweep.tracking.promotion.evidence, "query_server", meanwhile)
+        patch.setattr(binsweep.tracking.promotion.evidence, "evaluate", counted)
         _, second = promote_sweep("seeded", home, server)
     (other,) = others
     assert second.version is not None

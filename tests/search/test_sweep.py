@@ -33,8 +33,11 @@ from binsweep.search.workflows.sweep import (
     prepare,
     run_sweep,
 )
+from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.gate import PromotionCriteria
-from binsweep.tracking.promotion.promote import Candidate, PromotionDecision, promote, rollback
+from binsweep.tracking.promotion.judge import PromotionDecision
+from binsweep.tracking.promotion.promote import promote
+from binsweep.tracking.promotion.rollback import rollback
 from binsweep.tracking.registry.versions import champion_of
 from binsweep.tracking.serving.model_server import open_model, predict, serve_model
 

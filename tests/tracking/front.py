@@ -23,6 +23,11 @@ PAGES = {
     "other json": (200, "application/json", b'{"experiment": {"name": "Default"}, "status": "ok"}'),
     "absent": (404, "text/html", b"<html>404</html>"),
     "other absent": (404, "application/json", b'{"detail": "Not Found"}'),
+    "absent resource": (
+        404,
+        "application/json",
+        b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no"}',
+    ),
     "other API": (
         404,
         "application/json",

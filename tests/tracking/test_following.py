@@ -96,7 +96,7 @@ def test_what_keeps_a_version_from_being_served_is_told_and_tried_again(
     server: str, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow away from the start and later, and a port that somebody takes while nobody serves."""
-    monkeypatch.setattr(following, "WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with contextlib.suppress(MlflowException):
         client.delete_registered_model_alias("followed", "champion")
@@ -113,7 +113,7 @@ def test_what_keeps_a_version_from_being_served_is_told_and_tried_again(
             target=following.follow_champion, args=("followed", "127.0.0.1", port, proxy, tell)
         )
         follower.start()
-        assert said.get(timeout=PATIENCE).startswith(f"not serving: MLflow at {proxy} cannot be asked: ")
+        assert said.get(timeout=PATIENCE).startswith(f"not serving: MLflow at {proxy} cannot be queried: ")
         deadline = time.monotonic() + PATIENCE
         while (reply := ping(url)) is None:
             assert time.monotonic() < deadline

@@ -8,15 +8,17 @@ from scipy.stats import binomtest
 
 from binsweep.models.metrics import Counts, count_metrics, intervals
 from binsweep.tracking.promotion.gate import (
-    ALPHA,
-    better_by_bootstrap,
-    better_by_mcnemar,
-    detectable,
     judge_against,
     judge_classes,
     judge_limit,
     judge_served,
-    level,
+)
+from binsweep.tracking.promotion.paired_tests import (
+    ALPHA,
+    bootstrap_test,
+    detectable_difference,
+    mcnemar_test,
+    significance_level,
 )
 
 
@@ -38,12 +40,12 @@ def counters(
 def test_mcnemar_is_the_mid_p_of_the_binomial() -> None:
     dice = np.random.default_rng(0)
     first, second, actual = counters(dice, 300, 0.4, 0.05, 0.3)
-    p, won, lost = better_by_mcnemar(first, second, actual)
+    p, won, lost = mcnemar_test(first, second, actual)
     assert won == np.sum((first == actual) & (second != actual)) and lost > 0
     exact = binomtest(won, won + lost, alternative="greater").pvalue
     above = binomtest(won + 1, won + lost, alternative="greater").pvalue
     assert p == pytest.approx((exact + above) / 2)
-    assert better_by_mcnemar(second, second, actual)[0] == pytest.approx(0.5)
+    assert mcnemar_test(second, second, actual)[0] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("measure", ["accuracy", "rmse"])
@@ -74,11 +76,11 @@ def test_a_test_split_that_is_too_small_is_named() -> None:
     dice = np.random.default_rng(3)
     first, second, actual = counters(dice, 60, 0.4, 0.0, 0.3)
     (rule,) = judge_against(first, second, actual, "accuracy", "the champion", strict=False)
-    assert not rule.passed and "60 photos are too few to tell" in rule.text
+    assert not rule.passed and "60 photos are too few" in rule.text
     first, second, actual = counters(dice, 20_000, 0.4, 0.0, 0.3)
     (rule,) = judge_against(first, second, actual, "accuracy", "the champion", strict=False)
     assert not rule.passed and "too few" not in rule.text
-    assert detectable(150, 150, 1000) == pytest.approx(0.043, abs=0.001)
+    assert detectable_difference(150, 150, 1000) == pytest.approx(0.043, abs=0.001)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
@@ -89,7 +91,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         low, high = intervals(first, actual)["accuracy"]
         held += low <= 0.35 <= high
     assert 0.9 <= held / 200 <= 0.99
-    p, low, high = better_by_bootstrap(first, first, actual, "rmse")
+    p, low, high = bootstrap_test(first, first, actual, "rmse")
     assert p == 1.0 and low == high == 0.0
 
 
@@ -99,18 +101,18 @@ def test_floors_limits_and_served_answers() -> None:
     assert judge_classes(table, 0.05).passed
     assert judge_limit("latency", 10.0, 10.0, "ms").passed and not judge_limit("latency", 11, 10, "ms").passed
     counts, probabilities = np.array([1, 2]), np.array([[0.9, 0.1], [0.2, 0.8]])
-    said = [
+    answers = [
         {"count": 1, "probabilities": {"1": 0.9, "2": 0.1}},
         {"count": 2, "probabilities": {"1": 0.2, "2": 0.8}},
     ]
-    assert judge_served(counts, probabilities, said, (1, 2)).passed
-    said[1]["probabilities"] = {"1": 0.21, "2": 0.79}
-    assert not judge_served(counts, probabilities, said, (1, 2)).passed
-    assert not judge_served(np.array([1, 1]), probabilities, said, (1, 2)).passed
-    broken = [said[0], {"count": None, "probabilities": None, "error": "broken JPEG image"}]
+    assert judge_served(counts, probabilities, answers, (1, 2)).passed
+    answers[1]["probabilities"] = {"1": 0.21, "2": 0.79}
+    assert not judge_served(counts, probabilities, answers, (1, 2)).passed
+    assert not judge_served(np.array([1, 1]), probabilities, answers, (1, 2)).passed
+    broken = [answers[0], {"count": None, "probabilities": None, "error": "broken JPEG image"}]
     rule = judge_served(counts, probabilities, broken, (1, 2))
     assert not rule.passed and "1 without an answer (broken JPEG image)" in rule.text
-    assert "not known of 3, which no test photo shows" in judge_classes(table, 0.05, (1, 2, 3)).text
+    assert "unknown for 3: no test photos" in judge_classes(table, 0.05, (1, 2, 3)).text
 
 
 def test_the_bootstrap_of_many_photos_is_small_and_that_of_few_as_it_was() -> None:
@@ -120,13 +122,13 @@ def test_the_bootstrap_of_many_photos_is_small_and_that_of_few_as_it_was() -> No
     actual = dice.integers(0, 31, many)
     first, second = ((actual + dice.integers(-9, 10, many)).clip(0, 30) for _ in range(2))
     tracemalloc.start()
-    better_by_bootstrap(first, second, actual, "rmse")
+    bootstrap_test(first, second, actual, "rmse")
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 200e6
     first, second, actual = counters(dice, 400, 0.4, 0.05, 0.3)
     for measure in ("accuracy", "rmse", "mae"):
-        p, low, high = better_by_bootstrap(first, second, actual, measure)  # type: ignore[arg-type]
+        p, low, high = bootstrap_test(first, second, actual, measure)  # type: ignore[arg-type]
         rows = np.random.default_rng(1).integers(0, 400, (2000, 400))
         values = [
             np.array([count_metrics(one[row], actual[row])[measure] for row in rows])
@@ -139,11 +141,13 @@ def test_the_bootstrap_of_many_photos_is_small_and_that_of_few_as_it_was() -> No
 
 
 def test_decisions_by_one_test_split_may_spend_no_more_together_than_one() -> None:
-    assert level("none", 50) == ALPHA
-    assert sum(level("bonferroni", number) for number in range(1, 10_000)) == pytest.approx(ALPHA, rel=1e-3)
+    assert significance_level("none", 50) == ALPHA
+    assert sum(significance_level("bonferroni", number) for number in range(1, 10_000)) == pytest.approx(
+        ALPHA, rel=1e-3
+    )
     dice = np.random.default_rng(6)
     first, second, actual = counters(dice, 2000, 0.4, 0.1, 0.3)
     for measure in ("accuracy", "rmse"):  # a level below what 2,000 resamples can show can still be reached
-        alpha = level("bonferroni", 30)
+        alpha = significance_level("bonferroni", 30)
         (rule,) = judge_against(first, second, actual, measure, "x", strict=False, alpha=alpha)  # type: ignore[arg-type]
-        assert rule.passed and f"below {alpha:.2g} wanted" in rule.text, rule.text
+        assert rule.passed and f"below {alpha:.2g} required" in rule.text, rule.text

@@ -20,17 +20,17 @@ from small_sweep import NAMES, assert_complete, runs_of, write_sweep
 
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 from binsweep.tracking.processes import Server, end
-from binsweep.tracking.runlog import delivery as feeder
+from binsweep.tracking.runlog import delivery
+from binsweep.tracking.runlog.permanent_errors import is_permanent_for_artifact
 from binsweep.tracking.runlog.run_log import RunLog
-from binsweep.tracking.runlog.sender import never_stored
 
 
 @pytest.fixture
 def no_client_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fault reaches our code, instead of being smoothed by MLflow's client, and is soon tried again."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(feeder, "_FIRST_DELAY", 0.02)
-    monkeypatch.setattr(feeder, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(delivery, "_MIN_DELAY", 0.02)
+    monkeypatch.setattr(delivery, "_MAX_DELAY", 0.2)
 
 
 def test_mlflow_killed_in_the_middle_and_restarted(tmp_path: Path) -> None:
@@ -223,4 +223,4 @@ def _raised(behind: Exception) -> Exception:
     ],
 )
 def test_only_what_no_store_will_ever_take_is_given_up(error: Exception, never: bool) -> None:
-    assert never_stored(error) is never
+    assert is_permanent_for_artifact(error) is never

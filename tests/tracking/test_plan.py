@@ -2,23 +2,23 @@ import json
 
 from mlflow.entities import Metric, Param, RunTag
 
-from binsweep.tracking.runlog.batching import Entity, pack, plan_runs
-from binsweep.tracking.runlog.sanitize import legal_name, legal_params
+from binsweep.tracking.runlog.batching import Entity, plan_runs, split_into_batches
+from binsweep.tracking.runlog.sanitize import sanitize_name, sanitize_params
 
 
 def test_requests_stay_within_the_servers_limits_and_lose_nothing() -> None:
     entities: list[Entity] = [Param(f"p{i}", "\N{PACKAGE}" * 6000) for i in range(230)]
     entities += [RunTag(f"t{i}", "x" * 8000) for i in range(230)]
     entities += [Metric("m" * 250, i, 0, i) for i in range(3500)]
-    parts = list(pack(entities))
+    parts = list(split_into_batches(entities))
     assert [entity for part in parts for entity in part] == entities
     for part in parts:
         assert sum(isinstance(entity, Param) for entity in part) <= 100
         assert sum(isinstance(entity, RunTag) for entity in part) <= 100
         assert len(part) <= 1000
         assert len(json.dumps([[entity.key, entity.value] for entity in part])) < 1_000_000
-    assert len(list(pack([Metric("loss", i, 0, i) for i in range(1000)]))) == 1
-    assert list(pack([])) == []
+    assert len(list(split_into_batches([Metric("loss", i, 0, i) for i in range(1000)]))) == 1
+    assert list(split_into_batches([])) == []
 
 
 def test_many_records_of_a_run_become_one_plan() -> None:
@@ -51,13 +51,13 @@ def test_many_records_of_a_run_become_one_plan() -> None:
 
 
 def test_names_and_texts_are_made_legal() -> None:
-    assert legal_name("val_accuracy") == "val_accuracy"
-    assert legal_name("accuracy/5 items: (full?)") == "accuracy/5 items: _full__"
-    assert legal_name("/../a//b/") == "a/b"
-    assert legal_name("") == legal_name("..") == "_"
-    assert legal_name("\ud800\0") == "__"
-    assert len(legal_name("x" * 400)) == 250
-    assert legal_params({"a": 1e-3, "b": None, "c": "\ud800\0"}) == {
+    assert sanitize_name("val_accuracy") == "val_accuracy"
+    assert sanitize_name("accuracy/5 items: (full?)") == "accuracy/5 items: _full__"
+    assert sanitize_name("/../a//b/") == "a/b"
+    assert sanitize_name("") == sanitize_name("..") == "_"
+    assert sanitize_name("\ud800\0") == "__"
+    assert len(sanitize_name("x" * 400)) == 250
+    assert sanitize_params({"a": 1e-3, "b": None, "c": "\ud800\0"}) == {
         "a": "0.001",
         "b": "None",
         "c": "?\N{REPLACEMENT CHARACTER}",

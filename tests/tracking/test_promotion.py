@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,14 @@ from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelC
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.evaluation.predictions import Predictions, evaluate
 from binsweep.tracking.evaluation.scorecard import score
+from binsweep.tracking.promotion import lock
+from binsweep.tracking.promotion.candidate import Candidate
+from binsweep.tracking.promotion.evidence import ChampionEvidence, Evidence, count_decisions
 from binsweep.tracking.promotion.gate import PromotionCriteria
-from binsweep.tracking.promotion.promote import (
-    Candidate,
-    PromotionDecision,
-    _Asked,
-    _Champion,
-    _decide,
-    _decisions,
-    promote,
-    rollback,
-)
+from binsweep.tracking.promotion.judge import PromotionDecision, judge
+from binsweep.tracking.promotion.lock import promotion_lock
+from binsweep.tracking.promotion.promote import promote
+from binsweep.tracking.promotion.rollback import rollback
 from binsweep.tracking.registry.photo_splits import (
     digest_of,
     new_test_photos,
@@ -79,9 +77,33 @@ def candidate_of(server: str, name: str, manifest: Manifest, split: Split | None
     )
 
 
-def said(counts: np.ndarray, classes: tuple[int, ...] = CLASSES) -> Predictions:
+def predictions_of(counts: np.ndarray, classes: tuple[int, ...] = CLASSES) -> Predictions:
     table = (counts[:, None] == np.array(classes)).astype(float)
     return Predictions(classes, table, counts, ("",) * len(counts))
+
+
+def evidence_of(
+    manifest: Manifest, actual: np.ndarray, predictions: Predictions, decision_number: int = 1
+) -> Evidence:
+    """Evidence about one photo a count, from a model that is served and registered as it should be."""
+    (first,) = predictions.take(slice(1)).probabilities
+    served = [
+        {
+            "count": int(predictions.counts[0]),
+            "probabilities": dict(zip(map(str, predictions.classes), first, strict=True)),
+        }
+    ]
+    return Evidence(
+        items=[dataclasses.replace(manifest.items[0], id=str(row)) for row in range(len(actual))],
+        actual=actual,
+        guess=1,
+        predictions=predictions,
+        card=score(predictions, actual, 1),
+        validation=np.zeros((1, 3)),
+        served=served,
+        latency_ms=1.0,
+        decision_number=decision_number,
+    )
 
 
 def judged(
@@ -103,16 +125,14 @@ def judged(
     def counts(share: float) -> np.ndarray:
         return np.where(dice.random(many) < share, actual, (actual + 1) % 3)
 
-    items = [dataclasses.replace(manifest.items[0], id=str(row)) for row in range(many)]
-    mine = said(counts(right), candidate_classes)
-    asked = _Asked(items, actual, 1, mine, score(mine, actual, 1), [], decided)
-    champion = None
+    evidence = evidence_of(manifest, actual, predictions_of(counts(right), candidate_classes), decided)
     if champion_right:
         rows = np.arange(many) < (many if shared is None else shared)
-        theirs = said(counts(champion_right), champion_classes)
-        champion = _Champion("7", theirs, rows, ["version 7 was trained on some"])
+        theirs = predictions_of(counts(champion_right), champion_classes)
+        champion = ChampionEvidence("7", theirs, rows, ["version 7 was trained on some"])
+        evidence = dataclasses.replace(evidence, champion=champion)
     run = Candidate("run", predictor(), manifest, "val_accuracy", "s-1", np.zeros((1, 3), np.float32))
-    return _decide(run, gate or PromotionCriteria(), asked, champion, approved, "8")
+    return judge(run, gate or PromotionCriteria(), evidence, approved, "8")
 
 
 def test_a_champion_is_compared_on_the_photos_that_are_new_to_both(manifest: Manifest) -> None:
@@ -128,7 +148,7 @@ def test_a_champion_is_compared_on_the_photos_that_are_new_to_both(manifest: Man
 
 def test_a_candidate_that_knows_fewer_counts_needs_a_persons_word(manifest: Manifest) -> None:
     narrow = judged(manifest, champion_classes=(0, 1, 2, 3, 4, 5), candidate_classes=(1, 2))
-    assert not narrow.promoted and "it can never say 0, 3, 4, 5, which the champion can" in narrow.reason
+    assert not narrow.promoted and "it cannot predict 0, 3, 4, 5, which the champion can" in narrow.reason
     assert [rule.name for rule in narrow.rules if not rule.passed] == ["approval"]
     wanted = judged(manifest, champion_classes=(0, 1, 2, 3), candidate_classes=(1, 2), approved=True)
     assert wanted.promoted
@@ -137,7 +157,7 @@ def test_a_candidate_that_knows_fewer_counts_needs_a_persons_word(manifest: Mani
 def test_a_candidate_that_knows_more_counts_must_not_unlearn_the_others(manifest: Manifest) -> None:
     wide = judged(manifest, champion_classes=(1, 2), champion_right=0.5)
     (rule,) = [rule for rule in wide.rules if rule.name == "not worse on the counts that both know"]
-    assert wide.promoted and rule.passed and "can never say 0" in rule.text and "200 photos" in rule.text
+    assert wide.promoted and rule.passed and "cannot predict 0" in rule.text and "200 photos" in rule.text
     worse = judged(manifest, champion_classes=(1, 2), champion_right=0.9, right=0.7)
     assert not worse.promoted
     assert "not worse on the counts that both know" in [r.name for r in worse.rules if not r.passed]
@@ -147,15 +167,13 @@ def test_what_is_no_better_than_the_guess_is_said_and_can_be_refused(manifest: M
     """A third right, the others far off: the accuracy beats the guess, the RMSE does not."""
     actual = np.resize(np.array([1, 1, 2, 4, 0]), 300)
     counts = np.where(np.arange(300) % 10 < 7, actual, 9)
-    mine = said(counts, (0, 1, 2, 4, 9))
-    items = [dataclasses.replace(manifest.items[0], id=str(row)) for row in range(300)]
-    asked = _Asked(items, actual, 1, mine, score(mine, actual, 1), [], 1)
+    evidence = evidence_of(manifest, actual, predictions_of(counts, (0, 1, 2, 4, 9)))
     run = Candidate("run", predictor(), manifest, "val_accuracy", "s-1", np.zeros((1, 3), np.float32))
-    decision = _decide(run, PromotionCriteria(), asked, None, False, "1")
+    decision = judge(run, PromotionCriteria(), evidence, False, "1")
     assert decision.promoted and "test accuracy 0.7000 beats" in decision.reason
-    assert "no better than always saying 1" in decision.warning and "rmse" in decision.warning
+    assert "no better than always answering 1" in decision.warning and "rmse" in decision.warning
     assert "accuracy" not in decision.warning and decision.warning in decision.reason
-    refused = _decide(run, PromotionCriteria(beats_guess=["accuracy", "rmse"]), asked, None, False, "1")
+    refused = judge(run, PromotionCriteria(beats_guess=["accuracy", "rmse"]), evidence, False, "1")
     assert not refused.promoted
     assert [rule.name for rule in refused.rules if not rule.passed] == ["beats the guess in rmse"]
     assert [rule.name for rule in refused.rules].count("better than the constant guess") == 1
@@ -173,7 +191,7 @@ def test_how_often_a_test_split_decided_is_said_and_corrected_for(manifest: Mani
     corrected = judged(
         manifest, right=0.55, champion_right=0.45, decided=10, gate=PromotionCriteria(correction="bonferroni")
     )
-    assert not corrected.promoted and "0.00045 wanted" in corrected.reason
+    assert not corrected.promoted and "0.00045 required" in corrected.reason
 
 
 @pytest.fixture
@@ -217,17 +235,17 @@ def test_a_version_keeps_what_it_has_seen_and_an_older_one_is_known_by_its_data(
     # Decisions are counted by test split: one by another split, one that waits, and one that nobody judged do not.
     client = MlflowClient(server)
     digest = digest_of(manifest.split("test"))
-    assert _decisions(server, "seen", candidate) == 0
+    assert count_decisions(server, "seen", candidate) == 0
     client.set_model_version_tag("seen", unknown.version, "decision", "refused")
-    assert _decisions(server, "seen", candidate) == 1  # by its fingerprint
+    assert count_decisions(server, "seen", candidate) == 1  # by its fingerprint
     client.set_model_version_tag("seen", older.version, "test.split", digest)
     client.set_model_version_tag("seen", older.version, "decision", "not judged")
-    assert _decisions(server, "seen", candidate) == 1
+    assert count_decisions(server, "seen", candidate) == 1
     client.set_model_version_tag("seen", older.version, "decision", "refused")
     client.set_model_version_tag("seen", older.version, "test.decisions", "4")
-    assert _decisions(server, "seen", candidate) == 4  # two of them were deleted
+    assert count_decisions(server, "seen", candidate) == 4  # two of them were deleted
     client.set_model_version_tag("seen", older.version, "decision", "waiting for approval")
-    assert _decisions(server, "seen", candidate) == 1
+    assert count_decisions(server, "seen", candidate) == 1
     assert len(versions_of(server, "seen")) == 2 and versions_of(server, "nobody's") == []
     assert versions_of(server, """both ' and " """) == []
 
@@ -240,7 +258,7 @@ def test_a_candidate_that_cannot_be_evaluated_leaves_a_version_that_says_so(
     manifest = load_manifest(str(copied), None, Split(), home)
     lost = manifest.split("test")[1]
     lost.path.unlink()
-    with pytest.raises(UserError, match=f"no answer about 1 of .*{lost.id}: no such file"):
+    with pytest.raises(UserError, match=f"no prediction for 1 of .*{lost.id}: no such file"):
         promote(
             server,
             "unjudged",
@@ -290,3 +308,29 @@ def test_a_rollback_to_a_deleted_version_is_refused(server: str) -> None:
     with pytest.raises(UserError, match="version 1 of 'with-a-gap', which version 2 followed, was deleted"):
         rollback(server, "with-a-gap", "x")
     assert client.get_model_version_by_alias("with-a-gap", "champion").version == "2"
+
+
+def test_a_rollback_waits_for_a_promotion_of_the_same_home(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, home = MlflowClient(server), tmp_path / "home"
+    run = new_run(server, "taking-turns")
+    for tags in ({}, {"champion.before": "1"}):
+        register(server, run, "taking-turns", predictor(), tags)
+    client.set_registered_model_alias("taking-turns", "champion", "2")
+    monkeypatch.setattr(lock, "LOCK_TIMEOUT_SECONDS", 0.2)
+    with promotion_lock(home), pytest.raises(UserError, match="another promotion or rollback is in progress"):
+        rollback(server, "taking-turns", "x", home)
+    assert client.get_model_version_by_alias("taking-turns", "champion").version == "2"
+
+    # A promotion that held the lock has moved the alias: the rollback returns from the new champion.
+    register(server, run, "taking-turns", predictor(), {"champion.before": "2"})
+    monkeypatch.setattr(lock, "LOCK_TIMEOUT_SECONDS", 60.0)
+    with ThreadPoolExecutor(1) as pool:
+        with promotion_lock(home):
+            rolled_back = pool.submit(rollback, server, "taking-turns", "x", home)
+            client.set_registered_model_alias("taking-turns", "champion", "3")
+            with pytest.raises(TimeoutError):
+                rolled_back.result(0.5)
+        assert rolled_back.result(60) == ("3", "2")
+    assert client.get_model_version_by_alias("taking-turns", "champion").version == "2"

@@ -106,7 +106,7 @@ def test_the_reason_stands_in_the_answer_and_not_the_input(address: str) -> None
         refused(reply, "Model is missing inputs ['image']")
         assert cell[:20] not in reply.text
     packed = ask(address, gzip.compress(json.dumps(wrapped("inputs", [cell])).encode()))
-    refused(packed, "not UTF-8 text (nothing compressed is understood)")
+    refused(packed, "not UTF-8 text (compressed bodies are not supported)")
     loud = ask(address, wrapped("inputs", [cell]), **{"Content-Type": "Application/JSON; Charset=UTF-8"})
     assert loud.json() == ask(address, wrapped("inputs", [cell])).json()
     untyped = requests.Request("POST", address, data=b"{}").prepare()

@@ -15,8 +15,11 @@ from front import front
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.errors import UserError
-from binsweep.tracking.mlflow_server.credentials import tidy
-from binsweep.tracking.mlflow_server.embedded import migrate_database, named_server, run_ui, tracking_server
+from binsweep.tracking.mlflow_server.credentials import normalize_address
+from binsweep.tracking.mlflow_server.embedded import tracking_server
+from binsweep.tracking.mlflow_server.migration import migrate_database
+from binsweep.tracking.mlflow_server.named_server import named_server
+from binsweep.tracking.mlflow_server.ui import run_ui
 from binsweep.tracking.processes import Server, end, free_port
 
 STAY = """
@@ -197,7 +200,7 @@ def test_the_ui_refuses_a_port_it_cannot_have(port: int | None, server: str, tmp
     ],
 )
 def test_an_address_as_people_copy_it(copied: str, meant: str) -> None:
-    assert tidy(copied) == meant
+    assert normalize_address(copied) == meant
 
 
 @pytest.mark.parametrize(
@@ -249,7 +252,18 @@ def test_a_server_behind_a_proxy_is_asked_with_the_users_settings(
 
 
 @pytest.mark.parametrize(
-    "kind", ["login", "page", "json", "other json", "absent", "other absent", "other API", "error"]
+    "kind",
+    [
+        "login",
+        "page",
+        "json",
+        "other json",
+        "absent",
+        "other absent",
+        "absent resource",
+        "other API",
+        "error",
+    ],
 )
 def test_a_page_that_is_no_mlflow_is_told_from_one(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -320,7 +334,7 @@ def test_a_second_ui_says_where_the_first_is(server: str, server_home: Path, tmp
 ASKED_TWICE = """
 import functools, sys
 from pathlib import Path
-from binsweep.tracking.mlflow_server.embedded import run_ui
+from binsweep.tracking.mlflow_server.ui import run_ui
 sys.exit(run_ui(Path(sys.argv[1]), int(sys.argv[2]), functools.partial(print, flush=True)))
 """
 

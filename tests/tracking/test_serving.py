@@ -68,7 +68,7 @@ def test_an_unanswered_question_ends_in_time(served: ServedModel) -> None:
 
 def test_nobody_to_ask(server: str) -> None:
     for url in (f"http://127.0.0.1:{free_port()}", "nonsense"):
-        with pytest.raises(UserError, match=f"{url} cannot be asked") as mistake:
+        with pytest.raises(UserError, match=f"{url} cannot be reached") as mistake:
             predict(url, [b"a"], timeout=5)
         assert "binsweep serve" in mistake.value.hint
         assert ("Connection refused" in mistake.value.message) == (url != "nonsense")
@@ -112,7 +112,7 @@ def test_serving_in_the_foreground_ends_on_sigterm(echo: str) -> None:
         assert predict(url, [b"abc"], timeout=30)[0]["count"] == 3
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 130
-        with pytest.raises(UserError, match="cannot be asked"):
+        with pytest.raises(UserError, match="cannot be reached"):
             predict(url, [b"abc"], timeout=5)
     finally:
         child.kill()
@@ -226,5 +226,5 @@ def test_a_served_model_that_is_asked_to_end_twice_leaves_nothing_behind(
         assert serving.wait(60) == 130
     _, left = psutil.wait_procs(family, timeout=20)
     assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
-    with pytest.raises(UserError, match="cannot be asked"):
+    with pytest.raises(UserError, match="cannot be reached"):
         predict(f"http://127.0.0.1:{port}", [b"abc"], timeout=5)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from binsweep.data.errors import UserError
 from binsweep.tracking.runlog.batching import plan_runs
-from binsweep.tracking.runlog.spool import MARK, Record, Spool, encode
+from binsweep.tracking.runlog.spool import MARK, Record, Spool, encode_record
 
 
 def ignore(record: Record) -> None:
@@ -40,7 +40,7 @@ def spool_of(directory: Path, content: bytes) -> None:
 
 
 RECORDS = [{"n": n, **metrics(n)} for n in range(1, 13)]
-FRAMES = [encode(record) for record in RECORDS]
+FRAMES = [encode_record(record) for record in RECORDS]
 TEXTS = {record["n"]: str(record) for record in RECORDS}  # as text: a NaN equals itself
 
 # Each example syncs its spool several times: in memory where there is such a folder.
@@ -130,7 +130,7 @@ def test_a_torn_tail_is_skipped_wherever_it_was_torn(tmp_path: Path) -> None:
 
 
 def test_a_record_larger_than_any_read_is_found_behind_damage(tmp_path: Path) -> None:
-    large = encode({"n": 2, "kind": "tags", "key": "sweep", "values": {"note": "x" * 300_000}})
+    large = encode_record({"n": 2, "kind": "tags", "key": "sweep", "values": {"note": "x" * 300_000}})
     for pad in range(65536 - 6, 65536 + 6):  # so that marks straddle the ends of chunks
         spool_of(tmp_path, b"?" * pad + FRAMES[0] + large + b"?" * pad + FRAMES[2])
         batch, damaged = all_waiting(tmp_path)
@@ -147,7 +147,7 @@ def test_what_was_sent_is_not_sent_again_even_if_the_file_was_cut(tmp_path: Path
     assert [record["step"] for record in spool.take(100)] == [6, 7, 8, 9]
     spool.close()  # the last four were read, but never acknowledged
     content = spool.path.read_bytes()
-    spool.path.write_bytes(content[len(encode(first[0])) :])
+    spool.path.write_bytes(content[len(encode_record(first[0])) :])
     assert [record["step"] for record in all_waiting(tmp_path)[0]] == [6, 7, 8, 9]
     spool.path.write_bytes(b"")  # all lost: new numbers must still not be taken for sent ones
     again = Spool(tmp_path, ignore)
@@ -157,7 +157,7 @@ def test_what_was_sent_is_not_sent_again_even_if_the_file_was_cut(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "note", [b"", b"garbage", encode({"n": 5})[:-1], encode({"n": 5}).replace(b"5", b"7")]
+    "note", [b"", b"garbage", encode_record({"n": 5})[:-1], encode_record({"n": 5}).replace(b"5", b"7")]
 )
 def test_a_damaged_note_of_what_was_sent_means_sending_all(note: bytes, tmp_path: Path) -> None:
     spool_of(tmp_path, b"".join(FRAMES))

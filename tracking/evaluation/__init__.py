@@ -1,1 +1,1 @@
-"""How well a model counts: its predictions, scores, figures, report and card."""
+"""How well a model counts: predictions, scores, figures, report and model card."""

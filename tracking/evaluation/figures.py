@@ -1,6 +1,6 @@
-"""The files that show how a counter counts: confusion matrix, scores per class, its worst mistakes.
+"""Figures and tables of an evaluation: confusion matrix, scores per class, reliability diagram, worst mistakes.
 
-Drawn with Pillow: matplotlib took 1 to 2 s of a core for each trial, longer than a head is trained.
+Drawn with Pillow: matplotlib took 1 to 2 s of a core for each trial, longer than training a head.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from binsweep.models.metrics import CalibrationBin, Counts, confusion_matrix, per_class
 
-Picture = Callable[[int], NDArray[np.uint8]]  # the photo of a row, uint8 [S, S, 3]
-SHOWN = 24  # mistakes on one picture
+LoadPhoto = Callable[[int], NDArray[np.uint8]]  # the photo of a row, uint8 [S, S, 3]
+MAX_MISTAKES = 24  # photos on one picture
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """One table as CSV."""
+    """Write one table as CSV."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
@@ -33,7 +33,7 @@ def _font(size: int) -> Any:
 
 
 def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[int], title: str, path: Path) -> None:
-    """Rows are true counts, columns predicted ones; each cell shows the number and is shaded by its row's share."""
+    """Draw a confusion matrix: rows are true counts, columns predicted ones; a cell's shade is its share of the row."""
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     left, top, cell, below = 80, 50, 72, 70
     side = cell * len(classes)
@@ -64,20 +64,20 @@ def _shade(share: float) -> tuple[int, int, int]:
 
 
 def draw_mistakes(
-    picture: Picture,
+    load_photo: LoadPhoto,
     ids: Sequence[str],
     actual: Counts,
     predicted: Counts,
-    sure: NDArray[np.float64],
+    confidences: NDArray[np.float64],
     path: Path,
 ) -> None:
-    """The mistakes the model was surest of, as a JPEG: photo, id, true and predicted count, its confidence.
+    """Draw the mistakes with the highest confidence as a JPEG: photo, id, true and predicted count, confidence.
 
     As a PNG, real photos took 20 times as long and 7 times the space, more than all other figures together.
-    All arrays [N]; `picture` is asked only for the rows that are shown.
+    All arrays [N]; `load_photo` is called only for the rows that are drawn.
     """
     wrong = np.flatnonzero(actual != predicted)
-    rows = wrong[np.argsort(-sure[wrong], kind="stable")][:SHOWN]
+    rows = wrong[np.argsort(-confidences[wrong], kind="stable")][:MAX_MISTAKES]
     columns, side, gap, line = 6, 192, 8, 20
     lines = max(1, -(-len(rows) // columns))
     step = (side + gap, side + gap + 2 * line)
@@ -87,16 +87,16 @@ def draw_mistakes(
         draw.text((image.width / 2, image.height / 2), "no mistakes", "black", font, "mm")
     for place, row in enumerate(rows):
         x, y = gap + place % columns * step[0], gap + place // columns * step[1]
-        said = f"true {actual[row]}, said {predicted[row]} ({sure[row]:.0%})"
-        draw.text((x, y), _shortened(ids[row], font, side), "black", font)
-        draw.text((x, y + line), said, "black", font)
-        photo = Image.fromarray(np.asarray(picture(int(row)))).resize((side, side), reducing_gap=1.0)
+        caption = f"true {actual[row]}, predicted {predicted[row]} ({confidences[row]:.0%})"
+        draw.text((x, y), _shorten(ids[row], font, side), "black", font)
+        draw.text((x, y + line), caption, "black", font)
+        photo = Image.fromarray(np.asarray(load_photo(int(row)))).resize((side, side), reducing_gap=1.0)
         image.paste(photo, (x, y + 2 * line))
     image.save(path, quality=85)
 
 
-def _shortened(text: str, font: Any, width: int) -> str:
-    """The end of a long id, which tells more than its beginning."""
+def _shorten(text: str, font: Any, width: int) -> str:
+    """The end of a long id, which says more than its beginning."""
     cut = text
     while len(cut) > 1 and font.getlength(cut) > width:
         cut = "\N{HORIZONTAL ELLIPSIS}" + cut[2:]
@@ -104,8 +104,10 @@ def _shortened(text: str, font: Any, width: int) -> str:
 
 
 def draw_reliability(table: Sequence[CalibrationBin], error: float, path: Path) -> None:
-    """Accuracy against confidence: a perfectly calibrated model lies on the diagonal; a dot's area is its bin's
-    share of the photos."""
+    """Draw accuracy against confidence; a perfectly calibrated model lies on the diagonal.
+
+    A dot's area is its bin's share of the photos.
+    """
     side, left, top, below = 360, 80, 50, 60
     image = Image.new("RGB", (left + side + 30, top + side + below), "white")
     draw, text, small = ImageDraw.Draw(image), _font(16), _font(13)
@@ -138,34 +140,33 @@ def write_evaluation(
     actual: Counts,
     classes: Sequence[int],
     ids: Sequence[str],
-    picture: Picture,
+    load_photo: LoadPhoto,
     title: str,
 ) -> None:
-    """A trial's files: probabilities [N, K] against the true counts `actual` [N].
+    """Write predictions.csv and the figures of a trial into `folder`.
 
-    Writes predictions.csv and the figures into `folder`.
+    `probabilities` is [N, K], the true counts `actual` [N].
     """
     folder.mkdir(parents=True, exist_ok=True)
     predicted = np.asarray(classes)[probabilities.argmax(axis=1)]
     header = ["id", "true", "predicted", *(f"p{count}" for count in classes)]
     lines = zip(ids, actual, predicted, *np.round(probabilities.T, 5), strict=True)
     write_csv(folder / "predictions.csv", header, lines)
-    sure = probabilities.max(axis=1).astype(np.float64)
-    write_figures(folder, predicted, sure, actual, classes, ids, picture, title)
+    confidences = probabilities.max(axis=1).astype(np.float64)
+    write_figures(folder, predicted, confidences, actual, classes, ids, load_photo, title)
 
 
 def write_figures(
     folder: Path,
     predicted: Counts,
-    sure: NDArray[np.float64],
+    confidences: NDArray[np.float64],
     actual: Counts,
     classes: Sequence[int],
     ids: Sequence[str],
-    picture: Picture,
+    load_photo: LoadPhoto,
     title: str,
 ) -> None:
-    """confusion_matrix.csv and .png, per_class.csv and mistakes.jpg of predicted counts and their confidence `sure`,
-    all arrays [N]."""
+    """Write confusion_matrix.csv and .png, per_class.csv and mistakes.jpg; all arrays [N]."""
     matrix = confusion_matrix(predicted, actual, classes)
     write_csv(
         folder / "confusion_matrix.csv",
@@ -176,4 +177,4 @@ def write_figures(
     rows = ([c, f"{r['accuracy']:.4f}", f"{r['rmse']:.4f}", int(r["support"])] for c, r in table.items())
     write_csv(folder / "per_class.csv", ["items", "accuracy", "rmse", "bins"], rows)
     draw_confusion(matrix, classes, title, folder / "confusion_matrix.png")
-    draw_mistakes(picture, ids, actual, predicted, sure, folder / "mistakes.jpg")
+    draw_mistakes(load_photo, ids, actual, predicted, confidences, folder / "mistakes.jpg")

@@ -1,7 +1,7 @@
-"""What a registered model says about a list of photos, asked in a process of its own.
+"""A registered model's predictions for a list of photos, computed in a process of its own.
 
-A process of its own, because two versions of the served file must not share one interpreter, and because what
-is evaluated is then exactly what a server would load.
+Two versions of the served file must not share one interpreter, and a fresh process evaluates exactly what a server
+would load.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from binsweep.data.decode import ImageError, read
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import python_module, subprocess_environment
 
-ROWS = 32  # photos a call
-SECONDS_PER_IMAGE = 5  # far above any backbone's time on one core: only a hang takes longer
+BATCH_PHOTOS = 32
+LOAD_SECONDS = 120
+SECONDS_PER_PHOTO = 5  # far above any backbone's time on one core: only a hang takes longer
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers: `classes` ascending, `probabilities` float64 [N, K], `counts` int64 [N].
+    """A model's predictions: `classes` ascending, `probabilities` float64 [N, K], `counts` int64 [N].
 
-    `errors` [N] says why a photo has no answer, and "" of all others; without one its probabilities are NaN and its
-    count -1.
+    `errors` [N] holds the reason why a photo has no prediction, "" for all others. A photo without a prediction has
+    the probabilities NaN and the count -1.
     """
 
     classes: tuple[int, ...]
@@ -41,58 +42,60 @@ class Predictions:
 
     @property
     def answered(self) -> NDArray[np.bool_]:
-        """Which photos have an answer, [N]."""
+        """Which photos have a prediction, [N]."""
         return np.array([not error for error in self.errors], bool)
 
     def take(self, rows: NDArray[np.bool_] | slice) -> Predictions:
-        """The answers about some of the photos."""
+        """The predictions for some of the photos."""
         errors = np.array(self.errors, object)[rows]
         return Predictions(self.classes, self.probabilities[rows], self.counts[rows], tuple(errors))
 
 
-def require_answers(said: Predictions, ids: Sequence[str], model: str) -> None:
-    """Raise UserError, with the first reason, where a model has no answer about some of the photos `ids`."""
-    missing = [place for place, error in enumerate(said.errors) if error]
+def require_answers(predictions: Predictions, ids: Sequence[str], model: str) -> None:
+    """Raise UserError, with the first reason, if some of the photos `ids` have no prediction."""
+    missing = [row for row, error in enumerate(predictions.errors) if error]
     if missing:
         raise UserError(
-            f"{model} has no answer about {len(missing)} of {len(ids)} photos; "
-            f"{ids[missing[0]]}: {said.errors[missing[0]]}",
+            f"{model} has no prediction for {len(missing)} of {len(ids)} photos; "
+            f"{ids[missing[0]]}: {predictions.errors[missing[0]]}",
             "has the file changed since it was read?",
         )
 
 
 def evaluate(model_uri: str, images: Sequence[Path], tracking_uri: str) -> Predictions:
-    """Load `model_uri` in a fresh process and ask it for every image.
+    """Load `model_uri` in a fresh process and predict every image.
 
-    Raises UserError when it cannot be loaded, or has no answer about any image.
+    Raises UserError if it cannot be loaded, or predicts none of the images.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        asked, said = Path(temporary) / "images.json", Path(temporary) / "said.json"
-        asked.write_text(json.dumps([str(path.resolve()) for path in images]))
-        limit = 120 + SECONDS_PER_IMAGE * len(images)
+        inputs, outputs = Path(temporary) / "images.json", Path(temporary) / "predictions.json"
+        inputs.write_text(json.dumps([str(path.resolve()) for path in images]))
+        timeout = LOAD_SECONDS + SECONDS_PER_PHOTO * len(images)
         try:
-            done = subprocess.run(
-                python_module("binsweep.tracking.evaluation.predictions", model_uri, str(asked), str(said)),
+            process = subprocess.run(
+                python_module(
+                    "binsweep.tracking.evaluation.predictions", model_uri, str(inputs), str(outputs)
+                ),
                 env=subprocess_environment() | {"MLFLOW_TRACKING_URI": tracking_uri},
                 capture_output=True,
                 text=True,
-                timeout=limit,
+                timeout=timeout,
             )
         except subprocess.TimeoutExpired as error:
             raise UserError(
-                f"{model_uri} gave no answer in {limit} s", "try again on a quieter machine"
+                f"{model_uri} was not evaluated within {timeout} s", "try again on a less busy machine"
             ) from error
-        if done.returncode != 0:
-            reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        if process.returncode != 0:
+            reason = (process.stderr.strip() or f"exit code {process.returncode}").splitlines()[-1]
             raise UserError(
                 f"{model_uri} could not be evaluated: {reason}", "is it a model that binsweep registered?"
             )
-        rows = json.loads(said.read_text())
+        rows = json.loads(outputs.read_text())
     errors = tuple(str(row["error"]) for row in rows)
     first = next((row for row in rows if not row["error"]), None)
     if first is None:
         raise UserError(
-            f"{model_uri} has no answer about any of {len(images)} photos: {errors[0] if errors else 'none given'}",
+            f"{model_uri} predicts none of {len(images)} photos: {errors[0] if errors else 'none given'}",
             "is it a model that binsweep registered?",
         )
     classes = tuple(int(count) for count in first["probabilities"])
@@ -104,32 +107,32 @@ def evaluate(model_uri: str, images: Sequence[Path], tracking_uri: str) -> Predi
     return Predictions(classes, np.array(table, np.float64), np.array(counts, np.int64), errors)
 
 
-def _main(model_uri: str, asked: Path, said: Path) -> None:
+def _main(model_uri: str, inputs: Path, outputs: Path) -> None:
     import mlflow
 
     model = mlflow.pyfunc.load_model(model_uri)
-    paths = [Path(path) for path in json.loads(asked.read_text())]
+    paths = [Path(path) for path in json.loads(inputs.read_text())]
     rows = []
-    for start in range(0, len(paths), ROWS):
-        rows += _ask(model, paths[start : start + ROWS])
-    said.write_text(json.dumps(rows, default=int))
+    for start in range(0, len(paths), BATCH_PHOTOS):
+        rows += _predict(model, paths[start : start + BATCH_PHOTOS])
+    outputs.write_text(json.dumps(rows, default=int))
 
 
-def _ask(model: Any, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """An answer for each photo: `count` and `probabilities`, or the reason in `error` why there is none."""
+def _predict(model: Any, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """A row for each photo: `count` and `probabilities`, or in `error` the reason why there are none."""
     from mlflow.exceptions import MlflowException
 
     from binsweep.tracking.registry.versions import image_rows
 
-    contents = [_content(path) for path in paths]
+    contents = [_read_photo(path) for path in paths]
     photos = [content for content in contents if isinstance(content, bytes)]
     try:
         table = model.predict(image_rows(photos)) if photos else None
     except MlflowException as error:
         if len(paths) == 1:
             return [{"error": error.message}]
-        # A request without any good photo is refused as a whole: each one's reason is wanted.
-        return [row for path in paths for row in _ask(model, [path])]
+        # A request without any good photo is refused as a whole: send each alone to get its reason.
+        return [row for path in paths for row in _predict(model, [path])]
     answers = iter([] if table is None else table.to_dict(orient="records"))
     rows = [next(answers) if isinstance(content, bytes) else {"error": content} for content in contents]
     return [
@@ -140,8 +143,8 @@ def _ask(model: Any, paths: Sequence[Path]) -> list[dict[str, Any]]:
     ]
 
 
-def _content(path: Path) -> bytes | str:
-    """A photo's bytes, or why they cannot be had."""
+def _read_photo(path: Path) -> bytes | str:
+    """A photo's bytes, or why it cannot be read."""
     try:
         return read(path)
     except ImageError as error:

@@ -1,9 +1,10 @@
-"""An evaluation's files: scores, predictions, pictures, and a page of HTML that needs nothing but itself."""
+"""An evaluation's files: scores, predictions, figures, and a self-contained HTML page; and logging them to a run."""
 
 from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from mimetypes import guess_type
@@ -13,14 +14,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment
+from mlflow import MlflowClient
+from mlflow.entities import Metric
 from numpy.typing import NDArray
 
 from binsweep.models.metrics import Counts, confusion_matrix
-from binsweep.tracking.evaluation.figures import Picture, draw_reliability, write_figures
+from binsweep.tracking.evaluation.figures import LoadPhoto, draw_reliability, write_figures
 from binsweep.tracking.evaluation.predictions import Predictions
 from binsweep.tracking.evaluation.scorecard import Scorecard, confidence
 
-NAMES = {
+SCORE_NAMES = {
     "accuracy": "accuracy",
     "rmse": "RMSE",
     "mae": "MAE",
@@ -52,81 +55,94 @@ img { max-width: 100%; display: block }
 <td>{{ show(key, card.guess_intervals[key][0]) }} to {{ show(key, card.guess_intervals[key][1]) }}</td></tr>{% endfor %}
 </table><p class="muted">Intervals by bootstrap over photos.</p>
 
-<div class="row"><div><h2>Each true count</h2>
+<div class="row"><div><h2>Scores per true count</h2>
 <table><tr><th>items</th><th>photos</th><th>accuracy</th><th>RMSE</th><th>always {{ card.guess }}: RMSE</th></tr>
 {% for count, row in card.classes.items() %}<tr><td>{{ count }}</td><td>{{ row.support | int }}</td>
 <td>{{ show('accuracy', row.accuracy) }}</td><td>{{ show('rmse', row.rmse) }}</td>
 <td>{{ show('rmse', (count - card.guess) | abs) }}</td></tr>{% endfor %}</table></div>
-<div><h2>Said, for each true count</h2>
-<table><tr><th>true</th>{% for kind in kinds %}<th>{{ kind }}</th>{% endfor %}</tr>
-{% for kind in kinds %}<tr><td>{{ kind }}</td>{% for n in matrix[loop.index0] %}<td>{{ n }}</td>{% endfor %}</tr>
+<div><h2>Predictions per true count</h2>
+<table><tr><th>true</th>{% for count in counts %}<th>{{ count }}</th>{% endfor %}</tr>
+{% for count in counts %}<tr><td>{{ count }}</td>{% for n in matrix[loop.index0] %}<td>{{ n }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-<div><h2>One count from a distribution</h2>
+<div><h2>From the distribution to one count</h2>
 <table><tr><th></th>{% for name in names.values() %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for way, row in card.decodings.items() %}<tr><td>{{ way }}</td>
+{% for decoding, row in card.decodings.items() %}<tr><td>{{ decoding }}</td>
 {% for key in names %}<td>{{ show(key, row[key]) }}</td>{% endfor %}</tr>{% endfor %}</table>
-<p class="muted">For information: which one answers was decided on the validation split.</p></div></div>
+<p class="muted">For information: the model's decoding was chosen on the validation split.</p></div></div>
 
 <div class="row">{% for name in ('confusion_matrix', 'reliability') %}<img alt="{{ name }}" src="{{ images[name] }}">
 {% endfor %}</div>
-<h2>Worst mistakes</h2><p class="muted">The ones it was surest of.</p><img alt="mistakes" src="{{ images.mistakes }}">
+<h2>Worst mistakes</h2><p class="muted">By confidence.</p><img alt="mistakes" src="{{ images.mistakes }}">
 </body></html>
 """
 
 
-def show(key: str, value: float) -> str:
-    """A score as people read it: shares in percent, errors in items."""
+def format_score(key: str, value: float) -> str:
+    """A score for people: shares in percent, errors in items."""
     return f"{value:.3f}" if key in ("rmse", "mae", "macro_f1") else f"{value:.1%}"
 
 
-def render(
+def _render(
     card: Scorecard,
     matrix: NDArray[np.int64],
-    kinds: Sequence[int],
+    counts: Sequence[int],
     facts: Mapping[str, str],
     notes: Sequence[str],
     folder: Path,
 ) -> str:
-    """The page of a scorecard whose pictures lie in `folder`; they are put into it."""
-    pictures = ("confusion_matrix.png", "reliability.png", "mistakes.jpg")
-    images = {Path(name).stem: _inline(folder / name) for name in pictures}
-    values: dict[str, Any] = {"card": card, "matrix": matrix.tolist(), "kinds": kinds, "images": images}
+    """The HTML page of a scorecard, with the figures of `folder` embedded."""
+    figures = ("confusion_matrix.png", "reliability.png", "mistakes.jpg")
+    images = {Path(name).stem: _data_url(folder / name) for name in figures}
+    values: dict[str, Any] = {"card": card, "matrix": matrix.tolist(), "counts": counts, "images": images}
     page = Environment(autoescape=True).from_string(_PAGE)
-    return page.render(**values, facts=facts, notes=notes, names=NAMES, show=show)
+    return page.render(**values, facts=facts, notes=notes, names=SCORE_NAMES, show=format_score)
 
 
-def _inline(picture: Path) -> str:
-    """A picture as a data URL."""
-    kind, _ = guess_type(picture.name)
-    return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+def _data_url(image: Path) -> str:
+    media_type, _ = guess_type(image.name)
+    return f"data:{media_type};base64,{base64.b64encode(image.read_bytes()).decode()}"
 
 
 def write_scorecard(
     folder: Path,
     card: Scorecard,
-    said: Predictions,
+    predictions: Predictions,
     actual: Counts,
     ids: Sequence[str],
-    picture: Picture,
+    load_photo: LoadPhoto,
     facts: Mapping[str, str],
     notes: Sequence[str] = (),
 ) -> None:
-    """Write into `folder`: report.html (one page that needs nothing else), scores.json, predictions.parquet,
-    confusion_matrix.csv and .png, per_class.csv, reliability.png and mistakes.jpg.
+    """Write into `folder`: report.html (self-contained), scores.json, predictions.parquet, confusion_matrix.csv and
+    .png, per_class.csv, reliability.png and mistakes.jpg.
 
     `facts` head the page; `notes` are sentences below them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sure = confidence(said)
-    columns = {f"p{count}": said.probabilities[:, place] for place, count in enumerate(said.classes)}
-    table = {"id": list(ids), "true": actual, "predicted": said.counts, "confidence": sure, **columns}
+    predicted, confidences = predictions.counts, confidence(predictions)
+    columns = {f"p{count}": predictions.probabilities[:, k] for k, count in enumerate(predictions.classes)}
+    table = {"id": list(ids), "true": actual, "predicted": predicted, "confidence": confidences, **columns}
     pd.DataFrame(table).to_parquet(folder / "predictions.parquet", index=False)
     title = f"accuracy {card.scores['accuracy']:.1%} on {card.images} photos"
-    kinds = list(card.classes.keys() | set(said.classes))
-    write_figures(folder, said.counts, sure, actual, sorted(kinds), ids, picture, title)
+    counts = sorted(card.classes.keys() | set(predictions.classes))
+    write_figures(folder, predicted, confidences, actual, counts, ids, load_photo, title)
     draw_reliability(card.reliability, card.calibration_error, folder / "reliability.png")
     (folder / "scores.json").write_text(json.dumps(asdict(card) | {"facts": dict(facts)}, indent=1))
-    matrix = confusion_matrix(said.counts, actual, sorted(kinds))
-    (folder / "report.html").write_text(
-        render(card, matrix, sorted(kinds), facts, notes, folder), encoding="utf-8"
-    )
+    matrix = confusion_matrix(predicted, actual, counts)
+    page = _render(card, matrix, counts, facts, notes, folder)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def log_scorecard(
+    tracking_uri: str, run_id: str, version: str, card: Scorecard, folder: Path, prefix: str, artifacts: str
+) -> None:
+    """Log an evaluation of a version to its run: the files of `folder` under `artifacts`, and the scores as metrics
+    whose names begin with `prefix` and whose step is the version."""
+    client = MlflowClient(tracking_uri)
+    client.log_artifacts(run_id, str(folder), artifacts)
+    scores = {f"{prefix}_{key}": value for key, value in card.scores.items()}
+    scores[f"{prefix}_calibration_error"] = card.calibration_error
+    for count, row in card.classes.items():
+        scores[f"{prefix}_accuracy_class_{count}"] = row["accuracy"]
+    now = time.time_ns() // 1_000_000
+    client.log_batch(run_id, [Metric(key, value, now, int(version)) for key, value in scores.items()])

@@ -1,4 +1,4 @@
-"""What an evaluation found, as numbers."""
+"""The scores of an evaluation."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Scorecard:
-    """Scores (accuracy, rmse, mae, within_one, macro_f1) with 95 % bootstrap intervals, beside those of always
-    saying `guess`; per true count accuracy, rmse and support; the expected calibration error with its bins.
+    """Scores (accuracy, rmse, mae, within_one, macro_f1) of a model and of the constant `guess`, each with 95 %
+    bootstrap intervals; accuracy, rmse and support per true count; the expected calibration error with its bins.
 
-    `decodings` are the scores of each way to make one count of a distribution, here.
+    `decodings` are the scores on these photos of each way to turn the distribution into one count.
     """
 
     images: int
@@ -42,30 +42,32 @@ class Scorecard:
     decodings: dict[str, Scores]
 
 
-def score(said: Predictions, actual: Counts, guess: int) -> Scorecard:
-    """The scorecard of a model's answers about photos with the true counts `actual` [N]."""
-    always = np.full_like(actual, guess)
-    table = reliability(confidence(said), said.counts == actual)
-    kinds = sorted({*said.classes, *np.unique(actual).tolist()})
+def score(predictions: Predictions, actual: Counts, guess: int) -> Scorecard:
+    """The scorecard of a model's predictions for photos with the true counts `actual` [N]."""
+    counts, constant = predictions.counts, np.full_like(actual, guess)
+    bins = reliability(confidence(predictions), counts == actual)
+    classes = sorted({*predictions.classes, *np.unique(actual).tolist()})
     return Scorecard(
         images=len(actual),
-        scores=all_scores(said.counts, actual),
-        intervals=intervals(said.counts, actual),
+        scores=all_scores(counts, actual),
+        intervals=intervals(counts, actual),
         guess=guess,
-        guess_scores=all_scores(always, actual),
-        guess_intervals=intervals(always, actual),
-        classes=per_class(said.counts, actual, kinds),
-        calibration_error=calibration_error(table),
-        reliability=table,
+        guess_scores=all_scores(constant, actual),
+        guess_intervals=intervals(constant, actual),
+        classes=per_class(counts, actual, classes),
+        calibration_error=calibration_error(bins),
+        reliability=bins,
         decodings={
-            name: all_scores(decode_counts(said.probabilities, said.classes, name), actual)
+            name: all_scores(decode_counts(predictions.probabilities, predictions.classes, name), actual)
             for name in DECODINGS
         },
     )
 
 
-def confidence(said: Predictions) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The probability of the count that was given, float64 [N]."""
-    place = np.searchsorted(said.classes, said.counts)
-    chosen: np.ndarray[Any, np.dtype[np.float64]] = said.probabilities[np.arange(len(place)), place]
+def confidence(predictions: Predictions) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The probability of each predicted count, float64 [N]."""
+    columns = np.searchsorted(predictions.classes, predictions.counts)
+    chosen: np.ndarray[Any, np.dtype[np.float64]] = predictions.probabilities[
+        np.arange(len(columns)), columns
+    ]
     return chosen

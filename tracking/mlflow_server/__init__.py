@@ -1,1 +1,1 @@
-"""The embedded MLflow server, and the credentials of servers that run elsewhere."""
+"""The embedded MLflow server of a home, and the servers that MLFLOW_TRACKING_URI names."""

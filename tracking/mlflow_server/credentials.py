@@ -1,4 +1,4 @@
-"""The address of an MLflow server, as the environment names it."""
+"""The address and the credentials of a named MLflow server, as the environment gives them."""
 
 import os
 import re
@@ -8,29 +8,29 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 _WITHOUT_SCHEME = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d+(/.*)?")
 
 
-def tidy(address: str) -> str:
-    """An address as MLflow's client takes it, from what people copy: out of a browser, or without http://."""
+def normalize_address(address: str) -> str:
+    """Normalise an address that was copied from a browser, or written without http://, for MLflow's client."""
     address = address.strip()
     if _WITHOUT_SCHEME.fullmatch(address):
         address = f"http://{address}"
     scheme, colon, rest = address.partition("://")
     if not colon or scheme.lower() not in ("http", "https"):
         return address
-    return f"{scheme.lower()}://{rest.partition('#')[0].rstrip('/')}"  # behind # stands a page of the UI
+    return f"{scheme.lower()}://{rest.partition('#')[0].rstrip('/')}"  # a page of the UI follows #
 
 
-def tidy_the_address() -> None:
-    """Tidy MLFLOW_TRACKING_URI for this process and its children, and move user and password out of it.
+def normalize_tracking_uri() -> None:
+    """Normalise MLFLOW_TRACKING_URI for this process and its children, and move user and password out of it.
 
-    They go into MLflow's own two variables. Addresses are printed and written down; credentials must not be.
+    They move to MLflow's own two variables, because addresses are printed and stored and credentials must not be.
     """
-    address = tidy(os.environ.get(VARIABLE, ""))
+    address = normalize_address(os.environ.get(VARIABLE, ""))
     if not address:
         return
     parts = urlsplit(address)
     if "@" in parts.netloc:
-        given, _, host = parts.netloc.rpartition("@")
-        user, _, password = given.partition(":")
+        login, _, host = parts.netloc.rpartition("@")
+        user, _, password = login.partition(":")
         os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = map(
             unquote, (user, password)
         )

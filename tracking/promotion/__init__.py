@@ -1,1 +1,1 @@
-"""Who becomes champion: the gate's criteria, and a promotion from evidence to decision."""
+"""The promotion of a candidate to champion: evidence, the gate's rules, the decision, and the rollback."""

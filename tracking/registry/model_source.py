@@ -1,7 +1,7 @@
-"""One self-contained source file for the served model, put together from the sources that training uses.
+"""One self-contained source file for the served model, concatenated from the modules that training uses.
 
-With MLflow's `code_paths`, two versions in one process would share the first one's code. A single file has no such
-problem, and what decodes and counts at serving is, letter for letter, what was evaluated.
+With MLflow's `code_paths`, two versions in one process would share the first one's code. A single file avoids that,
+and serving decodes and counts with the very code that was evaluated.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import ast
 import importlib.util
 from pathlib import Path
 
-# Before the first import of PyTorch, which reads it. Threads that wait for one another at the end of a layer stay
-# awake for some 30 microseconds; the usual 3 milliseconds take the cores from whoever else works on the machine, and
-# from the very threads that are waited for (docs/promotion.md).
+# Set before the first import of PyTorch, which reads it. OpenMP threads that wait for each other at the end of a layer
+# then spin for some 30 microseconds. The default of 3 milliseconds takes the cores from other processes, and from the
+# very threads that are waited for (docs/promotion.md).
 HEAD = """from __future__ import annotations
 
 import os
@@ -34,7 +34,7 @@ PARTS = tuple(
 
 
 def _body(source: str) -> str:
-    """The source without its imports of this package and without `from __future__` (moved to the top)."""
+    """The source without its imports of this package and of `__future__`, which the head holds once."""
     lines = source.splitlines()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
@@ -47,10 +47,10 @@ def _body(source: str) -> str:
 
 
 def model_source() -> str:
-    """The served model's source. Every name is defined once across its parts, which this checks."""
+    """The served model's source; asserts that no function or class is defined twice across its parts."""
     bodies = []
     for part in PARTS:
-        # Found, not imported: importing the served module would declare it as this process's model.
+        # Not imported: importing the served module would set it as this process's model.
         spec = importlib.util.find_spec(part)
         assert spec is not None and spec.origin is not None, part
         bodies.append(_body(Path(spec.origin).read_text(encoding="utf-8")))

@@ -1,7 +1,7 @@
-"""Which photos a registered version learned from, was chosen by and was judged on, by the content of their files.
+"""The photos that a registered version was trained, chosen and judged on, by the content of their files.
 
-What a model has seen it may remember, whatever the file is called and wherever it lies now. So a version keeps the
-sha256 of every photo of its data, and whoever asks it about photos looks there first.
+A model may remember a photo that it has seen, whatever the file is called and wherever it lies now. Each version
+therefore stores the sha256 of every photo of its data, and evaluations look there first.
 """
 
 from __future__ import annotations
@@ -21,76 +21,75 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import Item, Manifest, load_manifest
 from binsweep.data.split import Split
 
-FOLDER = (
-    "photos"  # in the run of the model; one file for each version, because a run may become several versions
-)
-SEEN = ("train", "validation")  # learned from, and chosen by
+# In the model's run; one file for each version, because a run may become several versions.
+FOLDER = "photos"
+SEEN = ("train", "validation")  # the splits for training and for choosing the model
 
 
 def seen_contents(items: Iterable[Item]) -> frozenset[str]:
-    """The contents of a manifest's items by which a model was trained or chosen."""
+    """The sha256 of the items on which a model was trained or chosen."""
     return frozenset(item.sha256 for item in items if item.split in SEEN)
 
 
 def new_test_photos(manifest: Manifest) -> tuple[Item, ...]:
-    """The test split without photos that lie, byte for byte, in train or validation too. UserError if none is left."""
+    """The test split without exact copies of train or validation photos. Raises UserError if none is left."""
     seen = seen_contents(manifest.items)
     items = tuple(item for item in manifest.split("test") if item.sha256 not in seen)
     if not items:
         raise UserError(
             f"every photo in the test split of {manifest.source} is also in train or validation, byte for byte",
-            "take the copies out, or divide with data.split.by: group, which keeps copies together",
+            "remove the copies, or split with data.split.by: group, which keeps copies together",
         )
     return items
 
 
 def digest_of(items: Sequence[Item]) -> str:
-    """A short name for a test split: it changes with its photos and their labels, and with nothing else."""
+    """The digest of a test split: it depends on its photos and their labels, and on nothing else."""
     lines = sorted(f"{item.sha256} {item.label}\n" for item in items)
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def store_photos(tracking_uri: str, version: ModelVersion, manifest: Manifest) -> None:
-    """Keep the content and the split of every photo of a version's data in its run."""
+    """Store the sha256 and the split of every photo of a version's data in its run."""
     table = {
         "sha256": [bytes.fromhex(item.sha256) for item in manifest.items],
         "split": pd.Categorical([item.split for item in manifest.items]),
     }
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / _name(version)
+        file = Path(folder) / _file_name(version)
         pd.DataFrame(table).to_parquet(file, index=False)
         MlflowClient(tracking_uri).log_artifact(version.run_id or "", str(file), FOLDER)
 
 
 def seen_by(tracking_uri: str, version: ModelVersion, home: Path | None) -> frozenset[str] | None:
-    """The contents by which a version was trained or chosen; None where that is not known.
+    """The sha256 of the photos on which a version was trained or chosen; None if they are not known.
 
-    Versions that were registered before this was kept are known by their data, if these still lie on this machine
-    as they were: their fingerprint says so. Without a `home` for what is read, they are not looked for.
+    For a version that was registered before they were stored, its data are read again if they are still on this
+    machine with the same fingerprint. That needs a `home` for the caches; without one the photos are not known.
     """
     client = MlflowClient(tracking_uri)
     try:
-        kept = {Path(file.path).name for file in client.list_artifacts(version.run_id or "", FOLDER)}
+        stored = {Path(file.path).name for file in client.list_artifacts(version.run_id or "", FOLDER)}
     except MlflowException as error:
-        # The run was deleted, or is another's, who does not let this user read it.
+        # The run was deleted, or this user may not read it.
         if error.error_code not in (
             "RESOURCE_DOES_NOT_EXIST",
             "INVALID_PARAMETER_VALUE",
             "PERMISSION_DENIED",
         ):
             raise
-        kept = set()
-    if _name(version) not in kept:
+        stored = set()
+    if _file_name(version) not in stored:
         return None if home is None else _read_again(version.tags, home)
     with tempfile.TemporaryDirectory() as folder:
-        file = client.download_artifacts(version.run_id or "", f"{FOLDER}/{_name(version)}", folder)
+        file = client.download_artifacts(version.run_id or "", f"{FOLDER}/{_file_name(version)}", folder)
         table = pd.read_parquet(file)
     rows = table["split"].isin(SEEN)
     return frozenset(content.hex() for content in table["sha256"][rows])
 
 
 def judged_by(tags: Mapping[str, str]) -> str | None:
-    """The fingerprint of the data by which a version was judged; the oldest have it in a tag of its own alone."""
+    """The fingerprint of the data on which a version was judged; the oldest versions have it only in its own tag."""
     data = json.loads(tags.get("data") or "{}")
     fingerprint: str | None = data.get("fingerprint", tags.get("dataset.fingerprint"))
     return fingerprint
@@ -98,7 +97,7 @@ def judged_by(tags: Mapping[str, str]) -> str | None:
 
 def _read_again(tags: Mapping[str, str], home: Path) -> frozenset[str] | None:
     data = json.loads(tags.get("data") or "{}")
-    if not data or "://" in data["source"]:  # nothing is fetched for this
+    if not data or "://" in data["source"]:  # nothing is downloaded for this
         return None
     try:
         manifest = load_manifest(data["source"], data["classes"], Split(**data["split"]), home)
@@ -107,5 +106,5 @@ def _read_again(tags: Mapping[str, str], home: Path) -> frozenset[str] | None:
     return seen_contents(manifest.items) if manifest.fingerprint == judged_by(tags) else None
 
 
-def _name(version: ModelVersion) -> str:
+def _file_name(version: ModelVersion) -> str:
     return f"version-{version.version}.parquet"

@@ -1,4 +1,4 @@
-"""The served model: base64 photos in, counts out. The end of the one file that goes to the registry."""
+"""The served model: base64 photos in, counts out. The last part of the one source file in the registry."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ from binsweep.data.resource_limits import cores
 from binsweep.models.network import fold_norms
 from binsweep.models.predictor import MAX_ROWS, Predictor, decode_counts
 
-# Photos that the network computes at a time: twice as many a core are no faster (docs/promotion.md), and other requests
-# wait for longer. Each number up to the most is compiled beforehand, so the most is few.
-PHOTOS_A_CORE, MOST_PHOTOS = 2, 8
+# Photos in one pass of the network: twice as many per core are no faster (docs/promotion.md), and other requests wait
+# longer. Every batch size up to the maximum is compiled at the start, so the maximum is small.
+PHOTOS_PER_CORE, MAX_CHUNK_PHOTOS = 2, 8
 
 
 _DATA_ADDRESS = re.compile(r"\s*data:[^,]*;\s*base64\s*,", re.IGNORECASE)
-_BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v"))
+_NO_WHITESPACE = dict.fromkeys(map(ord, " \t\r\n\f\v"))
 _URL_SAFE = str.maketrans("-_", "+/")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-# The note on whatever fails in the model after a request was read.
-_OURS = "not the request's fault"
+# The note on every error in the model after a request was read.
+_SERVER_FAULT = "not the request's fault"
 
 
 def _from_base64(text: str) -> bytes:
-    """The bytes behind base64 as clients write it: in lines, as a data: address, with - and _, without padding."""
+    """Decode base64 as clients write it: in lines, as a data: URL, with - and _, without padding."""
     address = _DATA_ADDRESS.match(text)
     if address is not None:
         text = unquote(text[address.end() :])
-    text = text.translate(_BLANKS).translate(_URL_SAFE).rstrip("=")
+    text = text.translate(_NO_WHITESPACE).translate(_URL_SAFE).rstrip("=")
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 
 def _decode_base64(text: Any, size: int) -> np.ndarray | str:
-    """uint8 RGB [size, size, 3], or what is wrong."""
-    if text is None or text != text or text in ("None", "nan"):  # as MLflow hands a null on
+    """uint8 RGB [size, size, 3], or the reason why there is none."""
+    if text is None or text != text or text in ("None", "nan"):  # what MLflow makes of a null
         return "expected base64 text, got nothing (null)"
     if not isinstance(text, str):
         return f"expected base64 text, got {type(text).__name__}"
     too_large = f"more than the {MAX_BYTES:,} bytes that are allowed"
-    if len(text) > 2 * MAX_BYTES:  # a third more is usual, and some for line breaks
+    if len(text) > 2 * MAX_BYTES:  # base64 adds a third, and line breaks a little
         return too_large
     try:
         content = _from_base64(text)
@@ -76,15 +76,15 @@ def _decode_base64(text: Any, size: int) -> np.ndarray | str:
         return str(error)
 
 
-def _one_line(error: Exception) -> str:
-    """What is wrong, without the input that MLflow sets before it, and without a stack trace."""
-    if isinstance(error.__context__, UnicodeDecodeError):  # of which the words hold the whole body
-        return "the body is not UTF-8 text (nothing compressed is understood)"
-    said = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}"
-    if "enforce schema" in said:
-        said = re.split(r"\sError: ", said)[-1]
-    said = said.rpartition("\nError: ")[2].strip()
-    return (said.splitlines() or ["the request cannot be read"])[0][:500]
+def _error_line(error: Exception) -> str:
+    """The error in one line, without the input that MLflow puts before it, and without a stack trace."""
+    if isinstance(error.__context__, UnicodeDecodeError):  # its message holds the whole body
+        return "the body is not UTF-8 text (compressed bodies are not supported)"
+    message = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}"
+    if "enforce schema" in message:
+        message = re.split(r"\sError: ", message)[-1]
+    message = message.rpartition("\nError: ")[2].strip()
+    return (message.splitlines() or ["the request cannot be read"])[0][:500]
 
 
 def _refuse_in_one_line(answer: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,30 +93,31 @@ def _refuse_in_one_line(answer: Callable[..., Any]) -> Callable[..., Any]:
             raise MlflowException.invalid_parameter_value(
                 "the request has no Content-Type: application/json is usual"
             )
-        if isinstance(data, bytes):  # Excel and PowerShell begin a file with it
+        if isinstance(data, bytes):  # Excel and PowerShell write it
             data = data.removeprefix(_BYTE_ORDER_MARK)
         try:
-            return answer(data, content_type.lower(), *arguments)  # their case means nothing
+            return answer(data, content_type.lower(), *arguments)  # media types are case-insensitive
         except Exception as error:
-            cause = error.__context__ or error  # what fails in the model MLflow calls a bad request
-            if _OURS in getattr(cause, "__notes__", ()) or isinstance(error, MemoryError | OSError):
+            cause = error.__context__ or error  # MLflow turns errors of the model into bad requests
+            if _SERVER_FAULT in getattr(cause, "__notes__", ()) or isinstance(error, MemoryError | OSError):
                 logging.getLogger(__name__).error("", exc_info=cause)
-                said = f"the server failed, not the request: {type(cause).__name__}: {cause}"
-                raise MlflowException(said.splitlines()[0][:500], INTERNAL_ERROR) from None
-            raise MlflowException.invalid_parameter_value(_one_line(error)) from None
+                message = f"the server failed, not the request: {type(cause).__name__}: {cause}"
+                raise MlflowException(message.splitlines()[0][:500], INTERNAL_ERROR) from None
+            raise MlflowException.invalid_parameter_value(_error_line(error)) from None
 
     return answer_or_refuse
 
 
 def _settle_server() -> None:
-    """Where this process is MLflow's scoring server, make it refuse well, without pauses, and keep its memory.
+    """If this process is MLflow's scoring server: short error answers, no garbage collection pauses, memory kept.
 
-    Its own answers to bad requests carry the whole input or a stack trace, and some (no content type, deep
-    nesting, a CSV of nothing) are an error 500; here they are 400 and one line. What fails in the model it calls a
-    bad request; here it is an error 500, of which the log has the stack trace. Python looks through half a million
-    objects of libraries for garbage now and then, which stops every answer for 0.3 s: they are said to stay. And
-    glibc gives what a layer has used back at once and takes it again page by page, which costs a fifth of a batch's
-    time (docs/promotion.md).
+    - MLflow's answers to bad requests contain the whole input or a stack trace, and some (no content type, deep
+      nesting, an empty CSV) are an error 500; here they are a 400 with one line. Errors in the model it reports as
+      bad requests; here they are an error 500, with the stack trace in the log.
+    - Garbage collection regularly scans half a million objects of libraries, which delays every answer by 0.3 s;
+      gc.freeze excludes them.
+    - glibc returns a layer's memory at once and takes it again page by page, which costs a fifth of a batch's time
+      (docs/promotion.md).
     """
     server = sys.modules.get("mlflow.pyfunc.scoring_server")
     if server is None:
@@ -124,14 +125,14 @@ def _settle_server() -> None:
     server.invocations = _refuse_in_one_line(server.invocations)  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, other C libraries have not
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries than glibc lack it
     if mallopt is not None:
-        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: what may stay unused at the heap's end, bytes
+        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: bytes that may stay unused at the heap's end
         mallopt(-4, 0)  # M_MMAP_MAX: no memory outside the heap
 
 
 def _registered_version(model: Path) -> str | None:
-    """The version that MLflow notes beside a model which it fetched from the registry; None for any other."""
+    """The version that MLflow records next to a model that it downloaded from the registry; None for others."""
     for folder in model.parents:
         if (folder / "MLmodel").exists():
             note = folder / "registered_model_meta"
@@ -139,33 +140,33 @@ def _registered_version(model: Path) -> str | None:
     return None
 
 
-class ServedCounter(PythonModel):
+class ServedCountingModel(PythonModel):
     """Input: a string column `image`, base64 of JPEG, PNG, WebP, TIFF, AVIF or HEIC.
 
-    Output, a row each: `count`, `expected_count` (mean of the distribution), `confidence` (probability of `count`),
+    Output, one row each: `count`, `expected_count` (mean of the distribution), `confidence` (probability of `count`),
     `probabilities` (count -> probability), `model_version` and `error`.
 
-    A bad image of a batch gets its reason in `error`, and the others are answered; a request without any good
-    image is refused as a whole.
+    A bad image in a batch gets the reason in `error`, and the others are answered; a request without any good image
+    is refused as a whole.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        # One thread, which opens the network, too, computes with all cores. Beside a second one that has ever used
-        # more than one core OpenMP (libgomp) counts more threads than cores, and lets them sleep after every layer.
+        # A single thread loads the network and computes with all cores. If a second thread ever used more than one
+        # core, OpenMP (libgomp) would count more threads than cores and let them sleep after every layer.
         self.counting = ThreadPoolExecutor(1, "counting")
         self.waiting: deque[tuple[torch.Tensor, Future[np.ndarray]]] = deque()
         config, weights = Path(context.artifacts["config"]), context.artifacts["weights"]
         threads = self.counting.submit(self._load, config, weights).result()
-        self.chunk = min(PHOTOS_A_CORE * threads, MOST_PHOTOS)
+        self.chunk = min(PHOTOS_PER_CORE * threads, MAX_CHUNK_PHOTOS)
         self.readers = ThreadPoolExecutor(threads, "reading")
         _settle_server()
-        # The first pass of so many photos allocates and compiles; no caller should wait for that.
+        # The first pass of each batch size allocates and compiles; no caller should wait for that.
         for rows in range(1, self.chunk + 1):
             self._probabilities(np.zeros((rows, *2 * (self.predictor.image_size,), 3), np.uint8))
 
     def _load(self, config: Path, weights: str) -> int:
-        """The network from its files; how many threads will compute it."""
-        if cores() < torch.get_num_threads():  # PyTorch does not look at the limits of containers
+        """Load the network; returns how many threads compute it."""
+        if cores() < torch.get_num_threads():  # PyTorch ignores the limits of containers
             torch.set_num_threads(cores())
         self.version = _registered_version(config)
         self.predictor = Predictor.from_dict(json.loads(config.read_text())).eval()
@@ -181,21 +182,21 @@ class ServedCounter(PythonModel):
             raise MlflowException.invalid_parameter_value("expected a column 'image' with at least one row")
         if len(model_input) > MAX_ROWS:
             raise MlflowException.invalid_parameter_value(
-                f"{len(model_input)} rows; at most {MAX_ROWS} a request"
+                f"{len(model_input)} rows; at most {MAX_ROWS} per request"
             )
         try:
             return self._predict(model_input)
         except MlflowException:
             raise
         except Exception as error:
-            error.add_note(_OURS)
+            error.add_note(_SERVER_FAULT)
             raise
 
     def _predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         decode_one = partial(_decode_base64, size=self.predictor.image_size)
-        read = list(self.readers.map(decode_one, model_input["image"]))
-        images = [one for one in read if not isinstance(one, str)]
-        errors = [one if isinstance(one, str) else "" for one in read]
+        decoded = list(self.readers.map(decode_one, model_input["image"]))
+        images = [one for one in decoded if not isinstance(one, str)]
+        errors = [one if isinstance(one, str) else "" for one in decoded]
         if not images:
             raise MlflowException.invalid_parameter_value(f"no readable image: {errors[0]}")
         answers = iter(self._answers(np.stack(images)))
@@ -204,38 +205,38 @@ class ServedCounter(PythonModel):
             {**(nothing if error else next(answers)), "model_version": self.version, "error": error}
             for error in errors
         ]
-        # As objects: pandas would make floats of whole numbers beside a missing one.
+        # As objects, because pandas turns integers into floats if a value is missing.
         return pd.DataFrame(rows, dtype=object)
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, K] for uint8 images [N, S, S, 3]. Requests take turns after each chunk."""
-        parts = []
+        tables = []
         for chunk in torch.from_numpy(images).split(self.chunk):
             answer: Future[np.ndarray] = Future()
             self.waiting.append((chunk, answer))
             self.counting.submit(self._compute)
-            parts.append(answer.result())
-        return np.concatenate(parts)
+            tables.append(answer.result())
+        return np.concatenate(tables)
 
     def _compute(self) -> None:
-        """Answer the chunk that waits longest, and with it the next ones as far as they make one chunk together."""
+        """Compute the longest waiting chunk, and with it as many of the next ones as fit into one chunk."""
         chunks: list[torch.Tensor] = []
         answers: list[Future[np.ndarray]] = []
         while self.waiting and sum(len(one) for one in (*chunks, self.waiting[0][0])) <= self.chunk:
             chunk, answer = self.waiting.popleft()
             chunks.append(chunk)
             answers.append(answer)
-        if not chunks:  # they went with an earlier one
+        if not chunks:  # they were computed with an earlier one
             return
         try:
             with torch.inference_mode():
-                parts = self.predictor(torch.cat(chunks)).split([len(one) for one in chunks])
+                tables = self.predictor(torch.cat(chunks)).split([len(one) for one in chunks])
         except Exception as error:
             for answer in answers:
                 answer.set_exception(error)
         else:
-            for answer, part in zip(answers, parts, strict=True):
-                answer.set_result(part.numpy())
+            for answer, table in zip(answers, tables, strict=True):
+                answer.set_result(table.numpy())
 
     def _answers(self, images: np.ndarray) -> list[dict[str, Any]]:
         classes = self.predictor.classes
@@ -255,4 +256,4 @@ class ServedCounter(PythonModel):
         return answers
 
 
-set_model(ServedCounter())
+set_model(ServedCountingModel())

@@ -1,4 +1,4 @@
-"""The model registry: versions of the counter, and who is champion."""
+"""The model registry: versions of the counting model, and which of them is champion."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def image_rows(images: list[bytes]) -> pd.DataFrame:
 
 
 def _example(size: int) -> pd.DataFrame:
-    """A small picture of nobody's goods, so that the model page shows what a request looks like."""
+    """A small grey ramp, so that the model's page shows what a request looks like."""
     ramp = np.linspace(60, 190, size, dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(np.stack([np.broadcast_to(ramp, (size, size))] * 3, axis=2)).save(
@@ -63,10 +63,10 @@ def _example(size: int) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def _reopened(tracking_uri: str, run_id: str) -> Iterator[None]:
-    """Make an ended run the active one; its status and its duration stay what they were."""
+    """Make an ended run the active one; its status and its duration stay as they were."""
     client = MlflowClient(tracking_uri)
     before = client.get_run(run_id).info
-    # start_run refuses a run of another experiment than the process's active one.
+    # start_run refuses a run that is not of the process's active experiment.
     mlflow.set_experiment(experiment_id=before.experiment_id)
     try:
         with mlflow.start_run(run_id=run_id):
@@ -76,8 +76,8 @@ def _reopened(tracking_uri: str, run_id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _model_parts(predictor: Predictor) -> Iterator[dict[str, Any]]:
-    """What MLflow makes a model of."""
+def _model_arguments(predictor: Predictor) -> Iterator[dict[str, Any]]:
+    """The arguments from which MLflow builds a model."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "model.py").write_text(model_source(), encoding="utf-8")
@@ -94,10 +94,10 @@ def _model_parts(predictor: Predictor) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def saved_model(predictor: Predictor) -> Iterator[Path]:
-    """The model that `register` would store, in a folder of its own for as long as the block lasts."""
-    with tempfile.TemporaryDirectory() as temporary, _model_parts(predictor) as parts:
+    """The model that `register` would store, in a temporary folder for the block."""
+    with tempfile.TemporaryDirectory() as temporary, _model_arguments(predictor) as arguments:
         folder = Path(temporary) / "model"
-        mlflow.pyfunc.save_model(str(folder), **parts)
+        mlflow.pyfunc.save_model(str(folder), **arguments)
         yield folder
 
 
@@ -106,12 +106,12 @@ def register(
 ) -> ModelVersion:
     """Log the predictor to its run and register it as a new version of `name`, without any alias.
 
-    What is stored: one source file that imports nothing of this project, a config, and a state dict.
+    The model consists of one source file that imports nothing of this project, a config, and a state dict.
     """
     mlflow.set_tracking_uri(tracking_uri)
     client = MlflowClient(tracking_uri)
-    with _model_parts(predictor) as parts, _reopened(tracking_uri, run_id):
-        info = mlflow.pyfunc.log_model(name="model", **parts)
+    with _model_arguments(predictor) as arguments, _reopened(tracking_uri, run_id):
+        info = mlflow.pyfunc.log_model(name="model", **arguments)
     try:
         client.create_registered_model(name, description="Counts the items in a bin from its photo.")
     except MlflowException as error:
@@ -121,7 +121,7 @@ def register(
 
 
 def find_version(model_uri: str, tracking_uri: str) -> ModelVersion | None:
-    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names; None for any other address."""
+    """The version at models:/NAME@ALIAS or models:/NAME/VERSION; None for any other address."""
     address = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", model_uri)
     if address is None:
         return None
@@ -132,8 +132,11 @@ def find_version(model_uri: str, tracking_uri: str) -> ModelVersion | None:
 
 
 def stored_predictions(tracking_uri: str, version: ModelVersion) -> pd.DataFrame:
-    """What the version said about its test split when it was judged: a row a photo with `id`, `true`, `predicted`,
-    `confidence` and a column pN for each count N. Raises UserError where nothing is stored."""
+    """The version's predictions for its test split when it was judged.
+
+    One row for each photo with `id`, `true`, `predicted`, `confidence` and a column pN for each count N. Raises
+    UserError if none are stored.
+    """
     where = f"{test_folder(version.version)}/predictions.parquet"
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -142,48 +145,48 @@ def stored_predictions(tracking_uri: str, version: ModelVersion) -> pd.DataFrame
             )
     except (MlflowException, OSError) as error:
         name = f"{version.name} version {version.version}"
-        raise UserError(f"{name} has no stored predictions ({where})", "promote a sweep anew") from error
+        raise UserError(f"{name} has no stored predictions ({where})", "promote a sweep again") from error
 
 
 def test_folder(version: str) -> str:
-    """The folder of a version's evaluation on the test split, in its run; a run may have become several versions."""
+    """The folder in a version's run for its evaluation on the test split; a run may become several versions."""
     return f"test/version-{version}"
 
 
 def describe(tracking_uri: str, name: str, version: str, text: str) -> None:
-    """Set a version's description, Markdown that the registry shows; it keeps 5,000 characters."""
+    """Set a version's description, Markdown in the registry's page, cut to the 5,000 characters that it keeps."""
     MlflowClient(tracking_uri).update_model_version(name, version, text[:5000])
 
 
 def versions_of(tracking_uri: str, name: str) -> list[ModelVersion]:
-    """Every version of a registered model; none where there is no such model."""
+    """Every version of a registered model; none if there is no such model."""
     client, token = MlflowClient(tracking_uri), None
     versions: list[ModelVersion] = []
     while True:
-        page = client.search_model_versions(_named(name), page_token=token)
+        page = client.search_model_versions(_name_filter(name), page_token=token)
         versions += [version for version in page if version.name == name]
         token = page.token
         if not token:
             return versions
 
 
-def _named(name: str) -> str | None:
-    """MLflow's filter for a name; None, for all names, where it has no way to write this one."""
+def _name_filter(name: str) -> str | None:
+    """MLflow's filter for a name; None, which admits all names, if its syntax cannot express this one."""
     quote = '"' if "'" in name else "'"
     return None if quote in name else f"name={quote}{name}{quote}"
 
 
 def champion_of(tracking_uri: str, name: str) -> ModelVersion | None:
-    """The version that the alias `champion` points at; None when there is none."""
+    """The version that the alias `champion` points at; None if there is none."""
     client = MlflowClient(tracking_uri)
     try:
         return client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        # A server with accounts refuses to speak of a model that does not exist, as of one that is another's.
+        # A server with accounts denies access to a model that does not exist as to one of another user.
         if error.error_code == "PERMISSION_DENIED":
-            found = client.search_registered_models(_named(name))
+            found = client.search_registered_models(_name_filter(name))
             if all(model.name != name for model in found):
                 return None
         raise

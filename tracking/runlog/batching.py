@@ -1,4 +1,4 @@
-"""From the spool's records to what MLflow should be told: many records of a run become few requests."""
+"""From the spool's records to MLflow's entities: many records of a run become few requests."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,17 +12,17 @@ from binsweep.tracking.runlog.spool import Record
 Entity = Metric | Param | RunTag
 
 # The server's limits for one log_batch request.
-_MOST = {Metric: 1000, Param: 100, RunTag: 100}
-_MOST_TOGETHER = 1000
-_MOST_BYTES = 900_000  # of 1 MB
+_MAX_ENTITIES = {Metric: 1000, Param: 100, RunTag: 100}
+_MAX_BATCH_ENTITIES = 1000
+_MAX_BATCH_BYTES = 900_000  # of 1 MB
 
 
 @dataclass
 class RunPlan:
-    """All that a stretch of the spool says about one run.
+    """All records of one run in a part of the spool.
 
-    `start` is its last start record, if any; `status` the last word on whether it runs or how it ended, with
-    the time in milliseconds since 1970; an artifact has its path, its folder and the number of its record.
+    `start` is its last start record, if any; `status` its last status, with the time in milliseconds since 1970. An
+    artifact has its path, its folder and the number of its record.
     """
 
     key: str
@@ -35,14 +35,14 @@ class RunPlan:
     status: tuple[str, int] | None = None
 
     def batches(self) -> Iterator[list[Entity]]:
-        """Metrics, parameters and tags in parts that the server accepts in one request each."""
+        """Metrics, parameters and tags in batches that the server accepts in one request each."""
         entities: list[Entity] = [Param(k, v) for k, v in self.params.items()]
         entities += [RunTag(k, v) for k, v in self.tags.items()]
-        return pack([*entities, *self.metrics])
+        return split_into_batches([*entities, *self.metrics])
 
 
 def plan_runs(records: Iterable[Record]) -> list[RunPlan]:
-    """One plan per run, in the order of first mention, from records in the order they were made."""
+    """One plan per run, in the order of their first records."""
     plans: dict[str, RunPlan] = {}
     for record in records:
         plan = plans.setdefault(record["key"], RunPlan(record["key"]))
@@ -67,26 +67,26 @@ def plan_runs(records: Iterable[Record]) -> list[RunPlan]:
     return list(plans.values())
 
 
-def pack(entities: Iterable[Entity]) -> Iterator[list[Entity]]:
-    """Cut `entities` into lists within the server's limits, in order."""
-    part: list[Entity] = []
-    counts: dict[type, int] = dict.fromkeys(_MOST, 0)
+def split_into_batches(entities: Iterable[Entity]) -> Iterator[list[Entity]]:
+    """Split `entities` into batches within the server's limits, in order."""
+    batch: list[Entity] = []
+    counts: dict[type, int] = dict.fromkeys(_MAX_ENTITIES, 0)
     size = 0
     for entity in entities:
         kind, weight = type(entity), 100 + len(json.dumps([entity.key, entity.value]))
-        full = counts[kind] >= _MOST[kind] or len(part) >= _MOST_TOGETHER
-        if part and (full or size + weight > _MOST_BYTES):
-            yield part
-            part, counts, size = [], dict.fromkeys(_MOST, 0), 0
-        part.append(entity)
+        full = counts[kind] >= _MAX_ENTITIES[kind] or len(batch) >= _MAX_BATCH_ENTITIES
+        if batch and (full or size + weight > _MAX_BATCH_BYTES):
+            yield batch
+            batch, counts, size = [], dict.fromkeys(_MAX_ENTITIES, 0), 0
+        batch.append(entity)
         counts[kind] += 1
         size += weight
-    if part:
-        yield part
+    if batch:
+        yield batch
 
 
 def _add_params(plan: RunPlan, values: dict[str, str]) -> None:
-    # Parameters are written once, so the first value is the one the server keeps.
+    # MLflow's parameters are write-once, so the first value is the one that it keeps.
     plan.params |= {name: value for name, value in values.items() if name not in plan.params}
 
 

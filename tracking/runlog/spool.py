@@ -1,11 +1,10 @@
-"""The spool: an append-only file of checksummed records, the first to know what happened in a sweep.
+"""The spool: an append-only file of checksummed records, to which every event of a sweep goes first.
 
 A record is MARK, the payload's length and a CRC-32 over length and payload (both 4 bytes, big-endian), then
 the payload: one JSON document in ASCII (NaN and Infinity as Python writes them). No byte of MARK is ASCII, so
-behind a damaged place the next record is found by looking for MARK: damage costs the records it touches and
-no others. Every record carries its number `n`, counted from 1: a number that comes twice is taken once, and
-what has been sent is remembered as the last number and those before it that are late, which stays true when
-parts of the file are lost.
+the next record after a damaged range is found by searching for MARK: damage costs the records it touches and
+no others. Every record carries its number `n`, counted from 1; a number that occurs twice is taken once. What has
+been sent is stored as the last number and the late ones before it, which stays valid if parts of the file are lost.
 """
 
 import contextlib
@@ -29,33 +28,33 @@ Record = dict[str, Any]
 MARK = b"\xb1\xf5\xbe\xd7"
 _HEADER = struct.Struct(">4sII")
 _LENGTH = struct.Struct(">I")
-_LARGEST = 32 * 2**20  # a length above this is damage, not a record
-_CHUNK = 2**16
-_LOCK = "runlog.lock"
-_LOOK_SECONDS = 1.0  # far more than `owner_of` takes
+_MAX_PAYLOAD_BYTES = 32 * 2**20  # a greater length is damage
+_SCAN_BYTES = 2**16
+_LOCK_FILE = "runlog.lock"
+_OWNER_CHECK_SECONDS = 1.0  # far more than `owner_of` holds the lock
 
 
-def encode(record: Record) -> bytes:
+def encode_record(record: Record) -> bytes:
     """The bytes of one record, ready to be appended."""
     payload = json.dumps(record, separators=(",", ":")).encode("ascii")
-    if len(payload) > _LARGEST:
-        raise ValueError(f"a record must have at most {_LARGEST} bytes, got {len(payload)}")
+    if len(payload) > _MAX_PAYLOAD_BYTES:
+        raise ValueError(f"a record must have at most {_MAX_PAYLOAD_BYTES} bytes, got {len(payload)}")
     return _HEADER.pack(MARK, len(payload), _crc(payload)) + payload
 
 
-def decode(fd: int, start: int, end: int) -> Iterator[tuple[Record | None, int]]:
-    """Walk the bytes `start` to `end` of an open file.
+def decode_records(fd: int, start: int, end: int) -> Iterator[tuple[Record | None, int]]:
+    """Scan the bytes `start` to `end` of an open file.
 
-    Yields each intact record with the offset behind it, and None with the offset where the next may begin for
-    each damaged stretch.
+    Yields each intact record with the offset of its end, and for each damaged range None with the offset where the
+    next record may begin.
     """
     at = start
     while at < end:
-        record, behind = _record_at(fd, at, end)
+        record, end_of_record = _record_at(fd, at, end)
         if record is None:
-            behind = _next_mark(fd, at + 1, end)
-        yield record, behind
-        at = behind
+            end_of_record = _next_mark(fd, at + 1, end)
+        yield record, end_of_record
+        at = end_of_record
 
 
 def _crc(payload: bytes) -> int:
@@ -67,8 +66,8 @@ def _record_at(fd: int, at: int, end: int) -> tuple[Record | None, int]:
     if len(header) < _HEADER.size:
         return None, at
     mark, length, crc = _HEADER.unpack(header)
-    behind = at + _HEADER.size + length
-    if mark != MARK or length > _LARGEST or behind > end:
+    end_of_record = at + _HEADER.size + length
+    if mark != MARK or length > _MAX_PAYLOAD_BYTES or end_of_record > end:
         return None, at
     payload = os.pread(fd, length, at + _HEADER.size)
     if len(payload) < length or _crc(payload) != crc:
@@ -77,12 +76,16 @@ def _record_at(fd: int, at: int, end: int) -> tuple[Record | None, int]:
         record = json.loads(payload)
     except ValueError:
         return None, at
-    return (record, behind) if isinstance(record, dict) and isinstance(record.get("n"), int) else (None, at)
+    return (
+        (record, end_of_record)
+        if isinstance(record, dict) and isinstance(record.get("n"), int)
+        else (None, at)
+    )
 
 
 def _next_mark(fd: int, at: int, end: int) -> int:
     while at < end:
-        chunk = os.pread(fd, min(_CHUNK, end - at), at)
+        chunk = os.pread(fd, min(_SCAN_BYTES, end - at), at)
         found = chunk.find(MARK)
         if found >= 0:
             return at + found
@@ -95,13 +98,13 @@ def _next_mark(fd: int, at: int, end: int) -> int:
 class Spool:
     """The spool of one directory, owned by one process at a time.
 
-    `identity` names it for ever (it is part of the file's name, where no flipped bit can reach it); `fresh`
-    tells whether this process made it; `damaged` counts the damaged stretches found on opening, `unsent` the
-    intact records that wait. Any thread may append; `take` and `acknowledge` belong to one.
+    `identity` names it permanently (it is part of the file's name, which damage to the content does not reach).
+    `fresh` tells whether this process created it. `damaged` counts the damaged ranges found on opening, `unsent` the
+    intact records that wait. Any thread may append; only one may call `take` and `acknowledge`.
     """
 
     def __init__(self, directory: Path, visit: Callable[[Record], None]) -> None:
-        """Open or make the spool of `directory`; `visit` is shown every intact record it already holds.
+        """Open or create the spool of `directory`; `visit` is called with every intact record it already holds.
 
         Raises UserError if another process owns the directory's spool.
         """
@@ -117,10 +120,10 @@ class Spool:
         self._sent, known_late = self._load_sent()
         self._late: set[int] = set()  # numbers up to _sent that have not arrived
         self._last = self._sent
-        self._taken: set[int] = set()  # numbers that were read for sending and have not arrived
+        self._taken: set[int] = set()  # numbers that were given out by `take` and have not arrived
         self.damaged = 0
         waiting: set[int] = set()
-        self._position: int | None = None  # where the reader goes on
+        self._position: int | None = None  # where `take` continues
         for record, start in self._scan():
             self._last = max(self._last, record["n"])
             if record["n"] in known_late:
@@ -137,12 +140,11 @@ class Spool:
     def append(self, record: Record) -> int:
         """Number `record` and hand it to the operating system: from here on it survives this process.
 
-        Returns its number; MLflow has it once `sent` has reached that.
-
-        Raises OSError if the disk takes it no more; what was written of it then counts as a damaged stretch.
+        Returns its number; MLflow has it once `sent` has reached that. Raises OSError if the disk fails or is full; a
+        part that was written then counts as a damaged range.
         """
         with self._lock:
-            data = encode({"n": self._last + 1, **record})
+            data = encode_record({"n": self._last + 1, **record})
             try:
                 rest = memoryview(data)
                 while rest:
@@ -160,7 +162,7 @@ class Spool:
             return min(self._late) - 1 if self._late else self._sent
 
     def sync(self) -> None:
-        """Wait until the disk has all that was appended: from here on it survives a power cut."""
+        """Wait until the disk has all appended records: from here on they survive a power cut."""
         with self._lock:
             if self._fd < 0:
                 return
@@ -176,8 +178,8 @@ class Spool:
         with self._lock:
             start, end = self._position or 0, self._size
         batch: list[Record] = []
-        for record, behind in decode(self._fd, start, end):
-            start = behind
+        for record, end_of_record in decode_records(self._fd, start, end):
+            start = end_of_record
             if record is not None and self._waits(record["n"]):
                 self._taken.add(record["n"])
                 batch.append(record)
@@ -187,9 +189,9 @@ class Spool:
         return sorted(batch, key=lambda record: int(record["n"]))
 
     def acknowledge(self, numbers: Collection[int], late: Collection[int] = ()) -> None:
-        """Remember durably that the records of these numbers have arrived, but for those that are `late`.
+        """Store that the records of these numbers have arrived, except those that are `late`.
 
-        A crash in between only sends them once more.
+        After a crash before this they are only sent once more.
         """
         with self._lock:
             if self._fd < 0:
@@ -199,11 +201,11 @@ class Spool:
             self._sent = max(self._sent, *numbers)
             self._late = self._late.union(late) - arrived
             self._taken = {n for n in self._taken if n > self._sent or n in self._late}
-            sent = encode({"n": self._sent, "late": sorted(self._late)})
+            sent = encode_record({"n": self._sent, "late": sorted(self._late)})
             write_bytes(self.path.with_suffix(".sent"), sent, durable=False)
 
     def close(self) -> None:
-        """Sync, and let the next owner have it."""
+        """Sync, and release the directory for the next owner."""
         self.sync()
         with self._lock:
             os.close(self._fd)
@@ -212,18 +214,18 @@ class Spool:
 
     def _scan(self) -> Iterator[tuple[Record, int]]:
         start = 0
-        for record, behind in decode(self._fd, 0, self._size):
+        for record, end_of_record in decode_records(self._fd, 0, self._size):
             if record is None:
                 self.damaged += 1
             else:
                 yield record, start
-            start = behind
+            start = end_of_record
 
     def _waits(self, number: int) -> bool:
         return (number > self._sent or number in self._late) and number not in self._taken
 
     def _load_sent(self) -> tuple[int, frozenset[int]]:
-        """The last number that was sent, and those before it that have not arrived."""
+        """The last number that was sent, and the late ones before it."""
         with contextlib.suppress(OSError):
             fd = os.open(self.path.with_suffix(".sent"), os.O_RDONLY)
             try:
@@ -232,7 +234,7 @@ class Spool:
                 os.close(fd)
             if record is not None:
                 return int(record["n"]), frozenset(record.get("late", ()))
-        # Unknown or damaged: everything is sent again, which changes nothing on the server.
+        # Missing or damaged: everything is sent again, which changes nothing on the server.
         return 0, frozenset()
 
 
@@ -242,13 +244,13 @@ def find_spool(directory: Path) -> Path | None:
 
 
 def read_spool(directory: Path) -> Iterator[Record]:
-    """Every intact record of a spool in the order they were made, also while its owner appends to it."""
+    """Every intact record of a spool in file order, also while its owner appends to it."""
     path = find_spool(directory)
     if path is None:
         return
     fd = os.open(path, os.O_RDONLY)
     try:
-        for record, _ in decode(fd, 0, os.fstat(fd).st_size):
+        for record, _ in decode_records(fd, 0, os.fstat(fd).st_size):
             if record is not None:
                 yield record
     finally:
@@ -256,13 +258,13 @@ def read_spool(directory: Path) -> Iterator[Record]:
 
 
 def owner_of(directory: Path) -> str | None:
-    """The id of the process that has the spool of `directory` open; None when nobody has."""
+    """The id of the process that has the spool of `directory` open; None if there is none."""
     try:
-        fd = os.open(directory / _LOCK, os.O_RDONLY)  # to look, one need not be allowed to write
+        fd = os.open(directory / _LOCK_FILE, os.O_RDONLY)  # for users without write access, too
     except FileNotFoundError:
         return None
     try:
-        if try_lock(fd, shared=True):  # so that two who look do not take one another for an owner
+        if try_lock(fd, shared=True):  # shared, so that two such checks do not take each other for an owner
             return None
         return os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
     finally:
@@ -270,10 +272,10 @@ def owner_of(directory: Path) -> str | None:
 
 
 def _own(directory: Path) -> int:
-    fd = open_lock(directory / _LOCK)
-    deadline = time.monotonic() + _LOOK_SECONDS
+    fd = open_lock(directory / _LOCK_FILE)
+    deadline = time.monotonic() + _OWNER_CHECK_SECONDS
     while not (owned := try_lock(fd)) and time.monotonic() < deadline:
-        time.sleep(0.01)  # it may be somebody who only looks whether there is an owner
+        time.sleep(0.01)  # `owner_of` in another process may hold the lock for a moment
     if not owned:
         owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
         os.close(fd)
@@ -287,7 +289,7 @@ def _own(directory: Path) -> int:
 
 
 def _sync_folder(directory: Path) -> None:
-    """Make the name of a new file survive a power cut."""
+    """Sync the directory entry of a new file."""
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,4 +1,4 @@
-"""A registered model behind HTTP, by MLflow's own command, and asking it what is in a photo."""
+"""Serve a registered model over HTTP with MLflow's own command, and predict with a server or in this process."""
 
 import base64
 import os
@@ -23,25 +23,25 @@ from binsweep.data.errors import UserError
 from binsweep.tracking.processes import (
     LOOPBACK,
     Server,
-    deepest,
+    describe_failed_start,
     end,
-    fate,
     free_port,
     interrupted_by_sigterm,
     require_port,
+    root_cause,
     spawn,
     tail,
     wait_in_foreground,
     wait_until_answers,
 )
 
-ROWS = 32  # photos at a time
-START_SECONDS = 120.0  # downloading the model and importing PyTorch on a busy machine
+BATCH_PHOTOS = 32
+START_SECONDS = 120.0  # to download the model and import PyTorch on a busy machine
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that answers at `url` (POST `url`/invocations), and the process that serves it."""
+    """A model that answers at `url` (POST `url`/invocations), and its server."""
 
     url: str
     server: Server
@@ -51,10 +51,10 @@ class ServedModel:
 def serve_model(
     model_uri: str, tracking_uri: str, port: int | None = None, host: str = LOOPBACK
 ) -> Iterator[ServedModel]:
-    """Serve `model_uri` on `host` (a free port unless `port` says otherwise) for the block.
+    """Serve `model_uri` on `host` and `port` (default: a free one) for the block.
 
-    Runs `mlflow models serve -m MODEL_URI --env-manager local --host HOST -p PORT`, nothing else, and ends
-    all of its processes afterwards. `host` is any address of this machine (0.0.0.0: all of them).
+    Runs exactly `mlflow models serve -m MODEL_URI --env-manager local --host HOST -p PORT` and ends all of its
+    processes afterwards. `host` is any address of this machine (0.0.0.0: all of them).
     Raises UserError if the model does not exist, the port is taken, or the model does not answer /ping within
     120 s.
     """
@@ -71,9 +71,10 @@ def serve_model(
         server = spawn(command, port, folder, log, _environment(folder, tracking_uri), host)
         try:
             if not wait_until_answers(server, "/ping", START_SECONDS):
+                reason = describe_failed_start(server, START_SECONDS)
                 raise UserError(
-                    f"the server of model {model_uri} {fate(server, START_SECONDS)}; its log ends:\n{tail(log)}",
-                    "mend what the log says; `mlflow models serve` with the same model shows all of it",
+                    f"the server of model {model_uri} {reason}; its log ends:\n{tail(log)}",
+                    "fix what the log reports; `mlflow models serve` with the same model shows all of it",
                 )
             yield ServedModel(server.url, server)
         finally:
@@ -85,7 +86,7 @@ def serve_foreground(
 ) -> int:
     """Serve `model_uri` on `host`:`port` until Ctrl-C or SIGTERM (130) or until it ends itself (1).
 
-    `ready` is called once with the address when the model answers. Errors as for `serve_model`.
+    `ready` is called once with the address when the model answers. Raises the errors of `serve_model`.
     """
     with interrupted_by_sigterm():
         try:
@@ -97,9 +98,9 @@ def serve_foreground(
 
 
 def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str, Any]]:
-    """Ask the model at `url` about `images` (the bytes of photos' files); one answer each, in order.
+    """Send `images` (the bytes of photos' files) to the model at `url`; returns one answer each, in order.
 
-    `url` may leave out http://, and may end with a slash or with the /invocations that is asked.
+    `url` may leave out http://, and may end with a slash or with /invocations.
     Raises UserError if there is no answer within `timeout` seconds, or an error.
     """
     if not images:
@@ -110,15 +111,15 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
     try:
         reply = requests.post(f"{url}/invocations", json=body, timeout=timeout)
     except requests.RequestException as error:
-        reason = f"no answer in {timeout:g} s" if isinstance(error, requests.Timeout) else deepest(error)
+        reason = f"no answer in {timeout:g} s" if isinstance(error, requests.Timeout) else root_cause(error)
         raise UserError(
-            f"the model server {url} cannot be asked: {reason}",
+            f"the model server {url} cannot be reached: {reason}",
             "start one with `binsweep serve`, or correct the URL",
         ) from error
     if reply.status_code >= 500:
         raise UserError(
             f"the model server {url} failed: it answered {reply.status_code}: {_reason(reply)}",
-            "what it has printed says more; ask again once that is mended",
+            "its output says more; try again once that is fixed",
         )
     if not reply.ok:
         raise UserError(
@@ -129,9 +130,9 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
 
 
 def open_model(model_uri: str, tracking_uri: str) -> Callable[[Sequence[bytes]], list[dict[str, Any]]]:
-    """A function that answers as `predict` does, by the same model file loaded into this process, without a server.
+    """A function that answers as `predict` does, with the model loaded into this process instead of a server.
 
-    Raises UserError if the model does not exist; so does the function if it refuses the images.
+    Raises UserError if the model does not exist; the function raises it if the model refuses the images.
     """
     require_model(model_uri, tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
@@ -141,22 +142,20 @@ def open_model(model_uri: str, tracking_uri: str) -> Callable[[Sequence[bytes]],
     def answer(images: Sequence[bytes]) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         try:
-            for start in range(0, len(images), ROWS):
-                answers = model.predict(pd.DataFrame({"image": _base64(images[start : start + ROWS])}))
-                rows += answers.to_dict("records")
+            for start in range(0, len(images), BATCH_PHOTOS):
+                batch = images[start : start + BATCH_PHOTOS]
+                rows += model.predict(pd.DataFrame({"image": _base64(batch)})).to_dict("records")
         except MlflowException as error:
-            reason, hint = (
-                f"{model_uri} refuses: {error.message}",
-                "give photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)",
-            )
-            raise UserError(reason, hint) from error
-        return [{key: _plain(value) for key, value in row.items()} for row in rows]
+            raise UserError(
+                f"{model_uri} refuses: {error.message}", "give photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)"
+            ) from error
+        return [{key: _to_json(value) for key, value in row.items()} for row in rows]
 
     return answer
 
 
 def require_model(model_uri: str, tracking_uri: str) -> None:
-    """Raise UserError, naming what there is, if `model_uri` is a registry address that leads nowhere.
+    """Raise UserError, naming what exists, if `model_uri` is a registry address without a model.
 
     Other addresses (runs:/, a path, models:/ with a model's own id) are left to MLflow.
     """
@@ -170,7 +169,7 @@ def require_model(model_uri: str, tracking_uri: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise UserError(
-                f"MLflow at {tracking_uri} cannot say whether model {name!r} exists: {error.message}",
+                f"MLflow at {tracking_uri} cannot tell whether model {name!r} exists: {error.message}",
                 "check that the server is up, then try again",
             ) from error
         names = sorted(found.name for found in client.search_registered_models(max_results=100))
@@ -186,7 +185,7 @@ def require_model(model_uri: str, tracking_uri: str) -> None:
         try:
             client.get_model_version(name, version)
         except MlflowException as error:
-            # Compared here: a filter of MLflow's knows no way to write every name that a model may have.
+            # Compared here: MLflow's filters cannot express every name that a model may have.
             versions = [int(found.version) for found in client.search_model_versions() if found.name == name]
             raise UserError(
                 f"model {name!r} has no version {version!r}",
@@ -195,9 +194,9 @@ def require_model(model_uri: str, tracking_uri: str) -> None:
 
 
 def _environment(folder: Path, tracking_uri: str) -> Mapping[str, str]:
-    """For the serving process: it asks our server for the model and leaves its copy in `folder`.
+    """The environment of the serving process, which downloads the model from our server into `folder`.
 
-    MLflow finds uvicorn by PATH, and this Python may run without its virtual environment being active.
+    MLflow finds uvicorn by PATH, and this Python's virtual environment may not be active.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "PATH": path, "TMPDIR": str(folder)}
@@ -208,15 +207,15 @@ def _base64(images: Sequence[bytes]) -> list[str]:
 
 
 def _reason(reply: requests.Response) -> str:
-    """The first line of what is wrong; MLflow sets a picture of the input before the model's own words."""
+    """The first line of the error; MLflow puts a printout of the input before the model's own message."""
     try:
-        said = str(reply.json()["message"])
+        message = str(reply.json()["message"])
     except (ValueError, KeyError, TypeError):
-        said = reply.text
-    if "enforce schema" in said:
-        said = re.split(r"\sError: ", said)[-1]
-    said = said.rpartition("\nError: ")[2]
-    return (said.strip().splitlines() or ["nothing more"])[0][:300]
+        message = reply.text
+    if "enforce schema" in message:
+        message = re.split(r"\sError: ", message)[-1]
+    message = message.rpartition("\nError: ")[2]
+    return (message.strip().splitlines() or ["no reason given"])[0][:300]
 
 
 def _rows(url: str, reply: requests.Response, expected: int) -> list[dict[str, Any]]:
@@ -227,13 +226,13 @@ def _rows(url: str, reply: requests.Response, expected: int) -> list[dict[str, A
     if not isinstance(rows, list) or len(rows) != expected or not all(isinstance(row, dict) for row in rows):
         raise UserError(
             f"{url} does not answer with one object for each of {expected} image(s): {reply.text[:200]!r}",
-            "name the address of a model that Binsweep registered",
+            "give the address of a server of a model that Binsweep registered",
         )
     return rows
 
 
-def _plain(value: Any) -> Any:
-    """A cell of a data frame as JSON would carry it: no NumPy types, None where nothing is."""
+def _to_json(value: Any) -> Any:
+    """A cell of a data frame as JSON carries it: no NumPy types, None for NaN."""
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,0 +1,112 @@
+"""The MLflow server that MLFLOW_TRACKING_URI names: its address, and whether it can be used."""
+
+import os
+import re
+from urllib.parse import urlsplit
+
+import requests
+
+from binsweep.data.errors import UserError
+from binsweep.data.python_process import environment_variable
+from binsweep.tracking.mlflow_server.credentials import VARIABLE, normalize_address
+from binsweep.tracking.processes import root_cause
+
+# Stores that MLflow would open without a server; no other process could see them while a sweep writes to them.
+_LOCAL_SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql")
+_SERVERS_WITHOUT_SCHEME = ("databricks", "databricks-uc")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # a single letter is a Windows drive
+_HINT = "start that server or correct MLFLOW_TRACKING_URI; unset it to use the embedded server"
+_ABSENT_EXPERIMENT = "binsweep: does MLflow answer?"
+
+
+def named_server() -> str | None:
+    """The address in MLFLOW_TRACKING_URI, None if it is not set or empty.
+
+    Raises UserError if it is not a server's address but a file or a database.
+    """
+    uri = normalize_address(os.environ.get(VARIABLE, ""))
+    if not uri:
+        return None
+    scheme = found[1].lower() if (found := _SCHEME.match(uri)) else ""
+    if scheme.partition("+")[0] in _LOCAL_SCHEMES and uri.lower() not in _SERVERS_WITHOUT_SCHEME:
+        raise UserError(f"{VARIABLE}: must be the http(s) address of a server, got {uri!r}", _HINT)
+    if scheme in ("http", "https"):
+        try:
+            parts = urlsplit(uri)
+            usable = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise UserError(f"{VARIABLE}: {uri!r} names no host and port", "write http://HOST:PORT")
+    return uri
+
+
+def require_reachable(uri: str) -> None:
+    """Raise UserError, naming `uri`, unless an MLflow server answers there.
+
+    Two requests of MLflow's own client, with all that the user has set for it (accounts, tokens, certificates,
+    time-outs, plug-ins), which need no rights: an experiment that does not exist must be reported as absent, and a
+    search for experiments must succeed. A server with one answer for everything fails one of them.
+    """
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
+    from mlflow.tracking import MlflowClient
+
+    with environment_variable(RETRIES.name, "0"):  # no retries: the user at the terminal can try again
+        try:
+            client = MlflowClient(uri)
+            absent = client.get_experiment_by_name(_ABSENT_EXPERIMENT)
+            client.search_experiments(max_results=1)
+        except Exception as error:  # including those of a plug-in, a missing library, a store of its own
+            raise _unreachable(uri, error) from error
+    if absent is not None and absent.name != _ABSENT_EXPERIMENT:
+        raise UserError(f"{uri} answers, but it is no MLflow server", _HINT)
+
+
+def _unreachable(uri: str, error: Exception) -> UserError:
+    """What is wrong with the server at `uri`, from the error of MLflow's client."""
+    text, cause = " ".join(str(error).split()), error.__cause__ or error.__context__
+    found = re.search(r"failed with error code (\d+)|too many (\d+) error responses", text)
+    status = int(found[1] or found[2]) if found else None
+    if status is None and (connection := _connection_error(uri, text, cause)):
+        return connection
+    body = text.rpartition("Response body: ")[2][:150]
+    code = getattr(error, "error_code", "")
+    if status in (401, 403) or code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
+        return UserError(
+            f"MLflow server {uri} refuses us: {f'it answered {status}: ' if status else ''}{body}",
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
+            "or allow this host name at the server (--allowed-hosts)",
+        )
+    # The client reports INTERNAL_ERROR for JSON without an error of MLflow's, ENDPOINT_NOT_FOUND for an API without
+    # the request, and RESOURCE_DOES_NOT_EXIST for a search if the server answers that to everything.
+    foreign = text.startswith("INTERNAL_ERROR: Response: ")
+    foreign |= code in ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST")
+    if foreign or "not in a valid JSON format" in text or status in (404, 405):
+        return UserError(
+            f"{uri} answers, but it is no MLflow server (a login page, or a wrong path?): {body}",
+            f"{_HINT}; a proxy that asks for a login needs MLFLOW_TRACKING_USERNAME or MLFLOW_TRACKING_TOKEN",
+        )
+    if status is not None:
+        more = f": {body}" if "Response body" in text else ""
+        return UserError(f"{uri} is not a healthy MLflow server: it answered {status}{more}", _HINT)
+    return UserError(f"MLflow at {uri} cannot be used: {text[:300] or type(error).__name__}", _HINT)
+
+
+def _connection_error(uri: str, text: str, cause: BaseException | None) -> UserError | None:
+    """The error for a server that gave no answer; None if it gave one."""
+    if "WRONG_VERSION_NUMBER" in text:
+        return UserError(f"MLflow server {uri} cannot be reached: nothing there speaks TLS", "write http://")
+    if isinstance(cause, requests.exceptions.SSLError):
+        return UserError(
+            f"MLflow server {uri} cannot be trusted: {root_cause(cause)}",
+            "name your authority's certificate in MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE "
+            "(MLFLOW_TRACKING_INSECURE_TLS=true checks nothing)",
+        )
+    if isinstance(cause, requests.Timeout):
+        return UserError(
+            f"MLflow server {uri} cannot be reached: no answer in time",
+            f"{_HINT}; MLFLOW_HTTP_REQUEST_TIMEOUT gives it more seconds",
+        )
+    if isinstance(cause, requests.RequestException):
+        return UserError(f"MLflow server {uri} cannot be reached: {root_cause(cause)}", _HINT)
+    return None
