@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from binsweep.search.spec.space import Choice, Dimension, Range, in_order
-from binsweep.search.strategy.base import Goal
+from binsweep.search.spec.objective import Goal
+from binsweep.search.spec.space import Choice, Dimension, Range, SearchSpace
 
 FRACTION_LEVELS = 27  # a fidelity that is a fraction, such as a train size, is cut into this many "epochs"
 
@@ -50,16 +50,16 @@ class Surrogate:
         _known("--instance-column", columns.instance, self.categorical)
         self.fidelities = _levels(parameters.pop(columns.fidelity))
         parameters.pop(columns.instance, None)
-        self.space = {name: _dimension(parameter) for name, parameter in parameters.items()}
+        dimensions = {name: _dimension(parameter) for name, parameter in parameters.items()}
         self.conditions = definition.get("conditions", [])
         for condition in self.conditions:
-            _depend(self.space, condition)
-        self.space = in_order(self.space)
+            _depend(dimensions, condition)
+        self.space = SearchSpace(dimensions)
         self.instances = [name for name in self.encoding[columns.instance] if name != "#na#"]
 
 
 class SurrogateTask:
-    """One instance (data set) of a surrogate as something to tune; satisfies `search.simulator.Task`."""
+    """One instance (data set) of a surrogate as something to tune; implements `search.strategy.simulator.Task`."""
 
     def __init__(self, surrogate: Surrogate, instance: str) -> None:
         self.space, self.goal = surrogate.space, surrogate.columns.goal

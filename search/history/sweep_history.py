@@ -16,11 +16,9 @@ from typing import Any
 
 from binsweep.models.settings import TYPES
 from binsweep.search.execution.controller import ResourceUsage
-from binsweep.search.execution.trial import better
 from binsweep.search.history.run_keys import SWEEP, trial_number
 from binsweep.search.history.sweep_state import STATE, load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec
-from binsweep.search.spec.space import active
 from binsweep.tracking.runlog.spool import Record, owner_of, read_spool
 
 ENDED = ("completed", "stopped", "failed")
@@ -88,9 +86,8 @@ class SweepHistory:
     @property
     def leaders(self) -> list[TrialHistory]:
         """Trials with a value that neither failed nor broke a limit, best first; ties go to the earlier one."""
-        sign = -1 if self.spec.goal == "maximize" else 1
         sound = [t for t in self.trials if t.value is not None and t.state != "failed" and t.feasible]
-        return sorted(sound, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+        return sorted(sound, key=lambda trial: self.spec.objective.sort_key(trial.value, trial.number))
 
     @functools.cached_property
     def shifts(self) -> list[tuple[float, float]]:
@@ -266,7 +263,7 @@ def _take(trials: dict[int, TrialHistory], number: int, record: Record, at: floa
             number,
             TrialHistory(
                 number,
-                active(spec.space, {name: TYPES[name](text[name]) for name in spec.space}),
+                spec.space.active({name: TYPES[name](text[name]) for name in spec.space}),
                 int(text["epochs"]),
             ),
         )
@@ -301,9 +298,8 @@ def _take_epoch(
     trial: TrialHistory, epoch: int, metrics: dict[str, float], at: float, spec: SweepSpec
 ) -> None:
     trial.last, trial.times[epoch] = metrics, at
-    diverged = not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
-    trial.curve[epoch] = math.nan if diverged else metrics[spec.metric]
-    if better(trial.curve[epoch], trial.value, spec.goal):
+    trial.curve[epoch] = spec.objective.value_of(metrics)
+    if spec.objective.is_better(trial.curve[epoch], trial.value):
         trial.value, trial.epoch, trial.best = trial.curve[epoch], epoch, metrics
 
 

@@ -17,6 +17,7 @@ from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import BEST
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.renamed_keys import translate_renamed_keys
 from binsweep.tracking.runlog.run_log import RunLog
 from binsweep.tracking.runlog.spool import owner_of
 
@@ -57,7 +58,7 @@ def save_state(
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What `save_state` wrote last. Raises UserError where the file is damaged."""
+    """The state that `save_state` wrote last, its spec with present key names. Raises UserError if it is damaged."""
     file = folder / STATE
     try:
         state = json.loads(file.read_text())
@@ -68,7 +69,7 @@ def load_state(folder: Path) -> dict[str, Any]:
             f"{file} is damaged: nothing can be done with this sweep",
             "restore the file, or move its folder away; `binsweep sweep SPEC --new` starts another sweep",
         )
-    return state
+    return {**state, "spec": translate_renamed_keys(state["spec"])}
 
 
 def sweep_folders(home: Path) -> list[Path]:

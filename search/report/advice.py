@@ -10,7 +10,7 @@ import optuna
 
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
 from binsweep.search.report.svg_charts import axis_of, on_axis
-from binsweep.search.spec.space import Choice, to_distribution
+from binsweep.search.spec.space import Choice
 from binsweep.search.terminal.format import clock, short, shown
 
 ENOUGH = 10  # trials below which nothing is said about the space
@@ -29,14 +29,13 @@ def importances(course: SweepHistory) -> dict[str, float]:
     sound = course.leaders
     if len(sound) < ENOUGH or len({trial.value for trial in sound}) < 2:
         return {}
-    distributions = {name: to_distribution(dimension) for name, dimension in course.spec.space.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=course.spec.goal)
     study.add_trials(
         [
             optuna.trial.create_trial(
                 params=trial.params,
-                distributions={name: distributions[name] for name in trial.params},
+                distributions={name: course.spec.space.distributions[name] for name in trial.params},
                 value=trial.value,
             )
             for trial in sound
@@ -88,7 +87,6 @@ def improvements(course: SweepHistory) -> list[tuple[float, int, float, int]]:
 
     Breaks of the sweep do not count as time.
     """
-    sign = 1 if course.spec.goal == "maximize" else -1
     told = sorted(
         (at, trial.number, trial.curve[epoch])
         for trial in course.trials
@@ -97,7 +95,7 @@ def improvements(course: SweepHistory) -> list[tuple[float, int, float, int]]:
     )
     found: list[tuple[float, int, float, int]] = []
     for epochs, (at, number, value) in enumerate(told, 1):
-        if math.isfinite(value) and (not found or sign * value > sign * found[-1][2]):
+        if math.isfinite(value) and course.spec.objective.is_better(value, found[-1][2] if found else None):
             found.append((course.since_start(at), epochs, value, number))
     return found
 

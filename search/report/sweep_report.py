@@ -153,13 +153,14 @@ def _best_so_far(course: SweepHistory) -> list[str]:
     leaders, metric = course.leaders, course.spec.metric
     if not leaders:
         return []
-    y, sign = _values(course), 1 if course.spec.goal == "maximize" else -1
+    y, objective = _values(course), course.spec.objective
     begun = sorted(course.trials, key=lambda trial: trial.stretches[0].start if trial.stretches else math.inf)
     order = {trial.number: float(place) for place, trial in enumerate(begun, 1)}
     reached = {trial.number: course.since_start(trial.times[trial.epoch]) for trial in leaders}
     by_trial: list[tuple[float, float, int]] = []
     for trial in sorted(leaders, key=lambda trial: order[trial.number]):
-        if trial.value is not None and (not by_trial or sign * trial.value > sign * by_trial[-1][1]):
+        best = by_trial[-1][1] if by_trial else None
+        if trial.value is not None and objective.is_better(trial.value, best):
             by_trial.append((order[trial.number], trial.value, trial.number))
     by_time = [(at, value, number) for at, _, value, number in improvements(course)]
     unit, name = (60.0, "minutes") if course.seconds > 180 else (1.0, "seconds")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from binsweep.search.spec.space import ABSENT, Problem
+from binsweep.search.spec.problems import ABSENT, Problem
 
 MOST = 50_000  # values of a document, with all that its aliases repeat
 # What YAML 1.1 takes for numbers: 010 is 8, and 1:30 is 90, minutes and seconds.

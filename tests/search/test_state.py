@@ -32,6 +32,33 @@ def note(folder: Path, **changes: Any) -> None:
     (folder / "sweep.json").write_text(json.dumps({"fingerprint": "f", **state, **changes}))
 
 
+def test_a_sweep_with_keys_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Its stored spec has keys that were renamed since; it is shown, and goes on by a spec with the new ones."""
+    new = {
+        "objective": {"cost_objective": "megabytes"},
+        "resources": {"max_concurrent_trials": 2, "overrides": {"when": {"backbone": ["resnet18"]}}},
+        "search": {"initial_points": []},
+        "register": {"gate": {"min_class_accuracy": 0.1}},
+    }
+    sweep = Recorded(tmp_path / "sweeps" / "recorded-1", **new)
+    sweep.start(0, **PARAMS)
+    sweep.epoch(0, 1, 0.5)
+    folder = sweep.close()
+    spec = spec_of(folder)
+    stored = json.loads((folder / "sweep.json").read_text())["spec"]
+    stored["objective"]["against"] = stored["objective"].pop("cost_objective")
+    stored["resources"]["trials_at_once"] = stored["resources"].pop("max_concurrent_trials")
+    stored["resources"]["large"] = stored["resources"].pop("overrides")
+    stored["search"]["points"] = stored["search"].pop("initial_points")
+    stored["register"]["gate"]["class_floor"] = stored["register"]["gate"].pop("min_class_accuracy")
+    note(folder, spec=stored, status="unfinished")
+    assert spec_of(folder) == spec
+    assert find_unfinished(tmp_path, spec, "f", asked=True) == folder
+    for words in (["status", "recorded-1"], ["report", "recorded-1"]):
+        done = run_here(*words, BINSWEEP_HOME=str(tmp_path), MLFLOW_TRACKING_URI=NOBODY)
+        assert done.returncode == 0, done.stderr
+
+
 def test_status_shows_a_sweep_that_has_no_spec_file_yet(tmp_path: Path) -> None:
     sweep = Recorded(tmp_path / "sweeps" / "s-1", status="running")
     (sweep.folder / "spec.yaml").unlink()

@@ -50,7 +50,7 @@ RAW: dict[str, Any] = {
         "epochs": {"low": 3, "high": 9},
         "label_smoothing": {"low": 0.01, "high": 0.1, "when": {"batch_size": [16]}},
     },
-    "objective": {"max_megabytes": 100.0, "against": "latency_ms"},
+    "objective": {"max_megabytes": 100.0, "cost_objective": "latency_ms"},
     "budget": {"trials": TRIALS},
     "register": {"model": "small-counter"},
 }
@@ -243,7 +243,7 @@ def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
             and "failed" in version.tags["gate.better_than_the_champion"]
         )
         assert client.get_model_version_by_alias("gated", "challenger").version == refused.version
-    gate = PromotionCriteria(class_floor=1.0, max_latency_ms=0.001, max_megabytes=0.001)
+    gate = PromotionCriteria(min_class_accuracy=1.0, max_latency_ms=0.001, max_megabytes=0.001)
     failed = {rule.name for rule in judged(counter, gate).rules if not rule.passed}
     assert {"latency", "size"} <= failed
     files = [file.path for file in client.list_artifacts(best["run_id"], "gate")]
@@ -374,7 +374,7 @@ def test_large_trials_get_more_than_the_others(bins: Path, server: str, tmp_path
         name="mixed",
         model={"backbone": "efficientnet_lite0", "epochs": 3},
         space={"lr": [0.01, 0.003], "batch_size": [8, 16]},
-        resources={"large": large},
+        resources={"overrides": large},
         search={"sampler": "grid", "stopping": "none"},
         budget={"trials": 4},
     )

@@ -35,7 +35,7 @@ BLOCK = 4_000_000  # numbers that the bootstrap holds at a time, 32 MB
 class PromotionCriteria:
     """What may be asked beyond being better; None asks nothing."""
 
-    class_floor: float | None = None  # least accuracy of every class that has photos, 0 to 1
+    min_class_accuracy: float | None = None  # least accuracy of every class that has photos, 0 to 1
     max_latency_ms: float | None = None  # median of one photo over HTTP
     max_megabytes: float | None = None  # of the model's files
     approval: bool = False  # a person must say so, too

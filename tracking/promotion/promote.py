@@ -300,8 +300,8 @@ def _ask(
     card = score(said, actual, guess)
     rules = [judge_packed(again.probabilities, candidate.validation[:PACKED])]
     rules.append(judge_served(said.counts, said.probabilities, served, said.classes))
-    if gate.class_floor is not None:
-        rules.append(judge_classes(card.classes, gate.class_floor, said.classes))
+    if gate.min_class_accuracy is not None:
+        rules.append(judge_classes(card.classes, gate.min_class_accuracy, said.classes))
     if gate.max_latency_ms is not None:
         rules.append(judge_limit("latency", latency, gate.max_latency_ms, "ms for one photo"))
     if gate.max_megabytes is not None:
