@@ -28,7 +28,7 @@ from binsweep.search.spec.schema import (
 )
 from binsweep.search.spec.space import SearchSpace, values_of
 from binsweep.search.spec.space_parser import parse_space
-from binsweep.search.spec.yaml_file import NotYaml, YamlDocument, hinted, read_yaml
+from binsweep.search.spec.yaml_file import NotYaml, YamlDocument, read_yaml, with_yaml_hint
 from binsweep.tracking.promotion.gate import PromotionCriteria
 
 WEIGHTS_KEYWORDS = ("imagenet", "none")  # values of model.weights that are no path
@@ -163,7 +163,7 @@ def parse_spec(raw: Any, where: str = "spec", document: YamlDocument | None = No
     if file is not None and not problems:
         context = SpecContext(file, SearchSpace(dimensions))
         problems += cross_problems(context)
-    _raise([hinted(problem, document.words) for problem in problems], where)
+    _raise([with_yaml_hint(problem, document.bare_words) for problem in problems], where)
     assert file is not None and context is not None
     typed = {name: TYPES[name](value) for name, value in file.model.items()}
     resolved = file.model_dump(by_alias=True)
@@ -208,7 +208,7 @@ def set_key(raw: dict[str, Any], assignment: str) -> dict[str, str]:
         if not isinstance(place, dict):
             raise UserError(f"--set {assignment}: {step} is a value, not a section", "name a key of the spec")
     place[steps[-1]] = document.value
-    return {f"{key}.{path}".rstrip("."): word for path, word in document.words.items()}
+    return {f"{key}.{path}".rstrip("."): word for path, word in document.bare_words.items()}
 
 
 def _absolute(value: Any, keywords: Sequence[str] = ()) -> Any:
@@ -250,7 +250,7 @@ def _read(path: Path, assignments: Sequence[str]) -> YamlDocument:
         raise UserError(f"{path}{error.where}: {error.what}", error.hint) from error
     if isinstance(document.value, dict):
         for assignment in assignments:
-            document.words |= set_key(document.value, assignment)
+            document.bare_words |= set_key(document.value, assignment)
     return document
 
 

@@ -17,9 +17,9 @@ _CHOICE_KEYS = ("values", "when")
 
 
 def parse_space(raw: Mapping[str, Any]) -> tuple[dict[str, Dimension], list[Problem]]:
-    """Read `{name: [choices], {values, when?} or {low, high, log?, step?, when?}}`.
+    """Parse `{name: [choices], {values, when?} or {low, high, log?, step?, when?}}`.
 
-    Returns the dimensions that are right, each behind those that it depends on, and every mistake.
+    Returns the valid dimensions, each after those that it depends on, and all mistakes.
     """
     if not isinstance(raw, Mapping):
         rule = "the space must be a mapping of names to dimensions"
@@ -61,7 +61,7 @@ def _parse_dimension(path: str, raw: Any) -> tuple[Dimension | None, list[Proble
 
 
 def _parse_when(path: str, raw: Mapping[str, Any]) -> tuple[When, list[Problem]]:
-    """`when: {other: [values]}`."""
+    """Parse `when: {other: [values]}`."""
     when = raw.get("when", {})
     hint = "such as when: {optimizer: [sgd]}"
     if not isinstance(when, Mapping) or ("when" in raw and not when):
@@ -77,7 +77,7 @@ def _parse_when(path: str, raw: Mapping[str, Any]) -> tuple[When, list[Problem]]
 def when_problems(
     path: str, when: Iterable[tuple[str, Sequence[Value]]], space: Mapping[str, Dimension]
 ) -> list[Problem]:
-    """The mistakes in the condition of what stands at `path`: it may name choices of the space, and their values."""
+    """The mistakes in the condition at `path`, which may name choices of the space and their values."""
     problems = []
     choices = {name: d for name, d in space.items() if isinstance(d, Choice)}
     for parent, allowed in when:
@@ -116,7 +116,7 @@ def _choice_problems(path: str, raw: list[Any] | tuple[Any, ...]) -> list[Proble
         if not isinstance(option, Value) or (isinstance(option, float) and not math.isfinite(option)):
             rule = "a choice must be text, a finite number, true or false"
             problems.append(Problem(f"{path}[{i}]", rule, option, "write a plain value"))
-        elif option in raw[:i]:  # by ==, as Optuna compares them: 1, 1.0 and true are one choice to it
+        elif option in raw[:i]:  # by ==, as Optuna compares them: 1, 1.0 and true are equal
             rule = "choices must differ"
             problems.append(
                 Problem(f"{path}[{i}]", rule, option, f"remove it: it equals {raw[raw.index(option)]!r}")

@@ -27,7 +27,7 @@ from binsweep.search.execution.interrupts import take_note
 from binsweep.search.execution.local_runner import run_local
 from binsweep.search.execution.resources import Node, check_resources, fits, ray_place, share_of, this_machine
 from binsweep.search.execution.trial import TrialResources, no_room
-from binsweep.search.history.sweep_history import spent_on
+from binsweep.search.history.sweep_history import resources_spent
 from binsweep.search.history.sweep_state import save_state
 from binsweep.search.recording.decision_log import DecisionLog
 from binsweep.search.recording.live_table import LiveTable, Step
@@ -166,7 +166,7 @@ def run_sweep(
 
             nodes = list(cluster or [stack.enter_context(start_ray(cores()))])
             slots = check_resources(spec.resources, nodes, "Ray")
-        spent = ResourceUsage() if unfinished is None else spent_on(unfinished)
+        spent = ResourceUsage() if unfinished is None else resources_spent(unfinished)
         folder = unfinished or new_folder(home, spec.name)
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         search = spec.search

@@ -13,7 +13,7 @@ from real_sweeps import run_here
 from recorded_sweeps import Recorded
 
 from binsweep.data.errors import UserError
-from binsweep.search.history.sweep_history import spent_on
+from binsweep.search.history.sweep_history import resources_spent
 from binsweep.search.history.sweep_state import find_unfinished, load_state, newest_folder
 from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.tracking.runlog.run_log import RunLog
@@ -177,9 +177,9 @@ def test_what_a_killed_process_gave_to_a_sweep_is_counted(tmp_path: Path) -> Non
         sweep.at += 100
         sweep.epoch(0, 1 + bool(start), 0.4)
     note(sweep.close(), seconds=50.0, cpu_seconds=900.0, gpu_seconds=0.0)
-    spent = spent_on(sweep.folder)
+    spent = resources_spent(sweep.folder)
     assert spent.seconds == pytest.approx(200) and spent.cpu_seconds == 900
-    assert spent_on(tmp_path / "none").seconds == 0
+    assert resources_spent(tmp_path / "none").seconds == 0
 
 
 def test_a_listing_outlives_a_sweep_that_is_deleted_meanwhile(tmp_path: Path) -> None:
