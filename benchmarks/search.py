@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--budgets", default="5,10,20,50", help="in full trainings")
     parser.add_argument("--workers", default="1", help="for example 1,8")
-    parser.add_argument("--json", type=Path, help="where the results go; traces are written beside it")
+    parser.add_argument(
+        "--json", type=Path, help="where the results go; traces are written to a file next to it"
+    )
     parser.add_argument(
         "--runs", type=Path, help="file that runs are kept in, and found again by a later call"
     )

@@ -1,10 +1,10 @@
-"""What one suggestion costs in a study of so many finished trials, on SQLite, its writes included.
+"""The time of one suggestion in a study with many finished trials on SQLite, writes included.
 
     python benchmarks/search_cost.py --studies FOLDER --trials 1000,10000 --samplers random,tpe,auto
 
-A trial of the built-in synthetic family at a time. A turn is all that the strategy takes from asking for a trial to its
-pause or end: one `suggest` and an `observe` an epoch, the last of which plans. Medians in milliseconds: the processor's
-time, which other work on the machine hardly changes, and of a suggestion also the time that passed.
+Trials of the built-in synthetic family, one at a time. A turn is the strategy's total time from suggesting a trial to
+its pause or end: one `suggest`, and one `observe` per epoch, the last of which plans. Medians in milliseconds of
+processor time, which other work on the machine hardly changes; for a suggestion also wall-clock time.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def fill(path: Path, count: int) -> None:
-    """A study of trials at random: two thirds ended at the first level, the others a third of them further each."""
+    """A study of random trials: two thirds ended at the first rung, and two thirds of the rest at each further rung."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_file = path.with_suffix(".tmp")
     partial_file.unlink(missing_ok=True)
@@ -113,7 +113,7 @@ def measured(path: Path, sampler: str) -> str:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What a call gave, the processor's seconds, and those that passed."""
+    """The result of a call, its processor time and its wall-clock time, in seconds."""
     began = time.process_time(), time.perf_counter()
     found = call()
     return found, time.process_time() - began[0], time.perf_counter() - began[1]

@@ -11,11 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_history import (
     SweepHistory,
     as_json,
     epochs_reached,
-    read_history,
     throughput,
     warning_counts,
 )
@@ -61,7 +61,7 @@ def format_lines(history: SweepHistory) -> list[str]:
         lines.append(f"best: {value}, trial {best.number} at epoch {best.epoch} of {best.epochs}: {params}")
     if reached := epochs_reached(history):
         lines.append(
-            "rungs: " + ", ".join(f"{many} reached epoch {level}" for level, many in reached.items())
+            "rungs: " + ", ".join(f"{many} reached epoch {epoch}" for epoch, many in reached.items())
         )
     trained, rate = sum(trial.epochs_done for trial in history.trials), throughput(history)
     if rate is not None and history.seconds:

@@ -14,7 +14,8 @@ from jinja2 import Environment
 from binsweep.data.atomic_write import write_bytes
 from binsweep.data.errors import UserError
 from binsweep.models.profiler import PHASES
-from binsweep.search.history.sweep_history import SweepHistory, TrialHistory, read_history, throughput
+from binsweep.search.history.run_log_reader import read_history
+from binsweep.search.history.sweep_history import SweepHistory, TrialHistory, throughput
 from binsweep.search.report.advice import balance, importances, improvements, next_steps, verdict
 from binsweep.search.report.axis import Axis, axis_around, axis_of, axis_value
 from binsweep.search.report.svg_charts import BLUE, GREEN, GREY, ORANGE, RED, Chart, parallel, shade

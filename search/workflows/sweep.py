@@ -27,7 +27,7 @@ from binsweep.search.execution.interrupts import take_note
 from binsweep.search.execution.local_runner import run_local
 from binsweep.search.execution.resources import Node, check_resources, fits, ray_place, share_of, this_machine
 from binsweep.search.execution.trial import TrialResources, no_room
-from binsweep.search.history.sweep_history import resources_spent
+from binsweep.search.history.run_log_reader import resources_spent
 from binsweep.search.history.sweep_state import save_state
 from binsweep.search.recording.decision_log import DecisionLog
 from binsweep.search.recording.live_table import LiveTable, Step

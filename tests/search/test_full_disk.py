@@ -14,7 +14,7 @@ import pytest
 from binsweep.models.train import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask, no_room, run_trial
-from binsweep.search.history.sweep_history import read_history
+from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_state import load_state
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.workflows.sweep import prepare, run_sweep

@@ -13,7 +13,8 @@ from recorded_sweeps import START, Recorded, random_trials
 
 from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key, trial_key, trial_number
-from binsweep.search.history.sweep_history import as_json, read_history
+from binsweep.search.history.run_log_reader import read_history
+from binsweep.search.history.sweep_history import as_json
 from binsweep.search.report.advice import importances, next_steps, verdict
 from binsweep.search.report.status import format_lines
 from binsweep.search.report.sweep_report import contents, describe

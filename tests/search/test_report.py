@@ -11,7 +11,8 @@ import pytest
 from recorded_sweeps import START, Recorded, random_sweep
 
 from binsweep.data.errors import UserError
-from binsweep.search.history.sweep_history import as_json, read_history
+from binsweep.search.history.run_log_reader import read_history
+from binsweep.search.history.sweep_history import as_json
 from binsweep.search.report.advice import importances, improvements, next_steps, verdict
 from binsweep.search.report.axis import Axis
 from binsweep.search.report.status import format_lines

@@ -13,7 +13,7 @@ from real_sweeps import run_here
 from recorded_sweeps import Recorded
 
 from binsweep.data.errors import UserError
-from binsweep.search.history.sweep_history import resources_spent
+from binsweep.search.history.run_log_reader import resources_spent
 from binsweep.search.history.sweep_state import find_unfinished, load_state, newest_folder
 from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.tracking.runlog.run_log import RunLog

@@ -21,7 +21,8 @@ from binsweep.models.build import counter_from, load_checkpoint
 from binsweep.models.network import CountingModel
 from binsweep.models.predictor import Predictor
 from binsweep.search.execution.health import read_findings
-from binsweep.search.history.sweep_history import as_json, read_history
+from binsweep.search.history.run_log_reader import read_history
+from binsweep.search.history.sweep_history import as_json
 from binsweep.search.history.sweep_state import find_folder, load_state
 from binsweep.search.report.sweep_report import describe
 from binsweep.search.spec.parser import SweepSpec, parse_spec
