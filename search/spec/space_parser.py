@@ -158,7 +158,7 @@ def _bound_problems(path: str, r: Range) -> list[Problem]:
     if r.step is not None and r.step <= 0:
         problems.append(Problem(f"{path}.step", "must be above 0", r.step, "remove it for no step"))
     elif r.step is not None and r.is_int and not isinstance(r.step, int):
-        hint = "a whole step, or low and high written with a decimal point"
+        hint = "a whole step, or low and high with a decimal point"
         problems.append(Problem(f"{path}.step", "the step of whole numbers must be whole", r.step, hint))
     return problems
 
@@ -166,7 +166,7 @@ def _bound_problems(path: str, r: Range) -> list[Problem]:
 def _unknown_key(path: str, key: Any, value: Any, known: tuple[str, ...]) -> Problem:
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "use " + ", ".join(known)
-    return Problem(f"{path}.{key}", "a dimension like this knows only " + ", ".join(known), value, hint)
+    return Problem(f"{path}.{key}", "unknown key, allowed are " + ", ".join(known), value, hint)
 
 
 def _is_number(value: Any) -> bool:
