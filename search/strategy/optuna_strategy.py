@@ -92,7 +92,7 @@ class OptunaStrategy:
             if state == "running":
                 self._running[trial.number] = _RunningTrial()  # its process died: it may be resumed
 
-    def know(self, sweep: str, records: Sequence[Record], points: Sequence[Mapping[str, Any]]) -> None:
+    def warm_start(self, sweep: str, records: Sequence[Record], points: Sequence[Mapping[str, Any]]) -> None:
         """Before the first trial: add `records` of an earlier sweep as results, and plan to try `points` first.
 
         Earlier trials do not belong to this sweep: `trials` and `best` exclude them, and this sweep's numbers follow

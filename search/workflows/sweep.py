@@ -174,7 +174,7 @@ def run_sweep(
             spec.space, spec.goal, spec.max_epochs, search.sampler, search.stopping, search.seed
         )
         strategy = open_strategy(folder / "study.db", folder.name, options)
-        strategy.know(
+        strategy.warm_start(
             earlier.sweep if earlier else "",
             earlier.records if earlier else [],
             [*search.initial_points, *(earlier.points if earlier else [])],

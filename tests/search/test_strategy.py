@@ -363,12 +363,12 @@ def test_what_an_earlier_sweep_found_counts_but_is_no_trial_of_this_one(tmp_path
             first.observe(suggestion.number, epoch, -abs(suggestion.params["x"] - 0.7))
         first.finish(suggestion.number, Outcome("completed"))
     second = opened(tmp_path / "b", sampler, "none", space=space)
-    second.know("a", first.trials(), [{"x": 0.25}, {"x": 0.75}])
+    second.warm_start("a", first.trials(), [{"x": 0.25}, {"x": 0.75}])
     assert second.trials() == [] and second.best() is None
     told = [second.suggest(), second.suggest()]
     assert [suggestion and suggestion.params["x"] for suggestion in told] == [0.25, 0.75]
     again = opened(tmp_path / "b", sampler, "none", space=space)
-    again.know("a", first.trials(), [])  # known already
+    again.warm_start("a", first.trials(), [])  # known already
     assert [record.number for record in again.trials()] == [20, 21]
     third = again.suggest()
     assert third is not None and third.number == 22
