@@ -1,4 +1,4 @@
-"""Multi-fidelity methods of other packages behind the Strategy seam, for `benchmarks/search.py`.
+"""Multi-fidelity methods of other packages behind the Strategy interface, for `benchmarks/search.py`.
 
 `pip install 'binsweep[bench]'` brings them. Each gets what its own package would do with the same curves: the
 rungs at 2, 6, 18 and 52 epochs of its defaults (least 2, eta 3), and, where it trains one configuration to a larger

@@ -188,7 +188,7 @@ def test_the_logarithm_of_an_improvement_keeps_the_order_where_it_is_nought() ->
 @pytest.mark.parametrize(
     ("last", "expected"), [(52, [2, 6, 17, 52]), (27, [1, 3, 9, 27]), (4, [1, 4]), (1, [1])]
 )
-def test_levels_are_thirds_of_a_trials_own_length(last: int, expected: list[int]) -> None:
+def test_rungs_are_thirds_of_a_trials_own_length(last: int, expected: list[int]) -> None:
     assert training_rungs(last) == expected
 
 
@@ -200,7 +200,7 @@ def standing(*curves: tuple[list[float], str], last: int = 9) -> TrialPool:
     return found
 
 
-def test_the_best_third_at_a_level_is_promoted_once() -> None:
+def test_the_best_third_at_a_rung_is_promoted_once() -> None:
     trials = standing(([0.1], "paused"), ([0.3], "paused"), ([0.2], "paused"))
     found = next_promotion(trials)
     assert found is not None and found[0] == 1 and "rank 1 of 3" in found[1]

@@ -321,7 +321,7 @@ def test_auto_goes_on_with_paused_trials_and_remembers_them_when_reopened(tmp_pa
 
 def test_a_trial_that_had_gone_on_when_its_process_died_runs_still(tmp_path: Path) -> None:
     strategy = opened(tmp_path, "random", "auto")
-    for _ in range(3):  # three are paused at their first level, so one may go on
+    for _ in range(3):  # three are paused at their first rung, so one may go on
         suggestion = strategy.suggest()
         assert suggestion is not None and suggestion.epochs_done == 0
         for epoch in range(1, EPOCHS):
