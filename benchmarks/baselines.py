@@ -9,8 +9,9 @@ from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHal
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from binsweep.search.spec.space import to_distribution
-from binsweep.search.strategy import Decision, Outcome, Strategy, Suggestion, Verdict, open_strategy
+from binsweep.search.spec.objective import Objective
+from binsweep.search.strategy.base import Decision, Outcome, Strategy, Suggestion, Verdict
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.strategy.simulator import Task
 
 
@@ -23,8 +24,7 @@ class StockOptuna:
 
     def __init__(self, task: Task, sampler: BaseSampler, pruner: BasePruner, as_ray: bool = False) -> None:
         self._study = optuna.create_study(direction=task.goal, sampler=sampler, pruner=pruner)
-        self._space = {name: to_distribution(dimension) for name, dimension in task.space.items()}
-        self._sign = 1.0 if task.goal == "maximize" else -1.0
+        self._space, self._sign = task.space.distributions, Objective(task.goal).sign
         self._as_ray, self._last = as_ray, task.max_epochs
         self._live: dict[int, tuple[optuna.Trial, list[float]]] = {}
 
@@ -63,7 +63,8 @@ def _hyperband(task: Task) -> BasePruner:
 
 
 def _ours(task: Task, seed: int, sampler: Any, stopping: Any) -> Strategy:
-    return open_strategy(None, "s", task.space, task.goal, sampler, stopping, seed, task.max_epochs)
+    options = StrategyOptions(task.space, task.goal, task.max_epochs, sampler, stopping, seed)
+    return open_strategy(None, "s", options)
 
 
 STRATEGIES: dict[str, Callable[[Task, int], Strategy]] = {

@@ -1,4 +1,4 @@
-"""Multi-fidelity methods of other packages behind the Strategy seam, for `benchmarks/search.py`.
+"""Multi-fidelity methods of other packages behind the Strategy interface, for `benchmarks/search.py`.
 
 `pip install 'binsweep[bench]'` brings them. Each gets what its own package would do with the same curves: the
 rungs at 2, 6, 18 and 52 epochs of its defaults (least 2, eta 3), and, where it trains one configuration to a larger
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from binsweep.search.spec.objective import Objective
 from binsweep.search.spec.space import Choice, Dimension
-from binsweep.search.strategy import Decision, Outcome, Suggestion, Verdict
+from binsweep.search.strategy.base import Decision, Outcome, Suggestion, Verdict
 from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.simulator import Task
 
@@ -88,7 +89,7 @@ class AskTell(NoCosts):
 
     def __init__(self, task: Task, ask: Callable[[], _Job | None]) -> None:
         self._task, self._ask = task, ask
-        self._sign = 1.0 if task.goal == "maximize" else -1.0
+        self._sign = Objective(task.goal).sign
         self._numbers: dict[tuple[tuple[str, Any], ...], int] = {}  # trials by configuration
         self._jobs: dict[int, _Job] = {}
         self._done: dict[int, int] = {}

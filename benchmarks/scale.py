@@ -27,7 +27,8 @@ import optuna
 # A script's own folder comes first on the path, where `search.py` would hide the package of that name.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 
-from binsweep.search.strategy import Decision, Outcome, open_strategy  # noqa: E402
+from binsweep.search.strategy.base import Decision, Outcome  # noqa: E402
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy  # noqa: E402
 from binsweep.search.strategy.simulator import SyntheticTask  # noqa: E402
 from binsweep.tracking.runlog.run_log import RunLog  # noqa: E402
 
@@ -116,16 +117,9 @@ def simulate(
     """The driver's mean seconds for an epoch, its busy share, the workers' waiting share, metrics a second."""
     task, dice = SyntheticTask(0), random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        strategy = open_strategy(
-            Path(folder) / "study.db",
-            "scale",
-            task.space,
-            task.goal,
-            sampler=sampler,
-            stopping="auto" if sampler == "auto" else "asha",
-            seed=0,
-            max_epochs=task.max_epochs,
-        )
+        stopping = "auto" if sampler == "auto" else "asha"
+        options = StrategyOptions(task.space, task.goal, task.max_epochs, sampler, stopping)
+        strategy = open_strategy(Path(folder) / "study.db", "scale", options)
         log = RunLog(Path(folder) / "spool", NOWHERE, "scale")
         log.start_run("sweep", "scale")
         curves = {}

@@ -25,7 +25,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.baselines import STRATEGIES  # noqa: E402
 
-from binsweep.search.spec.space import to_distribution  # noqa: E402
+from binsweep.search.spec.objective import Objective  # noqa: E402
 from binsweep.search.strategy.simulator import Step, SyntheticTask, Task, simulate  # noqa: E402
 
 RANDOM_CONFIGURATIONS = 3_000
@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--budgets", default="5,10,20,50", help="in full trainings")
     parser.add_argument("--workers", default="1", help="for example 1,8")
-    parser.add_argument("--json", type=Path, help="where the results go; traces are written beside it")
+    parser.add_argument(
+        "--json", type=Path, help="where the results go; traces are written to a file next to it"
+    )
     parser.add_argument(
         "--runs", type=Path, help="file that runs are kept in, and found again by a later call"
     )
@@ -103,7 +105,7 @@ def _tasks(options: argparse.Namespace) -> list[tuple[str, Task]]:
 def _regrets(
     instance: str, task: Task, traces: list[dict[str, Any]], budgets: list[float]
 ) -> list[dict[str, Any]]:
-    sign = 1.0 if task.goal == "maximize" else -1.0
+    sign = Objective(task.goal).sign
     reference = sign * _random_best(task)
     mine = [trace for trace in traces if trace["instance"] == instance]
     best = max(reference.max(), *(sign * trace["trace"][-1][2] for trace in mine))
@@ -121,9 +123,8 @@ def _random_best(task: Task) -> np.ndarray:
     """The best value over epochs of random configurations, the same for every comparison."""
     sampler = optuna.samplers.RandomSampler(seed=20_181_013)
     study = optuna.create_study(sampler=sampler)
-    space = {name: to_distribution(dimension) for name, dimension in task.space.items()}
-    sign = 1.0 if task.goal == "maximize" else -1.0
-    curves = (task.curve(study.ask(space).params)[0] for _ in range(RANDOM_CONFIGURATIONS))
+    sign = Objective(task.goal).sign
+    curves = (task.curve(study.ask(task.space.distributions).params)[0] for _ in range(RANDOM_CONFIGURATIONS))
     return np.array([sign * max(sign * value for value in curve) for curve in curves])
 
 

@@ -1,10 +1,10 @@
-"""What one suggestion costs in a study of so many finished trials, on SQLite, its writes included.
+"""The time of one suggestion in a study with many finished trials on SQLite, writes included.
 
     python benchmarks/search_cost.py --studies FOLDER --trials 1000,10000 --samplers random,tpe,auto
 
-A trial of the built-in synthetic family at a time. A turn is all that the strategy takes from asking for a trial to its
-pause or end: one `suggest` and an `observe` an epoch, the last of which plans. Medians in milliseconds: the processor's
-time, which other work on the machine hardly changes, and of a suggestion also the time that passed.
+Trials of the built-in synthetic family, one at a time. A turn is the strategy's total time from suggesting a trial to
+its pause or end: one `suggest`, and one `observe` per epoch, the last of which plans. Medians in milliseconds of
+processor time, which other work on the machine hardly changes; for a suggestion also wall-clock time.
 """
 
 import argparse
@@ -23,11 +23,11 @@ import optuna
 # A script's own folder comes first on the path, where `search.py` would hide the package of that name.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 
-from binsweep.search.spec.space import to_distribution  # noqa: E402
-from binsweep.search.strategy import Decision, Outcome, open_strategy  # noqa: E402
+from binsweep.search.strategy.base import Decision, Outcome  # noqa: E402
 from binsweep.search.strategy.encoding import Encoder  # noqa: E402
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy  # noqa: E402
 from binsweep.search.strategy.simulator import SyntheticTask  # noqa: E402
-from binsweep.search.strategy.trial_pool import levels  # noqa: E402
+from binsweep.search.strategy.trial_pool import training_rungs  # noqa: E402
 
 TURNS = 60
 
@@ -60,13 +60,12 @@ def main() -> None:
 
 
 def fill(path: Path, count: int) -> None:
-    """A study of trials at random: two thirds ended at the first level, the others a third of them further each."""
+    """A study of random trials: two thirds ended at the first rung, and two thirds of the rest at each further rung."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_file = path.with_suffix(".tmp")
     partial_file.unlink(missing_ok=True)
     task, rng = SyntheticTask(0), np.random.default_rng(0)
-    encoder, ends = Encoder(task.space), levels(task.max_epochs)
-    distributions = {name: to_distribution(dimension) for name, dimension in task.space.items()}
+    encoder, ends = Encoder(task.space), training_rungs(task.max_epochs)
     study = optuna.create_study(storage=f"sqlite:///{partial_file}", study_name="s", direction=task.goal)
     for point in encoder.random(rng, count):
         params = encoder.params(point)
@@ -78,7 +77,7 @@ def fill(path: Path, count: int) -> None:
                 state=optuna.trial.TrialState.COMPLETE if full else optuna.trial.TrialState.PRUNED,
                 value=max(values.values()) if full else None,
                 params=params,
-                distributions=distributions,
+                distributions=task.space.distributions,
                 intermediate_values=values,
                 user_attrs={"suggested_because": "filled", "ended_because": "filled"},
             )
@@ -89,9 +88,8 @@ def fill(path: Path, count: int) -> None:
 def measured(path: Path, sampler: str) -> str:
     """The cells of a row."""
     task = SyntheticTask(0)
-    strategy, opening, _ = timed(
-        lambda: open_strategy(path, "s", task.space, task.goal, sampler, "auto", 0, task.max_epochs)  # type: ignore[arg-type]
-    )
+    options = StrategyOptions(task.space, task.goal, task.max_epochs, sampler)  # type: ignore[arg-type]
+    strategy, opening, _ = timed(lambda: open_strategy(path, "s", options))
     suggests, observes, turns, passed = [], [], [], []
     for _ in range(TURNS):
         suggestion, seconds, all_in_all = timed(strategy.suggest)
@@ -115,7 +113,7 @@ def measured(path: Path, sampler: str) -> str:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What a call gave, the processor's seconds, and those that passed."""
+    """The result of a call, its processor time and its wall-clock time, in seconds."""
     began = time.process_time(), time.perf_counter()
     found = call()
     return found, time.process_time() - began[0], time.perf_counter() - began[1]

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from binsweep.search.spec.space import Choice, Dimension, Range, in_order
-from binsweep.search.strategy.base import Goal
+from binsweep.search.spec.objective import Goal
+from binsweep.search.spec.space import Choice, Dimension, Range, SearchSpace
 
-FRACTION_LEVELS = 27  # a fidelity that is a fraction, such as a train size, is cut into this many "epochs"
+FRACTION_LEVELS = (
+    27  # a fidelity that is a fraction, such as a train size, is divided into this many "epochs"
+)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of the surrogate mean what."""
+    """The roles of the surrogate's columns."""
 
     value: str
     goal: Goal
@@ -31,7 +33,7 @@ class Columns:
 
 
 class Surrogate:
-    """One surrogate directory: everything that its instances share."""
+    """One surrogate directory, which its instances share."""
 
     def __init__(self, folder: Path, columns: Columns) -> None:
         options = onnxruntime.SessionOptions()
@@ -50,16 +52,16 @@ class Surrogate:
         _known("--instance-column", columns.instance, self.categorical)
         self.fidelities = _levels(parameters.pop(columns.fidelity))
         parameters.pop(columns.instance, None)
-        self.space = {name: _dimension(parameter) for name, parameter in parameters.items()}
+        dimensions = {name: _dimension(parameter) for name, parameter in parameters.items()}
         self.conditions = definition.get("conditions", [])
         for condition in self.conditions:
-            _depend(self.space, condition)
-        self.space = in_order(self.space)
+            _depend(dimensions, condition)
+        self.space = SearchSpace(dimensions)
         self.instances = [name for name in self.encoding[columns.instance] if name != "#na#"]
 
 
 class SurrogateTask:
-    """One instance (data set) of a surrogate as something to tune; satisfies `search.simulator.Task`."""
+    """One instance (data set) of a surrogate as something to tune; implements `search.strategy.simulator.Task`."""
 
     def __init__(self, surrogate: Surrogate, instance: str) -> None:
         self.space, self.goal = surrogate.space, surrogate.columns.goal
@@ -86,7 +88,7 @@ class SurrogateTask:
 
 
 def _depend(space: dict[str, Dimension], condition: Mapping[str, Any]) -> None:
-    """Make a dimension depend on a choice where that says it all; `_active` knows the other kinds of conditions."""
+    """Add a condition on a choice to a dimension, if it can be expressed so; `_active` handles all conditions."""
     parent = space.get(condition.get("parent", ""))
     if condition["type"] in ("EQ", "IN") and isinstance(parent, Choice):
         allowed = [str(value) for value in condition.get("values", [condition.get("value")])]

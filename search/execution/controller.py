@@ -20,10 +20,10 @@ from binsweep.models.training_state import load_training_state
 from binsweep.search.execution.health import HealthTracker
 from binsweep.search.execution.interrupts import uninterrupted
 from binsweep.search.execution.resources import TrialResources
-from binsweep.search.execution.trial import ERROR, LAST, ONE_CORE, Goal, TrialTask, better
+from binsweep.search.execution.trial import ERROR, LAST, ONE_CORE, TrialTask
 from binsweep.search.history.run_keys import trial_key
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.strategy import Decision, Outcome, Record, Strategy, Suggestion
+from binsweep.search.strategy.base import Decision, Outcome, Record, Strategy, Suggestion
 
 # paused: the strategy may take it up again; waiting: it is next, when a
 # worker is free in place of the one that it lost, or room for it where trials get different shares.
@@ -110,8 +110,7 @@ class Controller:
         self.ended_by = ""
         self.halted = False
         self.epochs = 0  # trained so far, by all trials
-        self.goal: Goal = spec.goal
-        self._spec, self._strategy, self._folder = spec, strategy, folder
+        self._spec, self._objective, self._strategy, self._folder = spec, spec.objective, strategy, folder
         self._share_of, self._fits = share_of, fits
         self._health = HealthTracker(spec.health)
         self._trace = trace
@@ -171,7 +170,7 @@ class Controller:
             return f"budget.gpu_hours: {budget.gpu_hours:g} are spent"
         if budget.epochs is not None and self.epochs >= budget.epochs:
             return f"budget.epochs: all {budget.epochs} were trained"
-        if budget.target is not None and not better(budget.target, self._best, self.goal):
+        if budget.target is not None and not self._objective.is_better(budget.target, self._best):
             return f"budget.target: {self._spec.metric} reached {self._best:g}"
         if budget.no_improvement is not None and self._ended_since_best >= budget.no_improvement:
             return f"budget.no_improvement: {budget.no_improvement} trials ended without a better one"
@@ -198,7 +197,7 @@ class Controller:
         )
 
     def _note_best(self, trial: TrialRecord) -> None:
-        if trial.feasible and trial.value is not None and better(trial.value, self._best, self.goal):
+        if trial.feasible and trial.value is not None and self._objective.is_better(trial.value, self._best):
             self._best, self._holder, self._ended_since_best = trial.value, trial.number, 0
 
     def _count_end(self, trial: TrialRecord) -> None:
@@ -258,7 +257,7 @@ class Controller:
             trial.epochs_done,
             self._trace,
             self._spec.budget.trial_minutes,
-            bool(self._spec.limits or self._spec.objective.against),
+            bool(self._spec.limits or self._spec.objective.cost_objective),
             trial.share,
             self._spec.health,
         )
@@ -273,21 +272,19 @@ class Controller:
         trial = self.trials[number]
         if epoch <= trial.epochs_done:
             return trial.state == "running"
-        # Accuracy stays a number while the loss is already NaN: a diverged trial must not compete with it.
-        diverged = not all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))
-        value = math.nan if diverged else metrics[self._spec.metric]
+        value = self._objective.value_of(metrics)
         self._tick()
         self.epochs += epoch - trial.epochs_done
         trial.epochs_done, trial.losses = epoch, 0
         violation, broken = self._broken_limit(metrics)
         trial.feasible = violation <= 0
-        if better(value, trial.value, self.goal):
+        if self._objective.is_better(value, trial.value):
             trial.value, trial.epoch, trial.metrics = value, epoch, metrics
             self._note_best(trial)
         # Told before the study knows: what dies in between tells it again, and the run log takes an epoch once.
         self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
-        if (against := self._spec.objective.against) is not None:
-            self._strategy.note_cost(number, metrics[against])
+        if (cost := self._spec.objective.cost_objective) is not None:
+            self._strategy.note_cost(number, metrics[cost])
         verdict = self._strategy.observe(number, epoch, value)
         found = self._health.look(number, epoch, metrics, trial.folder)
         if found:
@@ -385,22 +382,12 @@ class Controller:
 
     def leaderboard(self) -> list[TrialRecord]:
         """Trials that have a value and broke no limit, best first; ties go to the earlier trial."""
-        sign = -1 if self.goal == "maximize" else 1
         done = [
             trial
             for trial in list(self.trials.values())
             if trial.value is not None and trial.state != "failed" and trial.feasible
         ]
-        return sorted(done, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
-
-
-def pareto_front(trials: Sequence[TrialRecord], cost: str) -> list[TrialRecord]:
-    """Those of a leaderboard, best first, that no better or equal one undercuts in `cost`, a metric of theirs."""
-    front: list[TrialRecord] = []
-    for trial in trials:
-        if cost in trial.metrics and (not front or trial.metrics[cost] < front[-1].metrics[cost]):
-            front.append(trial)
-    return front
+        return sorted(done, key=lambda trial: self._objective.sort_key(trial.value, trial.number))
 
 
 def _write_record(trial: TrialRecord) -> None:

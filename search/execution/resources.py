@@ -15,7 +15,7 @@ import torch
 
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores, memory
-from binsweep.search.spec.parser import ResourcesPart
+from binsweep.search.spec.schema import ResourcesPart
 
 GIB = 2**30
 # A socket's name has at most 107 bytes on Linux and 103 on macOS. Ray's consist of the place, our folder ("/ray-" and 8
@@ -91,8 +91,8 @@ def share_of(resources: ResourcesPart, nodes: Sequence[Node]) -> TrialResources:
 
 
 def check_resources(resources: ResourcesPart, nodes: Sequence[Node], who: str) -> int:
-    """How many trials may run at once: as many as have room for all of their workers, at most `trials_at_once`; of two
-    kinds, as many of the common one as there is room for, and large ones in what they leave.
+    """How many trials may run at once: as many as have room for all of their workers, at most `max_concurrent_trials`;
+    of two kinds, as many of the common one as there is room for, and those of `overrides` in what they leave.
 
     Raises UserError when not even one of a kind fits: Ray itself would wait for ever for what it does not have.
     """
@@ -102,7 +102,7 @@ def check_resources(resources: ResourcesPart, nodes: Sequence[Node], who: str) -
         _require_room(path, share, nodes, who)
         fit, left = _fill(share, left)
         slots += fit
-    return min(slots, resources.trials_at_once or slots)
+    return min(slots, resources.max_concurrent_trials or slots)
 
 
 def _require_room(path: str, share: TrialResources, nodes: Sequence[Node], who: str) -> None:

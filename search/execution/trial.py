@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -25,12 +23,12 @@ from binsweep.models.training_state import load_training_state
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.health import keep_findings
 from binsweep.search.execution.resources import TrialResources
+from binsweep.search.spec.objective import Goal, Objective
 
 BEST = "best.pt"
 LAST = "last.pt"
 ERROR = "error.txt"
 TRACE = "trace.json"
-Goal = Literal["maximize", "minimize"]
 Send = Callable[[int, dict[str, float]], bool]  # told an epoch and its metrics, it says whether to go on
 
 
@@ -73,13 +71,6 @@ class TrialTask:
     rules: Mapping[str, HealthRule] = field(
         default_factory=dict
     )  # of health, those that are not as by default
-
-
-def better(value: float, than: float | None, goal: Goal) -> bool:
-    """Whether `value` is better; any number is better than none, and NaN is never better."""
-    if than is None:
-        return value == value
-    return value > than if goal == "maximize" else value < than
 
 
 def run_trial(task: TrialTask, data: TrialData, send: Send) -> None:
@@ -152,13 +143,14 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     limit_memory(task.share)
     group = current_group()
     deadline = None if task.minutes is None else time.monotonic() + 60 * task.minutes
+    objective = Objective(task.goal, task.metric)
     best: float | None = None
     state = group.from_first(load_training_state(task.folder / LAST) if group.rank == 0 else None)
     measured = task.costs and group.rank == 0
     costs = photo_costs(task.settings, data.classes, data.image_size) if measured else {}
     for epoch, metrics in enumerate(state.history if state else [], 1):
-        if _healthy(metrics) and better(metrics[task.metric], best, task.goal):
-            best = metrics[task.metric]
+        if objective.is_better(value := objective.value_of(metrics), best):
+            best = value
         if epoch > task.known and not group.from_first(group.rank > 0 or send(epoch, metrics)):
             return
 
@@ -167,8 +159,8 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
         metrics.update(costs)
         if parts > 1:
             metrics["micro_batches"] = float(parts)
-        if _healthy(metrics) and better(metrics[task.metric], best, task.goal):
-            best = metrics[task.metric]
+        if objective.is_better(value := objective.value_of(metrics), best):
+            best = value
             snapshot.checkpoint().save(task.folder / BEST)
         if snapshot.findings:
             keep_findings(task.folder, snapshot.findings)
@@ -196,7 +188,3 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(words in str(error) for words in NO_MEMORY)
-
-
-def _healthy(metrics: dict[str, float]) -> bool:
-    return all(math.isfinite(metrics[loss]) for loss in ("train_loss", "val_loss"))

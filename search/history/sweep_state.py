@@ -1,4 +1,4 @@
-"""What a sweep's folder says of it: sweep.json, for whoever promotes it, goes on with it, or asks how it stands."""
+"""The state file of a sweep, sweep.json: written by the sweep, read to promote, resume or show it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import BEST
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.renamed_keys import translate_renamed_keys
 from binsweep.tracking.runlog.run_log import RunLog
 from binsweep.tracking.runlog.spool import owner_of
 
 STATE = "sweep.json"
-# What may change when a sweep goes on: how much, not what.
+# Sections that may change when a sweep is resumed: they say how much is searched, not what.
 CHANGEABLE = ("budget", "resources", "register", "health")
 Status = Literal["running", "unfinished", "finished"]
 
@@ -29,9 +30,9 @@ Status = Literal["running", "unfinished", "finished"]
 def save_state(
     folder: Path, spec: SweepSpec, manifest: Manifest, controller: Controller, runlog: RunLog, status: Status
 ) -> None:
-    """Write sweep.json: the spec, the data's fingerprint, and where each trial's best epoch lies.
+    """Write sweep.json: the spec, the data's fingerprint, and the checkpoint of each trial's best epoch.
 
-    A sweep that is still `running` when nobody owns its run log has lost its process.
+    A sweep that is `running` without a process that owns its run log has lost its process.
     """
     trials = [
         {
@@ -57,7 +58,7 @@ def save_state(
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What `save_state` wrote last. Raises UserError where the file is damaged."""
+    """The state that `save_state` wrote last, its spec with present key names. Raises UserError if it is damaged."""
     file = folder / STATE
     try:
         state = json.loads(file.read_text())
@@ -68,7 +69,7 @@ def load_state(folder: Path) -> dict[str, Any]:
             f"{file} is damaged: nothing can be done with this sweep",
             "restore the file, or move its folder away; `binsweep sweep SPEC --new` starts another sweep",
         )
-    return state
+    return {**state, "spec": translate_renamed_keys(state["spec"])}
 
 
 def sweep_folders(home: Path) -> list[Path]:
@@ -84,7 +85,7 @@ def _named(home: Path, name: str) -> list[Path]:
 
 
 def find_folder(home: Path, sweep: str) -> Path:
-    """The folder of a sweep by its id, or of the newest one by its name. Raises UserError for neither."""
+    """The folder of a sweep by its id, or of the newest sweep by its name. Raises UserError if there is none."""
     exact = next((folder for folder in sweep_folders(home) if folder.name == sweep), None)
     found = exact or next(iter(_named(home, sweep)), None)
     if found is None:
@@ -94,7 +95,7 @@ def find_folder(home: Path, sweep: str) -> Path:
 
 
 def newest_folder(home: Path) -> Path:
-    """The folder of the sweep that was begun last. Raises UserError where there is none."""
+    """The folder of the sweep that was started last. Raises UserError if there is none."""
     folders = sweep_folders(home)
     if not folders:
         raise UserError(f"no sweep in {home}", "start one with `binsweep sweep SPEC`, or set BINSWEEP_HOME")
@@ -102,19 +103,19 @@ def newest_folder(home: Path) -> Path:
 
 
 def _begun(folder: Path) -> float:
-    """When a sweep was last begun: its spec.yaml is written then, a moment after its sweep.json is there."""
+    """When a sweep was last started or resumed: spec.yaml is written then, shortly after sweep.json."""
     for name in ("spec.yaml", STATE):
         with contextlib.suppress(FileNotFoundError):
             return (folder / name).stat().st_mtime
-    return 0.0  # it was deleted just now
+    return 0.0  # it has just been deleted
 
 
 def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) -> Path | None:
-    """The sweep to go on with: the newest of the spec's name that was cut short, is the same but for its budget, and
-    that no process is at.
+    """The sweep to resume: the newest of the spec's name that was interrupted, differs in CHANGEABLE sections only, and
+    is run by no process.
 
-    With `asked` (--resume) the newest of that name is meant, finished or not, and UserError says why it cannot be.
-    Raises UserError where the newest one's state is damaged.
+    With `asked` (--resume) it is the newest of that name, finished or not; raises UserError if that cannot be resumed.
+    Raises UserError if the state of the newest one is damaged.
     """
     named = _named(home, spec.name)
     if asked:
@@ -126,19 +127,19 @@ def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) 
         return named[0]
     if named:
         load_state(named[0])
-    return next((folder for folder in named if _cut_short(folder, spec, fingerprint)), None)
+    return next((folder for folder in named if _is_resumable(folder, spec, fingerprint)), None)
 
 
-def _cut_short(folder: Path, spec: SweepSpec, fingerprint: str) -> bool:
-    """Whether a sweep can go on, and was not finished."""
+def _is_resumable(folder: Path, spec: SweepSpec, fingerprint: str) -> bool:
+    """Whether a sweep is unfinished and can be resumed."""
     try:
         return load_state(folder)["status"] != "finished" and not _obstacle(folder, spec, fingerprint)
     except UserError:
-        return False  # an old one is damaged
+        return False  # damaged
 
 
 def _obstacle(folder: Path, spec: SweepSpec, fingerprint: str) -> tuple[str, str] | None:
-    """Why a sweep cannot go on by this spec over data of that fingerprint, and what to do about it."""
+    """Why a sweep cannot be resumed with this spec and data of that fingerprint, and a hint; None if it can."""
     state = load_state(folder)
     owner = owner_of(folder / "spool")
     problem, hint = "", "leave out --resume to start a new sweep"
@@ -156,7 +157,7 @@ def _obstacle(folder: Path, spec: SweepSpec, fingerprint: str) -> tuple[str, str
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys, section.name, whose values differ, those that may change left out."""
+    """The keys (section.name) whose values differ, without CHANGEABLE sections."""
     differ = []
     for section in sorted(before.keys() | now.keys()):
         old, new = before.get(section), now.get(section)

@@ -30,6 +30,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import PACKAGE
 from binsweep.search.spec.parser import parse_spec, read_raw
+from binsweep.search.spec.renamed_keys import translate_renamed_keys
 from binsweep.search.terminal.format import clock
 
 SPEC = "binsweep.spec"  # the job's metadata: what was sent,
@@ -104,7 +105,8 @@ def resume_sweep(name: str, address: str) -> str:
         attempts = _known(client, name)
         if not attempts:
             if (kept := _kept(client, name)) is not None:
-                return _send(client, name, name, *kept, resume="--resume")
+                spec, then = kept
+                return _send(client, name, name, _translated(spec), then, resume="--resume")
             raise _unknown(client, name, address, "the head's disk does not know it either")
         last = attempts[-1]
         if not last.status.is_terminal():
@@ -114,7 +116,12 @@ def resume_sweep(name: str, address: str) -> str:
                 f"{name} has ended: succeeded", "submit the file with a larger budget for another"
             )
         sent = last.metadata or {}
-        return _send(client, f"{name}.{len(attempts) + 1}", name, sent[SPEC], sent[THEN])
+        return _send(client, f"{name}.{len(attempts) + 1}", name, _translated(sent[SPEC]), sent[THEN])
+
+
+def _translated(spec: str) -> str:
+    """A submitted spec, perhaps by an earlier version, with present key names."""
+    return str(yaml.safe_dump(translate_renamed_keys(yaml.safe_load(spec))))
 
 
 def stop_sweep(name: str, address: str) -> Job:

@@ -20,11 +20,12 @@ from binsweep.models.checkpoint import load_checkpoint
 from binsweep.models.health_rules import HealthFinding
 from binsweep.models.precision import choose_precision
 from binsweep.models.trial_data import TrialData
-from binsweep.search.execution.controller import ENDED, Controller, TrialRecord, pareto_front
+from binsweep.search.execution.controller import ENDED, Controller, TrialRecord
 from binsweep.search.execution.health import read_findings, write_table
-from binsweep.search.execution.trial import BEST, ERROR, TRACE, better
+from binsweep.search.execution.trial import BEST, ERROR, TRACE
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.recording.decision_log import DECISIONS
+from binsweep.search.spec.objective import pareto_front
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.format import clock, short
 from binsweep.tracking.evaluation.figures import write_csv, write_evaluation
@@ -195,7 +196,7 @@ class Recorder:
             trial.state != "failed"
             and trial.feasible
             and trial.value is not None
-            and better(trial.value, self._best, self._spec.goal)
+            and self._spec.objective.is_better(trial.value, self._best)
         ):
             self._best = trial.value
         self._note_best()
@@ -301,7 +302,7 @@ class Recorder:
         write_csv(file, ["place", "trial", self._spec.metric, "epoch", "state", *names], rows)
         self._log.artifact(SWEEP, file)
         self._log.artifact(SWEEP, self._folder / DECISIONS)
-        if cost := self._spec.objective.against:
+        if cost := self._spec.objective.cost_objective:
             self._write_front(cost)
         states = [trial.state for trial in controller.trials.values()]
         counts = {f"trials.{state}": str(states.count(state)) for state in ("completed", "stopped", "failed")}
@@ -336,7 +337,7 @@ class Recorder:
         metric, names = self._spec.metric, list(self._spec.space)
         rows = [
             [t.number, t.value, t.metrics[cost], *(t.params.get(name, "") for name in names)]
-            for t in pareto_front(self._controller.leaderboard(), cost)
+            for t in pareto_front(self._controller.leaderboard(), lambda trial: trial.metrics.get(cost))
         ]
         write_csv(file, ["trial", metric, cost, *names], rows)
         self._log.artifact(SWEEP, file)

@@ -1,4 +1,4 @@
-"""What a sweep's results say about its space: importances, where the good trials lie, and what to try next."""
+"""Conclusions from a sweep's results: importances, the position of the good trials, and what to try next."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from typing import Any
 import optuna
 
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
-from binsweep.search.report.svg_charts import axis_of, on_axis
-from binsweep.search.spec.space import Choice, to_distribution
+from binsweep.search.report.axis import axis_of, axis_value
+from binsweep.search.spec.space import Choice
 from binsweep.search.terminal.format import clock, short, shown
 
-ENOUGH = 10  # trials below which nothing is said about the space
-SURE = 30  # trials below which no parameter is said to matter little
-EDGE = 0.1  # the outer part of a range in which its best trials lie "at the edge"
-NARROW = 0.6  # a range is worth narrowing where the good trials cover less of it
-MATTERS_LITTLE = 0.05  # of all importance
+MIN_TRIALS = 10  # for any statement about the space
+MIN_TRIALS_TO_FIX = 30  # for the statement that a parameter is unimportant
+EDGE_WIDTH = 0.1  # relative to a range; the best trials lie "at the edge" within it
+MAX_NARROW_WIDTH = 0.6  # relative to a range; it should be narrowed if the good trials cover less
+MIN_IMPORTANCE = 0.05  # of the total; less important parameters should be fixed
 
 
-def importances(course: SweepHistory) -> dict[str, float]:
-    """Each searched parameter's share of what decides over the value, most first; empty below ENOUGH trials.
+def importances(history: SweepHistory) -> dict[str, float]:
+    """Each searched parameter's importance, the largest first; empty below MIN_TRIALS trials.
 
-    Optuna's default evaluator, PED-ANOVA (Watanabe et al. 2023): how much a parameter decides whether a trial
-    is among the best. A trial counts with its best epoch, also one that was stopped early.
+    By Optuna's default evaluator, PED-ANOVA (Watanabe et al. 2023): how much a parameter decides whether a trial is
+    among the best. A trial counts with its best epoch, even if it was stopped early.
     """
-    sound = course.leaders
-    if len(sound) < ENOUGH or len({trial.value for trial in sound}) < 2:
+    sound = history.leaders
+    if len(sound) < MIN_TRIALS or len({trial.value for trial in sound}) < 2:
         return {}
-    distributions = {name: to_distribution(dimension) for name, dimension in course.spec.space.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction=course.spec.goal)
+    study = optuna.create_study(direction=history.spec.goal)
     study.add_trials(
         [
             optuna.trial.create_trial(
                 params=trial.params,
-                distributions={name: distributions[name] for name in trial.params},
+                distributions={name: history.spec.space.distributions[name] for name in trial.params},
                 value=trial.value,
             )
             for trial in sound
@@ -46,82 +45,82 @@ def importances(course: SweepHistory) -> dict[str, float]:
     return found
 
 
-def verdict(course: SweepHistory) -> list[str]:
+def verdict(history: SweepHistory) -> list[str]:
     """The sweep in a few sentences."""
-    leaders, metric = course.leaders, course.spec.metric
-    many = f"{len(course.trials)} trial{'s' if len(course.trials) != 1 else ''}"
+    leaders, metric = history.leaders, history.spec.metric
+    many = f"{len(history.trials)} trial{'s' if len(history.trials) != 1 else ''}"
     if not leaders:
         return [f"{many}, none with a result yet."]
     best = leaders[0]
-    which = "Best so far:" if course.status == "running" else f"The best of {many} is"
+    which = "Best so far:" if history.status == "running" else f"The best of {many} is"
     at = f"at epoch {best.epoch} of {best.epochs}"
     lines = [f"{which} trial {best.number} with {metric} {shown(metric, best.value)}, {at}."]
-    if metric == "val_accuracy" and course.guess is not None and best.value is not None:
-        gain = 100 * (best.value - course.guess)
+    if metric == "val_accuracy" and history.guess is not None and best.value is not None:
+        gain = 100 * (best.value - history.guess)
         side = "above" if gain >= 0 else "BELOW"
         lines.append(
-            f"Always guessing the commonest count is right for {course.guess:.1%}: "
+            f"Always guessing the commonest count is right for {history.guess:.1%}: "
             f"the best trial is {abs(gain):.1f} points {side} that."
         )
-    for name, error in course.guess_errors.items():
+    for name, error in history.guess_errors.items():
         if (reached := best.best.get(name, -math.inf)) >= error:
             lines.append(
                 f"Always guessing the commonest count has a {name} of {shown(name, error)}: "
                 f"the best trial, with {shown(name, reached)}, is no better."
             )
-    if len(leaders) >= ENOUGH:
+    if len(leaders) >= MIN_TRIALS:
         fifth = leaders[4]
         lines.append(f"Five trials reached {shown(metric, fifth.value)} or better.")
-        latest = improvements(course)[-1][0]
-        share = latest / max(course.seconds, 1e-9)
-        if course.status == "finished" and share < 0.5:
+        latest = improvements(history)[-1][0]
+        share = latest / max(history.seconds, 1e-9)
+        if history.status == "finished" and share < 0.5:
             lines.append(
                 f"Nothing better was found in the last {1 - share:.0%} of the time: more of the same would gain little."
             )
-        elif course.status == "finished" and share > 0.8:
+        elif history.status == "finished" and share > 0.8:
             lines.append("The best came late: a larger budget may well find better ones.")
     return lines
 
 
-def improvements(course: SweepHistory) -> list[tuple[float, int, float, int]]:
-    """Each new best: (seconds from the start, epochs trained by all trials, value, trial), in order.
-
-    Breaks of the sweep do not count as time.
-    """
-    sign = 1 if course.spec.goal == "maximize" else -1
-    told = sorted(
+def improvements(history: SweepHistory) -> list[tuple[float, int, float, int]]:
+    """Each new best value: (active seconds, epochs trained by all trials, value, trial), in order."""
+    epochs_in_order = sorted(
         (at, trial.number, trial.curve[epoch])
-        for trial in course.trials
+        for trial in history.trials
         for epoch, at in trial.times.items()
         if trial.state != "failed" and trial.feasible
     )
     found: list[tuple[float, int, float, int]] = []
-    for epochs, (at, number, value) in enumerate(told, 1):
-        if math.isfinite(value) and (not found or sign * value > sign * found[-1][2]):
-            found.append((course.since_start(at), epochs, value, number))
+    for epochs, (at, number, value) in enumerate(epochs_in_order, 1):
+        if math.isfinite(value) and history.spec.objective.is_better(value, found[-1][2] if found else None):
+            found.append((history.active_seconds_until(at), epochs, value, number))
     return found
 
 
-def next_steps(course: SweepHistory, weights: Mapping[str, float]) -> list[str]:
-    """What to change in the spec's space, in words; from the best fifth of the trials against all."""
-    leaders = course.leaders
-    if len(leaders) < ENOUGH:
+def next_steps(history: SweepHistory, weights: Mapping[str, float]) -> list[str]:
+    """Advice on changes of the space, from the best fifth of the trials compared with all."""
+    leaders = history.leaders
+    if len(leaders) < MIN_TRIALS:
         have = "1 trial has" if len(leaders) == 1 else f"{len(leaders)} trials have"
-        return [f"Only {have} a result: too few to say anything about the space (at least {ENOUGH})."]
+        return [f"Only {have} a result: too few to say anything about the space (at least {MIN_TRIALS})."]
     good = leaders[: max(3, len(leaders) // 5)]
-    idle = [name for name, weight in weights.items() if weight < MATTERS_LITTLE and len(leaders) >= SURE]
+    idle = [
+        name
+        for name, weight in weights.items()
+        if weight < MIN_IMPORTANCE and len(leaders) >= MIN_TRIALS_TO_FIX
+    ]
     steps = []
-    for name, dimension in course.spec.space.items():
+    for name, dimension in history.spec.space.items():
         if name in idle or len({trial.params.get(name) for trial in leaders}) < 2:
             continue
         steps += (
             _on_choice(name, dimension, good, leaders)
             if isinstance(dimension, Choice)
-            else _on_range(name, good, course)
+            else _on_range(name, good, history)
         )
     if idle:
         values = ", ".join(f"{name} at {short(leaders[0].params.get(name))}" for name in idle)
-        steps.append(f"Hardly any importance (each below {MATTERS_LITTLE:.0%}): fix {values}.")
+        steps.append(f"Hardly any importance (each below {MIN_IMPORTANCE:.0%}): fix {values}.")
     return steps or [
         "The good trials are spread over the whole space: nothing to narrow, and none at an edge."
     ]
@@ -147,27 +146,30 @@ def _on_choice(
     return []
 
 
-def _on_range(name: str, good: Sequence[TrialHistory], course: SweepHistory) -> list[str]:
-    dimension = course.spec.space[name]
+def _on_range(name: str, good: Sequence[TrialHistory], history: SweepHistory) -> list[str]:
+    dimension = history.spec.space[name]
     axis = axis_of(dimension)
-    good = [trial for trial in good if name in trial.params]  # it may depend on another one's value
+    good = [trial for trial in good if name in trial.params]  # it may be inactive
     if not good:
         return []
-    places = sorted(axis.place(on_axis(dimension, trial.params[name])) for trial in good)
+    places = sorted(axis.place(axis_value(dimension, trial.params[name])) for trial in good)
     low, high = places[0], places[-1]
     best: Any = good[0].params[name]
-    if axis.place(on_axis(dimension, best)) <= EDGE and places[len(places) // 2] <= 2 * EDGE:
+    if axis.place(axis_value(dimension, best)) <= EDGE_WIDTH and places[len(places) // 2] <= 2 * EDGE_WIDTH:
         return [
             f"{name}: the best lies at the lower edge ({short(best)}); search below {short(axis.low)} too."
         ]
-    if axis.place(on_axis(dimension, best)) >= 1 - EDGE and places[len(places) // 2] >= 1 - 2 * EDGE:
+    if (
+        axis.place(axis_value(dimension, best)) >= 1 - EDGE_WIDTH
+        and places[len(places) // 2] >= 1 - 2 * EDGE_WIDTH
+    ):
         return [
             f"{name}: the best lies at the upper edge ({short(best)}); search above {short(axis.high)} too."
         ]
-    if high - low < NARROW and len(good) >= 4:
+    if high - low < MAX_NARROW_WIDTH and len(good) >= 4:
         ends = [
-            min(on_axis(dimension, t.params[name]) for t in good),
-            max(on_axis(dimension, t.params[name]) for t in good),
+            min(axis_value(dimension, t.params[name]) for t in good),
+            max(axis_value(dimension, t.params[name]) for t in good),
         ]
         return [
             f"{name}: the best {len(good)} trials lie between {ends[0]:.3g} and {ends[1]:.3g}; narrow the range."
@@ -175,13 +177,13 @@ def _on_range(name: str, good: Sequence[TrialHistory], course: SweepHistory) -> 
     return []
 
 
-def balance(course: SweepHistory) -> str:
-    """Whether the workers were busy alike; empty where there is one, or they were."""
-    loads = [0.0] * course.slots
-    for trial in course.trials:
-        for stretch in trial.stretches:
-            if stretch.lane < len(loads):
-                loads[stretch.lane] += stretch.end - stretch.start
+def balance(history: SweepHistory) -> str:
+    """A warning if the workers were busy for very different times; otherwise, or with one worker, empty."""
+    loads = [0.0] * history.slots
+    for trial in history.trials:
+        for interval in trial.intervals:
+            if interval.lane < len(loads):
+                loads[interval.lane] += interval.end - interval.start
     if len(loads) < 2 or max(loads) == 0 or min(loads) >= 0.7 * max(loads):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""How a sweep stands, from any shell: a live screen in a terminal while it runs, plain lines elsewhere, or JSON."""
+"""The state of a sweep: a live screen in a terminal while it runs, plain lines elsewhere, or JSON."""
 
 from __future__ import annotations
 
@@ -11,108 +11,111 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_history import (
     SweepHistory,
     as_json,
-    read_course,
-    rungs,
+    epochs_reached,
     throughput,
     warning_counts,
 )
 from binsweep.search.terminal.format import clock, short, shown
 
-ROWS = 10
-PAUSE_SECONDS = 2.0  # between two looks; longer where a look takes long
+MAX_ROWS = 10  # of the best trials
+REFRESH_SECONDS = 2.0  # at least; longer if a refresh takes long
 
 
 def show(folder: Path, json: bool) -> None:
     """Print the state of a folder's sweep; in a terminal keep it current until the sweep ends or Ctrl-C."""
-    course = read_course(folder)
+    history = read_history(folder)
     console = Console()
     if json:
-        print(as_json(course))
+        print(as_json(history))
     elif not console.is_terminal:
-        print("\n".join(lines(course)))
-    elif course.status != "running":
-        console.print(screen(course))
+        print("\n".join(format_lines(history)))
+    elif history.status != "running":
+        console.print(screen(history))
     else:
-        with Live(screen(course), console=console, auto_refresh=False) as live:
-            while course.status == "running":
+        with Live(screen(history), console=console, auto_refresh=False) as live:
+            while history.status == "running":
                 start = time.monotonic()
-                course = read_course(folder)
-                live.update(screen(course), refresh=True)
-                time.sleep(max(PAUSE_SECONDS, 10 * (time.monotonic() - start)))
+                history = read_history(folder)
+                live.update(screen(history), refresh=True)
+                time.sleep(max(REFRESH_SECONDS, 10 * (time.monotonic() - start)))
 
 
-def lines(course: SweepHistory) -> list[str]:
-    """The state in plain lines."""
-    spec = course.spec
-    states = Counter(trial.state for trial in course.trials)
+def format_lines(history: SweepHistory) -> list[str]:
+    """The state as plain lines."""
+    spec = history.spec
+    states = Counter(trial.state for trial in history.trials)
     counts = ", ".join(f"{many} {state}" for state, many in states.most_common()) or "none begun"
-    said = [
-        f"{course.id}: {course.status}" + (f" ({course.ended_by})" if course.status == "finished" else ""),
-        f"trials: {len(course.trials)}/{spec.budget.trials}: {counts}",
+    lines = [
+        f"{history.id}: {history.status}"
+        + (f" ({history.ended_by})" if history.status == "finished" else ""),
+        f"trials: {len(history.trials)}/{spec.budget.trials}: {counts}",
     ]
-    if leaders := course.leaders:
+    if leaders := history.leaders:
         best = leaders[0]
         params = ", ".join(f"{name} {short(value)}" for name, value in best.params.items())
         value = f"{spec.metric} {shown(spec.metric, best.value)}"
-        said.append(f"best: {value}, trial {best.number} at epoch {best.epoch} of {best.epochs}: {params}")
-    if reached := rungs(course):
-        said.append("rungs: " + ", ".join(f"{many} reached epoch {level}" for level, many in reached.items()))
-    trained, rate = sum(trial.epochs_done for trial in course.trials), throughput(course)
-    if rate is not None and course.seconds:
-        pace = 60 * trained / course.seconds
-        said.append(
+        lines.append(f"best: {value}, trial {best.number} at epoch {best.epoch} of {best.epochs}: {params}")
+    if reached := epochs_reached(history):
+        lines.append(
+            "rungs: " + ", ".join(f"{many} reached epoch {epoch}" for epoch, many in reached.items())
+        )
+    trained, rate = sum(trial.epochs_done for trial in history.trials), throughput(history)
+    if rate is not None and history.seconds:
+        pace = 60 * trained / history.seconds
+        lines.append(
             f"throughput: {trained} epochs, {pace:.1f} a minute; {rate:,.0f} images/s in training (median)"
         )
-    if found := warning_counts(course):
-        said.append("warnings: " + ", ".join(f"{name} in {many}" for name, many in found.items()))
-    left = course.seconds_left if course.status == "running" else 0.0
+    if found := warning_counts(history):
+        lines.append("warnings: " + ", ".join(f"{name} in {many}" for name, many in found.items()))
+    left = history.seconds_left if history.status == "running" else 0.0
     ahead = (
         ""
-        if course.status != "running"
+        if history.status != "running"
         else ", time left not known yet"
         if left is None
         else f", about {clock(left)} left"
     )
-    said.append(f"time: {clock(course.seconds)} with {course.slots} at once{ahead}")
-    said.append(f"cost: {cost_text(course, left or 0.0)}")
-    return said
+    lines.append(f"time: {clock(history.seconds)} with {history.slots} at once{ahead}")
+    lines.append(f"cost: {cost_text(history, left or 0.0)}")
+    return lines
 
 
-def cost_text(course: SweepHistory, left: float) -> str:
-    """What was spent, and at this pace what `left` seconds will cost."""
+def cost_text(history: SweepHistory, left: float) -> str:
+    """The cost so far, and that of the `left` seconds at this pace."""
     units = {"cpu_hours": "CPU hours", "gpu_hours": "GPU hours", "money": "by the spec's prices"}
-    parts = [f"{value:.3g} {units[kind]}" for kind, value in course.cost.items() if value]
+    parts = [f"{value:.3g} {units[kind]}" for kind, value in history.cost.items() if value]
     text = ", ".join(parts) or "nothing yet"
-    if left and course.seconds:
+    if left and history.seconds:
         ahead = [
-            f"{value * left / course.seconds:.3g} {units[kind]}"
-            for kind, value in course.cost.items()
+            f"{value * left / history.seconds:.3g} {units[kind]}"
+            for kind, value in history.cost.items()
             if value
         ]
         text += f"; about {', '.join(ahead)} more"
     return text
 
 
-def screen(course: SweepHistory) -> RenderableType:
-    """The same for a terminal, with the leading trials and those that run."""
-    names = list(course.spec.space)
-    table = Table(title="best so far, and what runs", title_justify="left", expand=False)
-    for name in ("trial", course.spec.metric, "trained", "state", *names, "warnings"):
+def screen(history: SweepHistory) -> RenderableType:
+    """The state for a terminal, with the best trials and the running ones."""
+    names = list(history.spec.space)
+    table = Table(title="best and running trials", title_justify="left", expand=False)
+    for name in ("trial", history.spec.metric, "trained", "state", *names, "warnings"):
         table.add_column(
-            name, justify="right" if name in ("trial", course.spec.metric, "trained") else "left"
+            name, justify="right" if name in ("trial", history.spec.metric, "trained") else "left"
         )
-    leaders = course.leaders[:ROWS]
-    running = [trial for trial in course.trials if trial.state == "running" and trial not in leaders]
+    leaders = history.leaders[:MAX_ROWS]
+    running = [trial for trial in history.trials if trial.state == "running" and trial not in leaders]
     for trial in [*leaders, *running]:
         table.add_row(
             str(trial.number),
-            shown(course.spec.metric, trial.value),
+            shown(history.spec.metric, trial.value),
             f"{trial.epochs_done}/{trial.epochs}",
             trial.state,
             *(short(trial.params.get(name, "")) for name in names),
             ", ".join(name.partition(".")[2] for name in trial.warnings),
         )
-    return Group(*map(Text, lines(course)), table)
+    return Group(*map(Text, format_lines(history)), table)

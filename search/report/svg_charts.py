@@ -1,7 +1,7 @@
-"""Charts as inline SVG, drawn when the report is written: the page needs no library and no network.
+"""Charts as inline SVG, drawn when the report is written, so that the page needs no library and no network.
 
-Marks carry `data-n`, the number of their trial: the page's few lines of script say what a mark is when the
-mouse is over it, and lift the same trial in every chart.
+Marks have the attribute `data-n`, the number of their trial: the page's script shows a tooltip for the mark under the
+mouse and highlights the same trial in every chart.
 """
 
 from __future__ import annotations
@@ -16,78 +16,15 @@ import numpy as np
 from contourpy import contour_generator
 from numpy.typing import NDArray
 
-from binsweep.search.spec.space import Choice, Dimension
+from binsweep.search.report.axis import Axis, axis_of, axis_value
+from binsweep.search.spec.space import Dimension
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 36
 BLUE, GREY, ORANGE, RED, GREEN = "#3b6ea5", "#b9bec5", "#d98a1f", "#a40000", "#1a6b2d"
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Maps values to the unit interval. `ticks` are (place in the unit interval, text)."""
-
-    low: float
-    high: float
-    log: bool = False
-    words: tuple[str, ...] = ()  # of a choice: the values are then places in this tuple
-    percent: bool = False
-
-    def place(self, value: float) -> float:
-        low, high, value = (
-            (math.log(self.low), math.log(self.high), math.log(value))
-            if self.log
-            else (self.low, self.high, value)
-        )
-        return 0.5 if high == low else (value - low) / (high - low)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        if self.words:
-            return [(self.place(place), word) for place, word in enumerate(self.words)]
-        values = _log_ticks(self.low, self.high) if self.log else _ticks(self.low, self.high)
-        return [(self.place(value), f"{value:.0%}" if self.percent else f"{value:g}") for value in values]
-
-
-def _ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers within the range: multiples of 1, 2 or 5 times a power of ten."""
-    if high <= low:
-        return [low]
-    step = 10 ** math.floor(math.log10((high - low) / most))
-    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
-    first = math.ceil(low / step - 1e-9)
-    return [round(step * number, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    decades = [
-        10.0**power
-        for power in range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
-    ]
-    return decades if len(decades) > 1 else [low, *decades, high] if high > low else [low]
-
-
-def axis_of(dimension: Dimension) -> Axis:
-    """The axis of a searched parameter; a choice's values are spread evenly, with room at both ends."""
-    if isinstance(dimension, Choice):
-        words = tuple(str(value) for value in dimension.values)
-        return Axis(-0.5, len(words) - 0.5, words=words)
-    return Axis(float(dimension.low), float(dimension.high), dimension.log)
-
-
-def on_axis(dimension: Dimension, value: Any) -> float:
-    """A parameter's value as a number of its axis."""
-    return float(dimension.values.index(value)) if isinstance(dimension, Choice) else float(value)
-
-
-def span(values: Sequence[float], percent: bool = False) -> Axis:
-    """An axis that holds the finite ones of `values`, with a little room around them."""
-    finite = [value for value in values if math.isfinite(value)] or [0.0]
-    low, high = min(finite), max(finite)
-    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return Axis(low - room, high + room, percent=percent)
-
-
 def shade(place: float) -> str:
-    """From pale (0, the worst) to dark blue (1, the best)."""
+    """A colour from pale (0, the worst) to dark blue (1, the best)."""
     place = min(max(place, 0.0), 1.0)
     red, green, blue = (round(a + (b - a) * place) for a, b in ((214, 12), (222, 50), (232, 110)))
     return f"#{red:02x}{green:02x}{blue:02x}"
@@ -95,7 +32,7 @@ def shade(place: float) -> str:
 
 @dataclass
 class Chart:
-    """A chart with two axes, in pixels of its view box; marks are drawn in the order they are added."""
+    """A chart with two axes, in pixels of its view box; marks are drawn in the order in which they are added."""
 
     x: Axis
     y: Axis
@@ -122,7 +59,7 @@ class Chart:
         width: float = 1.5,
         steps: bool = False,
     ) -> None:
-        """A line through `points`; as `steps`, each value holds until the next."""
+        """A line through `points`; with `steps` each value holds until the next one."""
         pixels = [self.at(*point) for point in points if all(map(math.isfinite, point))]
         if not pixels:
             return
@@ -163,20 +100,23 @@ class Chart:
     ) -> None:
         """Filled contours, a tenth apart, of `goodness` in [0, 1] at `points`.
 
-        In between, it is the mean by a Gaussian kernel (Nadaraya 1964, Watson 1964) whose width is half of `reach`, a
-        share of an axis; beyond `reach` of every point nothing is drawn. Values of a choice do not mix.
+        Between the points it is a mean weighted by a Gaussian kernel (Nadaraya 1964, Watson 1964), whose standard
+        deviation is half of `reach`, a fraction of an axis. Beyond `reach` of every point nothing is drawn. Different
+        values of a choice are not averaged.
         """
         across, up = _grid(self.x), _grid(self.y)
         at = np.array([[_unit(self.x, x), _unit(self.y, y)] for x, y in points])
-        apart = _apart(self.x, across, at[:, 0])[None] ** 2 + _apart(self.y, up, at[:, 1])[:, None] ** 2
-        weights = np.exp(-0.5 * apart / (reach / 2) ** 2)  # [up, across, points]
+        squared = (
+            _distances(self.x, across, at[:, 0])[None] ** 2 + _distances(self.y, up, at[:, 1])[:, None] ** 2
+        )
+        weights = np.exp(-0.5 * squared / (reach / 2) ** 2)  # [up, across, points]
         with np.errstate(invalid="ignore"):
             means = weights @ np.asarray(goodness) / weights.sum(-1)
-        surface = np.ma.masked_where(apart.min(-1) > reach**2, means)
-        # Polygons with Matplotlib's path codes: 1 begins one, 79 closes it.
+        surface = np.ma.masked_where(squared.min(-1) > reach**2, means)
+        # Polygons with Matplotlib's path codes: 1 begins a polygon, 79 closes it.
         drawn = contour_generator(across, up, surface, fill_type="OuterCode")
         for low in range(10):
-            # The last one ends above 1, and the first begins below 0: no value lies outside.
+            # The first contour begins below 0 and the last one ends above 1, so that no value lies outside.
             lower, upper = (low or -1) / 10, (low + 1 if low < 9 else 11) / 10
             for corners, codes in zip(*drawn.filled(lower, upper), strict=True):
                 pixels = [self._pixel(*corner) for corner in corners]
@@ -185,7 +125,7 @@ class Chart:
                     for (x, y), code in zip(pixels, codes, strict=True)
                 )
                 fill = shade((low + 0.5) / 10)
-                # A style, since the page's own says that paths of marks are lines.
+                # As a style, because the page's style sheet draws paths of marks as lines.
                 style = f"fill:{fill};fill-rule:evenodd;opacity:.45"
                 self.marks.append(f'<path d="{path}" style="{style}"/>')
 
@@ -206,8 +146,9 @@ class Chart:
 
 
 def _grid(axis: Axis) -> NDArray[np.float64]:
-    """Where contours are computed, in the unit interval; for a choice, within each edge of each value's stretch, and
-    between two of them, where nothing is.
+    """Where contours are computed, in the unit interval.
+
+    For a choice: just inside both edges of each value's section, and on the edges between sections, which stay empty.
     """
     if not axis.words:
         return np.linspace(0.0, 1.0, 41)
@@ -216,18 +157,18 @@ def _grid(axis: Axis) -> NDArray[np.float64]:
 
 
 def _unit(axis: Axis, value: float) -> float:
-    """A value's place; of a choice, the middle of its stretch."""
+    """A value's position; for a choice, the middle of its section."""
     return axis.place(round(value) if axis.words else value)
 
 
-def _apart(axis: Axis, grid: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far grid and points are apart along an axis, [grid, points]; different values of a choice are endlessly."""
+def _distances(axis: Axis, grid: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distances along an axis, [grid, points]. Points with different values of a choice are infinitely far apart."""
     if not axis.words:
         return np.abs(grid[:, None] - places)
-    stretches = grid * len(axis.words)
-    nowhere = np.abs(stretches - np.round(stretches)) < 1e-9
-    same = np.floor(stretches)[:, None] == np.floor(places * len(axis.words))
-    return np.where(same & ~nowhere[:, None], 0.0, 1e3)
+    sections = grid * len(axis.words)
+    on_edge = np.abs(sections - np.round(sections)) < 1e-9
+    same = np.floor(sections)[:, None] == np.floor(places * len(axis.words))
+    return np.where(same & ~on_edge[:, None], 0.0, 1e3)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", kind: str = "") -> str:
@@ -255,7 +196,7 @@ def parallel(
         return metric.place(value) if best_high else 1 - metric.place(value)
 
     for number, params, value in sorted(rows, key=lambda row: goodness(row[2])):
-        values = [*(on_axis(dimensions[key], params[key]) for key in dimensions), value]
+        values = [*(axis_value(dimensions[key], params[key]) for key in dimensions), value]
         points = zip(places, axes, values, strict=True)
         path = "L".join(
             f"{x:.0f} {floor - axis.place(value) * (floor - top):.1f}" for x, axis, value in points

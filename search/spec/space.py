@@ -1,13 +1,6 @@
-"""The `space:` section of a sweep: what may be searched, and over which values.
+"""The search space: its dimensions, their conditions, and their Optuna distributions."""
 
-A dimension is a list of choices or a range; with `when` it is searched only where other choices have certain
-values. Reading it finds every mistake at once, because a person who mends a file wants one round, not one round
-per mistake.
-"""
-
-import difflib
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,26 +14,8 @@ from optuna.distributions import (
 
 Value = str | int | float | bool
 
-
-When = tuple[
-    tuple[str, tuple[Value, ...]], ...
-]  # (another choice's name, the values it must have), all of them
-
-ABSENT = object()  # the value of a mistake that is about a key, not about a value
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One mistake in what a person wrote: where, the rule broken, the value received, what would be right."""
-
-    path: str
-    rule: str
-    value: Any
-    hint: str
-
-    def __str__(self) -> str:
-        got = "" if self.value is ABSENT else f", but got {self.value!r}"
-        return f"{self.path}: {self.rule}{got} ({self.hint})"
+# Pairs of a choice's name and the values it must have; all of them must hold.
+When = tuple[tuple[str, tuple[Value, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +28,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """A number from `low` to `high`, both included; whole when both are ints; `low == high` is a constant."""
+    """A number from `low` to `high`, both included: an integer if both are, a constant if they are equal."""
 
     low: int | float
     high: int | float
@@ -68,60 +43,58 @@ class Range:
 
 Dimension = Choice | Range
 
-_RANGE_KEYS = ("low", "high", "log", "step", "when")
-_CHOICE_KEYS = ("values", "when")
+
+class SearchSpace(Mapping[str, Dimension]):
+    """Dimensions by name, each after those that it depends on; `distributions` are Optuna's."""
+
+    def __init__(self, dimensions: Mapping[str, Dimension]) -> None:
+        self._dimensions = in_order(dimensions)
+        self.distributions = {name: to_distribution(d) for name, d in self._dimensions.items()}
+
+    def __getitem__(self, name: str) -> Dimension:
+        return self._dimensions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dimensions)
+
+    def __len__(self) -> int:
+        return len(self._dimensions)
+
+    def is_active(self, name: str, params: Mapping[str, Any]) -> bool:
+        """Whether a dimension is searched, given the values of those that it depends on."""
+        return all(parent in params and params[parent] in allowed for parent, allowed in self[name].when)
+
+    def active(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters without those of other names and those whose condition does not hold."""
+        kept: dict[str, Any] = {}
+        for name in self:
+            if name in params and self.is_active(name, kept):
+                kept[name] = params[name]
+        return kept
+
+    def contains(self, name: str, value: Any) -> bool:
+        """Whether a trial could be given this value."""
+        distribution = self.distributions[name]
+        try:
+            return bool(distribution._contains(distribution.to_internal_repr(value)))
+        except ValueError:  # of another type, or none of the choices
+            return False
 
 
-def parse_space(raw: Mapping[str, Any]) -> tuple[dict[str, Dimension], list[Problem]]:
-    """Read `{name: [choices], {values, when?} or {low, high, log?, step?, when?}}`.
-
-    Returns the dimensions that are right, each behind those that it depends on, and every mistake.
-    """
-    if not isinstance(raw, Mapping):
-        rule = "the space must be a mapping of names to dimensions"
-        return {}, [Problem("space", rule, raw, "such as lr: {low: 0.0001, high: 0.1, log: true}")]
-    if not raw:
-        return {}, [Problem("space", "must search at least one dimension", raw, "such as lr: [0.01, 0.1]")]
-    dimensions: dict[str, Dimension] = {}
-    problems: list[Problem] = []
-    for name, value in raw.items():
-        dimension, found = _parse_dimension(f"space.{name}", value)
-        problems += found
-        if dimension is not None:
-            dimensions[str(name)] = dimension
-    if not problems:
-        problems = _condition_problems(dimensions)
-    return (dimensions if problems else in_order(dimensions)), problems
-
-
-def in_order(space: Mapping[str, Dimension]) -> dict[str, Dimension]:
-    """The space with each dimension behind those that it depends on, otherwise in its own order."""
+def in_order(dimensions: Mapping[str, Dimension]) -> dict[str, Dimension]:
+    """The dimensions, each after those that it depends on, otherwise in their own order."""
     ordered: dict[str, Dimension] = {}
-    left = dict(space)
+    left = dict(dimensions)
     while left:
         free = [name for name, d in left.items() if all(parent in ordered for parent, _ in d.when)]
         if not free:
-            raise ValueError(f"conditions that wait for each other or for nothing: {', '.join(left)}")
+            raise ValueError(f"conditions depend on each other or on no dimension: {', '.join(left)}")
         ordered[free[0]] = left.pop(free[0])
     return ordered
 
 
-def is_active(dimension: Dimension, params: Mapping[str, Any]) -> bool:
-    """Whether a dimension is searched, given the values of those that it depends on."""
-    return all(parent in params and params[parent] in allowed for parent, allowed in dimension.when)
-
-
-def active(space: Mapping[str, Dimension], params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` without what is not searched beside the others; the space must be `in_order`."""
-    kept: dict[str, Any] = {}
-    for name, dimension in space.items():
-        if name in params and is_active(dimension, kept):
-            kept[name] = params[name]
-    return kept
-
-
 def to_distribution(dimension: Dimension) -> BaseDistribution:
-    """The Optuna distribution of a dimension; a `high` that no step reaches moves down to the last one."""
+    """The Optuna distribution of a dimension; a `high` that no step reaches is lowered to the last step."""
     if isinstance(dimension, Choice):
         return CategoricalDistribution(dimension.values)
     if dimension.is_int:
@@ -133,17 +106,13 @@ def to_distribution(dimension: Dimension) -> BaseDistribution:
     )
 
 
-def contains(dimension: Dimension, value: Any) -> bool:
-    """Whether a trial could have been given this value."""
-    distribution = to_distribution(dimension)
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except ValueError:  # of another kind, or none of the choices
-        return False
+def values_of(dimension: Dimension) -> list[Any]:
+    """A choice's values; a range's two ends."""
+    return list(dimension.values) if isinstance(dimension, Choice) else [dimension.low, dimension.high]
 
 
 def grid_size(dimension: Dimension) -> int | None:
-    """How many values a dimension has, or None for a continuous range, which has no end of them."""
+    """The number of a dimension's values, None for a continuous range."""
     if isinstance(dimension, Choice):
         return len(dimension.values)
     if dimension.low == dimension.high:
@@ -153,7 +122,7 @@ def grid_size(dimension: Dimension) -> int | None:
 
 
 def grid_values(dimension: Dimension) -> tuple[Value, ...]:
-    """Every value of a dimension in order; ValueError for one that has no `grid_size`."""
+    """Every value of a dimension, in order. Raises ValueError for a continuous range."""
     if isinstance(dimension, Choice):
         return dimension.values
     size = grid_size(dimension)
@@ -164,157 +133,8 @@ def grid_values(dimension: Dimension) -> tuple[Value, ...]:
     return tuple(int(value) if dimension.is_int else float(value) for value in exact)
 
 
-def _parse_dimension(path: str, raw: Any) -> tuple[Dimension | None, list[Problem]]:
-    if isinstance(raw, list | tuple):
-        problems = _choice_problems(path, raw)
-        return (None if problems else Choice(tuple(raw))), problems
-    if isinstance(raw, Mapping) and "values" in raw:
-        problems = [_unknown_key(path, key, raw[key], _CHOICE_KEYS) for key in raw if key not in _CHOICE_KEYS]
-        values, (when, found) = raw["values"], _parse_when(path, raw)
-        if not isinstance(values, list | tuple):
-            problems.append(Problem(f"{path}.values", "must be a list of choices", values, f"[{values}]"))
-        else:
-            problems += _choice_problems(path, values)
-        problems += found
-        return (None if problems else Choice(tuple(values), when)), problems
-    if isinstance(raw, Mapping):
-        when, found = _parse_when(path, raw)
-        bare = {key: value for key, value in raw.items() if key != "when"}
-        problems = _range_problems(path, bare) + found
-        return (None if problems else Range(**bare, when=when)), problems
-    rule = "a dimension must be a list of choices or a range {low, high}"
-    return None, [Problem(path, rule, raw, f"a list of one fixes it: [{raw}]")]
-
-
-def _parse_when(path: str, raw: Mapping[str, Any]) -> tuple[When, list[Problem]]:
-    """`when: {other: [values]}`."""
-    when = raw.get("when", {})
-    hint = "such as when: {optimizer: [sgd]}"
-    if not isinstance(when, Mapping) or ("when" in raw and not when):
-        return (), [Problem(f"{path}.when", "must name another choice and its values", when, hint)]
-    problems = [
-        Problem(f"{path}.when.{name}", "must be a list of values", values, hint)
-        for name, values in when.items()
-        if not isinstance(values, list | tuple) or not values
-    ]
-    return (() if problems else tuple((str(n), tuple(values)) for n, values in when.items())), problems
-
-
-def when_problems(
-    path: str, when: Iterable[tuple[str, Sequence[Value]]], space: Mapping[str, Dimension]
-) -> list[Problem]:
-    """The mistakes in the condition of what stands at `path`: it may name choices of the space, and their values."""
-    problems = []
-    choices = {name: d for name, d in space.items() if isinstance(d, Choice)}
-    for parent, allowed in when:
-        here = f"{path}.when.{parent}"
-        if parent not in choices:
-            others = [name for name in choices if path != f"space.{name}"]
-            hint = f"choices here: {', '.join(others) or 'none'}"
-            problems.append(Problem(here, "is no list of choices in the space", ABSENT, hint))
-            continue
-        values = choices[parent].values
-        problems += [
-            Problem(here, f"is no choice of {parent}", value, f"one of {', '.join(map(str, values))}")
-            for value in allowed
-            if value not in values
-        ]
-    return problems
-
-
-def _condition_problems(space: Mapping[str, Dimension]) -> list[Problem]:
-    problems = [
-        problem for name, d in space.items() for problem in when_problems(f"space.{name}", d.when, space)
-    ]
-    if not problems:
-        try:
-            in_order(space)
-        except ValueError as error:
-            problems.append(Problem("space", str(error), ABSENT, "leave out one of the conditions"))
-    return problems
-
-
-def _choice_problems(path: str, raw: list[Any] | tuple[Any, ...]) -> list[Problem]:
-    if not raw:
-        return [Problem(path, "a list of choices must not be empty", raw, "name at least one value")]
-    problems = []
-    for i, option in enumerate(raw):
-        if not isinstance(option, Value) or (isinstance(option, float) and not math.isfinite(option)):
-            rule = "a choice must be text, a finite number, true or false"
-            problems.append(Problem(f"{path}[{i}]", rule, option, "write a plain value"))
-        elif option in raw[:i]:  # by ==, as Optuna compares them: 1, 1.0 and true are one choice to it
-            rule = "choices must differ"
-            problems.append(
-                Problem(f"{path}[{i}]", rule, option, f"remove it: it equals {raw[raw.index(option)]!r}")
-            )
-    return problems
-
-
-def _range_problems(path: str, raw: Mapping[str, Any]) -> list[Problem]:
-    problems = [
-        _unknown_key(path, key, value, _RANGE_KEYS) for key, value in raw.items() if key not in _RANGE_KEYS
-    ]
-    for key in ("low", "high"):
-        if key not in raw:
-            problems.append(Problem(f"{path}.{key}", "a range must have low and high", None, f"add {key}"))
-    for key in ("low", "high", "step"):
-        # A step may be left empty; a bound may not.
-        if key in raw and not (key == "step" and raw[key] is None) and not _is_number(raw[key]):
-            problems.append(
-                Problem(f"{path}.{key}", "must be a finite number", raw[key], _number_hint(raw[key]))
-            )
-    if not isinstance(raw.get("log", False), bool):
-        problems.append(Problem(f"{path}.log", "must be true or false", raw["log"], "log: true"))
-    return problems or _bound_problems(path, Range(**raw))
-
-
-def _bound_problems(path: str, r: Range) -> list[Problem]:
-    problems = []
-    if r.low > r.high:
-        problems.append(
-            Problem(f"{path}.low", f"must not exceed high ({r.high})", r.low, "swap low and high")
-        )
-    if r.log and r.low <= 0:
-        hint = "start at 1" if r.is_int else "start above 0, such as 1.0e-4, or drop log"
-        problems.append(Problem(f"{path}.low", "a log range must start above 0", r.low, hint))
-    if r.step is not None and r.log:
-        problems.append(
-            Problem(f"{path}.step", "a log range takes no step", r.step, "remove step, or drop log")
-        )
-    if r.step is not None and r.step <= 0:
-        problems.append(Problem(f"{path}.step", "must be above 0", r.step, "remove it for no step"))
-    elif r.step is not None and r.is_int and not isinstance(r.step, int):
-        hint = "a whole step, or low and high written with a decimal point"
-        problems.append(Problem(f"{path}.step", "the step of whole numbers must be whole", r.step, hint))
-    return problems
-
-
-def _unknown_key(path: str, key: Any, value: Any, known: tuple[str, ...]) -> Problem:
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "use " + ", ".join(known)
-    return Problem(f"{path}.{key}", "a dimension like this knows only " + ", ".join(known), value, hint)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _number_hint(value: Any) -> str:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return "write a number"
-    if isinstance(value, str) and math.isfinite(number):
-        # Plain YAML reads 1e-4 as text: its floats need a point.
-        mantissa, _, exponent = value.strip().partition("e")
-        return (
-            f"YAML reads it as text: write {mantissa}.0e{exponent}" if exponent else f"write {value.strip()}"
-        )
-    return "write a finite number"
-
-
 def _last(r: Range) -> int | float:
-    """The last value that steps from `low` reach; in fractions, because 0.1 steps add up inexactly."""
+    """The last value that steps from `low` reach, in exact fractions, because multiples of 0.1 are inexact."""
     if r.step is None:
         return r.high
     low, step = _exact(r.low), _exact(r.step)

@@ -1,4 +1,4 @@
-"""YAML as people write it: what it says twice, and what it says other than they mean."""
+"""Reading YAML, with the mistakes that YAML itself does not report: duplicate keys and misread values."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import yaml
 
-from binsweep.search.spec.space import ABSENT, Problem
+from binsweep.search.spec.problems import ABSENT, Problem
 
-MOST = 50_000  # values of a document, with all that its aliases repeat
-# What YAML 1.1 takes for numbers: 010 is 8, and 1:30 is 90, minutes and seconds.
+MAX_VALUES = 50_000  # of a document, with aliases expanded
+# YAML 1.1 reads 010 as 8 (octal) and 1:30 as 90 (sexagesimal).
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text for want of a dot; people mean the number, as YAML 1.2 does."""
+    """Reads 1e-4 as a number, like YAML 1.2; in YAML 1.1 it is text, because it has no dot."""
 
 
 _Loader.add_implicit_resolver(
@@ -28,7 +28,7 @@ _Loader.add_implicit_resolver(
 
 
 class NotYaml(Exception):
-    """A document that cannot be read: `where` is ", line N" or empty; `what` is wrong, and `hint` is right."""
+    """A document that cannot be read. `where` is ", line N" or empty, `what` the mistake, `hint` its correction."""
 
     def __init__(self, what: str, hint: str, line: int | None = None) -> None:
         super().__init__(what)
@@ -38,23 +38,23 @@ class NotYaml(Exception):
 
 @dataclass
 class YamlDocument:
-    """What was read: `value`; the mistakes of `problems`; and by the path of each bare word such as `no` that
-    YAML takes for true or false, the word."""
+    """A document: its value, the mistakes found, and the bare words such as `no` that YAML reads as true or false, by
+    their paths."""
 
     value: Any = None
     problems: list[Problem] = field(default_factory=list)
-    words: dict[str, str] = field(default_factory=dict)
+    bare_words: dict[str, str] = field(default_factory=dict)
 
 
 def read_yaml(content: bytes | str) -> YamlDocument:
-    """Read one document; raises NotYaml where it is none."""
+    """Read one document. Raises NotYaml if it is not valid YAML."""
     document = YamlDocument()
     try:
         loader = _Loader(content)
         try:
             node = loader.get_single_node()
             if node is not None:
-                _look(node, document)
+                _inspect(node, document)
                 document.value = loader.construct_document(node)
         finally:
             loader.dispose()
@@ -72,10 +72,10 @@ def read_yaml(content: bytes | str) -> YamlDocument:
     return document
 
 
-def hinted(problem: Problem, words: dict[str, str]) -> Problem:
-    """A mistake whose value is `no` or the like, with what YAML made of that."""
+def with_yaml_hint(problem: Problem, bare_words: dict[str, str]) -> Problem:
+    """The problem, with a hint if its value is a bare word such as `no` that YAML reads as true or false."""
     path = re.sub(r"\[(\d+)\]", r".\1", problem.path)
-    inside = [word for place, word in words.items() if f"{place}.".startswith(f"{path}.")]
+    inside = [word for place, word in bare_words.items() if f"{place}.".startswith(f"{path}.")]
     word = next((w for w in inside if yaml.SafeLoader.bool_values[w.lower()] == problem.value), None)
     if word is None or not isinstance(problem.value, bool):
         return problem
@@ -83,37 +83,37 @@ def hinted(problem: Problem, words: dict[str, str]) -> Problem:
     return Problem(problem.path, problem.rule, problem.value, hint)
 
 
-def _look(root: yaml.Node, document: YamlDocument) -> None:
-    """Find what is written twice or misread, in the order of the document."""
+def _inspect(root: yaml.Node, document: YamlDocument) -> None:
+    """Find duplicate keys and misread values, in the order of the document."""
     visits = 0
-    said: set[tuple[int, str]] = set()  # what several aliases repeat is one mistake
-    waiting: list[tuple[str, yaml.Node, tuple[int, ...]]] = [("", root, ())]
-    while waiting:
-        path, node, above = waiting.pop()
+    reported: set[tuple[int, str]] = set()  # a mistake repeated by aliases is reported once
+    pending: list[tuple[str, yaml.Node, tuple[int, ...]]] = [("", root, ())]
+    while pending:
+        path, node, ancestors = pending.pop()
         visits += 1
-        if visits > MOST or id(node) in above:
+        if visits > MAX_VALUES or id(node) in ancestors:
             rule = (
                 "an alias that contains itself"
-                if id(node) in above
-                else f"aliases unfold to over {MOST:,} values"
+                if id(node) in ancestors
+                else f"aliases unfold to over {MAX_VALUES:,} values"
             )
             raise NotYaml(f"not a sweep: {rule}", "write it out", node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
-            _look_at_scalar(path, node, document)
+            _inspect_scalar(path, node, document)
         elif isinstance(node, yaml.SequenceNode):
             children = [(f"{path}.{i}".lstrip("."), child) for i, child in enumerate(node.value)]
-            waiting += [(p, child, (*above, id(node))) for p, child in reversed(children)]
+            pending += [(p, child, (*ancestors, id(node))) for p, child in reversed(children)]
         elif isinstance(node, yaml.MappingNode):
-            for problem in _keys(path, node):
-                if (id(node), problem.path + problem.rule) not in said:
-                    said.add((id(node), problem.path + problem.rule))
+            for problem in _key_problems(path, node):
+                if (id(node), problem.path + problem.rule) not in reported:
+                    reported.add((id(node), problem.path + problem.rule))
                     document.problems.append(problem)
-            children = [(_below(path, key), value) for key, value in node.value]
-            waiting += [(p, child, (*above, id(node))) for p, child in reversed(children)]
+            children = [(_child_path(path, key), value) for key, value in node.value]
+            pending += [(p, child, (*ancestors, id(node))) for p, child in reversed(children)]
 
 
-def _below(path: str, key: yaml.Node) -> str:
-    """The path of a key; what is merged by `<<` stands beside the others."""
+def _child_path(path: str, key: yaml.Node) -> str:
+    """The path of a key; keys merged by `<<` belong to the section itself."""
     if key.tag == f"{_TAG}merge":
         return path
     return f"{path}.{_text(key)}".lstrip(".")
@@ -123,7 +123,7 @@ def _text(key: yaml.Node) -> str:
     return str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
 
 
-def _keys(path: str, node: yaml.MappingNode) -> Iterator[Problem]:
+def _key_problems(path: str, node: yaml.MappingNode) -> Iterator[Problem]:
     lines: dict[str, list[int]] = {}
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode):
@@ -131,11 +131,11 @@ def _keys(path: str, node: yaml.MappingNode) -> Iterator[Problem]:
             kind = key.tag.removeprefix(_TAG)
             if kind not in ("str", "merge"):
                 rule = f"YAML reads this key in line {key.start_mark.line + 1} as {_KINDS.get(kind, kind)}"
-                yield Problem(_below(path, key), rule, ABSENT, f"write '{key.value}', with the quotes")
+                yield Problem(_child_path(path, key), rule, ABSENT, f"write '{key.value}', with the quotes")
     for name, found in lines.items():
         if len(found) > 1:
             where = f"{f'{path}.' if path else ''}{name}"
-            yield Problem(where, f"written {_times(found)}, in {_lines(found)}", ABSENT, "keep one of them")
+            yield Problem(where, f"written {_count(found)}, in {_lines(found)}", ABSENT, "keep one of them")
 
 
 _KINDS = {
@@ -147,7 +147,7 @@ _KINDS = {
 }
 
 
-def _times(found: Sequence[int]) -> str:
+def _count(found: Sequence[int]) -> str:
     return "twice" if len(found) == 2 else f"{len(found)} times"
 
 
@@ -157,12 +157,12 @@ def _lines(found: Sequence[int]) -> str:
     return f"lines {', '.join(map(str, found[:-1]))} and {found[-1]}"
 
 
-def _look_at_scalar(path: str, node: yaml.ScalarNode, document: YamlDocument) -> None:
+def _inspect_scalar(path: str, node: yaml.ScalarNode, document: YamlDocument) -> None:
     if node.style is not None:  # in quotes, or a block of text
         return
     text, kind = node.value, node.tag.removeprefix(_TAG)
     if kind == "bool" and text.lower() not in ("true", "false"):
-        document.words[path] = text
+        document.bare_words[path] = text
     elif kind == "timestamp":
         rule, hint = f"YAML reads {text} as a date", f"write '{text}', with the quotes"
         document.problems.append(Problem(path, rule, ABSENT, hint))

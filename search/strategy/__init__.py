@@ -1,16 +1,1 @@
-"""Strategies: what to try next, and what to stop. Optuna only; no Ray."""
-
-from binsweep.search.strategy.base import Decision, Outcome, Record, Strategy, Suggestion, Verdict
-from binsweep.search.strategy.factory import open_strategy
-from binsweep.search.strategy.optuna_strategy import OptunaStrategy
-
-__all__ = [
-    "Decision",
-    "OptunaStrategy",
-    "Outcome",
-    "Record",
-    "Strategy",
-    "Suggestion",
-    "Verdict",
-    "open_strategy",
-]
+"""Search strategies: what to try next, and what to stop or pause. Optuna only; no Ray."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
 
 
-def rungs(min_epochs: int, eta: int, max_epochs: int) -> list[int]:
-    """min_epochs * eta^k below max_epochs: the epochs at which halving decides."""
+def rung_epochs(min_epochs: int, eta: int, max_epochs: int) -> list[int]:
+    """min_epochs * eta^k below max_epochs: the epochs at which successive halving decides."""
     found = []
     rung = min_epochs
     while rung < max_epochs:
@@ -18,13 +18,13 @@ def rungs(min_epochs: int, eta: int, max_epochs: int) -> list[int]:
 def asha(min_epochs: int, eta: int, max_epochs: int) -> StoppingRule:
     """Asynchronous successive halving (Li et al., 2018, MLSys 2020), in its stopping form.
 
-    At a rung a trial goes on when it is among the best 1/eta of those that have been there so far; of the
-    first arrivals, too few for a 1/eta, only the best so far goes on. Ties go on.
+    At a rung a trial goes on if it is among the best 1/eta of the trials that have reached it. While fewer than eta
+    have, only the best so far goes on. Ties go on.
     """
-    levels = set(rungs(min_epochs, eta, max_epochs))
+    rungs = set(rung_epochs(min_epochs, eta, max_epochs))
 
     def rule(curves: Mapping[int, Curve], number: int, epoch: int) -> str | None:
-        if epoch not in levels:
+        if epoch not in rungs:
             return None
         rivals = [c.best_until(epoch) for c in curves.values() if epoch in c.values and epoch < c.last_epoch]
         own = curves[number].best_until(epoch)

@@ -1,25 +1,23 @@
-"""The Strategy seam: the only door through which runners and the simulator meet a search algorithm."""
+"""The Strategy interface, through which the runners and the simulator use a search algorithm."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-Goal = Literal["maximize", "minimize"]
-
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A trial to run, its parameters, and why these; with `epochs_done`, a paused trial to go on with."""
+    """A trial to run, with its parameters and the reason; a paused trial to resume if `epochs_done` is above 0."""
 
     number: int
     params: dict[str, Any]
     reason: str
-    epochs_done: int = 0  # begin after this epoch, from the checkpoint that the trial was paused with
+    epochs_done: int = 0  # resume after this epoch, from the checkpoint written when the trial was paused
 
 
 class Decision(StrEnum):
     CONTINUE = "continue"
-    PAUSE = "pause"  # keep a checkpoint of this epoch and free the worker; a later suggestion may go on
+    PAUSE = "pause"  # keep a checkpoint of this epoch and free the worker; a later suggestion may resume the trial
     STOP = "stop"
 
 
@@ -33,7 +31,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended, as its runner saw it; with `violation` it broke a limit, by that part of it."""
+    """How a trial ended; a `violation` above 0 is the relative excess over a limit."""
 
     state: Literal["completed", "stopped", "failed"]
     reason: str = ""
@@ -42,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Record:
-    """One trial as the study remembers it; `value` is its best over epochs, seen at `epoch`."""
+    """One trial as stored in the study; `value` is its best over epochs, reached at `epoch`."""
 
     number: int
     state: Literal["running", "paused", "completed", "stopped", "failed"]
@@ -52,24 +50,24 @@ class Record:
     values: dict[int, float] = field(default_factory=dict)  # by epoch, from 1
     suggested_because: str = ""
     ended_because: str = ""
-    feasible: bool = True  # it broke no limit
+    feasible: bool = True  # it exceeded no limit
 
 
 class Strategy(Protocol):
-    """What to try next and what to stop. Calls come from one thread; epochs count from 1."""
+    """What to try next and what to stop. All calls come from one thread; epochs count from 1."""
 
     def suggest(self, begin: bool = True) -> Suggestion | None:
-        """The next trial, or a paused one to go on with; None when there is neither.
+        """The next trial, or a paused one to resume; None if there is neither.
 
-        Where no further trial may `begin`, only paused ones that have earned it go on.
+        With `begin=False` no new trial begins; only paused trials that have earned it are resumed.
         """
 
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
-        """Take in one epoch's value. Repeated, late or unknown reports change nothing."""
+        """Record one epoch's value. Repeated, late and unknown reports change nothing."""
 
     def note_cost(self, number: int, cost: float) -> None:
-        """What a running trial's counter costs where it is used (above 0, smaller is better), where the whole front
-        of value against cost is searched. The first call counts."""
+        """Record the inference cost of a running trial (above 0, smaller is better) for a search of the Pareto front
+        of value and cost. Only the first call counts."""
 
     def finish(self, number: int, outcome: Outcome) -> None:
-        """End a trial that runs or is paused, once; later calls change nothing."""
+        """End a running or paused trial, once; later calls change nothing."""

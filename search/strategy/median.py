@@ -9,8 +9,8 @@ from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
 def median(min_epochs: int, min_trials: int = 5) -> StoppingRule:
     """Median stopping (Golovin et al., Google Vizier, KDD 2017).
 
-    A trial stops when its best value so far is below the median of the others' mean values up to the same
-    epoch, once `min_trials` others have been there.
+    A trial stops if its best value so far is below the median of the other trials' mean values up to the same epoch,
+    once at least `min_trials` other trials have reached it.
     """
 
     def rule(curves: Mapping[int, Curve], number: int, epoch: int) -> str | None:

@@ -1,41 +1,41 @@
-"""Planners: what a free worker does next, where trials can be paused and gone on with."""
+"""Planners: what a free worker does next, for trials that can be paused and resumed."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from binsweep.search.strategy.trial_pool import TrialPool, promoted
+from binsweep.search.strategy.trial_pool import TrialPool, next_promotion
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Go on with trial `number`, or begin one with `params`, or, with neither, with what the sampler says.
+    """Resume trial `number`, or begin one with `params`; with neither, begin one that the sampler suggests.
 
-    A new one that is `straight` is trained to its end, unless it falls behind the others on its way.
+    With `skips_rungs` a new trial trains to its end without waiting at rungs, unless it falls below the median.
     """
 
     reason: str = ""
     number: int | None = None
     params: dict[str, Any] | None = None
-    straight: bool = False
+    skips_rungs: bool = False
 
 
 class Planner(Protocol):
-    """The same standing, seed and `learned` give the same plan."""
+    """The same trials, seed and `hyperparameters` give the same plan."""
 
-    learned: list[float]  # what must be kept, and set again, to plan alike after a restart; may be empty
+    hyperparameters: list[float]  # of its models: stored, and set again after a restart; may be empty
 
-    def plan(self, standing: TrialPool) -> Plan:
+    def plan(self, pool: TrialPool) -> Plan:
         """What a free worker should do next."""
 
 
 class Halving:
-    """Promotes the best third at every level; where none waits, the sampler begins a new trial."""
+    """Promotes the best third at every rung; if no trial can be promoted, the sampler begins a new one."""
 
-    learned: list[float]
+    hyperparameters: list[float]
 
     def __init__(self) -> None:
-        self.learned = []
+        self.hyperparameters = []
 
-    def plan(self, standing: TrialPool) -> Plan:
-        found = promoted(standing)
-        return Plan() if found is None else Plan(found[1], number=found[0])
+    def plan(self, pool: TrialPool) -> Plan:
+        promotion = next_promotion(pool)
+        return Plan() if promotion is None else Plan(promotion[1], number=promotion[0])

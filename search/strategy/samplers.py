@@ -1,12 +1,12 @@
 """Samplers: which configuration to try next.
 
-Each asks Optuna for one new trial with a seed of its own, made from the sweep's seed and the trial's number.
-So a suggestion depends on that seed, the number and the recorded results alone: a sweep that is re-opened
-goes on as if it had never stopped, instead of drawing its first configurations again.
+Each call asks Optuna for one new trial, with a seed derived from the sweep's seed and the trial's number. A suggestion
+therefore depends only on these two and the recorded results: a resumed sweep continues as if it had never stopped,
+instead of drawing its first configurations again.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,28 +14,19 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from binsweep.data.errors import UserError
-from binsweep.search.spec.space import (
-    Dimension,
-    Value,
-    active,
-    grid_size,
-    grid_values,
-    in_order,
-    is_active,
-    to_distribution,
-)
+from binsweep.search.spec.space import SearchSpace, Value, grid_size, grid_values
 
-GRID_LIMIT = 100_000  # points; a larger grid would never end
-STARTUP = 10  # random configurations before a model has enough to learn from, Optuna's default
+MAX_GRID_POINTS = 100_000  # a larger grid would never finish
+N_STARTUP_TRIALS = 10  # random configurations before a model is used, Optuna's default
 
 Asked = tuple[optuna.Trial, str]  # the new trial, and why this configuration
 Sampler = Callable[[optuna.Study, int], Asked | None]
 
 
-def make_sampler(name: str, space: Mapping[str, Dimension], seed: int) -> Sampler:
-    """The sampler `tpe`, `gp`, `cmaes`, `random` or `grid`; UserError for a grid without end."""
+def make_sampler(name: str, space: SearchSpace, seed: int) -> Sampler:
+    """The sampler `tpe`, `gp`, `cmaes`, `random` or `grid`. Raises UserError for an infinite grid."""
     makers = {"tpe": _tpe, "gp": _gp, "cmaes": _cmaes, "random": _random, "grid": _grid}
-    return makers[name](in_order(space), seed)
+    return makers[name](space, seed)
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -43,13 +34,13 @@ def trial_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed % 2**32, number]).generate_state(1)[0])
 
 
-def _ask(study: optuna.Study, space: Mapping[str, Dimension]) -> optuna.Trial:
-    """A new trial with a value for all that is searched in it."""
+def _ask(study: optuna.Study, space: SearchSpace) -> optuna.Trial:
+    """A new trial with values of all its active parameters."""
     trial = study.ask()
     chosen: dict[str, Any] = {}
-    for name, dimension in space.items():
-        if is_active(dimension, chosen):
-            chosen[name] = _suggest(trial, name, to_distribution(dimension))
+    for name, distribution in space.distributions.items():
+        if space.is_active(name, chosen):
+            chosen[name] = _suggest(trial, name, distribution)
     return trial
 
 
@@ -61,7 +52,7 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
     return suggest(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
-def _random(space: Mapping[str, Dimension], seed: int) -> Sampler:
+def _random(space: SearchSpace, seed: int) -> Sampler:
     def ask(study: optuna.Study, number: int) -> Asked:
         study.sampler = optuna.samplers.RandomSampler(seed=trial_seed(seed, number))
         return _ask(study, space), "drawn at random"
@@ -69,64 +60,68 @@ def _random(space: Mapping[str, Dimension], seed: int) -> Sampler:
     return ask
 
 
-def _tpe(space: Mapping[str, Dimension], seed: int) -> Sampler:
+def _tpe(space: SearchSpace, seed: int) -> Sampler:
     def ask(study: optuna.Study, number: int) -> Asked:
         states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         known = len(study.get_trials(deepcopy=False, states=states))
-        # Optuna ranks stopped trials below completed ones, by last epoch and then value: a half-trained
+        # Optuna ranks pruned trials below completed ones, by last epoch and then value, so that an intermediate
         # value is never taken for a final one.
         study.sampler = optuna.samplers.TPESampler(
             seed=trial_seed(seed, number),
-            n_startup_trials=STARTUP,
+            n_startup_trials=N_STARTUP_TRIALS,
         )
-        return _ask(study, space), _model("likeliest to improve", "TPE", known)
+        return _ask(study, space), _reason("likeliest to improve", "TPE", known)
 
     return ask
 
 
-def _gp(space: Mapping[str, Dimension], seed: int) -> Sampler:
+def _gp(space: SearchSpace, seed: int) -> Sampler:
     def ask(study: optuna.Study, number: int) -> Asked:
         known = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
-        study.sampler = optuna.samplers.GPSampler(seed=trial_seed(seed, number), n_startup_trials=STARTUP)
-        return _ask(study, space), _model("most to be gained", "a Gaussian process", known)
+        study.sampler = optuna.samplers.GPSampler(
+            seed=trial_seed(seed, number), n_startup_trials=N_STARTUP_TRIALS
+        )
+        return _ask(study, space), _reason("largest expected improvement", "a Gaussian process", known)
 
     return ask
 
 
-def _cmaes(space: Mapping[str, Dimension], seed: int) -> Sampler:
-    """CMA-ES (Hansen, 2016) over the ranges; it has no notion of choices, which Optuna draws at random."""
+def _cmaes(space: SearchSpace, seed: int) -> Sampler:
+    """CMA-ES (Hansen, 2016) over the ranges; choices are drawn at random, because it does not support them."""
 
     def ask(study: optuna.Study, number: int) -> Asked:
         known = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
         sampler_seed = trial_seed(seed, number)
         study.sampler = optuna.samplers.CmaEsSampler(
             seed=sampler_seed,
-            n_startup_trials=STARTUP,
+            n_startup_trials=N_STARTUP_TRIALS,
             independent_sampler=optuna.samplers.RandomSampler(seed=sampler_seed),
             warn_independent_sampling=False,
         )
-        return _ask(study, space), _model(
-            "from the distribution that moves to where values are best", "CMA-ES", known
+        return _ask(study, space), _reason(
+            "from the distribution that moves towards the best values", "CMA-ES", known
         )
 
     return ask
 
 
-def _model(what: str, model: str, known: int) -> str:
-    """Why a sampler that starts at random proposes a configuration."""
-    if known < STARTUP:
-        return f"drawn at random: {known} of the {STARTUP} trials that {model} starts from are done"
+def _reason(what: str, model: str, known: int) -> str:
+    """Why a sampler with random startup trials proposes a configuration."""
+    if known < N_STARTUP_TRIALS:
+        return f"drawn at random: {known} of the {N_STARTUP_TRIALS} startup trials of {model} are done"
     return f"{what} by {model} over {known} trials"
 
 
-def _grid(space: Mapping[str, Dimension], seed: int) -> Sampler:
+def _grid(space: SearchSpace, seed: int) -> Sampler:
     axes = _axes(space)
-    # Combinations that differ only in what is not searched there are one point.
-    found = (
-        active(space, dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
+    # Combinations that differ only in inactive parameters are one point.
+    found: Iterable[dict[str, Any]] = (
+        space.active(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
     )
     points = list({_key(point): point for point in found}.values())
-    order = np.random.default_rng(seed % 2**32).permutation(len(points))  # a cut-short grid still spreads
+    order = np.random.default_rng(seed % 2**32).permutation(
+        len(points)
+    )  # so that an unfinished grid covers the space
 
     def ask(study: optuna.Study, number: int) -> Asked | None:
         tried = {_key(trial.params) for trial in study.get_trials(deepcopy=False)}
@@ -143,15 +138,15 @@ def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(params.items()))
 
 
-def _axes(space: Mapping[str, Dimension]) -> dict[str, tuple[Value, ...]]:
+def _axes(space: SearchSpace) -> dict[str, tuple[Value, ...]]:
     size = 1
     for name, dimension in space.items():
         count = grid_size(dimension)
         if count is None:
-            rule = f"space.{name}: a grid needs an end to its values, but got {dimension!r}"
+            rule = f"space.{name}: a grid needs finitely many values, but got {dimension!r}"
             raise UserError(rule, "list the values, give a step, or search with tpe")
         size *= count
-    if size > GRID_LIMIT:
-        rule = f"space: a grid may have {GRID_LIMIT:,} points, but got {size:,}"
+    if size > MAX_GRID_POINTS:
+        rule = f"space: a grid may have {MAX_GRID_POINTS:,} points, but got {size:,}"
         raise UserError(rule, "give fewer values or larger steps, or search with tpe")
     return {name: grid_values(dimension) for name, dimension in space.items()}

@@ -1,7 +1,7 @@
-"""A sweep without trainings: drives any Strategy with W workers and a virtual clock over known curves.
+"""A simulated sweep: drives any Strategy with several workers and a virtual clock over known learning curves.
 
-The strategy is the one that production uses, not a copy. What training would have answered comes from a
-`Task`: a formula (`SyntheticTask`) or a surrogate fitted to real learning curves.
+The strategy is the one used in production, not a copy. Learning curves come from a `Task`: a formula (`SyntheticTask`)
+or a surrogate fitted to real learning curves.
 """
 
 import heapq
@@ -13,39 +13,39 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from binsweep.search.spec.space import Choice, Dimension, Range
-from binsweep.search.strategy import Decision, Outcome, Strategy
-from binsweep.search.strategy.base import Goal
+from binsweep.search.spec.objective import Goal, Objective
+from binsweep.search.spec.space import Choice, Dimension, Range, SearchSpace
+from binsweep.search.strategy.base import Decision, Outcome, Strategy
 
 
 class Task(Protocol):
-    """Something to tune: its space, its longest training, and the curve of every configuration."""
+    """Something to tune: its search space, its longest training, and the learning curve of every configuration."""
 
-    space: Mapping[str, Dimension]
+    space: SearchSpace
     max_epochs: int
     goal: Goal
 
     def curve(self, params: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
-        """The value after every epoch, and the seconds passed until then; `max_epochs` of each."""
+        """The value after every epoch, and the seconds from the start; `max_epochs` of each."""
 
 
 @dataclass(frozen=True)
 class Step:
     """The incumbent after one more epoch of any trial."""
 
-    epochs: int  # trained so far, by all workers together
-    seconds: float  # of virtual time
+    epochs: int  # trained so far by all workers
+    seconds: float  # by the virtual clock
     best: float
     number: int  # the trial that holds the best
 
 
 def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[Step]:
-    """Run trials on `workers` until `budget` epochs are trained in all, and end those that still run.
+    """Run trials on `workers` until `budget` epochs are trained in total, and end those that are still running.
 
-    Epochs finish in the order of the virtual clock. Equal times are taken in the order in which they began,
-    so that a simulation repeats exactly.
+    Epochs finish in the order of the virtual clock; on ties in the order in which they began, so that a simulation is
+    exactly repeatable.
     """
-    sign = 1.0 if task.goal == "maximize" else -1.0
+    sign = Objective(task.goal).sign
     steps: list[Step] = []
     curves: dict[int, tuple[Sequence[float], Sequence[float], int]] = {}
     events: list[tuple[float, int, int, int]] = []  # the time an epoch ends, a tie-breaker, trial, epoch
@@ -61,7 +61,7 @@ def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[
         )
         begun += 1
 
-    def hire() -> None:
+    def fill_workers() -> None:
         nonlocal free
         while free and (suggestion := strategy.suggest()) is not None:
             free -= 1
@@ -70,7 +70,7 @@ def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[
                 curves[suggestion.number] = (*task.curve(suggestion.params), length)
             begin(suggestion.number, suggestion.epochs_done + 1)
 
-    hire()
+    fill_workers()
     while events and len(steps) < budget:
         now, _, number, epoch = heapq.heappop(events)
         values, _, length = curves[number]
@@ -85,31 +85,32 @@ def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[
         if decision is not Decision.PAUSE:
             strategy.finish(number, Outcome("completed" if decision is Decision.CONTINUE else "stopped"))
         free += 1
-        hire()
-    for number in curves:  # in flight or paused; those that have ended stay as they are
+        fill_workers()
+    for number in curves:  # running or paused; ended trials are left as they are
         strategy.finish(number, Outcome("stopped", "the budget is spent"))
     return steps
 
 
 class SyntheticTask:
-    """A made-up family of learning curves, so that tests and first looks need no data.
+    """A synthetic family of learning curves, for tests and experiments without data.
 
-    A curve climbs to a ceiling that falls with the distance from a hidden optimum, at a speed that depends on
-    the learning rate, with a little noise; two of the dimensions hardly matter, and the wide backbone costs
-    more. Everything follows from `seed`.
+    A curve rises to a ceiling that decreases with the distance from a hidden optimum, at a speed that depends on the
+    learning rate, with a little noise. Two of the dimensions hardly matter, and the wide backbone costs more. `seed`
+    determines everything.
     """
 
     goal: Goal = "maximize"
 
     def __init__(self, seed: int, max_epochs: int = 27) -> None:
         self.max_epochs = max_epochs
-        self.space: dict[str, Dimension] = {
+        dimensions: dict[str, Dimension] = {
             "lr": Range(1e-4, 1e-1, log=True),
             "batch_size": Range(16, 512, log=True),
             "weight_decay": Range(1e-5, 1e-1, log=True),
             "dropout": Range(0.0, 0.9),
             "backbone": Choice(("narrow", "wide", "deep")),
         }
+        self.space = SearchSpace(dimensions)
         rng = np.random.default_rng(seed)
         self._optimum = rng.uniform(0.15, 0.85, 4)
         self._weight = rng.permutation([1.0, 0.6, 0.1, 0.1])
@@ -130,7 +131,7 @@ class SyntheticTask:
 
 
 def _unit(dimension: Dimension, value: float) -> float:
-    """Where a value lies between the ends of its range, from 0 to 1."""
+    """A value's position in its range, from 0 to 1."""
     assert isinstance(dimension, Range)
     low, high = float(dimension.low), float(dimension.high)
     if dimension.log:

@@ -1,10 +1,9 @@
-"""The study, twice: in SQLite, which is the truth, and in memory, from which samplers read.
+"""The study in two storages: SQLite, which is authoritative, and an in-memory copy that samplers read.
 
-Samplers read every past trial for every suggestion, which costs 120 ms at 1,000 trials on SQLite and a tenth
-of it in memory. Only one process writes, so the copy in memory is never behind. Each change is one
-transaction on disk, written before the copy. Where an event changes several things (a trial's end: its reason,
-then its state), their order is such that a kill between any two leaves a study that can go on: the trial runs
-still, and ends again.
+Samplers read every past trial for every suggestion, which takes 120 ms at 1,000 trials with SQLite and a tenth of that
+in memory. Only one process writes, so the copy is never stale. Each change is one transaction on disk, written before
+the copy. An event with several changes (a trial's end: its reason, then its state) writes them in an order in which a
+kill between any two leaves a study that can go on: the trial is still running, and ends again.
 """
 
 from pathlib import Path
@@ -17,19 +16,19 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from binsweep.data.errors import UserError
-from binsweep.search.strategy.base import Goal
+from binsweep.search.spec.objective import Goal
 
-INFEASIBLE = "constraints:limit"  # system attribute
+INFEASIBLE_ATTR = "constraints:limit"  # system attribute of a trial, stored
 
 
 class StudyStorage:
-    """One study's trials by number. Without a path it is kept in memory only, for simulations."""
+    """One study, its trials by number. Without a path it exists in memory only, for simulations."""
 
     def __init__(self, path: Path | None, name: str, goal: Goal) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # its notes per trial are the sweep's to make
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the sweep logs trials itself
         self._memory = InMemoryStorage()
         self.study = optuna.create_study(storage=self._memory, study_name=name, direction=goal)
-        self._storages: list[tuple[BaseStorage, list[int]]] = [(self._memory, [])]  # with trial ids by number
+        self._storages: list[tuple[BaseStorage, list[int]]] = [(self._memory, [])]  # and trial ids by number
         self._study_ids: dict[BaseStorage, int] = {self._memory: self._memory.get_study_id_from_name(name)}
         if path is not None:
             disk = _open_disk(path)
@@ -49,7 +48,7 @@ class StudyStorage:
         return trials
 
     def add(self, trial: optuna.Trial, attributes: dict[str, Any]) -> FrozenTrial:
-        """Write down a trial that the in-memory study was just asked for."""
+        """Store a trial that the in-memory study has just been asked for."""
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
         memory_ids = self._storages[-1][1]
@@ -62,7 +61,7 @@ class StudyStorage:
     def add_point(
         self, params: dict[str, Any], distributions: dict[str, BaseDistribution], attributes: dict[str, Any]
     ) -> FrozenTrial:
-        """Write down a trial of our own choosing."""
+        """Store a running trial with the given parameters."""
         template = create_trial(
             state=TrialState.RUNNING, params=params, distributions=distributions, user_attrs=attributes
         )
@@ -70,18 +69,18 @@ class StudyStorage:
             ids.append(storage.create_new_trial(self._study_ids[storage], template_trial=template))
         return self._memory.get_trial(self._storages[-1][1][-1])
 
-    def note(self, number: int, key: str, value: Any) -> None:
-        """Write down something about a running trial."""
+    def set_trial_attr(self, number: int, key: str, value: Any) -> None:
+        """Set a user attribute of a running trial."""
         for storage, ids in self._storages:
             storage.set_trial_user_attr(ids[number], key, value)
 
-    def remember(self, key: str, value: Any) -> None:
-        """Write down something about the study."""
+    def set_study_attr(self, key: str, value: Any) -> None:
+        """Set a user attribute of the study."""
         for storage, _ in self._storages:
             storage.set_study_user_attr(self._study_ids[storage], key, value)
 
-    def recall(self, key: str) -> Any:
-        """What was last remembered, None if nothing was."""
+    def study_attr(self, key: str) -> Any:
+        """A user attribute of the study, None if it is not set."""
         return self._memory.get_study_user_attrs(self._study_ids[self._memory]).get(key)
 
     def report(self, number: int, epoch: int, value: float) -> None:
@@ -89,12 +88,12 @@ class StudyStorage:
             storage.set_trial_intermediate_value(ids[number], epoch, value)
 
     def mark_infeasible(self, number: int, violation: float) -> None:
-        """Write down that a trial broke a limit, where Optuna's samplers look for it (`Trial.set_constraint`)."""
+        """Store that a trial exceeded a limit, where Optuna's samplers look for it (`Trial.set_constraint`)."""
         for storage, ids in self._storages:
-            storage.set_trial_system_attr(ids[number], INFEASIBLE, violation)
+            storage.set_trial_system_attr(ids[number], INFEASIBLE_ATTR, violation)
 
     def close(self, number: int, state: TrialState, value: float | None, attributes: dict[str, Any]) -> None:
-        """End a trial; its attributes are written first, so that no ended trial lacks its reason."""
+        """End a trial. Its attributes are written first, so that no ended trial lacks its reason."""
         values = None if value is None else [value]
         for storage, ids in self._storages:
             for key, attribute in attributes.items():

@@ -1,8 +1,8 @@
-"""Where every trial stands, for planners that pause trials and go on with them.
+"""The state of every trial, for planners that pause and resume trials.
 
-A trial is weighed at a few checkpoints of its own training: its end, and that divided by ETA, twice, thrice.
-Fractions of its own length, not absolute epochs, because that is where learning-rate schedules of different
-lengths compare; what an epoch costs is the planner's to weigh.
+A trial is compared with others at a few rungs of its own training: its end, and its length divided by ETA once, twice
+and three times. Rungs are fractions of its own length rather than absolute epochs, because that is where
+learning-rate schedules of different lengths are comparable. Planners account for what an epoch costs.
 """
 
 import math
@@ -11,51 +11,62 @@ from typing import Any, Literal
 
 import numpy as np
 
+from binsweep.search.spec.objective import pareto_front
 from binsweep.search.strategy.stopping_rule import Curve
 
 ETA = 3
-LEVELS = 4  # so the first is at a 27th of the training, and one training's worth looks at 27 trials
+N_RUNGS = 4  # the first is at a 27th of the training, so that one training's worth of epochs tries 27 trials
 
 State = Literal["running", "paused", "over"]
 
 
-def levels(last_epoch: int) -> list[int]:
-    """The epochs at which a training of `last_epoch` is weighed, rising, its end included."""
-    return sorted({max(1, round(last_epoch / ETA**power)) for power in range(LEVELS)})
+def training_rungs(last_epoch: int) -> list[int]:
+    """The rungs of a training of `last_epoch` epochs, ascending, its end included."""
+    return sorted({max(1, round(last_epoch / ETA**power)) for power in range(N_RUNGS)})
 
 
 @dataclass
 class PooledTrial:
-    """One trial: the configuration, how far it is, and its best value so far at each level (larger is better)."""
+    """One trial: its parameters, how far it is trained, and its best value so far at each rung (larger is better)."""
 
     params: dict[str, Any]
-    levels: list[int]
+    rungs: list[int]
     state: State = "running"
     epochs: int = 0
     best: float = -math.inf
-    at_level: dict[int, float] = field(default_factory=dict)
-    broken: bool = False  # its value was not finite, or it broke a limit: the configuration is bad
-    straight: bool = False  # it is trained to its end, unless it falls behind
-    cost: float | None = None  # where value against cost is searched
+    best_at_rung: dict[int, float] = field(default_factory=dict)
+    broken: bool = False  # its value was not finite, or it exceeded a limit: a bad configuration
+    skips_rungs: bool = False  # it trains to its end, unless it falls below the median
+    cost: float | None = None  # if the Pareto front of value and cost is searched
 
-    def rank_value(self, level: int) -> float:
-        """Best value until the level of that index; -inf when it has not got there."""
-        return self.at_level.get(self.levels[min(level, len(self.levels) - 1)], -math.inf)
+    @property
+    def is_full(self) -> bool:
+        """Whether it was trained to its end."""
+        return self.epochs >= self.rungs[-1] and not self.broken
 
-    def before_end(self) -> float | None:
-        """Best value until the last level before its end, a third of its training; None before that."""
-        return self.at_level.get(self.levels[-2]) if len(self.levels) > 1 else None
+    @property
+    def last_rung(self) -> int:
+        """The index of the last rung that it has reached, -1 for none."""
+        return sum(rung <= self.epochs for rung in self.rungs) - 1
 
-    def next_level(self) -> int:
-        """The next epoch at which it is weighed; its end when that is reached."""
-        return next((level for level in self.levels if level > self.epochs), self.levels[-1])
+    def value_at(self, index: int) -> float:
+        """Its best value up to the rung of that index, -inf if it has not reached it."""
+        return self.best_at_rung.get(self.rungs[min(index, len(self.rungs) - 1)], -math.inf)
+
+    def value_before_end(self) -> float | None:
+        """Its best value up to the last rung before its end, a third of its training; None if it is not there."""
+        return self.best_at_rung.get(self.rungs[-2]) if len(self.rungs) > 1 else None
+
+    def next_rung(self) -> int:
+        """The epoch of its next rung, or its end if that is reached."""
+        return next((rung for rung in self.rungs if rung > self.epochs), self.rungs[-1])
 
 
 class TrialPool:
-    """All trials by number, and how many epochs were trained in all."""
+    """All trials by number, and the epochs trained in total."""
 
     def __init__(self) -> None:
-        self.stands: list[PooledTrial] = []
+        self.trials: list[PooledTrial] = []
         self.epochs = 0
 
     def add(
@@ -64,72 +75,73 @@ class TrialPool:
         curve: Curve,
         state: State = "running",
         broken: bool = False,
-        straight: bool = False,
+        skips_rungs: bool = False,
     ) -> None:
-        """The next trial, with what it has shown so far."""
-        stand = PooledTrial(params, levels(curve.last_epoch), state, broken=broken, straight=straight)
-        self.stands.append(stand)
+        """Add the next trial, with its values so far."""
+        rungs = training_rungs(curve.last_epoch)
+        self.trials.append(PooledTrial(params, rungs, state, broken=broken, skips_rungs=skips_rungs))
         for epoch in sorted(curve.values):
-            self.saw(len(self.stands) - 1, epoch, curve.values[epoch])
+            self.add_epoch(len(self.trials) - 1, epoch, curve.values[epoch])
 
-    def saw(self, number: int, epoch: int, value: float) -> None:
-        """One more epoch of a trial; epochs may be missing, but come in order."""
-        stand = self.stands[number]
-        self.epochs += epoch - stand.epochs
-        stand.epochs, stand.best = epoch, max(stand.best, value)
-        reached = [level for level in stand.levels if level <= epoch and level not in stand.at_level]
-        for level in reached:
-            stand.at_level[level] = stand.best
+    def add_epoch(self, number: int, epoch: int, value: float) -> None:
+        """Record an epoch of a trial. Epochs may be missing, but come in order."""
+        trial = self.trials[number]
+        self.epochs += epoch - trial.epochs
+        trial.epochs, trial.best = epoch, max(trial.best, value)
+        for rung in trial.rungs:
+            if rung <= epoch:
+                trial.best_at_rung.setdefault(rung, trial.best)
 
     def paused(self) -> list[int]:
-        return [number for number, stand in enumerate(self.stands) if stand.state == "paused"]
+        return [number for number, trial in enumerate(self.trials) if trial.state == "paused"]
 
-    def front(self) -> list[int]:
-        """Where trials have a cost: those that no other beats in both value and cost, the best value first."""
-        known = [n for n, s in enumerate(self.stands) if s.cost is not None and s.epochs and not s.broken]
-        found: list[int] = []
-        for number in sorted(known, key=lambda n: (-self.stands[n].best, self.stands[n].cost, n)):
-            if not found or self.stands[number].cost < self.stands[found[-1]].cost:  # type: ignore[operator]
-                found.append(number)
-        return found
+    def running(self) -> list[int]:
+        return [number for number, trial in enumerate(self.trials) if trial.state == "running"]
 
-    def best(self) -> np.ndarray:
+    def broken(self) -> list[int]:
+        return [number for number, trial in enumerate(self.trials) if trial.broken]
+
+    def pareto_front(self) -> list[int]:
+        """The trials with a cost that no other trial beats in both value and cost, the best value first."""
+        known = [
+            (-trial.best, trial.cost, number)
+            for number, trial in enumerate(self.trials)
+            if trial.cost is not None and trial.epochs and not trial.broken
+        ]
+        return [number for _, _, number in pareto_front(sorted(known), lambda item: item[1])]
+
+    def best_values(self) -> np.ndarray:
         """Each trial's best value, -inf without one; shape [trials]."""
-        return np.array([stand.best for stand in self.stands])
+        return np.array([trial.best for trial in self.trials])
 
 
-def promoted(standing: TrialPool) -> tuple[int, str] | None:
-    """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to go on with, and why.
+def next_promotion(pool: TrialPool) -> tuple[int, str] | None:
+    """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to resume and why, or None.
 
-    From the last level down: of the sound trials that reached a level, the best 1/ETA may go on to the next
-    one; the best of them that is paused there does. None when no trial may.
+    From the last rung down: of the sound trials that have reached a rung, the best 1/ETA may go on to the next one,
+    and the best of those that is paused at this rung does.
     """
-    for level in reversed(range(LEVELS - 1)):
-        sound = [(number, stand) for number, stand in enumerate(standing.stands) if not stand.broken]
-        there = [(stand.rank_value(level), -number) for number, stand in sound]
-        there = sorted((item for item in there if item[0] > -math.inf), reverse=True)
-        places = len(there) // ETA
-        for place, (_, minus) in enumerate(there[:places], 1):
-            stand = standing.stands[-minus]
-            if stand.state == "paused" and _level_of(stand) == level:
-                where = f"the level of epoch {stand.epochs}"
-                return -minus, f"rank {place} of {len(there)} at {where}: the best {places} go on"
+    for rung in reversed(range(N_RUNGS - 1)):
+        sound = [(number, trial) for number, trial in enumerate(pool.trials) if not trial.broken]
+        values = [(trial.value_at(rung), -number) for number, trial in sound]
+        values = sorted((item for item in values if item[0] > -math.inf), reverse=True)
+        places = len(values) // ETA
+        for place, (_, minus) in enumerate(values[:places], 1):
+            trial = pool.trials[-minus]
+            if trial.state == "paused" and trial.last_rung == rung:
+                where = f"the rung of epoch {trial.epochs}"
+                return -minus, f"rank {place} of {len(values)} at {where}: the best {places} go on"
     return None
 
 
-def behind(standing: TrialPool, number: int) -> str | None:
-    """Why a trial at a third of its training is not trained on: most that got there had done better by then, the
-    median rule of Golovin et al., 2017 (Vizier). None elsewhere, and on the front of value against cost."""
-    stand = standing.stands[number]
-    if _level_of(stand) != len(stand.levels) - 2 or number in standing.front():
+def behind(pool: TrialPool, number: int) -> str | None:
+    """Why a trial at a third of its training is paused: it is below the median of the trials that have reached theirs
+    (the median rule of Golovin et al., 2017, Vizier). None elsewhere, and for trials on the Pareto front."""
+    trial = pool.trials[number]
+    if trial.last_rung != len(trial.rungs) - 2 or number in pool.pareto_front():
         return None
-    there = [other.before_end() for other in standing.stands if not other.broken]
-    values = [value for value in there if value is not None]
-    if stand.best >= np.median(values):
+    reached = [other.value_before_end() for other in pool.trials if not other.broken]
+    values = [value for value in reached if value is not None]
+    if trial.best >= np.median(values):
         return None
     return f"below the median of {len(values)} trials at a third of their training"
-
-
-def _level_of(stand: PooledTrial) -> int:
-    """The index of the last level that it has reached."""
-    return sum(level <= stand.epochs for level in stand.levels) - 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +34,7 @@ from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.trial import BEST, LAST, TrialTask, run_trial
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
 from binsweep.search.recording.recorder import FIGURES
+from binsweep.search.spec.objective import is_finite
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.format import shown
 from binsweep.tracking.evaluation.figures import write_evaluation
@@ -112,15 +112,14 @@ def train_finalists(
             if training is not None:
                 trainings.append(training)
         if len(trainings) == spec.register.seeds:
-            sign = -1 if spec.goal == "maximize" else 1
-            trainings.sort(key=lambda one: sign * one.value)
+            trainings.sort(key=lambda one: -spec.objective.sign * one.value)
             finalists.append(Finalist(leader["number"], leader["value"], trainings))
     if not finalists:
         raise UserError(
             f"every finalist of {folder.name} diverged with a fresh seed",
             "a narrower space, or register.finalists: 0",
         )
-    return sorted(finalists, key=lambda one: one.mean, reverse=spec.goal == "maximize")
+    return sorted(finalists, key=lambda one: -spec.objective.sign * one.mean)
 
 
 def _train_again(
@@ -145,7 +144,7 @@ def _train_again(
         def send(epoch: int, metrics: dict[str, float]) -> bool:
             nonlocal diverged
             runlog.metrics(key, epoch, metrics)
-            diverged = not (math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["val_loss"]))
+            diverged = not is_finite(metrics)
             return not diverged
 
         with _same_threads_afterwards():

@@ -31,13 +31,13 @@ from binsweep.search.execution.resources import (
     share_of,
 )
 from binsweep.search.execution.trial import no_room
-from binsweep.search.history.sweep_history import spent_on
+from binsweep.search.history.run_log_reader import resources_spent
 from binsweep.search.history.sweep_state import save_state
 from binsweep.search.recording.decision_log import DecisionLog
 from binsweep.search.recording.live_table import LiveTable, Step
 from binsweep.search.recording.recorder import Recorder
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.strategy import open_strategy
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.workflows.preflight import Runner
 from binsweep.search.workflows.sweep_data import spec_manifest
 from binsweep.search.workflows.warm_start import WarmStart
@@ -145,23 +145,18 @@ def run_sweep(
 
             nodes = list(cluster or [stack.enter_context(start_ray(cores()))])
             slots = check_resources(spec.resources, nodes, "Ray")
-        spent = ResourceUsage() if unfinished is None else spent_on(unfinished)
+        spent = ResourceUsage() if unfinished is None else resources_spent(unfinished)
         folder = unfinished or new_folder(home, spec.name)
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
-        strategy = open_strategy(
-            folder / "study.db",
-            folder.name,
-            spec.space,
-            spec.goal,
-            sampler=spec.search.sampler,
-            stopping=spec.search.stopping,
-            seed=spec.search.seed,
-            max_epochs=spec.max_epochs,
+        search = spec.search
+        options = StrategyOptions(
+            spec.space, spec.goal, spec.max_epochs, search.sampler, search.stopping, search.seed
         )
-        strategy.know(
+        strategy = open_strategy(folder / "study.db", folder.name, options)
+        strategy.warm_start(
             earlier.sweep if earlier else "",
             earlier.records if earlier else [],
-            [*spec.search.points, *(earlier.points if earlier else [])],
+            [*search.initial_points, *(earlier.points if earlier else [])],
         )
 
         alone = TrialResources(
@@ -171,7 +166,7 @@ def run_sweep(
         def share(settings: Settings) -> TrialResources:
             return share_of(spec.resources.of(settings), nodes) if nodes else alone
 
-        together = functools.partial(fits, nodes=nodes) if nodes and spec.resources.large else None
+        together = functools.partial(fits, nodes=nodes) if nodes and spec.resources.overrides else None
         controller = Controller(spec, strategy, folder, share, together, spent, trace)
         controller.restore(strategy.trials())
         save_state(folder, spec, manifest, controller, runlog, "running")

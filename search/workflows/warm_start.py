@@ -9,8 +9,8 @@ from typing import Any
 from binsweep.models.settings import Settings
 from binsweep.search.history.sweep_state import load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec
-from binsweep.search.spec.space import active, contains
-from binsweep.search.strategy import Record, open_strategy
+from binsweep.search.strategy.base import Record
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 
 POINTS = 5  # configurations tried first where the earlier values do not count
 
@@ -39,28 +39,19 @@ def know_earlier(folder: Path, spec: SweepSpec, fingerprint: str) -> WarmStart:
     """
     state = load_state(folder)
     before = parse_spec(state["spec"])
-    strategy = open_strategy(
-        folder / "study.db",
-        state["id"],
-        before.space,
-        before.goal,
-        sampler="random",
-        stopping="none",
-        seed=0,
-        max_epochs=before.max_epochs,
-    )
+    options = StrategyOptions(before.space, before.goal, before.max_epochs, "random", "none")
+    strategy = open_strategy(folder / "study.db", state["id"], options)
     names = [field.name for field in fields(Settings) if field.name != "seed"]
     same = state["fingerprint"] == fingerprint and before.metric == spec.metric
     same = same and before.data.image_size == spec.data.image_size
     records, fitting = [], []
     for record in strategy.trials():
         settings = asdict(before.trial_settings(record.params, seed=0))
-        params = active(spec.space, settings)
-        if record.value is None or not all(contains(spec.space[name], params[name]) for name in params):
+        params = spec.space.active(settings)
+        if record.value is None or not all(spec.space.contains(name, params[name]) for name in params):
             continue
         fitting.append(replace(record, params=params))
         if same and all(settings[n] == getattr(spec.settings, n) for n in names if n not in params):
             records.append(fitting[-1])
-    sign = -1 if before.goal == "maximize" else 1
-    best = sorted(fitting, key=lambda record: (sign * (record.value or 0.0), record.number))
+    best = sorted(fitting, key=lambda record: before.objective.sort_key(record.value, record.number))
     return WarmStart(state["id"], records, [] if records else [record.params for record in best[:POINTS]])

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from binsweep.models.settings import Settings
-from binsweep.search.execution.controller import Controller, ResourceUsage, pareto_front
+from binsweep.search.execution.controller import Controller, ResourceUsage
 from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import ONE_CORE
 from binsweep.search.recording.decision_log import DECISIONS, DecisionLog
+from binsweep.search.spec.objective import pareto_front
 from binsweep.search.spec.parser import parse_spec
-from binsweep.search.strategy import Decision, Outcome, Suggestion, Verdict
+from binsweep.search.strategy.base import Decision, Outcome, Suggestion, Verdict
 
 SPEC: dict[str, Any] = {
     "name": "bins",
@@ -251,11 +252,12 @@ def test_what_breaks_a_limit_is_stopped_at_its_first_epoch_and_is_no_candidate(t
 
 
 def test_the_front_holds_what_no_other_trial_beats_in_both(tmp_path: Path) -> None:
-    controller, strategy = limited(tmp_path, 5, against="megabytes")
+    controller, strategy = limited(tmp_path, 5, cost_objective="megabytes")
     for number, (value, size) in enumerate([(0.5, 9.0), (0.4, 9.0), (0.6, 20.0), (0.3, 2.0), (0.3, 2.0)]):
         controller.next_task()
         controller.report(number, 1, metrics(value) | {"latency_ms": 1.0, "megabytes": size})
-    assert [t.number for t in pareto_front(controller.leaderboard(), "megabytes")] == [2, 0, 3]
+    front = pareto_front(controller.leaderboard(), lambda trial: trial.metrics.get("megabytes"))
+    assert [trial.number for trial in front] == [2, 0, 3]
     assert strategy.costs == [(0, 9.0), (1, 9.0), (2, 20.0), (3, 2.0), (4, 2.0)]
 
 

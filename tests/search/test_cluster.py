@@ -71,7 +71,7 @@ def test_large_trials_go_to_the_gpu(bins: Path, server: str, tmp_path: Path) -> 
     large = {"when": {"batch_size": [4]}, "gpus_per_trial": 1}
     model = {key: value for key, value in SLOW.items() if key != "batch_size"}
     spec = spec_file(
-        tmp_path, bins, "mixed-nodes", trials=10, model=model, space=space, resources={"large": large}
+        tmp_path, bins, "mixed-nodes", trials=10, model=model, space=space, resources={"overrides": large}
     )
     with two_nodes(tmp_path, server, node_gpus=1) as cluster:
         words = command(spec, "ray", "--address", cluster.address)

@@ -22,7 +22,8 @@ from binsweep.search.execution.health import keep_findings, write_table
 from binsweep.search.execution.interrupts import interrupt, take_note
 from binsweep.search.execution.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_attempts, run_trial
 from binsweep.search.spec.parser import parse_spec
-from binsweep.search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
+from binsweep.search.strategy.base import Decision, Outcome, Record, Strategy, Suggestion, Verdict
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 
 RAW: dict[str, Any] = {
     "name": "small",
@@ -38,8 +39,8 @@ GOOD = {"train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5}
 def opened(folder: Path, health: Mapping[str, str] | None = None, **budget: Any) -> Controller:
     """As a new process finds it."""
     spec = parse_spec({**RAW, "budget": {**RAW["budget"], **budget}, "health": dict(health or {})})
-    search = {"sampler": "random", "stopping": "none", "seed": 0, "max_epochs": 4}
-    strategy = open_strategy(folder / "study.db", "s", spec.space, spec.goal, **search)  # type: ignore[arg-type]
+    options = StrategyOptions(spec.space, spec.goal, 4, "random", "none")
+    strategy = open_strategy(folder / "study.db", "s", options)
     controller = Controller(spec, strategy, folder, lambda settings: ONE_CORE)
     controller.restore(strategy.trials())
     return controller

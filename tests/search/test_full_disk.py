@@ -14,7 +14,7 @@ import pytest
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask, no_room, run_trial
-from binsweep.search.history.sweep_history import read_course
+from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_state import load_state
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.workflows.sweep import prepare, run_sweep
@@ -77,7 +77,7 @@ def test_a_sweep_whose_disk_fills_up_ends_with_that_message_and_goes_on(
     after = run_sweep(spec, manifest, data, small_disk, "local", server, result.folder)
     assert not after.halted and not after.failed and len(after.leaderboard) == 2
     assert load_state(result.folder)["status"] == "finished"
-    course = read_course(result.folder)
+    course = read_history(result.folder)
     assert [(t.state, sorted(t.times)) for t in course.trials] == [
         ("completed", list(range(1, EPOCHS + 1)))
     ] * 2

@@ -23,7 +23,7 @@ from two_nodes import two_nodes
 
 from binsweep.data.errors import UserError
 from binsweep.search.execution.resources import check_resources, gpus_of
-from binsweep.search.spec.parser import ResourcesPart
+from binsweep.search.spec.schema import ResourcesPart
 
 # Rates at which training is stable: a chaotic one blows up the last bit of a sum.
 SPACE = {"lr": {"low": 1e-4, "high": 3e-3, "log": True}, "epochs": [EPOCHS]}

@@ -13,9 +13,10 @@ from recorded_sweeps import START, Recorded, random_trials
 
 from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key, trial_key, trial_number
-from binsweep.search.history.sweep_history import as_json, read_course
+from binsweep.search.history.run_log_reader import read_history
+from binsweep.search.history.sweep_history import as_json
 from binsweep.search.report.advice import importances, next_steps, verdict
-from binsweep.search.report.status import lines
+from binsweep.search.report.status import format_lines
 from binsweep.search.report.sweep_report import contents, describe
 from binsweep.tracking.runlog.spool import Spool
 
@@ -24,12 +25,12 @@ PARAMS = {"backbone": "resnet18", "lr": 0.01, "weight_decay": 0.1, "epochs": 2}
 
 def said(folder: Path) -> dict[str, Any]:
     """Everything that anybody is told of a sweep."""
-    course = read_course(folder)
+    course = read_history(folder)
     weights = importances(course)
     page = {name: value for name, value in contents(course).items() if name not in ("course", "rows")}
     return {
         "json": json.loads(as_json(course)),
-        "status": lines(course),
+        "status": format_lines(course),
         "verdict": verdict(course),
         "advice": next_steps(course, weights),
         "markdown": describe(folder),
@@ -98,7 +99,7 @@ def test_a_sweep_runs_only_where_its_own_process_does(tmp_path: Path) -> None:
     state = json.loads((sweep.folder / "sweep.json").read_text())
     for process, status in ((os.getpid(), "running"), (os.getpid() + 1, "unfinished")):
         (sweep.folder / "sweep.json").write_text(json.dumps({**state, "process": process}))
-        assert read_course(sweep.folder).status == status
+        assert read_history(sweep.folder).status == status
     sweep.close()
 
 
@@ -111,7 +112,7 @@ def test_the_time_in_which_the_machine_slept_is_nobodys(tmp_path: Path) -> None:
     sweep.at += 5
     sweep.epoch(0, 2, 0.5)
     sweep.tags(0, state="completed", ended_because="trained to its end")
-    course = read_course(sweep.close())
+    course = read_history(sweep.close())
     assert course.seconds == pytest.approx(15) and course.cost["cpu_hours"] == pytest.approx(30 / 3600)
     assert course.until == pytest.approx(START + 15)
 
@@ -126,7 +127,7 @@ def test_the_time_in_which_the_machine_slept_is_nobodys(tmp_path: Path) -> None:
     later.at += 5
     later.epoch(0, 2, 0.5)
     later.tags(0, state="completed", ended_because="trained to its end")
-    course = read_course(later.close())
+    course = read_history(later.close())
     assert course.seconds == pytest.approx(15) and course.until == pytest.approx(START + 1015)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from optuna.storages import RDBStorage
 
-from binsweep.search.spec.space import Range
-from binsweep.search.strategy import Decision, Outcome, open_strategy
-from binsweep.search.strategy.base import Record
+from binsweep.search.spec.space import Range, SearchSpace
+from binsweep.search.strategy.base import Decision, Outcome, Record
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 
 WRITES = (
@@ -23,9 +23,8 @@ WRITES = (
 
 
 def opened(file: Path) -> OptunaStrategy:
-    space = {"lr": Range(1e-4, 1e-1, log=True)}
-    search: dict[str, Any] = {"sampler": "random", "stopping": "none", "seed": 0, "max_epochs": 2}
-    return open_strategy(file, "s", space, "maximize", **search)
+    space = SearchSpace({"lr": Range(1e-4, 1e-1, log=True)})
+    return open_strategy(file, "s", StrategyOptions(space, "maximize", 2, "random", "none"))
 
 
 def go_on(strategy: OptunaStrategy) -> list[Record]:

@@ -24,7 +24,7 @@ def test_an_outage_costs_no_trial_and_no_metric(
     for mode in ("pass", "down", "fail", "very slow"):
         name = f"outage-{mode.replace(' ', '-')}"
         # One trial at once and in a process of its own: of two cores, one is left to the driver and MLflow's server.
-        alone = {"trials_at_once": 1}
+        alone = {"max_concurrent_trials": 1}
         budget = {"trials": 5000, "minutes": (AROUND + SECONDS + AROUND) / 60}
         spec = spec_file(tmp_path, bins, name, 5000, model=SLOW, resources=alone, budget=budget)
         home, out = tmp_path / name, threading.Event()

@@ -11,10 +11,12 @@ import pytest
 from recorded_sweeps import START, Recorded, random_sweep
 
 from binsweep.data.errors import UserError
-from binsweep.search.history.sweep_history import as_json, read_course
+from binsweep.search.history.run_log_reader import read_history
+from binsweep.search.history.sweep_history import as_json
 from binsweep.search.report.advice import importances, improvements, next_steps, verdict
-from binsweep.search.report.status import lines
-from binsweep.search.report.svg_charts import Axis, Chart, shade
+from binsweep.search.report.axis import Axis
+from binsweep.search.report.status import format_lines
+from binsweep.search.report.svg_charts import Chart, shade
 from binsweep.search.report.sweep_report import write_report
 
 CHROMIUM = (
@@ -45,14 +47,14 @@ def test_a_trials_course_is_what_the_run_log_holds(tmp_path: Path) -> None:
     sweep.epoch(0, 2, 0.6)
     sweep.tags(0, health__overfit="since epoch 2")
     sweep.tags(0, state="stopped", ended_because="two worse")
-    course = read_course(sweep.close())
+    course = read_history(sweep.close())
     first, second = course.trials
     assert (first.state, first.reason, first.value, first.epoch) == ("stopped", "two worse", 0.6, 2)
     assert first.params == params and first.warnings == {"health.overfit": "since epoch 2"}
     assert (second.value, second.state) == (None, "failed")
     assert [trial.number for trial in course.leaders] == [0]
     assert first.seconds == 15 and second.seconds == 100 and course.seconds == 115
-    assert course.since_start(START + 1112) == 112  # the break is left out
+    assert course.active_seconds_until(START + 1112) == 112  # the break is left out
     assert course.cost == {"cpu_hours": 230 / 3600, "gpu_hours": 0.0, "money": 115 / 3600}
     assert [(round(at), value) for at, _, value, _ in improvements(course)] == [(10, 0.4), (115, 0.6)]
     assert course.guess == 0.25 and "35.0 points above" in " ".join(verdict(course))
@@ -63,7 +65,7 @@ def test_a_trials_course_is_what_the_run_log_holds(tmp_path: Path) -> None:
 
 
 def test_the_advice_finds_what_decides(sixty: Path) -> None:
-    course = read_course(sixty)
+    course = read_history(sixty)
     weights = importances(course)
     assert next(iter(weights)) == "lr" and weights["weight_decay"] < 0.1
     steps = next_steps(course, weights)
@@ -79,7 +81,7 @@ def test_an_optimum_at_the_edge_is_said(tmp_path: Path) -> None:
         sweep.start(number, backbone="resnet18", lr=lr, weight_decay=0.1, epochs=2)
         sweep.epoch(number, 1, 0.3 + 0.01 * number)
         sweep.tags(number, state="completed", ended_because="trained to its end")
-    course = read_course(sweep.close())
+    course = read_history(sweep.close())
     assert any(
         "lr: the best lies at the upper edge (0.1)" in step for step in next_steps(course, {"lr": 1.0})
     )
@@ -91,7 +93,7 @@ def test_a_trial_that_broke_a_limit_leads_nothing(tmp_path: Path) -> None:
         sweep.start(number, backbone="resnet18", lr=0.01, weight_decay=0.1, epochs=2)
         sweep.epoch(number, 1, accuracy)
         sweep.tags(number, state="stopped", ended_because="a limit", within_limits=str(number == 0).lower())
-    course = read_course(sweep.close())
+    course = read_history(sweep.close())
     assert [trial.number for trial in course.leaders] == [0]
     assert [value for _, _, value, _ in improvements(course)] == [0.4]
 
@@ -111,14 +113,14 @@ def test_a_parameter_that_depends_on_another_is_shown_where_it_counts(tmp_path: 
         sweep.epoch(number, 1, 0.3 + 0.01 * number)
         sweep.tags(number, state="completed", ended_because="trained to its end")
     folder = sweep.close()
-    course = read_course(folder)
+    course = read_history(folder)
     assert [set(trial.params) for trial in course.trials[:2]] == [{"optimizer", "lr"}, set(space)]
     assert next(iter(importances(course))) == "lr"
-    assert write_report(folder).read_text().count("<tr data-n=") == 24 and lines(course)
+    assert write_report(folder).read_text().count("<tr data-n=") == 24 and format_lines(course)
 
 
 def test_too_few_trials_say_nothing_about_the_space(tmp_path: Path) -> None:
-    course = read_course(random_sweep(tmp_path / "s-1", 4))
+    course = read_history(random_sweep(tmp_path / "s-1", 4))
     assert importances(course) == {} and "too few" in next_steps(course, {})[0]
 
 
@@ -171,8 +173,8 @@ def test_words_of_others_cannot_become_markup(tmp_path: Path) -> None:
 
 
 def test_status_in_plain_lines_and_json(sixty: Path) -> None:
-    course = read_course(sixty)
-    text, answer = "\n".join(lines(course)), json.loads(as_json(course))
+    course = read_history(sixty)
+    text, answer = "\n".join(format_lines(course)), json.loads(as_json(course))
     best = course.leaders[0]
     assert f"trial {best.number} at epoch {best.epoch}" in text and "by the spec's prices" in text
     assert (
@@ -204,5 +206,5 @@ def test_a_browser_shows_the_report_without_complaint(sixty: Path, tmp_path: Pat
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title is not None
     first, tip, lit = title.group(1).split("|")
-    assert int(first) == read_course(sixty).leaders[-1].number
+    assert int(first) == read_history(sixty).leaders[-1].number
     assert tip.startswith("trial 7: val_accuracy") and int(lit) > 5

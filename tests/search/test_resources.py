@@ -9,7 +9,7 @@ from binsweep.data.errors import UserError
 from binsweep.models.settings import Settings
 from binsweep.search.execution.resources import TrialResources, check_resources, fits, share_of
 from binsweep.search.execution.trial import hide_gpus
-from binsweep.search.spec.parser import LargePart, ResourcesPart
+from binsweep.search.spec.schema import ResourceOverridesPart, ResourcesPart
 
 HEAD = {"memory": 2.0**31}
 NODE = {"CPU": 4.0, "GPU": 1.0, "memory": 8 * 2.0**30}
@@ -25,7 +25,7 @@ def test_trials_fit_node_by_node_and_no_more_than_the_sweep_allows_itself() -> N
     odd = [{"CPU": 3.0, "memory": 2.0**33}, {"CPU": 3.0, "memory": 2.0**33}]
     assert check_resources(ResourcesPart(cpus_per_trial=2), odd, "the cluster") == 2  # not six cores by two
     assert check_resources(ResourcesPart(memory_gib_per_trial=3), [NODE, NODE], "the cluster") == 4
-    assert check_resources(ResourcesPart(trials_at_once=3), [NODE, NODE], "the cluster") == 3
+    assert check_resources(ResourcesPart(max_concurrent_trials=3), [NODE, NODE], "the cluster") == 3
 
 
 def test_what_no_node_can_give_is_the_users_mistake() -> None:
@@ -37,10 +37,10 @@ def test_what_no_node_can_give_is_the_users_mistake() -> None:
 
 
 def test_large_trials_get_their_own_and_others_no_gpu() -> None:
-    large = LargePart(
+    large = ResourceOverridesPart(
         when={"backbone": ["resnet50"], "trainable": ["all"]}, gpus_per_trial=1, cpus_per_trial=2
     )
-    resources = ResourcesPart(memory_gib_per_trial=2, large=large)
+    resources = ResourcesPart(memory_gib_per_trial=2, overrides=large)
 
     def got(**settings: str) -> Mapping[str, float]:
         return share_of(resources.of(Settings(**settings)), [HEAD, NODE]).each
@@ -52,17 +52,21 @@ def test_large_trials_get_their_own_and_others_no_gpu() -> None:
 
 
 def test_large_trials_fill_what_the_others_leave() -> None:
-    large = LargePart(when={"backbone": ["resnet50"]}, gpus_per_trial=1, cpus_per_trial=2)
-    resources = ResourcesPart(cpus_per_trial=3, large=large)
+    large = ResourceOverridesPart(when={"backbone": ["resnet50"]}, gpus_per_trial=1, cpus_per_trial=2)
+    resources = ResourcesPart(cpus_per_trial=3, overrides=large)
     bare = {"CPU": 6.0}
     assert check_resources(resources, [NODE, bare], "the cluster") == 3  # one leaves a core of the GPU's node
     assert check_resources(resources, [{"CPU": 5.0, "GPU": 1.0}], "the cluster") == 2
-    assert check_resources(ResourcesPart(trials_at_once=1, large=large), [NODE], "the cluster") == 1
-    with pytest.raises(UserError, match=r"resources\.large\.gpus_per_trial: 1 asked, Ray has 0"):
+    assert (
+        check_resources(ResourcesPart(max_concurrent_trials=1, overrides=large), [NODE], "the cluster") == 1
+    )
+    with pytest.raises(UserError, match=r"resources\.overrides\.gpus_per_trial: 1 asked, Ray has 0"):
         check_resources(resources, [bare], "Ray")
-    pair = LargePart(when={"backbone": ["resnet50"]}, workers_per_trial=3, cpus_per_trial=3)
-    with pytest.raises(UserError, match=r"resources\.large\.workers_per_trial: 3 asked, there is room for 2"):
-        check_resources(ResourcesPart(large=pair), [bare], "Ray")
+    pair = ResourceOverridesPart(when={"backbone": ["resnet50"]}, workers_per_trial=3, cpus_per_trial=3)
+    with pytest.raises(
+        UserError, match=r"resources\.overrides\.workers_per_trial: 3 asked, there is room for 2"
+    ):
+        check_resources(ResourcesPart(overrides=pair), [bare], "Ray")
 
 
 def test_trials_of_two_kinds_fit_together_where_each_has_its_place() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from binsweep.search.spec.space import Choice
-from binsweep.search.strategy import Decision, Outcome, Strategy, Suggestion, Verdict, open_strategy
+from binsweep.search.strategy.base import Decision, Outcome, Strategy, Suggestion, Verdict
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.strategy.simulator import SyntheticTask, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +71,8 @@ def test_a_paused_trial_goes_on_after_its_last_epoch() -> None:
 
 def run(seed: int, workers: int) -> tuple[Any, Strategy]:
     task = SyntheticTask(seed)
-    strategy = open_strategy(None, "s", task.space, task.goal, "tpe", "asha", 0, task.max_epochs)
+    options = StrategyOptions(task.space, task.goal, task.max_epochs, "tpe", "asha")
+    strategy = open_strategy(None, "s", options)
     return simulate(strategy, task, workers, budget=200), strategy
 
 

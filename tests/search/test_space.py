@@ -8,12 +8,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from binsweep.search.spec.space import (
     Choice,
     Range,
-    active,
+    SearchSpace,
     grid_size,
     grid_values,
-    parse_space,
     to_distribution,
 )
+from binsweep.search.spec.space_parser import parse_space
 
 
 def problems_of(dimension: Any) -> list[tuple[str, str]]:
@@ -102,8 +102,11 @@ def test_a_dimension_may_depend_on_choices_and_comes_behind_them() -> None:
     assert list(dimensions) == ["kind", "optimizer", "momentum", "nesterov"]
     assert dimensions["momentum"] == Range(0.5, 0.99, when=(("optimizer", ("sgd",)),))
     params = {"kind": "y", "optimizer": "sgd", "momentum": 0.9, "nesterov": True}
-    assert active(dimensions, params) == {"kind": "y", "optimizer": "sgd", "momentum": 0.9}
-    assert active(dimensions, {**params, "optimizer": "adamw"}) == {"kind": "y", "optimizer": "adamw"}
+    assert SearchSpace(dimensions).active(params) == {"kind": "y", "optimizer": "sgd", "momentum": 0.9}
+    assert SearchSpace(dimensions).active({**params, "optimizer": "adamw"}) == {
+        "kind": "y",
+        "optimizer": "adamw",
+    }
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ def test_a_dimension_may_depend_on_choices_and_comes_behind_them() -> None:
         ({"optimizer": "sgd"}, "space.x.when.optimizer", "list of values"),
         ({"optimizer": []}, "space.x.when.optimizer", "list of values"),
         ({}, "space.x.when", "must name another choice"),
-        ({"x": [1]}, "space", "wait for each other"),
+        ({"x": [1]}, "space", "depend on each other"),
     ],
 )
 def test_a_condition_that_cannot_hold_is_a_mistake(when: Any, path: str, rule: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from binsweep.data.errors import UserError
 from binsweep.models.settings import Settings
 from binsweep.search.spec.parser import load_spec, parse_spec
+from binsweep.search.spec.renamed_keys import translate_renamed_keys
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 GOOD: dict[str, Any] = {
@@ -91,7 +92,7 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("budget.epochs", 0, "greater than or equal to 1"),
         ("budget.gpu_hours", 0, "greater than 0"),
         ("objective.max_latency_ms", 0, "greater than 0"),
-        ("objective.against", "price", "objective.against"),
+        ("objective.cost_objective", "price", "objective.cost_objective"),
         (
             "space.epochs",
             {"values": [4, 8], "when": {"batch_size": [32]}},
@@ -106,9 +107,9 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("budget.target", "high", "budget.target"),
         ("search.sampler", "magic", "search.sampler"),
         ("search.stopping", "never", "search.stopping"),
-        ("search.points", [{"lr": 1e9}], "search.points.0.lr: lies outside of the space"),
-        ("search.points", [{"speed": 1}], "search.points.0.speed: is not searched"),
-        ("search.points", [{}], "search.points.0.lr: is missing"),
+        ("search.initial_points", [{"lr": 1e9}], "search.initial_points.0.lr: lies outside of the space"),
+        ("search.initial_points", [{"speed": 1}], "search.initial_points.0.speed: is not searched"),
+        ("search.initial_points", [{}], "search.initial_points.0.lr: is missing"),
         ("data.classes", [3], "at least 2 items"),
         ("data.classes", "1-3", "data.classes: must be a list, but got '1-3' (in brackets"),
         ("budget", None, "budget: must be a section of keys, but got None"),
@@ -148,20 +149,20 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("resources.workers_per_trial", 0, "greater than or equal to 1"),
         ("resources", {"workers_per_trial": 2, "gpus_per_trial": 0.5}, "a GPU of its own"),
         ("resources.workers_per_trial", 1000, "at least 2 for each of 1000 workers_per_trial"),
-        ("resources.large", {"gpus_per_trial": 1}, "resources.large.when: required key is missing"),
-        ("resources.large", {"when": {}}, "resources.large.when"),
-        ("resources.large", {"when": {"batch_size": []}}, "resources.large.when.batch_size"),
-        ("resources.large", {"when": {"backbone": ["resnet50"]}}, "when.backbone: is no list of choices"),
-        ("resources.large", {"when": {"batch_size": [48]}}, "is no choice of batch_size, but got 48"),
+        ("resources.overrides", {"gpus_per_trial": 1}, "resources.overrides.when: required key is missing"),
+        ("resources.overrides", {"when": {}}, "resources.overrides.when"),
+        ("resources.overrides", {"when": {"batch_size": []}}, "resources.overrides.when.batch_size"),
+        ("resources.overrides", {"when": {"backbone": ["resnet50"]}}, "when.backbone: is no list of choices"),
+        ("resources.overrides", {"when": {"batch_size": [48]}}, "is no choice of batch_size, but got 48"),
         (
-            "resources.large",
+            "resources.overrides",
             {"when": {"batch_size": [64]}, "gpu_per_trial": 1},
             "did you mean 'gpus_per_trial'",
         ),
         (
-            "resources.large",
+            "resources.overrides",
             {"when": {"batch_size": [64]}, "workers_per_trial": 2, "gpus_per_trial": 0.5},
-            "resources.large.gpus_per_trial: must be whole",
+            "resources.overrides.gpus_per_trial: must be whole",
         ),
         ("register.model", "a/b", "register.model"),
         ("register.model", "a?b", "register.model"),
@@ -174,18 +175,46 @@ def test_each_mistake_is_named(path: str, value: Any, said: str) -> None:
     assert said in message(broken(path, value))
 
 
-def test_what_large_trials_ask_is_held_against_what_they_can_be(tmp_path: Path) -> None:
-    raw = broken("resources.large", {"when": {"batch_size": [64]}, "workers_per_trial": 20})
+def test_overrides_are_checked_against_the_trials_that_they_apply_to(tmp_path: Path) -> None:
+    raw = broken("resources.overrides", {"when": {"batch_size": [64]}, "workers_per_trial": 20})
     assert parse_spec(raw).resources.of(Settings(batch_size=64)).workers_per_trial == 20
     assert parse_spec(raw).resources.of(Settings(batch_size=32)).workers_per_trial == 1
-    raw["resources"]["large"]["when"] = {"weights": ["own.pth"]}  # of this file's folder, as in the space
+    raw["resources"]["overrides"]["when"] = {"weights": ["own.pth"]}  # of this file's folder, as in the space
     raw["space"]["weights"] = ["imagenet", "own.pth"]
-    raw["resources"]["large"]["workers_per_trial"] = 2
+    raw["resources"]["overrides"]["workers_per_trial"] = 2
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(raw))
     spec = load_spec(file)
-    assert spec.resources.large is not None
-    assert spec.resources.large.when == {"weights": [spec.values("weights")[1]]} != {"weights": ["own.pth"]}
+    assert spec.resources.overrides is not None
+    assert (
+        spec.resources.overrides.when == {"weights": [spec.values("weights")[1]]} != {"weights": ["own.pth"]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "value", "new"),
+    [
+        ("objective.against", "latency_ms", "cost_objective"),
+        ("resources.large", {"when": {"batch_size": [64]}}, "overrides"),
+        ("resources.trials_at_once", 2, "max_concurrent_trials"),
+        ("search.points", [], "initial_points"),
+        ("register.gate.class_floor", 0.1, "min_class_accuracy"),
+    ],
+)
+def test_a_renamed_key_is_refused_and_the_new_one_named(old: str, value: Any, new: str) -> None:
+    raw = broken(old, value)
+    raw["budgett"] = {}
+    text = message(raw)
+    assert "2 mistakes" in text and f"{old}: was renamed (write {new})" in text
+    del raw["budgett"]
+    expected = parse_spec(broken(f"{old.rpartition('.')[0]}.{new}", value))
+    assert parse_spec(translate_renamed_keys(raw)) == expected
+    assert raw == broken(old, value), "the stored spec itself is left as it is"
+
+
+def test_a_spec_without_renamed_keys_is_not_changed() -> None:
+    for raw in (GOOD, {}, None, [], {"objective": None, "register": {"gate": 3}}):
+        assert translate_renamed_keys(raw) == raw
 
 
 def test_all_mistakes_are_reported_at_once() -> None:
@@ -272,14 +301,14 @@ def test_a_value_that_is_not_searched_there_is_the_models() -> None:
     raw = broken("space.momentum", {"low": 0.5, "high": 0.95, "when": {"optimizer": ["sgd"]}})
     raw["space"]["optimizer"] = ["adamw", "sgd"]
     raw["model"]["momentum"] = 0.25
-    raw["search"] = {"points": [{"lr": 0.01, "batch_size": 32, "epochs": 4, "optimizer": "adamw"}]}
+    raw["search"] = {"initial_points": [{"lr": 0.01, "batch_size": 32, "epochs": 4, "optimizer": "adamw"}]}
     spec = parse_spec(raw)
-    assert spec.trial_settings(spec.search.points[0], 0).momentum == 0.25
+    assert spec.trial_settings(spec.search.initial_points[0], 0).momentum == 0.25
     assert spec.values("momentum") == [0.5, 0.95, 0.25]
-    raw["search"]["points"][0]["momentum"] = 0.9
-    assert "search.points.0.momentum: is not searched there" in message(raw)
-    raw["search"]["points"][0]["optimizer"] = "sgd"
-    assert parse_spec(raw).search.points[0]["momentum"] == 0.9
+    raw["search"]["initial_points"][0]["momentum"] = 0.9
+    assert "search.initial_points.0.momentum: is not searched there" in message(raw)
+    raw["search"]["initial_points"][0]["optimizer"] = "sgd"
+    assert parse_spec(raw).search.initial_points[0]["momentum"] == 0.9
 
 
 def mistakes(tmp_path: Path, text: str | bytes, *assignments: str) -> str:

@@ -13,7 +13,7 @@ from real_sweeps import run_here
 from recorded_sweeps import Recorded
 
 from binsweep.data.errors import UserError
-from binsweep.search.history.sweep_history import spent_on
+from binsweep.search.history.run_log_reader import resources_spent
 from binsweep.search.history.sweep_state import find_unfinished, load_state, newest_folder
 from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.tracking.runlog.run_log import RunLog
@@ -30,6 +30,33 @@ def spec_of(folder: Path) -> SweepSpec:
 def note(folder: Path, **changes: Any) -> None:
     state = json.loads((folder / "sweep.json").read_text())
     (folder / "sweep.json").write_text(json.dumps({"fingerprint": "f", **state, **changes}))
+
+
+def test_a_sweep_with_keys_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Its stored spec has keys that were renamed since; it is shown, and goes on by a spec with the new ones."""
+    new = {
+        "objective": {"cost_objective": "megabytes"},
+        "resources": {"max_concurrent_trials": 2, "overrides": {"when": {"backbone": ["resnet18"]}}},
+        "search": {"initial_points": []},
+        "register": {"gate": {"min_class_accuracy": 0.1}},
+    }
+    sweep = Recorded(tmp_path / "sweeps" / "recorded-1", **new)
+    sweep.start(0, **PARAMS)
+    sweep.epoch(0, 1, 0.5)
+    folder = sweep.close()
+    spec = spec_of(folder)
+    stored = json.loads((folder / "sweep.json").read_text())["spec"]
+    stored["objective"]["against"] = stored["objective"].pop("cost_objective")
+    stored["resources"]["trials_at_once"] = stored["resources"].pop("max_concurrent_trials")
+    stored["resources"]["large"] = stored["resources"].pop("overrides")
+    stored["search"]["points"] = stored["search"].pop("initial_points")
+    stored["register"]["gate"]["class_floor"] = stored["register"]["gate"].pop("min_class_accuracy")
+    note(folder, spec=stored, status="unfinished")
+    assert spec_of(folder) == spec
+    assert find_unfinished(tmp_path, spec, "f", asked=True) == folder
+    for words in (["status", "recorded-1"], ["report", "recorded-1"]):
+        done = run_here(*words, BINSWEEP_HOME=str(tmp_path), MLFLOW_TRACKING_URI=NOBODY)
+        assert done.returncode == 0, done.stderr
 
 
 def test_status_shows_a_sweep_that_has_no_spec_file_yet(tmp_path: Path) -> None:
@@ -150,9 +177,9 @@ def test_what_a_killed_process_gave_to_a_sweep_is_counted(tmp_path: Path) -> Non
         sweep.at += 100
         sweep.epoch(0, 1 + bool(start), 0.4)
     note(sweep.close(), seconds=50.0, cpu_seconds=900.0, gpu_seconds=0.0)
-    spent = spent_on(sweep.folder)
+    spent = resources_spent(sweep.folder)
     assert spent.seconds == pytest.approx(200) and spent.cpu_seconds == 900
-    assert spent_on(tmp_path / "none").seconds == 0
+    assert resources_spent(tmp_path / "none").seconds == 0
 
 
 def test_a_listing_outlives_a_sweep_that_is_deleted_meanwhile(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from binsweep.search.strategy.asha import asha, rungs
+from binsweep.search.strategy.asha import asha, rung_epochs
 from binsweep.search.strategy.median import median
 from binsweep.search.strategy.stopping_rule import Curve, never
 
@@ -12,9 +12,9 @@ def curves(*values: dict[int, float], last_epoch: int = 27) -> dict[int, Curve]:
 
 
 def test_rungs_grow_by_eta_and_end_before_the_last_epoch() -> None:
-    assert rungs(1, 3, 27) == [1, 3, 9]
-    assert rungs(2, 3, 52) == [2, 6, 18]
-    assert rungs(1, 2, 1) == []
+    assert rung_epochs(1, 3, 27) == [1, 3, 9]
+    assert rung_epochs(2, 3, 52) == [2, 6, 18]
+    assert rung_epochs(1, 2, 1) == []
 
 
 def test_asha_lets_the_best_so_far_and_then_the_best_third_go_on() -> None:

@@ -11,9 +11,11 @@ import pytest
 from optuna.trial import TrialState
 
 from binsweep.data.errors import UserError
-from binsweep.search.spec.space import Choice, Dimension, Range
-from binsweep.search.strategy import Decision, OptunaStrategy, Outcome, Suggestion, open_strategy
-from binsweep.search.strategy.freeze_thaw import FULL, STRAIGHT_FROM
+from binsweep.search.spec.space import Choice, Dimension, Range, SearchSpace
+from binsweep.search.strategy.base import Decision, Outcome, Suggestion
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
+from binsweep.search.strategy.freeze_thaw import MIN_FULL_TRIALS, SKIP_RUNGS_FROM
+from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 from binsweep.search.strategy.trial_pool import ETA
 
 EPOCHS = 9
@@ -33,9 +35,10 @@ every_strategy = pytest.mark.parametrize(
 
 
 def opened(home: Path, sampler: Any = "random", stopping: Any = "none", **changes: Any) -> OptunaStrategy:
-    settings = {"study_name": "s", "space": SPACE, "goal": "maximize", "seed": 0, "max_epochs": EPOCHS}
-    settings |= changes
-    return open_strategy(home / "deep" / "study.db", sampler=sampler, stopping=stopping, **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"space": SPACE, "goal": "maximize", "max_epochs": EPOCHS} | changes
+    settings["space"] = SearchSpace(settings["space"])
+    options = StrategyOptions(sampler=sampler, stopping=stopping, **settings)
+    return open_strategy(home / "deep" / "study.db", "s", options)
 
 
 def stored(home: Path) -> list[optuna.trial.FrozenTrial]:
@@ -203,7 +206,7 @@ def test_what_breaks_a_limit_is_remembered_and_no_longer_proposed(tmp_path: Path
 def fronts(path: Path | None, noted: bool) -> OptunaStrategy:
     """A sweep in which the large network is better and costs more; with `noted`, the strategy knows of costs."""
     space: dict[str, Dimension] = {"x": Range(0.0, 1.0), "backbone": Choice(("small", "large"))}
-    strategy = open_strategy(path, "s", space, "maximize", "auto", "auto", 0, EPOCHS)
+    strategy = open_strategy(path, "s", StrategyOptions(SearchSpace(space), "maximize", EPOCHS))
     while (suggestion := strategy.suggest(begin=len(strategy.trials()) < 40)) is not None:
         large = suggestion.params["backbone"] == "large"
         for epoch in range(suggestion.epochs_done + 1, EPOCHS + 1):
@@ -318,7 +321,7 @@ def test_auto_goes_on_with_paused_trials_and_remembers_them_when_reopened(tmp_pa
 
 def test_a_trial_that_had_gone_on_when_its_process_died_runs_still(tmp_path: Path) -> None:
     strategy = opened(tmp_path, "random", "auto")
-    for _ in range(3):  # three are paused at their first level, so one may go on
+    for _ in range(3):  # three are paused at their first rung, so one may go on
         suggestion = strategy.suggest()
         assert suggestion is not None and suggestion.epochs_done == 0
         for epoch in range(1, EPOCHS):
@@ -360,12 +363,12 @@ def test_what_an_earlier_sweep_found_counts_but_is_no_trial_of_this_one(tmp_path
             first.observe(suggestion.number, epoch, -abs(suggestion.params["x"] - 0.7))
         first.finish(suggestion.number, Outcome("completed"))
     second = opened(tmp_path / "b", sampler, "none", space=space)
-    second.know("a", first.trials(), [{"x": 0.25}, {"x": 0.75}])
+    second.warm_start("a", first.trials(), [{"x": 0.25}, {"x": 0.75}])
     assert second.trials() == [] and second.best() is None
     told = [second.suggest(), second.suggest()]
     assert [suggestion and suggestion.params["x"] for suggestion in told] == [0.25, 0.75]
     again = opened(tmp_path / "b", sampler, "none", space=space)
-    again.know("a", first.trials(), [])  # known already
+    again.warm_start("a", first.trials(), [])  # known already
     assert [record.number for record in again.trials()] == [20, 21]
     third = again.suggest()
     assert third is not None and third.number == 22
@@ -478,7 +481,7 @@ def test_later_trials_go_straight_to_a_trainings_end_also_when_reopened(tmp_path
     for turn in range(90):
         suggestion = strategy.suggest()
         assert suggestion is not None
-        if trained >= STRAIGHT_FROM * EPOCHS and full >= FULL:
+        if trained >= SKIP_RUNGS_FROM * EPOCHS and full >= MIN_FULL_TRIALS:
             resumed += suggestion.epochs_done > 0
             late.append(suggestion.number)
         for epoch in range(suggestion.epochs_done + 1, EPOCHS + 1):

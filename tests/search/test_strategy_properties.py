@@ -13,18 +13,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from optuna.trial import TrialState
 
-from binsweep.search.spec.space import Choice, Dimension, Range
-from binsweep.search.strategy import Decision, OptunaStrategy, Outcome, freeze_thaw, open_strategy
-from binsweep.search.strategy.asha import rungs
+from binsweep.search.spec.space import Choice, Range, SearchSpace
+from binsweep.search.strategy import freeze_thaw
+from binsweep.search.strategy.asha import rung_epochs
+from binsweep.search.strategy.base import Decision, Outcome
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
+from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 
 EPOCHS = 9
-RUNGS = rungs(1, 3, EPOCHS)
-SPACE: dict[str, Dimension] = {
-    "arm": Choice(("a", "b", "c")),
-    "x": Range(1, 9),
-    "y": Range(1, 2, when=(("arm", ("b", "c")),)),
-    "epochs": Range(3, EPOCHS),
-}
+RUNGS = rung_epochs(1, 3, EPOCHS)
+SPACE = SearchSpace(
+    {
+        "arm": Choice(("a", "b", "c")),
+        "x": Range(1, 9),
+        "y": Range(1, 2, when=(("arm", ("b", "c")),)),
+        "epochs": Range(3, EPOCHS),
+    }
+)
 VALUES = st.one_of(st.floats(-1, 1), st.sampled_from([math.nan, math.inf, -math.inf]))
 STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -53,7 +58,7 @@ class Sweeps(RuleBasedStateMachine):
 
     def opened(self) -> OptunaStrategy:
         path = self.home / "study.db"
-        return open_strategy(path, "s", SPACE, seed=0, max_epochs=EPOCHS, **self.kind)
+        return open_strategy(path, "s", StrategyOptions(SPACE, max_epochs=EPOCHS, **self.kind))
 
     @precondition(lambda self: len(self.params) < 30)
     @rule(count=st.integers(1, 6))
@@ -178,9 +183,9 @@ class Sweeps(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def every_phase_comes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few epochs suffice for `auto` to halve, to plan by its model, and to train straight to the end."""
-    monkeypatch.setattr(freeze_thaw, "START", 1.0)
-    monkeypatch.setattr(freeze_thaw, "STRAIGHT_FROM", 2.0)
-    monkeypatch.setattr(freeze_thaw, "FULL", 1)
+    monkeypatch.setattr(freeze_thaw, "MODEL_FROM", 1.0)
+    monkeypatch.setattr(freeze_thaw, "SKIP_RUNGS_FROM", 2.0)
+    monkeypatch.setattr(freeze_thaw, "MIN_FULL_TRIALS", 1)
 
 
 TestSweeps = Sweeps.TestCase

@@ -21,7 +21,8 @@ from binsweep.models.checkpoint import load_checkpoint, model_from_checkpoint
 from binsweep.models.network import CountingModel
 from binsweep.models.predictor import Predictor
 from binsweep.search.execution.health import read_findings
-from binsweep.search.history.sweep_history import as_json, read_course
+from binsweep.search.history.run_log_reader import read_history
+from binsweep.search.history.sweep_history import as_json
 from binsweep.search.history.sweep_state import find_folder, load_state
 from binsweep.search.report.sweep_report import describe
 from binsweep.search.spec.parser import SweepSpec, parse_spec
@@ -52,7 +53,7 @@ RAW: dict[str, Any] = {
         "epochs": {"low": 3, "high": 9},
         "label_smoothing": {"low": 0.01, "high": 0.1, "when": {"batch_size": [16]}},
     },
-    "objective": {"max_megabytes": 100.0, "against": "latency_ms"},
+    "objective": {"max_megabytes": 100.0, "cost_objective": "latency_ms"},
     "budget": {"trials": TRIALS},
     "register": {"model": "small-counter"},
 }
@@ -110,7 +111,7 @@ def test_the_report_lies_with_the_sweep_and_agrees_with_it(
     swept: tuple[SweepResult, Path, str], server: str, tmp_path: Path
 ) -> None:
     result, _, name = swept
-    course = read_course(result.folder)
+    course = read_history(result.folder)
     assert course.status == "finished" and course.ended_by == result.ended_by
     found = [(t.number, t.value, t.epoch, t.epochs_done, t.state, t.params) for t in course.leaders]
     leaders = result.leaderboard
@@ -245,7 +246,7 @@ def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
             and "failed" in version.tags["gate.better_than_the_champion"]
         )
         assert client.get_model_version_by_alias("gated", "challenger").version == refused.version
-    gate = PromotionCriteria(class_floor=1.0, max_latency_ms=0.001, max_megabytes=0.001)
+    gate = PromotionCriteria(min_class_accuracy=1.0, max_latency_ms=0.001, max_megabytes=0.001)
     failed = {rule.name for rule in judged(counter, gate).rules if not rule.passed}
     assert {"latency", "size"} <= failed
     files = [file.path for file in client.list_artifacts(best["run_id"], "gate")]
@@ -270,9 +271,9 @@ def test_promotion_serving_and_prediction(
     write_synthetic(bins, 240, 0, 64, [0, 1, 2])  # enough that whatever the seeds, a counter beats the guess
     result = sweep(spec_of(bins, name="promoted", budget={"trials": 2}), tmp_path, "local", server)
     before = {run.info.run_id: run.info.end_time for run in children(server, "promoted")[1]}
-    told = as_json(read_course(result.folder)), describe(result.folder)
+    told = as_json(read_history(result.folder)), describe(result.folder)
     model, first = promote_sweep("promoted", tmp_path, server)
-    assert (as_json(read_course(result.folder)), describe(result.folder)) == told
+    assert (as_json(read_history(result.folder)), describe(result.folder)) == told
     assert {run.info.run_id: run.info.end_time for run in children(server, "promoted")[1]} == before
     assert first.promoted and first.champion is None
     champion = MlflowClient(server).get_model_version_by_alias(model, "champion")
@@ -376,7 +377,7 @@ def test_large_trials_get_more_than_the_others(bins: Path, server: str, tmp_path
         name="mixed",
         model={"backbone": "efficientnet_lite0", "epochs": 3},
         space={"batch_size": [8, 16]},
-        resources={"large": large},
+        resources={"overrides": large},
         search={"sampler": "grid", "stopping": "none"},
         budget={"trials": 2},
     )
@@ -385,8 +386,8 @@ def test_large_trials_get_more_than_the_others(bins: Path, server: str, tmp_path
     _, trials = children(server, "mixed")
     given = {(run.data.params["batch_size"], run.data.tags["cpus"], run.data.tags["gpus"]) for run in trials}
     assert given == {("8", "1", "0"), ("16", f"{large['cpus_per_trial']:g}", "0")}
-    course = read_course(result.folder)
-    stretches = [one for trial in course.trials for one in trial.stretches]
+    course = read_history(result.folder)
+    stretches = [one for trial in course.trials for one in trial.intervals]
     assert {one.cpus for one in stretches} == {1.0, float(large["cpus_per_trial"])}
     assert course.cost["cpu_hours"] == sum((one.end - one.start) * one.cpus for one in stretches) / 3600
 

@@ -35,7 +35,7 @@ MAX_DETECTABLE = 0.05  # in accuracy; a test that detects only larger difference
 class PromotionCriteria:
     """Optional requirements on top of being better; None requires nothing."""
 
-    class_floor: float | None = None  # least accuracy of every class that has photos, 0 to 1
+    min_class_accuracy: float | None = None  # least accuracy of every class that has photos, 0 to 1
     max_latency_ms: float | None = None  # median of one photo over HTTP
     max_megabytes: float | None = None  # of the model's weights
     approval: bool = False  # a person must approve

@@ -160,8 +160,8 @@ def _judge_model(candidate: Candidate, gate: PromotionCriteria, evidence: Eviden
         judge_registered(evidence.validation, candidate.validation[: len(evidence.validation)]),
         judge_served(predictions.counts, predictions.probabilities, evidence.served, predictions.classes),
     ]
-    if gate.class_floor is not None:
-        rules.append(judge_classes(evidence.card.classes, gate.class_floor, predictions.classes))
+    if gate.min_class_accuracy is not None:
+        rules.append(judge_classes(evidence.card.classes, gate.min_class_accuracy, predictions.classes))
     if gate.max_latency_ms is not None:
         rules.append(judge_limit("latency", evidence.latency_ms, gate.max_latency_ms, "ms for one photo"))
     if gate.max_megabytes is not None:

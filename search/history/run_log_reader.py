@@ -1,0 +1,193 @@
+"""Reading the history of a sweep from its run log, from any process at any time.
+
+There is no other source: the report and `status` show what MLflow receives, which outlives every process.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from binsweep.models.settings import TYPES
+from binsweep.search.execution.controller import ResourceUsage
+from binsweep.search.history.run_keys import SWEEP, trial_number
+from binsweep.search.history.sweep_history import RunInterval, SweepHistory, TrialHistory
+from binsweep.search.history.sweep_state import STATE, load_state
+from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.tracking.runlog.spool import Record, owner_of, read_spool
+
+
+def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
+    """Read the sweep in a folder of `sweeps/`, running or not; with `ended_by` it counts as finished."""
+    state = load_state(folder)
+    if ended_by:
+        state |= {"status": "finished", "ended_by": ended_by}
+    spec = parse_spec(state["spec"])
+    # The run log may also be open in a process that promotes the sweep or sends waiting records.
+    owner = owner_of(folder / "spool")
+    alive = owner is not None and owner == str(state.get("process", owner))
+    status = "unfinished" if state["status"] == "running" and not alive else state["status"]
+    trials: dict[int, TrialHistory] = {}
+    guess_errors: dict[str, float] = {}
+    parent: dict[str, str] = {}
+    guess, last, first = None, 0.0, math.inf
+    clock = _Clock()
+    for record in read_spool(folder / "spool"):
+        at = clock.read(record)
+        number = trial_number(record["key"])
+        if record["key"] != SWEEP and number is None:
+            continue  # a finalist's run, no part of the search
+        first, last = min(first, at), max(last, at)
+        if number is None:
+            if record["kind"] == "dataset":
+                guess = _guess(record["profile"])
+                guess_errors = _guess_errors(record["profile"])
+            parent |= record.get("tags", {}) if record["kind"] == "start" else {}
+        else:
+            _apply(trials, number, record, at, spec)
+    until = clock.now() if status == "running" else last
+    for trial in trials.values():
+        if trial.state == "running" and trial.intervals:
+            running = status == "running"
+            trial.intervals[-1].end = until if running else trial.times.get(trial.epochs_done, last)
+            trial.state = "running" if running else "interrupted"
+    ordered = [trials[number] for number in sorted(trials)]
+    lanes = _assign_lanes(ordered)
+    return SweepHistory(
+        state["id"],
+        spec,
+        status,
+        state["ended_by"],
+        ordered,
+        int(parent.get("slots", lanes)),
+        guess,
+        first if trials else last,
+        until,
+        guess_errors,
+    )
+
+
+def resources_spent(folder: Path) -> ResourceUsage:
+    """The resources that earlier processes spent on the sweep in a folder; call it while no process runs the sweep.
+
+    A killed process could not store them at its end; the run log then shows for how long its trials had workers.
+    """
+    if not (folder / STATE).exists():
+        return ResourceUsage()
+    state, history = load_state(folder), read_history(folder)
+    hours = history.cost
+    return ResourceUsage(
+        max(state.get("seconds", 0.0), history.seconds),
+        max(state.get("cpu_seconds", 0.0), 3600 * hours["cpu_hours"]),
+        max(state.get("gpu_seconds", 0.0), 3600 * hours["gpu_hours"]),
+    )
+
+
+class _Clock:
+    """The time of a sweep's records, in seconds since 1970 less the seconds in which the machine was suspended.
+
+    Within one process the records have the time it was awake (`up`), which does not depend on the wall clock. Between
+    processes there is only the wall clock.
+    """
+
+    def __init__(self) -> None:
+        self._at, self._up = 0, math.inf  # times of the last record, in ms
+        self._slept = 0  # ms
+
+    def read(self, record: Record) -> float:
+        """The time of the next record."""
+        at, up = record["at"], record.get("up", -math.inf)  # logs of earlier versions have no `up`
+        if up >= self._up:
+            self._slept += at - self._at - (up - self._up)
+        self._at, self._up = at, up if up >= 0 else math.inf
+        return float(at - self._slept) / 1000
+
+    def now(self) -> float:
+        """The present, by the same clock."""
+        return time.time() - self._slept / 1000
+
+
+def _guess(profile: Mapping[str, Any]) -> float | None:
+    splits = profile["splits"]
+    commonest = max(splits["train"], key=lambda count: splits["train"][count])
+    total = sum(splits["validation"].values())
+    return splits["validation"].get(commonest, 0) / total if total else None
+
+
+def _guess_errors(profile: Mapping[str, Any]) -> dict[str, float]:
+    """RMSE and MAE on validation of always guessing the most common training count."""
+    train, validation = (profile["splits"][name] for name in ("train", "validation"))
+    commonest, total = int(max(train, key=lambda count: train[count])), sum(validation.values())
+    if not total:
+        return {}
+    off = [(abs(int(count) - commonest), photos) for count, photos in validation.items()]
+    return {
+        "val_rmse": math.sqrt(sum(photos * error**2 for error, photos in off) / total),
+        "val_mae": sum(photos * error for error, photos in off) / total,
+    }
+
+
+def _apply(trials: dict[int, TrialHistory], number: int, record: Record, at: float, spec: SweepSpec) -> None:
+    """Apply one record of a trial's run."""
+    kind = record["kind"]
+    if kind == "start":
+        _apply_start(trials, number, record, at, spec)
+    elif (trial := trials.get(number)) is None:
+        return  # the record of its start was damaged
+    elif kind == "metrics":
+        # A trial's end logs its best values under names of their own.
+        epoch = {name: value for name, value in record["values"].items() if not name.startswith("best_")}
+        if "val_loss" in epoch:
+            _apply_epoch(trial, record["step"], epoch, at, spec)
+    elif kind == "tags":
+        _apply_tags(trial, record["values"], at)
+
+
+def _apply_start(
+    trials: dict[int, TrialHistory], number: int, record: Record, at: float, spec: SweepSpec
+) -> None:
+    text, tags = record["params"], record["tags"]
+    if number not in trials:
+        params = spec.space.active({name: TYPES[name](text[name]) for name in spec.space})
+        trials[number] = TrialHistory(number, params, int(text["epochs"]))
+    trial = trials[number]
+    if (
+        trial.state == "running" and trial.intervals
+    ):  # its process was killed before it could end the interval
+        trial.intervals[-1].end = trial.times.get(trial.epochs_done, trial.intervals[-1].start)
+    trial.suggested, trial.state = tags.get("suggested_because", ""), "running"
+    # Logs of earlier versions lack these tags: all trials had the same resources.
+    cpus = spec.resources.cpus_per_trial * spec.resources.workers_per_trial
+    trial.intervals.append(RunInterval(at, at, float(tags.get("cpus", cpus)), float(tags.get("gpus", 0))))
+
+
+def _apply_tags(trial: TrialHistory, tags: dict[str, str], at: float) -> None:
+    trial.warnings |= {k: v for k, v in tags.items() if k.startswith(("health.", "profile."))}
+    if "state" in tags:
+        if trial.state == "running" and trial.intervals:
+            trial.intervals[-1].end = at
+        trial.state = tags["state"]
+        trial.feasible = tags.get("within_limits") != "false"
+        trial.reason = tags.get("ended_because") or tags.get("halted_because", "")
+
+
+def _apply_epoch(
+    trial: TrialHistory, epoch: int, metrics: dict[str, float], at: float, spec: SweepSpec
+) -> None:
+    trial.last, trial.times[epoch] = metrics, at
+    trial.curve[epoch] = spec.objective.value_of(metrics)
+    if spec.objective.is_better(trial.curve[epoch], trial.value):
+        trial.value, trial.epoch, trial.best = trial.curve[epoch], epoch, metrics
+
+
+def _assign_lanes(trials: list[TrialHistory]) -> int:
+    """Give every interval the first free lane; returns the number of lanes."""
+    free: list[float] = []
+    for interval in sorted((s for trial in trials for s in trial.intervals), key=lambda s: s.start):
+        lane = next((number for number, end in enumerate(free) if end <= interval.start), len(free))
+        free[lane : lane + 1] = [interval.end]
+        interval.lane = lane
+    return max(1, len(free))

@@ -1,0 +1,218 @@
+"""Checks of a sweep file beyond its shape: single settings, and sections against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from binsweep.models.health_rules import RULES, Action, thresholds_of
+from binsweep.models.network import ARCHITECTURES
+from binsweep.models.settings import BOUNDS, CHOICES, TYPES, Settings
+from binsweep.search.spec.problems import ABSENT, Problem, nearest
+from binsweep.search.spec.schema import METRICS, SweepFile
+from binsweep.search.spec.space import Dimension, Range, SearchSpace, values_of
+from binsweep.search.spec.space_parser import when_problems
+
+# Below these photo sizes the network's last stage has a single position, and batch norm needs a second photo.
+MIN_SIZE_FOR_BATCH_OF_ONE = 33
+MIN_SIZE_FOR_BATCH_OF_ONE_INCEPTION = 107
+MIN_SIZE_INCEPTION = 75
+
+
+def setting_problems(model: Mapping[str, Any], space: Mapping[str, Dimension]) -> Iterator[Problem]:
+    """The mistakes in fixed and searched settings, each for itself."""
+    for name, value in model.items():
+        yield from _setting_problems(f"model.{name}", name, [value])
+    for name, dimension in space.items():
+        if isinstance(dimension, Range) and TYPES.get(name) is str:
+            yield Problem(f"space.{name}", "cannot be a range", values_of(dimension), "list the choices")
+        else:
+            yield from _setting_problems(f"space.{name}", name, values_of(dimension))
+    for name in sorted(name for name in set(model) & set(space) if not space[name].when):
+        yield Problem(f"model.{name}", "also in space", model[name], "keep it in one of the two")
+
+
+def _setting_problems(path: str, name: Any, values: list[Any]) -> Iterator[Problem]:
+    if name == "seed":
+        yield Problem(path, "no such setting", ABSENT, "trials draw theirs from search.seed")
+    elif name not in TYPES:
+        known = [known for known in TYPES if known != "seed"]
+        yield Problem(path, "no such setting", ABSENT, nearest(str(name), known))
+    else:
+        for value in values:
+            if (problem := _value_problem(path, name, value)) is not None:
+                yield problem
+
+
+def _value_problem(path: str, name: str, value: Any) -> Problem | None:
+    """The mistake in one value of a setting, None if it is valid."""
+    kind: type = TYPES[name]
+    example = f"for example {default_of(name)!r}"
+    is_valid_type = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not is_valid_type:
+        return Problem(path, f"must be of type {kind.__name__}", value, example)
+    if name == "backbone" and value not in ARCHITECTURES:
+        return Problem(path, "unknown backbone", value, nearest(value, list(ARCHITECTURES)))
+    if name in CHOICES and value not in CHOICES[name]:
+        rule = f"must be one of {', '.join(CHOICES[name])}"
+        return Problem(path, rule, value, nearest(value, CHOICES[name]))
+    if name in BOUNDS and not BOUNDS[name][0] <= value < BOUNDS[name][1]:
+        low, high = BOUNDS[name]
+        return Problem(path, f"must be at least {low:g} and below {high:g}", value, example)
+    return None
+
+
+def default_of(name: str) -> Any:
+    """The default of a setting."""
+    return getattr(Settings(), name)
+
+
+def split_health_rule(rule: Any) -> tuple[Any, dict[str, Any]]:
+    """Action and thresholds of a health rule, which is written as an action or as a section."""
+    if not isinstance(rule, dict):
+        return rule, {}
+    return rule.get("action", "note"), {key: value for key, value in rule.items() if key != "action"}
+
+
+@dataclass(frozen=True)
+class SpecContext:
+    """A sweep file of the right shape, with its parsed space."""
+
+    file: SweepFile
+    space: SearchSpace
+
+    def values(self, name: str) -> list[Any]:
+        """The values that a setting may take, of a range its two ends."""
+        if name in self.space:
+            return values_of(self.space[name])
+        return [self.file.model.get(name, default_of(name))]
+
+
+def cross_problems(context: SpecContext) -> list[Problem]:
+    """The mistakes in how the sections of a sweep file fit together."""
+    return [problem for check in CHECKS for problem in check(context)]
+
+
+def _check_objective(context: SpecContext) -> Iterator[Problem]:
+    metric, goal = context.file.objective.metric, context.file.objective.goal
+    if metric not in METRICS:
+        yield Problem("objective.metric", "no such metric", metric, nearest(metric, list(METRICS)))
+    elif goal not in (None, METRICS[metric]):
+        hint = f"{METRICS[metric]} it, or leave goal out"
+        yield Problem("objective.goal", f"wrong way round for {metric}", goal, hint)
+
+
+def _check_health(context: SpecContext) -> Iterator[Problem]:
+    for name, rule in context.file.health.items():
+        if name not in RULES:
+            yield Problem(f"health.{name}", "no such rule", ABSENT, nearest(name, list(RULES)))
+            continue
+        action, thresholds = split_health_rule(rule)
+        if action not in get_args(Action):
+            yield Problem(f"health.{name}", "no such action", action, f"one of {', '.join(get_args(Action))}")
+        yield from _threshold_problems(name, thresholds)
+
+
+def _threshold_problems(rule: str, thresholds: Mapping[str, Any]) -> Iterator[Problem]:
+    defaults = thresholds_of(rule)
+    for key, value in thresholds.items():
+        path = f"health.{rule}.{key}"
+        if key not in defaults:
+            yield Problem(path, "no such threshold", ABSENT, nearest(key, ["action", *defaults]))
+            continue
+        hint = f"the default is {defaults[key]}"
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            yield Problem(path, "must be a number, zero or more", value, hint)
+        elif isinstance(defaults[key], int) and not (isinstance(value, int) and value > 0):
+            yield Problem(path, "must be a whole number above zero", value, hint)
+
+
+def _check_split(context: SpecContext) -> Iterator[Problem]:
+    split = context.file.data.split
+    total = split.train + split.validation + split.test
+    if abs(total - 1) > 1e-6:
+        rule = "train + validation + test must add up to 1"
+        yield Problem("data.split", rule, round(total, 6), "for example 0.6, 0.2, 0.2")
+
+
+def _check_initial_points(context: SpecContext) -> Iterator[Problem]:
+    space = context.space
+    for number, point in enumerate(context.file.search.initial_points):
+        path = f"search.initial_points.{number}"
+        searched = {name for name in space if space.is_active(name, point)}
+        for name in sorted(point.keys() ^ searched):
+            rule = "is missing: a point must give every searched value"
+            rule = "is not searched there" if name in point else rule
+            yield Problem(f"{path}.{name}", rule, ABSENT, f"searched: {', '.join(space)}")
+        for name in sorted(point.keys() & searched):
+            if not space.contains(name, point[name]):
+                hint = f"space.{name} has the range or choices"
+                yield Problem(f"{path}.{name}", "lies outside of the space", point[name], hint)
+
+
+def _check_epochs(context: SpecContext) -> Iterator[Problem]:
+    if "epochs" in context.space and context.space["epochs"].when:
+        rule = "epochs cannot depend on a choice"
+        yield Problem("space.epochs.when", rule, ABSENT, "leave out the condition")
+
+
+def _check_grid(context: SpecContext) -> Iterator[Problem]:
+    if context.file.search.sampler == "grid":
+        for name, dimension in context.space.items():
+            if isinstance(dimension, Range) and dimension.step is None and not dimension.is_int:
+                hint = "list the values, or give a step"
+                yield Problem(f"space.{name}", "a grid needs finitely many values", ABSENT, hint)
+
+
+def _check_workers(context: SpecContext) -> Iterator[Problem]:
+    overrides = context.file.resources.overrides
+    for path, kind in context.file.resources.kinds().items():
+        workers, gpus = kind.workers_per_trial, kind.gpus_per_trial or 0.0
+        if workers == 1:
+            continue
+        if gpus != int(gpus):
+            rule = "must be whole with several workers_per_trial: each worker needs a GPU of its own"
+            yield Problem(f"{path}.gpus_per_trial", rule, gpus, "1 for each, or 0 to train on CPUs")
+        condition = overrides.when.get("batch_size") if overrides and path != "resources" else None
+        smallest = min(condition or context.values("batch_size"))
+        if smallest < 2 * workers:
+            rule = f"must be at least 2 for each of {workers} workers_per_trial, which share a batch"
+            yield Problem("batch_size", rule, smallest, f"at least {2 * workers}")
+
+
+def _check_overrides(context: SpecContext) -> Iterator[Problem]:
+    overrides = context.file.resources.overrides
+    if overrides is not None:
+        yield from when_problems("resources.overrides", tuple(overrides.when.items()), context.space)
+
+
+def _check_batch_of_one(context: SpecContext) -> Iterator[Problem]:
+    size, smallest = context.file.data.image_size, min(context.values("batch_size"))
+    inception = "inception_v3" in context.values("backbone")
+    least = MIN_SIZE_FOR_BATCH_OF_ONE_INCEPTION if inception else MIN_SIZE_FOR_BATCH_OF_ONE
+    if smallest < 2 and size < least and set(context.values("trainable")) != {"head"}:
+        rule = f"must be at least 2 where more than the head is trained at data.image_size {size}"
+        hint = f"batch norm needs more than one position: 2, or data.image_size from {least}"
+        yield Problem("batch_size", rule, smallest, hint)
+
+
+def _check_inception_size(context: SpecContext) -> Iterator[Problem]:
+    size = context.file.data.image_size
+    if "inception_v3" in context.values("backbone") and size < MIN_SIZE_INCEPTION:
+        rule = f"inception_v3 needs at least {MIN_SIZE_INCEPTION}"
+        yield Problem("data.image_size", rule, size, "raise it, or leave inception_v3 out")
+
+
+CHECKS = (
+    _check_objective,
+    _check_health,
+    _check_split,
+    _check_initial_points,
+    _check_epochs,
+    _check_grid,
+    _check_workers,
+    _check_overrides,
+    _check_batch_of_one,
+    _check_inception_size,
+)

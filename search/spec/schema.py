@@ -1,0 +1,212 @@
+"""The sections of a sweep file, their keys, types and defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from binsweep.data.split import SplitBy
+from binsweep.models.settings import Settings
+from binsweep.search.spec.objective import Goal, Objective
+from binsweep.tracking.promotion.paired_tests import Correction, Measure
+
+# Validation metrics only: a sweep must not select by anything else.
+METRICS: dict[str, Goal] = {
+    "val_accuracy": "maximize",
+    "val_loss": "minimize",
+    "val_rmse": "minimize",
+    "val_mae": "minimize",
+}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class SplitPart(_Part):
+    """Fractions of the three splits; another `seed` gives another split; `by` is what a split keeps together."""
+
+    train: Fraction = 0.6
+    validation: Fraction = 0.2
+    test: Fraction = 0.2
+    seed: int = 0
+    by: SplitBy = "id"
+
+
+def _unique(classes: list[int]) -> list[int]:
+    if len(set(classes)) < len(classes):
+        raise ValueError("must name each count once")
+    return classes
+
+
+def _registrable(name: str) -> str:
+    """A name that MLflow can register and find again as models:/NAME@ALIAS."""
+    if not re.fullmatch(r"[^/:@?\x00-\x1f\x7f]{1,250}", name) or name != name.strip() or name in (".", ".."):
+        raise ValueError(
+            "must be a name that MLflow can register and find again: 1 to 250 characters without / : @ ? and control "
+            "characters, no blank at either end, and not . or .."
+        )
+    return name
+
+
+class DataPart(_Part):
+    """Where the photos are and how they are read."""
+
+    source: str
+    classes: (
+        Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2), AfterValidator(_unique)] | None
+    ) = None
+    licence: str = "not stated"  # for the model card
+    split: SplitPart = SplitPart()
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 224
+    exclude: str | None = None  # a CSV file; its column `id` names photos to exclude from training
+
+
+class ObjectivePart(_Part):
+    """What the sweep optimises. `goal` defaults to the metric's; trials over a limit are no candidates."""
+
+    metric: str = "val_accuracy"
+    goal: Goal | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None  # forward pass of one photo
+    max_megabytes: Annotated[float, Field(gt=0)] | None = None  # of the weights
+    cost_objective: Literal["latency_ms", "megabytes"] | None = None  # what the metric is traded off against
+
+    def resolved(self) -> Objective:
+        """The objective, with the goal and the limits by the names of their costs."""
+        limits = {"latency_ms": self.max_latency_ms, "megabytes": self.max_megabytes}
+        return Objective(
+            METRICS[self.metric],
+            self.metric,
+            self.cost_objective,
+            {name: limit for name, limit in limits.items() if limit is not None},
+        )
+
+
+class SearchPart(_Part):
+    """How configurations are chosen and stopped."""
+
+    sampler: Literal["auto", "tpe", "gp", "cmaes", "random", "grid"] = "auto"
+    stopping: Literal["auto", "asha", "median", "none"] = "auto"
+    initial_points: list[dict[str, Any]] = []  # configurations to try first
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class BudgetPart(_Part):
+    """When the sweep ends: at the first limit that is reached."""
+
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None  # of all trials together
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None  # half a GPU counts half
+    no_improvement: Annotated[int, Field(ge=1)] | None = None  # ended trials since the best value
+    target: float | None = None  # a metric value that is good enough
+    trial_minutes: Annotated[float, Field(gt=0)] | None = None  # at most, for one trial
+
+
+def _whole_if_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("must be a fraction below 1 or a whole number of GPUs")
+    return gpus
+
+
+class ResourceOverridesPart(_Part):
+    """Resources for the trials with certain choices. Keys left out are as for the other trials."""
+
+    when: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+    cpus_per_trial: Annotated[int, Field(ge=1)] | None = None
+    workers_per_trial: Annotated[int, Field(ge=1)] | None = None
+    memory_gib_per_trial: Annotated[float, Field(gt=0)] | None = None
+    gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_if_above_one)] | None = None
+
+
+class ResourcesPart(_Part):
+    """Resources of one trial, or of each of its workers if it has several."""
+
+    cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    workers_per_trial: Annotated[int, Field(ge=1)] = 1  # processes that train one trial together
+    # Memory that Ray reserves for a trial on its node; None: memory is not considered.
+    memory_gib_per_trial: Annotated[float, Field(gt=0)] | None = None
+    # For clusters that several sweeps share; None: as many as fit.
+    max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
+    # None: all GPUs, shared by as many trials as the CPUs allow; with `overrides`, none.
+    gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_if_above_one)] | None = None
+    # In any currency: the report then contains the cost of the sweep.
+    cpu_hour_price: Annotated[float, Field(ge=0)] | None = None
+    gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
+    overrides: ResourceOverridesPart | None = None
+
+    def kinds(self) -> dict[str, ResourcesPart]:
+        """The resources of each kind of trial, by their section of the file."""
+        if self.overrides is None:
+            return {"resources": self}
+        others = self.model_copy(update={"gpus_per_trial": self.gpus_per_trial or 0.0})
+        return {
+            "resources": others,
+            "resources.overrides": others.model_copy(
+                update=self.overrides.model_dump(exclude={"when"}, exclude_none=True)
+            ),
+        }
+
+    def of(self, settings: Settings) -> ResourcesPart:
+        """The resources of a trial with these settings."""
+        overridden = self.overrides is not None and all(
+            getattr(settings, name) in values for name, values in self.overrides.when.items()
+        )
+        return self.kinds()["resources.overrides" if overridden else "resources"]
+
+
+class GatePart(_Part):
+    """What a candidate must show besides being better than the champion (tracking.promotion.gate)."""
+
+    min_class_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    max_megabytes: Annotated[float, Field(gt=0)] | None = None
+    approval: bool = False
+    beats_guess: list[Measure] = []
+    correction: Correction = "none"
+
+
+class RegisterPart(_Part):
+    """The registered model that `promote` writes to."""
+
+    model: Annotated[str, AfterValidator(_registrable)] = "bin-counter"
+    # Configurations that are trained again. At most as many as the sweep keeps the weights of
+    # (search.recording.recorder); 0: the best trial is taken as it is.
+    finalists: Annotated[int, Field(ge=0, le=5)] = 3
+    seeds: Annotated[int, Field(ge=1, le=20)] = 2  # fresh seeds for each finalist
+    ensemble: bool = False  # try averaging the seeds' predictions
+    flip: bool = False  # try averaging over the photo and its mirror image
+    refit: bool = False  # train once more on train and validation together
+    gate: GatePart = GatePart()
+
+
+class SweepFile(_Part):
+    """All sections of a sweep file."""
+
+    # Folders and files are named after it, and their names are limited to 255 bytes.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
+    data: DataPart
+    model: dict[str, Any] = {}
+    space: dict[str, Any]
+    objective: ObjectivePart = ObjectivePart()
+    search: SearchPart = SearchPart()
+    budget: BudgetPart = BudgetPart()
+    resources: ResourcesPart = ResourcesPart()
+    health: dict[str, Any] = {}  # by rule: an action (note, stop, ignore), or `action` and thresholds
+    register_: RegisterPart = Field(default=RegisterPart(), alias="register")
+
+
+def known_keys(path: Sequence[Any]) -> list[str]:
+    """The keys allowed in the section of `path`."""
+    part: Any = SweepFile
+    for step in path[:-1]:
+        names = {(f.alias or name): f.annotation for name, f in part.model_fields.items()}
+        part = names.get(step)
+        part = next((kind for kind in get_args(part) if kind is not type(None)), part)  # optional sections
+    return [field.alias or name for name, field in part.model_fields.items()]
