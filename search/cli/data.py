@@ -13,7 +13,7 @@ import click
 
 from binsweep.data.errors import UserError
 from binsweep.search.cli.options import classes_option, home_folder, parse_counts, split_by_option
-from binsweep.search.terminal.format import clock
+from binsweep.search.terminal.format import format_duration
 from binsweep.search.terminal.progress import ProgressMeter
 
 MEGABYTE = 1e6
@@ -87,7 +87,9 @@ def pull(
     many = ", ".join(f"{number:,} of {label}" for label, number in pulled.classes.items())
     print(f"{pulled.images:,} images in {dest}: {many}")
     seconds = time.time() - start
-    print(f"{pulled.fetched:,} objects, {pulled.bytes / MEGABYTE:,.1f} MB fetched in {clock(seconds)}")
+    print(
+        f"{pulled.fetched:,} objects, {pulled.bytes / MEGABYTE:,.1f} MB fetched in {format_duration(seconds)}"
+    )
     if pulled.problems:
         print(
             f"{pulled.problems:,} problems in {dest / PROBLEMS}, of which {pulled.disagreements:,} labels "

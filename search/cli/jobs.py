@@ -42,9 +42,9 @@ def logs(name: str, follow: bool, address: str) -> None:
 @dashboard_option
 def stop(name: str, address: str) -> None:
     """Stop the submitted sweep NAME; `binsweep resume` goes on with it."""
-    from binsweep.search.ray_backend.jobs import stop_sweep, told
+    from binsweep.search.ray_backend.jobs import format_job, stop_sweep
 
-    print(told(stop_sweep(name, address)))
+    print(format_job(stop_sweep(name, address)))
 
 
 @click.command()

@@ -25,7 +25,7 @@ from binsweep.search.cli.machine import doctor, migrate, ui
 from binsweep.search.cli.models import evaluate, predict, promote, rollback, serve
 from binsweep.search.cli.sweep import report, status, sweep, sync
 from binsweep.search.execution.interrupts import interrupt
-from binsweep.search.terminal.streams import lead_nowhere, settle_streams
+from binsweep.search.terminal.streams import redirect_to_null, settle_streams
 from binsweep.tracking.mlflow_server.credentials import tidy_the_address
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when the terminal is closed
@@ -130,12 +130,12 @@ def main() -> None:
     except BrokenPipeError:
         pass
     except OSError as error:
-        lead_nowhere(sys.stdout.fileno())  # where Python's own last flush must not fail again
+        redirect_to_null(sys.stdout.fileno())  # where Python's own last flush must not fail again
         if code == 0:  # else it has been said why
             print(f"binsweep: the answer cannot be written: {error.strerror}", file=sys.stderr)
             code = 1
     if _reader_is_gone():
-        lead_nowhere(sys.stdout.fileno())
+        redirect_to_null(sys.stdout.fileno())
         code = 128 + signal.SIGPIPE  # as any program that a closed pipe ends
     sys.exit(code)
 

@@ -73,7 +73,7 @@ def sweep(
     from binsweep.search.history.sweep_state import find_folder, find_unfinished
     from binsweep.search.recording.live_table import leaderboard_table
     from binsweep.search.workflows.sweep import check_before_start, prepare, run_sweep
-    from binsweep.search.workflows.warm_start import know_earlier
+    from binsweep.search.workflows.warm_start import load_warm_start
     from binsweep.tracking.mlflow_server.embedded import named_server, require_reachable, tracking_server
 
     home = home_folder()
@@ -92,11 +92,11 @@ def sweep(
         unfinished = None
     if unfinished is not None:
         print(f"going on with {unfinished.name} (--new starts another sweep instead)", file=sys.stderr)
-    earlier = None if known is None or unfinished else know_earlier(known, loaded, manifest.fingerprint)
-    if earlier is not None:
-        print(earlier, file=sys.stderr)
+    warm = None if known is None or unfinished else load_warm_start(known, loaded, manifest.fingerprint)
+    if warm is not None:
+        print(warm, file=sys.stderr)
     with tracking_server(home) as uri:
-        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, earlier, profile, nodes)
+        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, warm, profile, nodes)
         leaders = result.leaderboard
         rows = [{"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders]
         answer: dict[str, Any] = {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
@@ -109,7 +109,7 @@ def sweep(
         if not leaders:
             reason = result.failed[0].reason if result.failed else result.ended_by or "no trial ran"
             raise click.ClickException(f"no trial of {result.id} has a result: {reason}")
-        if result.halted:
+        if result.suspended:
             raise click.ClickException(
                 f"{result.id} was given up; the same command goes on. {result.ended_by}"
             )
@@ -147,10 +147,10 @@ def _next_commands(home: Path, sweep_id: str, promoted: bool) -> None:
 def status(sweep_id: str | None, address: str | None, as_json: bool) -> None:
     """Show how SWEEP stands (its id or name; else the newest): live in a terminal while it runs, else once."""
     if address is not None:
-        from binsweep.search.ray_backend.jobs import job_of, jobs, told
+        from binsweep.search.ray_backend.jobs import format_job, job_of, jobs
 
         found = [job_of(sweep_id, address)] if sweep_id else jobs(address)
-        print(json.dumps([asdict(job) for job in found]) if as_json else "\n".join(map(told, found)))
+        print(json.dumps([asdict(job) for job in found]) if as_json else "\n".join(map(format_job, found)))
         return
     from binsweep.search.history.sweep_state import find_folder, newest_folder
     from binsweep.search.report.status import show

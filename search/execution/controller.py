@@ -44,7 +44,7 @@ class TrialRecord:
     settings: Settings
     folder: Path
     suggested: str
-    share: TrialResources = ONE_CORE
+    resources: TrialResources = ONE_CORE
     threads: int = 1
     reason: str = ""
     state: State = "running"
@@ -74,7 +74,7 @@ class Listener(Protocol):
     def trial_started(self, trial: TrialRecord) -> None: ...
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None: ...
     def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None: ...
-    def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
+    def trial_suspended(self, trial: TrialRecord, reason: str) -> None: ...
     def trial_ended(self, trial: TrialRecord) -> None: ...
 
 
@@ -97,7 +97,7 @@ class Controller:
         spec: SweepSpec,
         strategy: Strategy,
         folder: Path,
-        share_of: Callable[[Settings], TrialResources],
+        trial_resources: Callable[[Settings], TrialResources],
         fits: Callable[[Sequence[TrialResources]], bool] | None = None,
         spent: ResourceUsage | None = None,
         trace: bool = False,
@@ -107,11 +107,11 @@ class Controller:
         # What was spent, and until when: by a clock that nobody sets, and that stands still while the machine sleeps.
         self._counted = (ResourceUsage() if spent is None else spent, time.monotonic())
         self.ended_by = ""
-        self.halted = False
+        self.suspended = False
         self.epochs = 0  # trained so far, by all trials
         self.goal: Goal = spec.goal
         self._spec, self._strategy, self._folder = spec, strategy, folder
-        self._share_of, self._fits = share_of, fits
+        self._trial_resources, self._fits = trial_resources, fits
         self._health = HealthTracker(spec.health)
         self._trace = trace
         self._waiting: deque[tuple[int, str]] = deque()  # trials that are next, and why they go on
@@ -147,7 +147,7 @@ class Controller:
         if over := self._over():
             self.ended_by = over
         elif reason := self._fault():
-            self.halt(reason)
+            self.suspend(reason)
         elif self._waiting:
             number, reason = self._waiting[0]
             if self._has_room(number):
@@ -187,13 +187,13 @@ class Controller:
         return self._spent_at(time.monotonic())
 
     def _spent_at(self, now: float) -> ResourceUsage:
-        running = [trial.share for trial in list(self.trials.values()) if trial.state == "running"]
+        running = [trial.resources for trial in list(self.trials.values()) if trial.state == "running"]
         known, until = self._counted
         past = now - until
         return ResourceUsage(
             known.seconds + past,
-            known.cpu_seconds + past * sum(share.cpus for share in running),
-            known.gpu_seconds + past * sum(share.gpus for share in running),
+            known.cpu_seconds + past * sum(resources.cpus for resources in running),
+            known.gpu_seconds + past * sum(resources.gpus for resources in running),
         )
 
     def _note_best(self, trial: TrialRecord) -> None:
@@ -216,9 +216,9 @@ class Controller:
     def _add(self, number: int, params: dict[str, object], suggested: str) -> TrialRecord:
         settings = self._spec.trial_settings(params, trial_seed(self._spec.search.seed, number))
         folder = self._folder / trial_key(number)
-        share = self._share_of(settings)
-        threads = threads_of(settings.trainable, int(share.each["CPU"]))
-        self.trials[number] = TrialRecord(number, params, settings, folder, suggested, share, threads)
+        resources = self._trial_resources(settings)
+        threads = threads_of(settings.trainable, int(resources.each["CPU"]))
+        self.trials[number] = TrialRecord(number, params, settings, folder, suggested, resources, threads)
         return self.trials[number]
 
     def _start(self, suggestion: Suggestion) -> TrialTask | None:
@@ -232,7 +232,7 @@ class Controller:
         trial.state, trial.resumed = "waiting", reason
         self._waiting.append((number, reason))
         self._tell(lambda listener: listener.trial_started(trial))
-        self._tell(lambda listener: listener.trial_halted(trial, "it waits for room"))
+        self._tell(lambda listener: listener.trial_suspended(trial, "it waits for room"))
         return None
 
     def _has_room(self, number: int) -> bool:
@@ -241,7 +241,7 @@ class Controller:
         if self._fits is None:
             return True
         others = [one for one in self.trials.values() if one.state == "running" and one.number != number]
-        return self._fits([one.share for one in (*others, self.trials[number])])
+        return self._fits([one.resources for one in (*others, self.trials[number])])
 
     def _go_on(self, number: int, reason: str = "") -> TrialTask:
         trial = self.trials[number]
@@ -258,7 +258,7 @@ class Controller:
             self._trace,
             self._spec.budget.trial_minutes,
             bool(self._spec.limits or self._spec.objective.against),
-            trial.share,
+            trial.resources,
             self._spec.health,
         )
 
@@ -297,7 +297,7 @@ class Controller:
             self._end(trial, "stopped", unhealthy)
         elif verdict.decision is Decision.PAUSE:
             trial.state = "paused"
-            self._tell(lambda listener: listener.trial_halted(trial, verdict.reason))
+            self._tell(lambda listener: listener.trial_suspended(trial, verdict.reason))
         elif verdict.decision is Decision.STOP:
             self._end(trial, "stopped" if math.isfinite(value) else "failed", verdict.reason)
         elif (over := self._over()) and epoch < trial.settings.epochs:
@@ -332,7 +332,7 @@ class Controller:
             return
         trial.state = "waiting"
         self._waiting.append((number, CUT_SHORT))
-        self._tell(lambda listener: listener.trial_halted(trial, reason))
+        self._tell(lambda listener: listener.trial_suspended(trial, reason))
 
     def error_of(self, number: int) -> str:
         """The first line of what a failed trial's worker left behind; empty when it left nothing."""
@@ -340,9 +340,9 @@ class Controller:
         lines = file.read_text().splitlines() if file.exists() else []
         return lines[0] if lines else ""  # a full disk takes the name of a file, but nothing into it
 
-    def halt(self, reason: str) -> None:
+    def suspend(self, reason: str) -> None:
         """Give the sweep up for a reason that a person can mend: it can go on afterwards."""
-        self.ended_by, self.halted = reason, True
+        self.ended_by, self.suspended = reason, True
 
     @uninterrupted()
     def close(self) -> None:

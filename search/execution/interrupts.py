@@ -35,7 +35,7 @@ def interrupt() -> None:
         raise KeyboardInterrupt
 
 
-def take_note() -> None:
+def acknowledge_interrupt() -> None:
     """Whoever was interrupted ends now: the rest of the way out is not interrupted again."""
     global _asked
     _asked = False

@@ -6,7 +6,7 @@ import logging
 
 from binsweep.models.train import TrialData
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import no_room, run_trial
+from binsweep.search.execution.trial import is_disk_full, run_trial
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def run_local(controller: Controller, data: TrialData) -> None:
         try:
             run_trial(task, data, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
         except Exception as error:
-            if no_room(error):
+            if is_disk_full(error):
                 controller.lost(number, f"the disk is full: {error}".splitlines()[0])
                 continue
             log.warning("trial %d failed: %s", number, error)

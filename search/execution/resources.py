@@ -20,7 +20,7 @@ from binsweep.search.spec.parser import ResourcesPart
 GIB = 2**30
 # A socket's name has at most 107 bytes on Linux and 103 on macOS. Ray's consist of the place, our folder ("/ray-" and 8
 # more), "/session_2026-11-26_15-03-50_888617_4194304" and "/sockets/plasma_store".
-LONGEST_PLACE = (107 if sys.platform == "linux" else 103) - 13 - 43 - 21
+MAX_RAY_FOLDER_LENGTH = (107 if sys.platform == "linux" else 103) - 13 - 43 - 21
 Node = Mapping[str, float]  # what Ray calls CPU, GPU and memory (in bytes)
 
 
@@ -33,7 +33,7 @@ def this_machine() -> Node:
     }
 
 
-def ray_place() -> str:
+def ray_temp_folder() -> str:
     """Where a Ray of this machine may make a folder of its own: RAY_TMPDIR or TMPDIR, else a usual place.
 
     Under a long name, as schedulers like Slurm set one, Ray's sockets cannot be opened; and Ray splits its workers'
@@ -42,16 +42,16 @@ def ray_place() -> str:
     asked = str(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute())
     for place in (asked, "/tmp", "/var/tmp"):
         plain = re.fullmatch(r"[A-Za-z0-9/._+-]+", place)
-        if plain and len(place) <= LONGEST_PLACE and os.access(place, os.W_OK | os.X_OK):
+        if plain and len(place) <= MAX_RAY_FOLDER_LENGTH and os.access(place, os.W_OK | os.X_OK):
             return place
     raise UserError(
-        f"Ray finds no place for its sockets: {asked} has more than {LONGEST_PLACE} characters or unusual ones, or may "
-        "not be written, and neither may /tmp and /var/tmp",
+        f"Ray has no folder for its sockets: {asked} has more than {MAX_RAY_FOLDER_LENGTH} characters or unusual "
+        "ones, or is not writable, and neither are /tmp and /var/tmp",
         "set RAY_TMPDIR to a folder with a short and plain name, or use --runner local",
     )
 
 
-def gpus_of(resources: ResourcesPart, nodes: Sequence[Node]) -> float:
+def gpus_per_worker(resources: ResourcesPart, nodes: Sequence[Node]) -> float:
     """The GPUs of one trial, or of each of its workers; where the spec is silent, an equal share for as many trials as
     the CPUs allow. Workers that train together share no GPU: where there is any, each needs one."""
     if resources.gpus_per_trial is not None:
@@ -64,9 +64,9 @@ def gpus_of(resources: ResourcesPart, nodes: Sequence[Node]) -> float:
     return int(share)
 
 
-def share_of(resources: ResourcesPart, nodes: Sequence[Node]) -> TrialResources:
+def trial_resources(resources: ResourcesPart, nodes: Sequence[Node]) -> TrialResources:
     """What a trial of one kind gets on these nodes."""
-    each = {"CPU": float(resources.cpus_per_trial), "GPU": gpus_of(resources, nodes)}
+    each = {"CPU": float(resources.cpus_per_trial), "GPU": gpus_per_worker(resources, nodes)}
     if resources.memory_gib_per_trial is not None:
         each["memory"] = resources.memory_gib_per_trial * GIB
     return TrialResources(each, resources.workers_per_trial)
@@ -80,7 +80,7 @@ def check_resources(resources: ResourcesPart, nodes: Sequence[Node], who: str) -
     """
     left, slots = nodes, 0
     for path, kind in resources.kinds().items():
-        share = share_of(kind, nodes)
+        share = trial_resources(kind, nodes)
         _require_room(path, share, nodes, who)
         fit, left = _fill(share, left)
         slots += fit

@@ -54,17 +54,17 @@ class TrialResources:
         return self.each.get("GPU", 0.0) * self.workers
 
 
-def hide_gpus(share: TrialResources) -> None:
+def hide_gpus(resources: TrialResources) -> None:
     """Take the node's GPUs out of the sight of this process if its trial has none: Ray leaves them there."""
-    if not share.gpus:
+    if not resources.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def limit_memory(share: TrialResources) -> None:
+def limit_memory(resources: TrialResources) -> None:
     """A trial that has a part of a GPU may take that part of its memory, whatever its neighbours have left: one that
     wants more is cut into micro-batches, the same way each time."""
     if torch.cuda.is_available():
-        gpus = share.each.get("GPU", 0.0)
+        gpus = resources.each.get("GPU", 0.0)
         torch.cuda.set_per_process_memory_fraction(gpus if 0 < gpus < 1 else 1.0)
 
 
@@ -85,7 +85,7 @@ class TrialTask:
     trace: bool = False  # whether torch.profiler looks at a few steps
     minutes: float | None = None  # the longest that a trial may take at a stretch
     costs: bool = False  # whether to measure what one photo costs
-    share: TrialResources = ONE_CORE
+    resources: TrialResources = ONE_CORE
     rules: Mapping[str, HealthRule] = field(
         default_factory=dict
     )  # of health, those that are not as by default
@@ -131,7 +131,7 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
     except LostWorkerError:
         raise
     except Exception as error:
-        if no_room(error):
+        if is_disk_full(error):
             for half in task.folder.glob("*.tmp"):
                 half.unlink(missing_ok=True)
             raise
@@ -141,7 +141,7 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
         give_back_memory()
 
 
-def no_room(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an exception, or one behind it, says that the disk is full: no fault of a trial, which goes on later.
 
     PyTorch's and SQLite's say so in words only.
@@ -165,7 +165,7 @@ def leave_error(folder: Path, reason: str, details: str) -> None:
 def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     """Train in so many micro-batches to a batch. Of a group, rank 0 alone reads and writes files, and sends."""
     torch.set_num_threads(task.threads)
-    limit_memory(task.share)
+    limit_memory(task.resources)
     group = current_group()
     deadline = None if task.minutes is None else time.monotonic() + 60 * task.minutes
     best: float | None = None

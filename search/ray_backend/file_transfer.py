@@ -47,7 +47,7 @@ class DriverFiles:
     validation: Path
     banks: Path
     open: tuple[str, ...]  # the names of the banks that the sweep uses
-    keeper: Any = None
+    file_server: Any = None
 
     def data(self) -> TrialData:
         """What trials learn from; on another node than the driver's the banks are brought here first, once."""
@@ -55,7 +55,7 @@ class DriverFiles:
         if not here:
             banks = node_home() / "banks"
             for name in self.open:
-                fetch = functools.partial(_fetch_bank, self.keeper, name)
+                fetch = functools.partial(_fetch_bank, self.file_server, name)
                 open_bank(banks / name, "copy of a bank", _whole, fetch)
         train, validation = (PixelBank(banks / path.name) for path in (self.train, self.validation))
         return TrialData(self.classes, self.image_size, train, validation, banks)
@@ -69,7 +69,7 @@ class DriverFiles:
             return
         self._provide_weights(task.settings.backbone, task.settings.weights)
         with trial_folder(task.folder.name) as folder:
-            for name, content in ray.get(self.keeper.files.remote(task.folder.name)).items():
+            for name, content in ray.get(self.file_server.files.remote(task.folder.name)).items():
                 write_bytes(folder / name, content)
             sent = _stamps(folder)
 
@@ -78,20 +78,20 @@ class DriverFiles:
                 now = _stamps(folder)
                 changed = {n: (folder / n).read_bytes() for n, stamp in now.items() if sent.get(n) != stamp}
                 if changed:
-                    ray.get(self.keeper.keep.remote(task.folder.name, changed))
+                    ray.get(self.file_server.keep.remote(task.folder.name, changed))
                 sent = now
 
             yield replace(task, folder=folder), push
 
     def _here(self) -> bool:
-        return self.keeper is None or ray.get_runtime_context().get_node_id() == self.node
+        return self.file_server is None or ray.get_runtime_context().get_node_id() == self.node
 
     def _provide_weights(self, backbone: str, weights: str) -> None:
         """Weights that only the driver's machine has are brought here, once."""
         with contextlib.suppress(UserError):
             weights_file(backbone, weights)
             return
-        name, size = ray.get(self.keeper.weights.remote(backbone, weights))
+        name, size = ray.get(self.file_server.weights.remote(backbone, weights))
         file = node_home() / "weights" / name
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,9 @@ class DriverFiles:
             with FileLock(file.with_suffix(".lock")):
                 if not file.exists():
                     _fetch(
-                        beside, size, functools.partial(self.keeper.weights_part.remote, backbone, weights)
+                        beside,
+                        size,
+                        functools.partial(self.file_server.weights_part.remote, backbone, weights),
                     )
                     beside.replace(file)
         provide(backbone, weights, file)
@@ -151,14 +153,14 @@ def node_home() -> Path:
     return Path(os.environ.get("BINSWEEP_HOME") or cache / "binsweep").expanduser().absolute()
 
 
-def open_site(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
+def open_driver_files(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
     """The site of the sweep in `folder`, whose banks this process has open; with `shared` for other nodes, too."""
     node = ray.get_runtime_context().get_node_id()
-    keeper = None
+    file_server = None
     if shared:
         beside = NodeAffinitySchedulingStrategy(node, soft=False)
         # A keeper that was killed is started again, and what was asked of it is asked again.
-        keeper = (
+        file_server = (
             ray.remote(FileServer)
             .options(
                 num_cpus=0,
@@ -178,18 +180,18 @@ def open_site(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
         data.validation.path,
         data.banks,
         names,
-        keeper,
+        file_server,
     )
 
 
-def bring_banks(site: DriverFiles, cpus: float) -> int:
+def bring_banks(driver_files: DriverFiles, cpus: float) -> int:
     """Bring the banks to every other node with so many CPUs, at once, before any trial waits; returns their number.
 
     A node that joins later is brought them with its first trial. Raises UserError, naming the node, where one cannot
     hold them.
     """
-    others = _other_nodes(site, cpus)
-    tasks = [_on(node, _bring, site) for node in others]
+    others = _other_nodes(driver_files, cpus)
+    tasks = [_on(node, _bring, driver_files) for node in others]
     for node, task in zip(others, tasks, strict=True):
         try:
             ray.get(task)
@@ -200,22 +202,22 @@ def bring_banks(site: DriverFiles, cpus: float) -> int:
     return len(others)
 
 
-def _bring(site: DriverFiles) -> None:
+def _bring(driver_files: DriverFiles) -> None:
     remove_left_trials()
-    site.data()
+    driver_files.data()
 
 
-def tidy_nodes(site: DriverFiles) -> None:
+def tidy_nodes(driver_files: DriverFiles) -> None:
     """Remove what killed workers left on the other nodes, which may never get another trial; those that do not answer
     at once are left to the next sweep."""
-    tasks = [_on(node, remove_left_trials) for node in _other_nodes(site)]
+    tasks = [_on(node, remove_left_trials) for node in _other_nodes(driver_files)]
     if tasks:
         ray.wait(tasks, num_returns=len(tasks), timeout=TIDY_SECONDS)
 
 
-def _other_nodes(site: DriverFiles, cpus: float = 0.0) -> list[dict[str, Any]]:
+def _other_nodes(driver_files: DriverFiles, cpus: float = 0.0) -> list[dict[str, Any]]:
     """The living nodes beside the driver's that have so many CPUs."""
-    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != site.node]
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != driver_files.node]
     return [node for node in alive if node["Resources"].get("CPU", 0) >= cpus]
 
 
@@ -283,12 +285,12 @@ def _fetch(file: Path, size: int, part: Callable[[int], Any]) -> None:
             stream.write(ray.get(part(start)))
 
 
-def _fetch_bank(keeper: Any, name: str, folder: Path) -> None:
+def _fetch_bank(file_server: Any, name: str, folder: Path) -> None:
     """Fill an empty folder with a bank of the driver's."""
-    sizes = ray.get(keeper.bank.remote(name))
+    sizes = ray.get(file_server.bank.remote(name))
     make_room(folder.parent, sum(sizes.values()))
     for file, size in sizes.items():
-        _fetch(folder / file, size, functools.partial(keeper.bank_part.remote, name, file))
+        _fetch(folder / file, size, functools.partial(file_server.bank_part.remote, name, file))
 
 
 def _whole(path: Path) -> Path:

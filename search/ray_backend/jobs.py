@@ -30,7 +30,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import PACKAGE
 from binsweep.search.spec.parser import parse_spec, read_raw
-from binsweep.search.terminal.format import clock
+from binsweep.search.terminal.format import format_duration
 
 SPEC = "binsweep.spec"  # the job's metadata: what was sent,
 NAME = "binsweep.name"  # what people call it, whichever attempt it is,
@@ -286,7 +286,7 @@ def _job(client: JobSubmissionClient, name: str, job: JobDetails) -> Job:
 def told(job: Job) -> str:
     """A job in words."""
     head = (
-        f"{job.name}: {job.state} for {clock(job.seconds)}"
+        f"{job.name}: {job.state} for {format_duration(job.seconds)}"
         if job.state == "running"
         else f"{job.name}: {job.state}"
     )

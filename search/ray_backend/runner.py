@@ -31,8 +31,8 @@ from binsweep.data.python_process import PACKAGE, environment_variable, same_pat
 from binsweep.data.resource_limits import memory
 from binsweep.models.train import TrialData
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.resources import Node, ray_place
-from binsweep.search.ray_backend.file_transfer import DriverFiles, bring_banks, open_site, tidy_nodes
+from binsweep.search.execution.resources import Node, ray_temp_folder
+from binsweep.search.ray_backend.file_transfer import DriverFiles, bring_banks, open_driver_files, tidy_nodes
 from binsweep.search.ray_backend.worker import trainable
 
 WATCH_SECONDS = 5.0
@@ -131,7 +131,9 @@ class _Watch(tune.Callback):
 @contextlib.contextmanager
 def _own_folder() -> Iterator[str]:
     """A folder for what Ray writes and for its processes to work in, with a short name; removed on leaving."""
-    with tempfile.TemporaryDirectory(prefix="ray-", dir=ray_place(), ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir=ray_temp_folder(), ignore_cleanup_errors=True
+    ) as folder:
         yield folder
 
 
@@ -247,22 +249,22 @@ def run_ray(
 
     Ray keeps nothing that is needed afterwards: the study, the run log and the trials' folders are the truth.
     """
-    site = open_site(data, home, shared=cluster)
-    if cluster and (others := bring_banks(site, cpus)):
+    driver_files = open_driver_files(data, home, shared=cluster)
+    if cluster and (others := bring_banks(driver_files, cpus)):
         print(f"banks brought to {others} other node{'s' * (others > 1)}", file=sys.stderr)
     with _own_folder() as folder:
-        _tune(controller, site, slots, folder)
+        _tune(controller, driver_files, slots, folder)
     if cluster:
-        tidy_nodes(site)
+        tidy_nodes(driver_files)
 
 
 def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    share = config["task"].share
-    return tune.PlacementGroupFactory([dict(share.each)] * share.workers)
+    resources = config["task"].resources
+    return tune.PlacementGroupFactory([dict(resources.each)] * resources.workers)
 
 
-def _tune(controller: Controller, site: DriverFiles, slots: int, folder: str) -> None:
-    task = tune.with_resources(functools.partial(trainable, site=site), _resources)
+def _tune(controller: Controller, driver_files: DriverFiles, slots: int, folder: str) -> None:
+    task = tune.with_resources(functools.partial(trainable, driver_files=driver_files), _resources)
     suggestions = _Suggestions(controller)
     tuner = tune.Tuner(
         task,

@@ -17,10 +17,10 @@ from binsweep.search.ray_backend.file_transfer import DriverFiles, Push
 GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
 
 
-def trainable(config: dict[str, Any], site: DriverFiles) -> None:
+def trainable(config: dict[str, Any], driver_files: DriverFiles) -> None:
     """Ray Tune's function: train `config["task"]`, report every epoch."""
-    hide_gpus(config["task"].share)
-    with site.at_hand(config["task"]) as (task, push):
+    hide_gpus(config["task"].resources)
+    with driver_files.at_hand(config["task"]) as (task, push):
 
         def send(epoch: int, metrics: dict[str, float]) -> bool:
             push()  # the epoch's files are on the driver's disk before it hears of the epoch
@@ -30,14 +30,14 @@ def trainable(config: dict[str, Any], site: DriverFiles) -> None:
 
         alarm = _alarm(task, push)
         try:
-            if task.share.workers > 1:
+            if task.resources.workers > 1:
                 from binsweep.search.ray_backend.worker_group import (
                     run_in_group,  # what one that trains alone need not load
                 )
 
-                run_in_group(task, site, send)
+                run_in_group(task, driver_files, send)
             else:
-                run_trial(task, site.data(), send)
+                run_trial(task, driver_files.data(), send)
         except Exception:
             push()  # the reason
             raise

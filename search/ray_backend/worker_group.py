@@ -43,8 +43,8 @@ UNWIND_SECONDS = 30.0  # so long may a process wait for one that is gone
 class Member:
     """One process of a group beside the first."""
 
-    def __init__(self, share: TrialResources) -> None:
-        hide_gpus(share)
+    def __init__(self, resources: TrialResources) -> None:
+        hide_gpus(resources)
 
     def node(self) -> str:
         """The id of the node that it runs on."""
@@ -55,10 +55,10 @@ class Member:
         here = LOOPBACK if address == LOOPBACK else ray.util.get_node_ip_address()
         _join(TCPStore(address, port, size, is_master=False, use_libuv=False), here, rank, size)
 
-    def train(self, task: TrialTask, site: DriverFiles, parts: int) -> None:
+    def train(self, task: TrialTask, driver_files: DriverFiles, parts: int) -> None:
         """This process's part of a trial."""
-        with site.at_hand(task) as (here, _):
-            attempt(here, site.data(), _never, parts)
+        with driver_files.at_hand(task) as (here, _):
+            attempt(here, driver_files.data(), _never, parts)
 
 
 def _never(epoch: int, metrics: dict[str, float]) -> bool:
@@ -77,7 +77,7 @@ def _join(store: TCPStore, here: str, rank: int, size: int) -> None:
 _members: list[Any] = []  # of this process's group; they stay from one trial to the next
 
 
-def run_in_group(task: TrialTask, site: DriverFiles, send: Send) -> None:
+def run_in_group(task: TrialTask, driver_files: DriverFiles, send: Send) -> None:
     """What `search.trial.run_trial` does, by all workers of the task. Raises LostWorkerError when one is lost."""
     stopped: list[SystemExit] = []
 
@@ -89,20 +89,20 @@ def run_in_group(task: TrialTask, site: DriverFiles, send: Send) -> None:
             stopped.append(end)
             return False
 
-    run_attempts(task, lambda parts: _train_together(task, site, told, parts))
+    run_attempts(task, lambda parts: _train_together(task, driver_files, told, parts))
     if stopped:
         raise stopped[0]
 
 
-def _train_together(task: TrialTask, site: DriverFiles, send: Send, parts: int) -> None:
+def _train_together(task: TrialTask, driver_files: DriverFiles, send: Send, parts: int) -> None:
     over, failures = threading.Event(), list[Exception]()
     try:
         if not _members:
-            _gather_members(task.share)
-        at_work = [member.train.remote(task, site, parts) for member in _members]
+            _gather_members(task.resources)
+        at_work = [member.train.remote(task, driver_files, parts) for member in _members]
         watched = (task, at_work, over, failures)
         threading.Thread(target=_watch, args=watched, name="group-watch", daemon=True).start()
-        attempt(task, site.data(), send, parts)
+        attempt(task, driver_files.data(), send, parts)
         ray.get(at_work)
     except Exception as error:
         _part()
@@ -115,15 +115,15 @@ def _train_together(task: TrialTask, site: DriverFiles, send: Send, parts: int) 
         over.set()
 
 
-def _gather_members(share: TrialResources) -> None:
+def _gather_members(resources: TrialResources) -> None:
     """Start the other processes, each in its bundle of the trial's placement group, and meet them."""
-    bundles, size = get_current_placement_group(), share.workers
+    bundles, size = get_current_placement_group(), resources.workers
     for index in range(1, size):
         place = PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=index)
         asked = bundles.bundle_specs[index]
         options = {"num_cpus": asked.get("CPU", 0), "num_gpus": asked.get("GPU", 0)}
         options |= {"memory": asked["memory"]} if "memory" in asked else {}
-        _members.append(ray.remote(Member).options(scheduling_strategy=place, **options).remote(share))
+        _members.append(ray.remote(Member).options(scheduling_strategy=place, **options).remote(resources))
     nodes = {str(ray.get_runtime_context().get_node_id()), *ray.get([m.node.remote() for m in _members])}
     address = LOOPBACK if len(nodes) == 1 else ray.util.get_node_ip_address()
     # Bound here, as PyTorch would listen on every interface of the machine.

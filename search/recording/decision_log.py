@@ -31,7 +31,7 @@ class DecisionLog:
     def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None:
         """What a rule sees decides nothing by itself; a stop is told as the trial's end."""
 
-    def trial_halted(self, trial: TrialRecord, reason: str) -> None:
+    def trial_suspended(self, trial: TrialRecord, reason: str) -> None:
         """A trial is paused, or waits for another worker."""
         self._write(trial, "pause" if trial.state == "paused" else "wait", reason)
 

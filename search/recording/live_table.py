@@ -17,7 +17,7 @@ from rich.text import Text
 from binsweep.models.health_rules import HealthFinding
 from binsweep.search.execution.controller import Controller, TrialRecord
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.terminal.format import clock, short, shown
+from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
 ROWS = 10
 STATE_STYLES = {
@@ -40,11 +40,11 @@ def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str
         table.add_row(
             str(place),
             str(trial.number),
-            shown(spec.metric, trial.value),
-            shown("val_rmse", trial.metrics.get("val_rmse")),
+            format_metric(spec.metric, trial.value),
+            format_metric("val_rmse", trial.metrics.get("val_rmse")),
             f"{trial.epochs_done}/{trial.settings.epochs}",
             Text(trial.state, STATE_STYLES[trial.state]),
-            *(short(trial.params.get(name, "-")) for name in spec.space),
+            *(format_value(trial.params.get(name, "-")) for name in spec.space),
         )
     return table
 
@@ -77,7 +77,7 @@ class LiveTable:
             print(f"{waiting} {stay} paused: others did better", file=sys.stderr, flush=True)
 
     def trial_started(self, trial: TrialRecord) -> None:
-        searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+        searched = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
         how = f"goes on after epoch {trial.epochs_done}" if trial.epochs_done else "starts"
         self._line(f"trial {trial.number} {how}: {searched}")
 
@@ -89,12 +89,12 @@ class LiveTable:
             self._warned[finding.rule] += 1
             self._line(f"trial {trial.number} {finding.rule} at epoch {finding.epoch}: {finding.text}")
 
-    def trial_halted(self, trial: TrialRecord, reason: str) -> None:
+    def trial_suspended(self, trial: TrialRecord, reason: str) -> None:
         self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)} ({reason})")
 
     def trial_ended(self, trial: TrialRecord) -> None:
         metric = self._spec.metric
-        best = shown(metric, trial.value)
+        best = format_metric(metric, trial.value)
         why = f" ({trial.reason})" if trial.state in ("stopped", "failed") else ""
         self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)}: {metric} {best}{why}")
         self._line(self._summary())
@@ -114,13 +114,12 @@ class LiveTable:
         parts += [f"{states.count(s)} {s}" for s in STATE_STYLES if s in states]
         leaders = self._controller.leaderboard()
         if leaders:
-            parts.append(f"best {self._spec.metric} {shown(self._spec.metric, leaders[0].value)}")
+            parts.append(f"best {self._spec.metric} {format_metric(self._spec.metric, leaders[0].value)}")
         elapsed = self._controller.spent.seconds
         left = self._left()
-        parts.append(
-            f"{clock(elapsed)} so far, {'time left not known yet' if left is None else f'about {clock(left)} left'}"
-        )
-        parts.append(f"cost {clock(self._controller.spent.cpu_seconds)} of CPU")
+        ahead = "time left not known yet" if left is None else f"about {format_duration(left)} left"
+        parts.append(f"{format_duration(elapsed)} so far, {ahead}")
+        parts.append(f"cost {format_duration(self._controller.spent.cpu_seconds)} of CPU")
         if self._warned:
             warned = Counter(dict(self._warned)).most_common(3)
             parts.append("warnings " + ", ".join(f"{rule} in {many}" for rule, many in warned))
@@ -143,8 +142,8 @@ class LiveTable:
         running = [trial for trial in self._trials() if trial.state == "running"]
         now = Table(show_header=False, box=None)
         for trial in running:
-            value = shown(self._spec.metric, trial.value)
-            params = ", ".join(f"{k} {short(v)}" for k, v in trial.params.items())
+            value = format_metric(self._spec.metric, trial.value)
+            params = ", ".join(f"{k} {format_value(v)}" for k, v in trial.params.items())
             now.add_row(
                 "running",
                 f"trial {trial.number}",
@@ -185,4 +184,8 @@ class Step:
         self._bars.stop()
         if error is None:
             many = f"{self._total:,} images, " if self._total else ""
-            print(f"{self._name}: {many}{clock(time.time() - self._start)}", file=sys.stderr, flush=True)
+            print(
+                f"{self._name}: {many}{format_duration(time.time() - self._start)}",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -26,7 +26,7 @@ from binsweep.search.execution.trial import BEST, ERROR, TRACE, better
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.recording.decision_log import DECISIONS
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.terminal.format import clock, short
+from binsweep.search.terminal.format import format_duration, format_value
 from binsweep.tracking.evaluation.figures import write_csv, write_evaluation
 from binsweep.tracking.run_tags import environment_tags
 from binsweep.tracking.runlog.run_log import RunLog
@@ -162,9 +162,9 @@ class Recorder:
             "optuna.trial": str(trial.number),
             "arithmetic": f"{arithmetic}, channels_last, fused {trial.settings.optimizer}",
             "threads": str(trial.threads),
-            "workers": str(trial.share.workers),
-            "cpus": f"{trial.share.cpus:g}",
-            "gpus": f"{trial.share.gpus:g}",
+            "workers": str(trial.resources.workers),
+            "cpus": f"{trial.resources.cpus:g}",
+            "gpus": f"{trial.resources.gpus:g}",
             "suggested_because": trial.suggested,
             **({"resumed_because": trial.resumed} if trial.resumed else {}),
             "binsweep.kind": "trial",
@@ -172,7 +172,7 @@ class Recorder:
         }
         settings = trial.settings
         # Short enough for the lists of the UI; the rest stands in the description and the parameters.
-        name = f"{trial.number:03d} {settings.backbone} lr {short(settings.lr)} batch {settings.batch_size}"
+        name = f"{trial.number:03d} {settings.backbone} lr {format_value(settings.lr)} batch {settings.batch_size}"
         params: Mapping[str, Any] = asdict(trial.settings)
         self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _searched(trial))
         self._log_dataset(trial_key(trial.number))
@@ -184,7 +184,7 @@ class Recorder:
         tags = {finding.name: f"since epoch {finding.epoch}: {finding.text}" for finding in found}
         self._log.tags(trial_key(trial.number), tags)
 
-    def trial_halted(self, trial: TrialRecord, reason: str) -> None:
+    def trial_suspended(self, trial: TrialRecord, reason: str) -> None:
         self._log.tags(trial_key(trial.number), {"state": trial.state, "halted_because": reason})
 
     def trial_ended(self, trial: TrialRecord) -> None:
@@ -321,7 +321,7 @@ class Recorder:
         self._reporting.join(SILENT_SECONDS)
         if self._reporting.is_alive():
             many = f"{len(self._manifest.items):,} images"
-            said = f"waiting up to {clock(REPORT_SECONDS)} for the data report of {many}"
+            said = f"waiting up to {format_duration(REPORT_SECONDS)} for the data report of {many}"
             print(said, file=sys.stderr, flush=True)
             self._reporting.join(REPORT_SECONDS)
         if self._reporting.is_alive():
@@ -346,5 +346,5 @@ def _status(trial: TrialRecord) -> str:
 
 def _searched(trial: TrialRecord) -> str:
     """What a trial tries, in a sentence."""
-    searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+    searched = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
     return f"Trial {trial.number}: {searched}."

@@ -11,7 +11,7 @@ import optuna
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
 from binsweep.search.report.svg_charts import axis_of, on_axis
 from binsweep.search.spec.space import Choice, to_distribution
-from binsweep.search.terminal.format import clock, short, shown
+from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
 ENOUGH = 10  # trials below which nothing is said about the space
 SURE = 30  # trials below which no parameter is said to matter little
@@ -55,7 +55,7 @@ def verdict(course: SweepHistory) -> list[str]:
     best = leaders[0]
     which = "Best so far:" if course.status == "running" else f"The best of {many} is"
     at = f"at epoch {best.epoch} of {best.epochs}"
-    lines = [f"{which} trial {best.number} with {metric} {shown(metric, best.value)}, {at}."]
+    lines = [f"{which} trial {best.number} with {metric} {format_metric(metric, best.value)}, {at}."]
     if metric == "val_accuracy" and course.guess is not None and best.value is not None:
         gain = 100 * (best.value - course.guess)
         side = "above" if gain >= 0 else "BELOW"
@@ -66,12 +66,12 @@ def verdict(course: SweepHistory) -> list[str]:
     for name, error in course.guess_errors.items():
         if (reached := best.best.get(name, -math.inf)) >= error:
             lines.append(
-                f"Always guessing the commonest count has a {name} of {shown(name, error)}: "
-                f"the best trial, with {shown(name, reached)}, is no better."
+                f"Always guessing the commonest count has a {name} of {format_metric(name, error)}: "
+                f"the best trial, with {format_metric(name, reached)}, is no better."
             )
     if len(leaders) >= ENOUGH:
         fifth = leaders[4]
-        lines.append(f"Five trials reached {shown(metric, fifth.value)} or better.")
+        lines.append(f"Five trials reached {format_metric(metric, fifth.value)} or better.")
         latest = improvements(course)[-1][0]
         share = latest / max(course.seconds, 1e-9)
         if course.status == "finished" and share < 0.5:
@@ -120,7 +120,7 @@ def next_steps(course: SweepHistory, weights: Mapping[str, float]) -> list[str]:
             else _on_range(name, good, course)
         )
     if idle:
-        values = ", ".join(f"{name} at {short(leaders[0].params.get(name))}" for name in idle)
+        values = ", ".join(f"{name} at {format_value(leaders[0].params.get(name))}" for name in idle)
         steps.append(f"Hardly any importance (each below {MATTERS_LITTLE:.0%}): fix {values}.")
     return steps or [
         "The good trials are spread over the whole space: nothing to narrow, and none at an edge."
@@ -158,11 +158,13 @@ def _on_range(name: str, good: Sequence[TrialHistory], course: SweepHistory) -> 
     best: Any = good[0].params[name]
     if axis.place(on_axis(dimension, best)) <= EDGE and places[len(places) // 2] <= 2 * EDGE:
         return [
-            f"{name}: the best lies at the lower edge ({short(best)}); search below {short(axis.low)} too."
+            f"{name}: the best lies at the lower edge ({format_value(best)}); "
+            f"search below {format_value(axis.low)} too."
         ]
     if axis.place(on_axis(dimension, best)) >= 1 - EDGE and places[len(places) // 2] >= 1 - 2 * EDGE:
         return [
-            f"{name}: the best lies at the upper edge ({short(best)}); search above {short(axis.high)} too."
+            f"{name}: the best lies at the upper edge ({format_value(best)}); "
+            f"search above {format_value(axis.high)} too."
         ]
     if high - low < NARROW and len(good) >= 4:
         ends = [
@@ -185,6 +187,7 @@ def balance(course: SweepHistory) -> str:
     if len(loads) < 2 or max(loads) == 0 or min(loads) >= 0.7 * max(loads):
         return ""
     return (
-        f"Unbalanced workers: the busiest worked {clock(max(loads))}, the idlest {clock(min(loads))}. "
+        f"Unbalanced workers: the busiest worked {format_duration(max(loads))}, "
+        f"the idlest {format_duration(min(loads))}. "
         "Shorter trials, or more of them, fill the gaps at the end."
     )

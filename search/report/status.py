@@ -19,7 +19,7 @@ from binsweep.search.history.sweep_history import (
     throughput,
     warning_counts,
 )
-from binsweep.search.terminal.format import clock, short, shown
+from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
 ROWS = 10
 PAUSE_SECONDS = 2.0  # between two looks; longer where a look takes long
@@ -55,8 +55,8 @@ def lines(course: SweepHistory) -> list[str]:
     ]
     if leaders := course.leaders:
         best = leaders[0]
-        params = ", ".join(f"{name} {short(value)}" for name, value in best.params.items())
-        value = f"{spec.metric} {shown(spec.metric, best.value)}"
+        params = ", ".join(f"{name} {format_value(value)}" for name, value in best.params.items())
+        value = f"{spec.metric} {format_metric(spec.metric, best.value)}"
         said.append(f"best: {value}, trial {best.number} at epoch {best.epoch} of {best.epochs}: {params}")
     if reached := rungs(course):
         said.append("rungs: " + ", ".join(f"{many} reached epoch {level}" for level, many in reached.items()))
@@ -74,9 +74,9 @@ def lines(course: SweepHistory) -> list[str]:
         if course.status != "running"
         else ", time left not known yet"
         if left is None
-        else f", about {clock(left)} left"
+        else f", about {format_duration(left)} left"
     )
-    said.append(f"time: {clock(course.seconds)} with {course.slots} at once{ahead}")
+    said.append(f"time: {format_duration(course.seconds)} with {course.slots} at once{ahead}")
     said.append(f"cost: {cost_text(course, left or 0.0)}")
     return said
 
@@ -109,10 +109,10 @@ def screen(course: SweepHistory) -> RenderableType:
     for trial in [*leaders, *running]:
         table.add_row(
             str(trial.number),
-            shown(course.spec.metric, trial.value),
+            format_metric(course.spec.metric, trial.value),
             f"{trial.epochs_done}/{trial.epochs}",
             trial.state,
-            *(short(trial.params.get(name, "")) for name in names),
+            *(format_value(trial.params.get(name, "")) for name in names),
             ", ".join(name.partition(".")[2] for name in trial.warnings),
         )
     return Group(*map(Text, lines(course)), table)

@@ -1,7 +1,7 @@
 """Durations and values in words, for whoever must not wait for heavy imports."""
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:
@@ -11,13 +11,13 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def shown(metric: str, value: float | None) -> str:
+def format_metric(metric: str, value: float | None) -> str:
     """A metric's value: accuracies in percent, all else with three decimals."""
     if value is None:
         return "-"
     return f"{value:.1%}" if "accuracy" in metric else f"{value:.3f}"
 
 
-def short(value: object) -> str:
+def format_value(value: object) -> str:
     """A parameter's value in few characters."""
     return f"{value:.2g}" if isinstance(value, float) else str(value)

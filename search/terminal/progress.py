@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from binsweep.search.terminal.format import clock
+from binsweep.search.terminal.format import format_duration
 
 
 class ProgressMeter:
@@ -44,7 +44,7 @@ class ProgressMeter:
         if self._phase:
             seconds = time.time() - self._start
             many = f"{self._done:,} in " if self._done else ""
-            print(f"{self._phase}: {many}{clock(seconds)}", file=sys.stderr, flush=True)
+            print(f"{self._phase}: {many}{format_duration(seconds)}", file=sys.stderr, flush=True)
             self._bars.remove_task(self._task)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

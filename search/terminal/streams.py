@@ -57,17 +57,17 @@ class _Progress(io.TextIOWrapper):
         try:
             return super().write(text)
         except OSError:
-            lead_nowhere(self.fileno())
+            redirect_to_null(self.fileno())
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
         except OSError:
-            lead_nowhere(self.fileno())
+            redirect_to_null(self.fileno())
 
 
-def lead_nowhere(number: int) -> None:
+def redirect_to_null(number: int) -> None:
     """Drop what is written to a stream from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)

@@ -35,7 +35,7 @@ from binsweep.search.execution.trial import BEST, LAST, TrialTask, run_trial
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
 from binsweep.search.recording.recorder import FIGURES
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.terminal.format import shown
+from binsweep.search.terminal.format import format_metric
 from binsweep.tracking.evaluation.figures import write_evaluation
 from binsweep.tracking.promotion.gate import ALPHA, chance_of_no_better
 from binsweep.tracking.promotion.promote import measure_of
@@ -106,7 +106,11 @@ def train_finalists(
         for seed in range(1, spec.register.seeds + 1):
             name = f"trial {leader['number']}, seed {seed} of {spec.register.seeds}"
             training = _train_again(folder, spec, data, leader["number"], seed, settings, runlog)
-            said = "diverged" if training is None else f"{spec.metric} {shown(spec.metric, training.value)}"
+            said = (
+                "diverged"
+                if training is None
+                else f"{spec.metric} {format_metric(spec.metric, training.value)}"
+            )
             print(f"finalist {place} of {len(chosen)}: {name}: {said}", file=sys.stderr)
             if training is not None:
                 trainings.append(training)
@@ -234,7 +238,7 @@ def _train_on_both(
     (place / LAST).unlink(missing_ok=True)
 
 
-def choose_answer(
+def choose_inference(
     spec: SweepSpec, data: TrialData, checkpoints: Sequence[Checkpoint]
 ) -> tuple[int, bool, Decoding, list[str]]:
     """How a model answers: how many of the `checkpoints` (best first) are averaged, whether the mirror image counts,
@@ -248,7 +252,7 @@ def choose_answer(
 
     def p_of(name: str, other: Counts, now: Counts, alpha: float) -> float:
         p = chance_of_no_better(other, now, actual, measure)
-        new, old = (shown(measure, count_metrics(counts, actual)[measure]) for counts in (other, now))
+        new, old = (format_metric(measure, count_metrics(counts, actual)[measure]) for counts in (other, now))
         verdict = "taken" if p < alpha else "not taken"
         notes.append(f"{name}: validation {measure} {new} against {old} (p {p:.3f}), {verdict}")
         return p
@@ -274,12 +278,12 @@ def choose_answer(
     return members, flip, surest if chances[surest] < alpha else "argmax", notes
 
 
-def find_answer(
+def build_final_model(
     folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, runlog: RunLog
 ) -> FinalModel:
     """The model that a finalist becomes."""
     checkpoints = [load_checkpoint(training.checkpoint) for training in finalist.trainings]
-    members, flip, decoding, notes = choose_answer(spec, data, checkpoints)
+    members, flip, decoding, notes = choose_inference(spec, data, checkpoints)
     trainings, chosen = finalist.trainings[:members], checkpoints[:members]
     if spec.register.refit:
         trainings = refit(folder, spec, data, finalist, members, runlog)

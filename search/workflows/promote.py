@@ -14,8 +14,8 @@ from binsweep.models.train import TrialData
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.history.sweep_state import STATE, find_folder, load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec
-from binsweep.search.terminal.format import clock, short, shown
-from binsweep.search.workflows.finalists import Finalist, Training, find_answer, train_finalists
+from binsweep.search.terminal.format import format_duration, format_metric, format_value
+from binsweep.search.workflows.finalists import Finalist, Training, build_final_model, train_finalists
 from binsweep.search.workflows.sweep import open_data
 from binsweep.search.workflows.sweep_data import spec_manifest
 from binsweep.tracking.promotion.promote import Candidate, PromotionDecision, promote
@@ -74,7 +74,7 @@ def _candidate(
             best = state["leaderboard"][0]
             training = Training(trial_key(best["number"]), folder / best["checkpoint"], best["value"])
             finalists = [Finalist(best["number"], best["value"], [training])]
-        answer = find_answer(folder, spec, data, finalists[0], runlog)
+        answer = build_final_model(folder, spec, data, finalists[0], runlog)
         runlog.flush(SEND_SECONDS)
         run_id, page = runlog.sent_run_id(answer.key), runlog.sent_page(SWEEP)
     finally:
@@ -88,8 +88,8 @@ def _candidate(
     origin = {
         "sweep": f"[{folder.name}]({page})" if page else folder.name,
         "searched": f"{spec.goal} {spec.metric} over {', '.join(spec.space)}",
-        "cost": f"{len(state['leaderboard'])} trials with a result in {clock(state['seconds'])}",
-        "settings": ", ".join(f"{name} {short(value)}" for name, value in asdict(settings).items()),
+        "cost": f"{len(state['leaderboard'])} trials with a result in {format_duration(state['seconds'])}",
+        "settings": ", ".join(f"{name} {format_value(value)}" for name, value in asdict(settings).items()),
         "licence of the data": spec.data.licence,
         "licence of the weights": weights_licence(settings.backbone, settings.weights),
     }
@@ -114,9 +114,11 @@ def _finalist_notes(spec: SweepSpec, finalists: list[Finalist]) -> list[str]:
 
     def told(one: Finalist) -> str:
         *again, before = (
-            shown(spec.metric, value) for value in [*(each.value for each in one.trainings), one.value]
+            format_metric(spec.metric, value)
+            for value in [*(each.value for each in one.trainings), one.value]
         )
-        return f"trial {one.number}: {shown(spec.metric, one.mean)} ({' and '.join(again)}; in the sweep {before})"
+        mean = format_metric(spec.metric, one.mean)
+        return f"trial {one.number}: {mean} ({' and '.join(again)}; in the sweep {before})"
 
     seeds = f"{spec.register.seeds} fresh seed{'s' if spec.register.seeds > 1 else ''}"
     return [f"finalists by mean {spec.metric} of {seeds}: " + "; ".join(map(told, finalists))]

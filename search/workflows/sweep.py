@@ -23,10 +23,17 @@ from binsweep.models.pretrained import check_weights
 from binsweep.models.settings import Settings
 from binsweep.models.train import TrialData, build_banks
 from binsweep.search.execution.controller import ENDED, Controller, ResourceUsage, TrialRecord
-from binsweep.search.execution.interrupts import take_note
+from binsweep.search.execution.interrupts import acknowledge_interrupt
 from binsweep.search.execution.local_runner import run_local
-from binsweep.search.execution.resources import Node, check_resources, fits, ray_place, share_of, this_machine
-from binsweep.search.execution.trial import TrialResources, no_room
+from binsweep.search.execution.resources import (
+    Node,
+    check_resources,
+    fits,
+    ray_temp_folder,
+    this_machine,
+    trial_resources,
+)
+from binsweep.search.execution.trial import TrialResources, is_disk_full
 from binsweep.search.history.sweep_history import spent_on
 from binsweep.search.history.sweep_state import save_state
 from binsweep.search.recording.decision_log import DecisionLog
@@ -53,7 +60,7 @@ class SweepResult:
     leaderboard: list[TrialRecord]
     failed: list[TrialRecord]
     ended_by: str
-    halted: bool
+    suspended: bool
     unsent: int
 
 
@@ -71,10 +78,10 @@ def check_before_start(
     for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
         check_weights(backbone, weights)
     if runner == "ray" and cluster is None:
-        ray_place()
+        ray_temp_folder()
     nodes = [this_machine()] if cluster is None else cluster
     check_resources(spec.resources, nodes, "this machine" if cluster is None else "the largest node")
-    gpus = [share_of(kind, nodes).gpus for kind in spec.resources.kinds().values()]
+    gpus = [trial_resources(kind, nodes).gpus for kind in spec.resources.kinds().values()]
     if runner == "local":
         gpus = [float(torch.cuda.is_available())]
     if spec.budget.gpu_hours is not None and not any(gpus):
@@ -147,7 +154,7 @@ def run_sweep(
     runner: Runner,
     tracking_uri: str,
     unfinished: Path | None = None,
-    earlier: WarmStart | None = None,
+    warm: WarmStart | None = None,
     trace: bool = False,
     cluster: Sequence[Node] | None = None,
 ) -> SweepResult:
@@ -180,9 +187,9 @@ def run_sweep(
             max_epochs=spec.max_epochs,
         )
         strategy.know(
-            earlier.sweep if earlier else "",
-            earlier.records if earlier else [],
-            [*spec.search.points, *(earlier.points if earlier else [])],
+            warm.sweep if warm else "",
+            warm.records if warm else [],
+            [*spec.search.points, *(warm.points if warm else [])],
         )
 
         alone = TrialResources(
@@ -190,7 +197,7 @@ def run_sweep(
         )
 
         def share(settings: Settings) -> TrialResources:
-            return share_of(spec.resources.of(settings), nodes) if nodes else alone
+            return trial_resources(spec.resources.of(settings), nodes) if nodes else alone
 
         together = functools.partial(fits, nodes=nodes) if nodes and spec.resources.large else None
         controller = Controller(spec, strategy, folder, share, together, spent, trace)
@@ -207,18 +214,18 @@ def run_sweep(
                     run_ray(controller, data, folder, least, slots, cluster is not None)
                 else:
                     run_local(controller, data)
-            if controller.halted:
+            if controller.suspended:
                 recorder.sweep_interrupted(controller.ended_by, "FAILED")
             else:
                 controller.close()
                 recorder.sweep_ended("FINISHED")
         except BaseException as error:
-            take_note()
+            acknowledge_interrupt()
             hurried, interrupted = True, isinstance(error, KeyboardInterrupt)
             why = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
-            if full := no_room(error):
+            if full := is_disk_full(error):
                 why = f"disk: no room is left at {folder}: free some to go on"
-                controller.halt(why)
+                controller.suspend(why)
             with contextlib.suppress(OSError) if full else contextlib.nullcontext():
                 recorder.sweep_interrupted(why, "KILLED" if interrupted else "FAILED")
             if not full:
@@ -228,8 +235,8 @@ def run_sweep(
             over = all(trial.state in ENDED for trial in controller.trials.values()) and bool(
                 controller.ended_by
             )
-            over = over and not controller.halted and not hurried
-            with contextlib.suppress(OSError) if controller.halted else contextlib.nullcontext():
+            over = over and not controller.suspended and not hurried
+            with contextlib.suppress(OSError) if controller.suspended else contextlib.nullcontext():
                 save_state(folder, spec, manifest, controller, runlog, "finished" if over else "unfinished")
             if over:
                 recorder.prune()
@@ -239,5 +246,11 @@ def run_sweep(
                 print(f"{unsent} records did not reach the tracking server: {where}", file=sys.stderr)
     failed = [trial for trial in controller.trials.values() if trial.state == "failed"]
     return SweepResult(
-        folder.name, folder, controller.leaderboard(), failed, controller.ended_by, controller.halted, unsent
+        folder.name,
+        folder,
+        controller.leaderboard(),
+        failed,
+        controller.ended_by,
+        controller.suspended,
+        unsent,
     )

@@ -30,7 +30,7 @@ class WarmStart:
         return f"{best}: its values do not count here"
 
 
-def know_earlier(folder: Path, spec: SweepSpec, fingerprint: str) -> WarmStart:
+def load_warm_start(folder: Path, spec: SweepSpec, fingerprint: str) -> WarmStart:
     """Read the sweep in `folder` for a new one over data of that fingerprint.
 
     A trial's values count if they were measured on the same data by the same metric, and if the new sweep could

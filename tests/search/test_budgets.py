@@ -67,7 +67,7 @@ class Heard:
 
     def health_found(self, trial: Any, found: Any) -> None: ...
 
-    def trial_halted(self, trial: Any, reason: str) -> None:
+    def trial_suspended(self, trial: Any, reason: str) -> None:
         pass
 
     def trial_ended(self, trial: Any) -> None:
@@ -209,15 +209,18 @@ def test_a_machine_that_sleeps_spends_no_budget(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) -> None:
-    def share_of(settings: Settings) -> TrialResources:
+    def trial_resources(settings: Settings) -> TrialResources:
         return TrialResources({"CPU": 1.0, "GPU": float(settings.lr > 0.1)})
 
     def fits(shares: Sequence[TrialResources]) -> bool:
-        return sum(share.cpus for share in shares) <= 2 and sum(share.gpus for share in shares) <= 1
+        return (
+            sum(resources.cpus for resources in shares) <= 2
+            and sum(resources.gpus for resources in shares) <= 1
+        )
 
     suggestions = [Suggestion(number, {"lr": lr}, "why") for number, lr in enumerate([0.2, 0.2, 0.1])]
     strategy, heard = Scripted(suggestions, set()), Heard()
-    controller = Controller(parse_spec(SPEC), strategy, tmp_path, share_of, fits)
+    controller = Controller(parse_spec(SPEC), strategy, tmp_path, trial_resources, fits)
     controller.listeners.append(heard)
     assert controller.next_task() is not None
     assert controller.next_task() is None and controller.trials[1].state == "waiting"
@@ -225,7 +228,7 @@ def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) 
     controller.report(0, 1, metrics(0.5))
     controller.finish(0)
     task = controller.next_task()
-    assert task is not None and task.number == 1 and task.share.gpus == 1
+    assert task is not None and task.number == 1 and task.resources.gpus == 1
     third = controller.next_task()
     assert third is not None and third.number == 2 and controller.trials[1].resumed == ""
 

@@ -22,7 +22,7 @@ from real_sweeps import (
 from two_nodes import two_nodes
 
 from binsweep.data.errors import UserError
-from binsweep.search.execution.resources import check_resources, gpus_of
+from binsweep.search.execution.resources import check_resources, gpus_per_worker
 from binsweep.search.spec.parser import ResourcesPart
 
 # Rates at which training is stable: a chaotic one blows up the last bit of a sum.
@@ -127,9 +127,11 @@ def test_workers_of_a_trial_multiply_what_it_needs() -> None:
     with pytest.raises(UserError, match="workers_per_trial: 2 asked, there is room for 1"):
         check_resources(pair, [{"CPU": 3.0}], "Ray")
     # Silent about GPUs: as many as there are, and no two workers share one.
-    assert gpus_of(pair, [{"CPU": 8.0, "GPU": 8.0}]) == 2 and gpus_of(pair, [{"CPU": 8.0}]) == 0
+    assert (
+        gpus_per_worker(pair, [{"CPU": 8.0, "GPU": 8.0}]) == 2 and gpus_per_worker(pair, [{"CPU": 8.0}]) == 0
+    )
     with pytest.raises(UserError, match="workers_per_trial: 2 asked, there is room for 1"):
         check_resources(pair, [{"CPU": 4.0, "GPU": 1.0}], "Ray")
     alone = ResourcesPart(cpus_per_trial=2)
-    assert gpus_of(alone, [{"CPU": 4.0, "GPU": 1.0}]) == 0.5
-    assert gpus_of(alone, [{"CPU": 4.0, "GPU": 4.0}]) == 2
+    assert gpus_per_worker(alone, [{"CPU": 4.0, "GPU": 1.0}]) == 0.5
+    assert gpus_per_worker(alone, [{"CPU": 4.0, "GPU": 4.0}]) == 2

@@ -11,7 +11,7 @@ import pytest
 import binsweep.search.recording.recorder
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import BEST, ONE_CORE
-from binsweep.search.recording.recorder import KEPT, Recorder
+from binsweep.search.recording.recorder import MAX_KEPT_CHECKPOINTS, Recorder
 from binsweep.search.spec.parser import parse_spec
 
 RAW: dict[str, Any] = {
@@ -31,7 +31,7 @@ class Delivered:
 @pytest.fixture
 def controller(tmp_path: Path) -> Controller:
     controller = Controller(parse_spec(RAW), None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
-    for number in range(KEPT + 2):
+    for number in range(MAX_KEPT_CHECKPOINTS + 2):
         trial = controller._add(number, {"lr": 0.01}, "")
         trial.value, trial.state = 0.9 - 0.1 * number, "completed"
         trial.folder.mkdir()
