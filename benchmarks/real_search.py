@@ -28,7 +28,7 @@ from binsweep.search.execution.local_runner import run_local  # noqa: E402
 from binsweep.search.execution.trial import TrialResources  # noqa: E402
 from binsweep.search.spec.parser import SweepSpec, load_spec  # noqa: E402
 from binsweep.search.strategy import open_strategy  # noqa: E402
-from binsweep.search.workflows.sweep import check_before_start, prepare  # noqa: E402
+from binsweep.search.workflows.prepare import check_before_start, prepare  # noqa: E402
 
 UNLIMITED = 10_000  # trials of the arm whose time is limited
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         auto = _arm(options.spec, given, "auto", "auto", f"budget.trials={options.trials}")
         if data is None:
             check_before_start(auto)
-            _, data = prepare(auto, options.home)
+            data = prepare(auto, options.home).data
         first = {"seed": seed, "arm": "auto", **_run(auto, data)}
         limit = f"budget.minutes={first['seconds'] / 60}"
         rival = _arm(options.spec, given, "random", "asha", f"budget.trials={UNLIMITED}", limit)

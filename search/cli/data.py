@@ -110,7 +110,7 @@ def pull(
 @split_by_option
 @click.option("--endpoint", metavar="URL", help="Another server than Amazon's; also AWS_ENDPOINT_URL.")
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
-def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_json: bool) -> None:
+def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | None, as_json: bool) -> None:
     """Send the readable images of SOURCE to a bucket, with their metadata and manifest.parquet."""
     from dataclasses import asdict
 
@@ -122,7 +122,12 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
     bucket = open_bucket(parse_place(dest), endpoint, empty=True)
     with ProgressMeter() as meter:
         manifest = load_manifest(
-            source, None, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=layout == "same"
+            source,
+            None,
+            Split(by=split_by),
+            home_folder(),
+            partial(meter, "reading"),
+            any_photos=layout == "same",
         )
         pushed = run(manifest, bucket, layout, meter)
     if as_json:
@@ -140,7 +145,7 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
 )
 @classes_option
 @split_by_option
-def report(source: str, out: Path, classes: str | None, by: Any) -> None:
+def report(source: str, out: Path, classes: str | None, split_by: Any) -> None:
     """Show what is in SOURCE: classes, sizes, light, blur, duplicates, leaks, doubtful labels, samples."""
     from binsweep.data.atomic_write import require_page
     from binsweep.data.manifest import load_manifest, skipped_text
@@ -151,7 +156,7 @@ def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     counts = parse_counts(classes) if classes else None
     with ProgressMeter() as meter:
         manifest = load_manifest(
-            source, counts, Split(by=by), home_folder(), partial(meter, "reading"), any_photos=True
+            source, counts, Split(by=split_by), home_folder(), partial(meter, "reading"), any_photos=True
         )
         found = examine(manifest, home_folder(), partial(meter, "looking"))
     if manifest.skipped:
@@ -194,7 +199,7 @@ def _read_ids(file: Path | None) -> tuple[str, ...] | None:
 @click.option("--image-size", default=224, show_default=True, type=click.IntRange(32, 1024))
 @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 def audit_labels(
-    source: str, out: Path, classes: str | None, by: Any, backbone: str, image_size: int, as_json: bool
+    source: str, out: Path, classes: str | None, split_by: Any, backbone: str, image_size: int, as_json: bool
 ) -> None:
     """Find photos of SOURCE whose label is probably wrong (train and validation; the test split is not read)."""
     from dataclasses import asdict
@@ -212,7 +217,7 @@ def audit_labels(
     require_folder(out)
     counts = parse_counts(classes) if classes else None
     with ProgressMeter() as meter:
-        manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))
+        manifest = load_manifest(source, counts, Split(by=split_by), home_folder(), partial(meter, "reading"))
     try:
         doubts, effect = run_audit(manifest, home_folder(), out, image_size, backbone)
     except OSError as error:

@@ -62,24 +62,24 @@ class Job:
 
 
 @contextlib.contextmanager
-def _told(address: str) -> Iterator[None]:
+def _told(dashboard: str) -> Iterator[None]:
     """Ray's errors about the connection as one sentence."""
     hint = "the address of the cluster's dashboard, such as http://127.0.0.1:8265, and its token in RAY_AUTH_TOKEN"
     try:
         yield
     except (ConnectionError, requests.RequestException) as error:
-        raise UserError(f"--address {address}: no Ray cluster answers there", hint) from error
+        raise UserError(f"--dashboard {dashboard}: no Ray cluster answers there", hint) from error
     except (RuntimeError, AuthenticationError) as error:
-        raise UserError(f"--address {address}: {str(error).splitlines()[0]}", hint) from error
+        raise UserError(f"--dashboard {dashboard}: {str(error).splitlines()[0]}", hint) from error
 
 
-def _client(address: str) -> JobSubmissionClient:
-    if not address.startswith(("http://", "https://")):
-        raise UserError(f"--address {address}: not a URL", "for example http://127.0.0.1:8265")
-    return JobSubmissionClient(address)
+def _client(dashboard: str) -> JobSubmissionClient:
+    if not dashboard.startswith(("http://", "https://")):
+        raise UserError(f"--dashboard {dashboard}: not a URL", "for example http://127.0.0.1:8265")
+    return JobSubmissionClient(dashboard)
 
 
-def submit_sweep(file: Path, assignments: Sequence[str], address: str, promote: bool) -> str:
+def submit_sweep(file: Path, assignments: Sequence[str], dashboard: str, promote: bool) -> str:
     """Check a sweep file and send it, with this code, to a cluster; returns the job's name.
 
     The job needs nobody to wait for it. Its data must be reachable from there: a bucket, synthetic bins, or an absolute
@@ -90,22 +90,22 @@ def submit_sweep(file: Path, assignments: Sequence[str], address: str, promote: 
     spec = parse_spec(raw, str(file))
     _check_paths(raw)
     name = f"{spec.name}-{secrets.token_hex(3)}"
-    with _told(address):
-        return _send(_client(address), name, name, yaml.safe_dump(raw), "--promote" if promote else "")
+    with _told(dashboard):
+        return _send(_client(dashboard), name, name, yaml.safe_dump(raw), "--promote" if promote else "")
 
 
-def resume_sweep(name: str, address: str) -> str:
+def resume_sweep(name: str, dashboard: str) -> str:
     """Send a sweep that was stopped or failed again; it goes on where it was. Returns the attempt's name.
 
     Ray forgets its jobs with its head. The head's BINSWEEP_HOME has what was sent, and a new head on it goes on.
     """
-    with _told(address):
-        client = _client(address)
+    with _told(dashboard):
+        client = _client(dashboard)
         attempts = _known(client, name)
         if not attempts:
             if (kept := _kept(client, name)) is not None:
                 return _send(client, name, name, *kept, resume="--resume")
-            raise _unknown(client, name, address, "the head's disk does not know it either")
+            raise _unknown(client, name, dashboard, "the head's disk does not know it either")
         last = attempts[-1]
         if not last.status.is_terminal():
             raise UserError(f"{name} is {last.status.value.lower()}", f"stop it first: binsweep stop {name}")
@@ -117,11 +117,11 @@ def resume_sweep(name: str, address: str) -> str:
         return _send(client, f"{name}.{len(attempts) + 1}", name, sent[SPEC], sent[THEN])
 
 
-def stop_sweep(name: str, address: str) -> Job:
+def stop_sweep(name: str, dashboard: str) -> Job:
     """Stop a sweep the way Ctrl-C does, and wait until it has ended: it can be resumed."""
-    with _told(address):
-        client = _client(address)
-        last = _attempts(client, name, address)[-1]
+    with _told(dashboard):
+        client = _client(dashboard)
+        last = _attempts(client, name, dashboard)[-1]
         if last.status.is_terminal():
             raise UserError(
                 f"{name} has ended: {last.status.value.lower()}", f"binsweep logs {name} shows how"
@@ -130,29 +130,29 @@ def stop_sweep(name: str, address: str) -> Job:
         client.stop_job(last.submission_id)
         if not _ends(client, last.submission_id, STOP_SECONDS + 10):
             raise TimeoutError(f"{name} did not stop within {STOP_SECONDS + 10} s")
-        return _job(client, name, _attempts(client, name, address)[-1])
+        return _job(client, name, _attempts(client, name, dashboard)[-1])
 
 
-def job_of(name: str, address: str) -> Job:
+def job_of(name: str, dashboard: str) -> Job:
     """How a sweep on a cluster stands."""
-    with _told(address):
-        client = _client(address)
-        return _job(client, name, _attempts(client, name, address)[-1])
+    with _told(dashboard):
+        client = _client(dashboard)
+        return _job(client, name, _attempts(client, name, dashboard)[-1])
 
 
-def jobs(address: str) -> list[Job]:
+def jobs(dashboard: str) -> list[Job]:
     """Every sweep that was sent to a cluster, the newest first."""
-    with _told(address):
-        client = _client(address)
+    with _told(dashboard):
+        client = _client(dashboard)
         newest = {(job.metadata or {}).get(NAME): job for job in _sorted(client)}
         return [_job(client, name, job) for name, job in reversed(newest.items()) if name is not None]
 
 
-def print_logs(name: str, address: str, follow: bool) -> None:
+def print_logs(name: str, dashboard: str, follow: bool) -> None:
     """Print what the newest attempt has said; with `follow` go on until it ends."""
-    with _told(address):
-        client = _client(address)
-        attempt = _attempts(client, name, address)[-1].submission_id
+    with _told(dashboard):
+        client = _client(dashboard)
+        attempt = _attempts(client, name, dashboard)[-1].submission_id
         assert attempt is not None
         if not follow:
             print(client.get_job_logs(attempt), end="")
@@ -253,18 +253,20 @@ def _known(client: JobSubmissionClient, name: str) -> list[JobDetails]:
     return [job for job in _sorted(client) if (job.metadata or {}).get(NAME) == name and job.submission_id]
 
 
-def _attempts(client: JobSubmissionClient, name: str, address: str) -> list[JobDetails]:
+def _attempts(client: JobSubmissionClient, name: str, dashboard: str) -> list[JobDetails]:
     """The jobs of a sweep, the newest last; UserError where there is none."""
     if found := _known(client, name):
         return found
     raise _unknown(
-        client, name, address, f"if the head was started anew, `binsweep resume {name}` looks on its disk"
+        client, name, dashboard, f"if the head was started anew, `binsweep resume {name}` looks on its disk"
     )
 
 
-def _unknown(client: JobSubmissionClient, name: str, address: str, hint: str) -> UserError:
+def _unknown(client: JobSubmissionClient, name: str, dashboard: str, hint: str) -> UserError:
     names = sorted({(job.metadata or {}).get(NAME, "") for job in _sorted(client)} - {""})
-    return UserError(f"no sweep {name!r} at {address}", f"sweeps there: {', '.join(names) or 'none'}; {hint}")
+    return UserError(
+        f"no sweep {name!r} at {dashboard}", f"sweeps there: {', '.join(names) or 'none'}; {hint}"
+    )
 
 
 def _job(client: JobSubmissionClient, name: str, job: JobDetails) -> Job:

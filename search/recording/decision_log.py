@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from binsweep.models.health_rules import HealthFinding
-from binsweep.search.execution.controller import TrialRecord
+from binsweep.search.execution.trial_record import TrialRecord
 
 DECISIONS = "decisions.jsonl"  # in the sweep's folder
 

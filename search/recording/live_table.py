@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from binsweep.models.health_rules import HealthFinding
-from binsweep.search.execution.controller import Controller, TrialRecord
+from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
@@ -158,34 +157,3 @@ class LiveTable:
 
 def _epochs(trial: TrialRecord) -> str:
     return f"{trial.epochs_done} epoch{'s' if trial.epochs_done != 1 else ''}"
-
-
-class Step:
-    """One step of the preparation, called with (done, total): a bar on a terminal, one line at its end."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._total, self._start = name, 0, time.time()
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bars.add_task(name, total=None)
-
-    def __enter__(self) -> Step:
-        self._bars.start()
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        self._total = max(self._total, total)
-        self._bars.update(self._task, completed=done, total=total)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-        if error is None:
-            many = f"{self._total:,} images, " if self._total else ""
-            print(
-                f"{self._name}: {many}{format_duration(time.time() - self._start)}",
-                file=sys.stderr,
-                flush=True,
-            )

@@ -20,9 +20,10 @@ from binsweep.models.build import load_checkpoint
 from binsweep.models.health_rules import HealthFinding
 from binsweep.models.precision import choose_arithmetic
 from binsweep.models.train import TrialData
-from binsweep.search.execution.controller import ENDED, Controller, TrialRecord, pareto_front
+from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.health import read_findings, write_table
 from binsweep.search.execution.trial import BEST, ERROR, TRACE, better
+from binsweep.search.execution.trial_record import ENDED, TrialRecord, pareto_front
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.recording.decision_log import DECISIONS
 from binsweep.search.spec.parser import SweepSpec

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from binsweep.data.decode import ImageError, decode, read
 from binsweep.data.errors import UserError
 from binsweep.data.sources.object_names import IMAGE_SUFFIXES, is_hidden, printable
-from binsweep.search.recording.live_table import Step
+from binsweep.search.terminal.progress import ProgressBar
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 from binsweep.tracking.serving.model_server import ROWS, open_model
 from binsweep.tracking.serving.model_server import predict as ask
@@ -167,7 +167,7 @@ def predict_images(
     """
     photos = find_photos(places, None if sys.stdin is None else sys.stdin.buffer)
     with ExitStack() as stack:
-        step = stack.enter_context(Step("counting")) if len(photos) > ROWS else None
+        progress = stack.enter_context(ProgressBar("counting")) if len(photos) > ROWS else None
         pool = stack.enter_context(ThreadPoolExecutor(READERS))
         answer: Callable[[Sequence[bytes]], list[dict[str, Any]]]
         if url is not None:
@@ -177,8 +177,8 @@ def predict_images(
         for start in range(0, len(photos), ROWS):
             batch = photos[start : start + ROWS]
             yield from zip([photo.name for photo in batch], _rows(batch, answer, pool), strict=True)
-            if step is not None:
-                step(start + len(batch), len(photos))
+            if progress is not None:
+                progress(start + len(batch), len(photos))
 
 
 def _rows(

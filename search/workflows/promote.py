@@ -16,7 +16,7 @@ from binsweep.search.history.sweep_state import STATE, find_folder, load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 from binsweep.search.workflows.finalists import Finalist, Training, build_final_model, train_finalists
-from binsweep.search.workflows.sweep import open_data
+from binsweep.search.workflows.prepare import open_data
 from binsweep.search.workflows.sweep_data import spec_manifest
 from binsweep.tracking.promotion.promote import Candidate, PromotionDecision, promote
 from binsweep.tracking.runlog.run_log import RunLog

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from binsweep.data.errors import UserError
-from binsweep.search.recording.live_table import Step
+from binsweep.search.terminal.progress import ProgressBar
 from binsweep.search.workflows.evaluate import require_own_test_split
 from binsweep.tracking.promotion.gate import RuleResult, judge_served
 from binsweep.tracking.registry.versions import find_version, stored_predictions
@@ -50,11 +50,11 @@ def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | Non
     classes = tuple(int(column[1:]) for column in columns)
     rows, seconds = [], []
     with serve_model(f"models:/{version.name}/{version.version}", tracking_uri, port) as served:
-        with Step("asking the server") as step:
+        with ProgressBar("asking the server") as progress:
             for start in range(0, len(items), ROWS):
                 photos = [item.path.read_bytes() for item in items[start : start + ROWS]]
                 rows += predict(served.url, photos, ANSWER_SECONDS)
-                step(len(rows), len(items))
+                progress(len(rows), len(items))
         for item in items[:SINGLES]:
             photo = item.path.read_bytes()
             began = time.perf_counter()

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from binsweep.search.execution.controller import Controller, TrialRecord
+from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import ONE_CORE
+from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.recording.live_table import LiveTable
 from binsweep.search.spec.parser import parse_spec
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from binsweep.models.settings import Settings
-from binsweep.search.execution.controller import Controller, ResourceUsage, pareto_front
+from binsweep.search.execution.budget import ResourceUsage
+from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import ONE_CORE, TrialResources
+from binsweep.search.execution.trial_record import pareto_front
 from binsweep.search.recording.decision_log import DECISIONS, DecisionLog
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.strategy import Decision, Outcome, Suggestion, Verdict
@@ -167,7 +169,7 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("binsweep.search.execution.controller.time.monotonic", lambda: now)
+    monkeypatch.setattr("binsweep.search.execution.budget.time.monotonic", lambda: now)
     raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9, "gpu_hours": 1.0}}
     strategy = Scripted([*fresh(2), Suggestion(0, {"lr": 0.1}, "", 1)], {(0, 1)})
     half = TrialResources({"CPU": 1.0, "GPU": 0.5})
@@ -202,7 +204,7 @@ def test_a_machine_that_sleeps_spends_no_budget(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("binsweep.search.execution.controller.time.time", lambda: wall + 8 * 3600)
     assert controller.report(0, 2, metrics(0.5)) and controller.ended_by == ""
     assert 200 <= controller.spent.seconds < 260 and 200 <= controller.spent.gpu_seconds < 260
-    monkeypatch.setattr("binsweep.search.execution.controller.time.monotonic", lambda: awake + 101)
+    monkeypatch.setattr("binsweep.search.execution.budget.time.monotonic", lambda: awake + 101)
     assert not controller.report(0, 3, metrics(0.5)) or controller.next_task() is None
     assert controller.ended_by == "budget.minutes: 5 are over"
     assert controller.spent.seconds >= 301

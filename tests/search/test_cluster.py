@@ -105,7 +105,7 @@ def test_a_sweep_is_sent_looked_at_stopped_and_resumed(bins: Path, server: str, 
 
         def binsweep(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [sys.executable, "-m", "binsweep", *words, "--address", cluster.url],
+                [sys.executable, "-m", "binsweep", *words, "--dashboard", cluster.url],
                 env={**elsewhere, **env},
                 capture_output=True,
                 text=True,

@@ -15,10 +15,11 @@ import binsweep.search.execution.trial
 from binsweep.models.health_rules import RULES, HealthFinding, HealthRule
 from binsweep.models.train import TrialData, train
 from binsweep.models.training_state import TrainingState
-from binsweep.search.execution.controller import Controller, TrialRecord
+from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.health import keep_findings, write_table
 from binsweep.search.execution.interrupts import acknowledge_interrupt, interrupt
 from binsweep.search.execution.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_attempts, run_trial
+from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.strategy import Decision, Outcome, Record, Strategy, Suggestion, Verdict, open_strategy
 
@@ -162,7 +163,7 @@ def test_timeouts_and_diverged_trials_halt_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk_begins_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     controller = opened(tmp_path)
-    monkeypatch.setattr(binsweep.search.execution.controller, "MIN_FREE", 2**62)
+    monkeypatch.setattr(binsweep.search.execution.controller, "MIN_FREE_BYTES", 2**62)
     assert controller.next_task() is None
     assert (
         controller.suspended

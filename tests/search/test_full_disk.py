@@ -17,7 +17,8 @@ from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask, is_disk_
 from binsweep.search.history.sweep_history import read_course
 from binsweep.search.history.sweep_state import load_state
 from binsweep.search.spec.parser import parse_spec
-from binsweep.search.workflows.sweep import prepare, run_sweep
+from binsweep.search.workflows.prepare import prepare
+from binsweep.search.workflows.sweep import run_sweep
 
 EPOCHS = 12
 
@@ -58,7 +59,7 @@ def test_a_sweep_whose_disk_fills_up_ends_with_that_message_and_goes_on(
         "budget": {"trials": 2},
     }
     spec = parse_spec(raw)
-    manifest, data = prepare(spec, small_disk)
+    prepared = prepare(spec, small_disk)
 
     def wait_and_fill() -> None:
         deadline = time.monotonic() + 120
@@ -68,13 +69,13 @@ def test_a_sweep_whose_disk_fills_up_ends_with_that_message_and_goes_on(
 
     thread = threading.Thread(target=wait_and_fill)
     thread.start()
-    result = run_sweep(spec, manifest, data, small_disk, "local", server)
+    result = run_sweep(prepared, "local", server)
     thread.join()
     assert result.suspended and result.ended_by.startswith("disk: ") and "free some" in result.ended_by
     assert not result.failed and not list(result.folder.glob("trial-*/*.tmp"))
 
     (small_disk / "filler").unlink()
-    after = run_sweep(spec, manifest, data, small_disk, "local", server, result.folder)
+    after = run_sweep(prepared, "local", server, result.folder)
     assert not after.suspended and not after.failed and len(after.leaderboard) == 2
     assert load_state(result.folder)["status"] == "finished"
     course = read_course(result.folder)

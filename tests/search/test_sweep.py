@@ -26,14 +26,9 @@ from binsweep.search.history.sweep_state import find_folder, load_state
 from binsweep.search.report.sweep_report import describe
 from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.search.workflows.predict import predict_images
+from binsweep.search.workflows.prepare import Runner, check_before_start, prepare
 from binsweep.search.workflows.promote import promote_sweep
-from binsweep.search.workflows.sweep import (
-    Runner,
-    SweepResult,
-    check_before_start,
-    prepare,
-    run_sweep,
-)
+from binsweep.search.workflows.sweep import SweepResult, run_sweep
 from binsweep.tracking.promotion.gate import PromotionCriteria
 from binsweep.tracking.promotion.promote import Candidate, PromotionDecision, promote, rollback
 from binsweep.tracking.registry.versions import champion_of
@@ -64,7 +59,7 @@ def spec_of(bins: Path, **changes: Any) -> SweepSpec:
 def sweep(spec: SweepSpec, home: Path, runner: Runner, server: str) -> SweepResult:
     """What the command line does, with a server that runs already."""
     check_before_start(spec, runner=runner)
-    return run_sweep(spec, *prepare(spec, home), home, runner, server)
+    return run_sweep(prepare(spec, home), runner, server)
 
 
 @pytest.fixture(scope="module", params=["ray", "local"])
