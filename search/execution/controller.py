@@ -233,7 +233,7 @@ class Controller:
         if (against := self._spec.objective.against) is not None:
             self._strategy.note_cost(number, metrics[against])
         verdict = self._strategy.observe(number, epoch, value)
-        found = self._health.look(number, epoch, metrics, trial.folder)
+        found = self._health.check(number, epoch, metrics, trial.folder)
         if found:
             self._tell(lambda listener: listener.health_found(trial, found))
         if not trial.feasible:

@@ -1,4 +1,4 @@
-"""The in-process runner: one trial after the other, no Ray. For debugging, and exactly repeatable by seed."""
+"""The in-process runner: one trial after the other, without Ray. For debugging; repeatable exactly by seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def run_local(controller: Controller, data: TrialData) -> None:
-    """Run trials until the controller has no more; a failing trial ends that trial alone."""
+    """Run trials until the controller has no more. A failure ends only its own trial."""
     while (task := controller.next_task()) is not None:
         number = task.number
         try:

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere. All on stderr."""
+"""The progress of a sweep on stderr: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
-ROWS = 10
+MAX_ROWS = 10
 STATE_STYLES = {
     "running": "cyan",
     "waiting": "blue",
@@ -29,8 +29,10 @@ STATE_STYLES = {
 }
 
 
-def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str, rows: int = ROWS) -> Table:
-    """The given trials in their order, the first `rows` of them."""
+def leaderboard_table(
+    trials: Sequence[TrialRecord], spec: SweepSpec, title: str, rows: int = MAX_ROWS
+) -> Table:
+    """A table of the first `rows` of the given trials."""
     table = Table(title=title, title_justify="left", expand=False)
     for name in ("#", "trial", spec.metric, "val_rmse", "trained", "state", *spec.space):
         right = name in ("#", "trial", spec.metric, "val_rmse", "trained")
@@ -49,12 +51,12 @@ def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str
 
 
 class LiveTable:
-    """A listener of the controller that keeps the screen current while its context is open."""
+    """A listener of the controller that shows the sweep while its context is open."""
 
     def __init__(self, spec: SweepSpec, controller: Controller) -> None:
         self._spec, self._controller = spec, controller
         self._console = Console(stderr=True)
-        self._warned: Counter[str] = Counter()  # by rule: trials
+        self._warned: Counter[str] = Counter()  # the number of trials, by rule
         self._live: Live | None = None
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._screen, refresh_per_second=2)
@@ -73,7 +75,7 @@ class LiveTable:
         self._controller.listeners.remove(self)
         if waiting := sum(trial.state == "paused" for trial in self._trials()):
             stay = "trials stay" if waiting > 1 else "trial stays"
-            print(f"{waiting} {stay} paused: others did better", file=sys.stderr, flush=True)
+            print(f"{waiting} {stay} paused: other trials were better", file=sys.stderr, flush=True)
 
     def trial_started(self, trial: TrialRecord) -> None:
         searched = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
@@ -81,7 +83,7 @@ class LiveTable:
         self._line(f"trial {trial.number} {how}: {searched}")
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
-        """Epochs show in the table only: one line each would bury the rest."""
+        """Epochs appear only in the table: a line for each would hide the rest."""
 
     def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None:
         for finding in found:
@@ -103,7 +105,7 @@ class LiveTable:
             print(text, file=sys.stderr, flush=True)
 
     def _trials(self) -> list[TrialRecord]:
-        """The trials until now: the screen is drawn by a thread of its own, and the sweep goes on meanwhile."""
+        """A copy of the trials: the table is drawn in its own thread while the sweep continues."""
         return list(self._controller.trials.values())
 
     def _summary(self) -> str:
@@ -116,7 +118,7 @@ class LiveTable:
             parts.append(f"best {self._spec.metric} {format_metric(self._spec.metric, leaders[0].value)}")
         elapsed = self._controller.spent.seconds
         left = self._left()
-        ahead = "time left not known yet" if left is None else f"about {format_duration(left)} left"
+        ahead = "time left unknown" if left is None else f"about {format_duration(left)} left"
         parts.append(f"{format_duration(elapsed)} so far, {ahead}")
         parts.append(f"cost {format_duration(self._controller.spent.cpu_seconds)} of CPU")
         if self._warned:
@@ -125,17 +127,17 @@ class LiveTable:
         return " | ".join(parts)
 
     def _left(self) -> float | None:
-        """Seconds left if the sweep goes on at its pace: the budget that is spent furthest decides; None at first."""
+        """The remaining seconds at the present pace, by the limit of the budget that is closest; None at the start."""
         budget, controller = self._spec.budget, self._controller
         elapsed = controller.spent.seconds
-        settled = sum(trial.state not in ("running", "waiting") for trial in self._trials())
-        spent = [settled / budget.trials]
+        done = sum(trial.state not in ("running", "waiting") for trial in self._trials())
+        fractions = [done / budget.trials]
         if budget.minutes:
-            spent.append(elapsed / (60 * budget.minutes))
+            fractions.append(elapsed / (60 * budget.minutes))
         if budget.epochs:
-            spent.append(controller.epochs / budget.epochs)
-        furthest = min(max(spent), 1.0)
-        return elapsed * (1 - furthest) / furthest if furthest > 0 else None
+            fractions.append(controller.epochs / budget.epochs)
+        spent = min(max(fractions), 1.0)
+        return elapsed * (1 - spent) / spent if spent > 0 else None
 
     def _screen(self) -> RenderableType:
         running = [trial for trial in self._trials() if trial.state == "running"]

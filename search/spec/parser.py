@@ -185,7 +185,7 @@ class RegisterPart(_Part):
     """The registered model that `promote` writes to."""
 
     model: Annotated[str, AfterValidator(_registrable)] = "bin-counter"
-    # As many as the sweep's folder keeps weights of (search.recorder.KEPT); 0: the best trial as it is.
+    # As many as the sweep's folder keeps weights of (recorder.MAX_KEPT_CHECKPOINTS); 0: the best trial as it is.
     finalists: Annotated[int, Field(ge=0, le=5)] = 3  # configurations that are trained again
     seeds: Annotated[int, Field(ge=1, le=20)] = 2  # fresh ones for each
     ensemble: bool = False  # try the mean of the seeds' predictions

@@ -28,7 +28,7 @@ from binsweep.search.recording.decision_log import DecisionLog
 from binsweep.search.recording.live_table import LiveTable
 from binsweep.search.recording.recorder import Recorder
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.strategy import Strategy, open_strategy
+from binsweep.search.strategy import OptunaStrategy, open_strategy
 from binsweep.search.workflows.prepare import PreparedSweep, Runner
 from binsweep.search.workflows.warm_start import WarmStart
 from binsweep.tracking.runlog.run_log import RunLog
@@ -121,7 +121,7 @@ def new_folder(home: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) -> Strategy:
+def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) -> OptunaStrategy:
     strategy = open_strategy(
         folder / "study.db",
         folder.name,
@@ -138,7 +138,12 @@ def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) 
 
 
 def _controller(
-    spec: SweepSpec, strategy: Strategy, folder: Path, nodes: list[Node], spent: ResourceUsage, trace: bool
+    spec: SweepSpec,
+    strategy: OptunaStrategy,
+    folder: Path,
+    nodes: list[Node],
+    spent: ResourceUsage,
+    trace: bool,
 ) -> Controller:
     """The controller with the trials of earlier processes. Without `nodes`, trials run in this process."""
     this_process = TrialResources(

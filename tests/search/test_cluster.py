@@ -54,7 +54,7 @@ def test_a_lost_node_costs_no_trial(
         finally:
             process.kill()
         assert process.returncode == 0, said
-        assert "banks brought to 1 other node" in said and "its worker died" in said, said
+        assert "banks copied to 1 other node" in said and "its worker died" in said, said
         assert 1 < len(begun) < 20
         assert_whole(server, home, name, trials=20)
     undisturbed = run(

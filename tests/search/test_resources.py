@@ -29,7 +29,7 @@ def test_trials_fit_node_by_node_and_no_more_than_the_sweep_allows_itself() -> N
 
 
 def test_what_no_node_can_give_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match="memory_gib_per_trial: 9 asked, the largest node has 8"):
+    with pytest.raises(UserError, match="memory_gib_per_trial: 9 requested, the largest node has 8"):
         check_resources(ResourcesPart(memory_gib_per_trial=9), [NODE, NODE], "the largest node")
     apart = [{"CPU": 8.0, "memory": 2.0**30}, {"CPU": 1.0, "memory": 2.0**33}]
     with pytest.raises(UserError, match="no node with all of"):
@@ -58,10 +58,10 @@ def test_large_trials_fill_what_the_others_leave() -> None:
     assert check_resources(resources, [NODE, bare], "the cluster") == 3  # one leaves a core of the GPU's node
     assert check_resources(resources, [{"CPU": 5.0, "GPU": 1.0}], "the cluster") == 2
     assert check_resources(ResourcesPart(trials_at_once=1, large=large), [NODE], "the cluster") == 1
-    with pytest.raises(UserError, match=r"resources\.large\.gpus_per_trial: 1 asked, Ray has 0"):
+    with pytest.raises(UserError, match=r"resources\.large\.gpus_per_trial: 1 requested, Ray has 0"):
         check_resources(resources, [bare], "Ray")
     pair = LargePart(when={"backbone": ["resnet50"]}, workers_per_trial=3, cpus_per_trial=3)
-    with pytest.raises(UserError, match=r"resources\.large\.workers_per_trial: 3 asked, there is room for 2"):
+    with pytest.raises(UserError, match=r"resources\.large\.workers_per_trial: 3 requested, 2 fit"):
         check_resources(ResourcesPart(large=pair), [bare], "Ray")
 
 

@@ -408,10 +408,12 @@ def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_p
         "space": {"lr": [0.01], "batch_size": [4096]},
         "resources": {"workers_per_trial": 512},
     }
-    with pytest.raises(UserError, match="workers_per_trial: 512 asked, there is room for"):
+    with pytest.raises(UserError, match="workers_per_trial: 512 requested, "):
         sweep(spec_of(bins, **crowd), tmp_path, "ray", server)
     pair = {"workers_per_trial": 2}
-    with pytest.raises(UserError, match="workers_per_trial: 2 asked, --runner local trains in one process"):
+    with pytest.raises(
+        UserError, match="workers_per_trial: 2 requested, --runner local trains in one process"
+    ):
         sweep(spec_of(bins, resources=pair), tmp_path, "local", server)
     assert not (tmp_path / "sweeps").exists()
 
