@@ -193,7 +193,7 @@ def status(sweep_id: str | None, dashboard: str | None, as_json: bool) -> None:
 )
 @click.option("--open", "then_open", is_flag=True, help="Open the page in a browser.")
 def report(sweep_id: str, out: Path | None, then_open: bool) -> None:
-    """Write the report of SWEEP (its id, or a name for the newest of that name) as one HTML page."""
+    """Write the report of SWEEP (its id, or a name for the newest one) as one HTML page."""
     from binsweep.data.atomic_write import require_page
     from binsweep.search.history.sweep_state import find_folder
     from binsweep.search.report.sweep_report import write_report
