@@ -31,7 +31,8 @@ from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import render_source
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.workflows.preflight import check_before_start
-from binsweep.search.workflows.sweep import prepare, run_sweep
+from binsweep.search.workflows.prepare import prepare
+from binsweep.search.workflows.sweep import run_sweep
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 SIZE = 64
@@ -85,11 +86,11 @@ def measure(bins: int, trials: int, home: Path, uri: str) -> dict[str, Any]:
     )
     check_before_start(spec)
     start = time.perf_counter()
-    manifest, data = prepare(spec, home)
+    prepared = prepare(spec, home)
     ready = time.perf_counter()
     memory = Memory()
     memory.start()
-    result = run_sweep(spec, manifest, data, home, "ray", uri)
+    result = run_sweep(prepared, "ray", uri)
     done = time.perf_counter()
     memory.close()
     if result.failed or result.unsent or len(result.leaderboard) != trials:

@@ -29,7 +29,7 @@ from binsweep.search.execution.resources import TrialResources  # noqa: E402
 from binsweep.search.spec.parser import SweepSpec, load_spec  # noqa: E402
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy  # noqa: E402
 from binsweep.search.workflows.preflight import check_before_start  # noqa: E402
-from binsweep.search.workflows.sweep import prepare  # noqa: E402
+from binsweep.search.workflows.prepare import prepare  # noqa: E402
 
 UNLIMITED = 10_000  # trials of the arm whose time is limited
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         auto = _arm(options.spec, given, "auto", "auto", f"budget.trials={options.trials}")
         if data is None:
             check_before_start(auto)
-            _, data = prepare(auto, options.home)
+            data = prepare(auto, options.home).data
         first = {"seed": seed, "arm": "auto", **_run(auto, data)}
         limit = f"budget.minutes={first['seconds'] / 60}"
         rival = _arm(options.spec, given, "random", "asha", f"budget.trials={UNLIMITED}", limit)

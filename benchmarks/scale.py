@@ -96,14 +96,16 @@ def keeper_rates() -> list[tuple[float, float]]:
 
     found = []
     with runner.start_ray(2), tempfile.TemporaryDirectory() as folder:
-        actor = site.ray.remote(site.FileServer).options(num_cpus=0, max_concurrency=site.CALLS)
+        actor = site.ray.remote(site.FileServer).options(
+            num_cpus=0, max_concurrency=site.MAX_CONCURRENT_CALLS
+        )
         keeper = actor.remote(Path(folder), Path(folder))
         for megabytes, count in CHECKPOINTS:
             content = random.Random(0).randbytes(int(1e6 * megabytes))
             site.ray.get(keeper.keep.remote("first", {"last.pt": content}))  # the actor has started
             began, waiting = time.perf_counter(), []
             for number in range(count):
-                if len(waiting) == site.CALLS:
+                if len(waiting) == site.MAX_CONCURRENT_CALLS:
                     _, waiting = site.ray.wait(waiting)
                 waiting.append(keeper.keep.remote(f"trial-{number % TRIALS}", {"last.pt": content}))
             site.ray.get(waiting)

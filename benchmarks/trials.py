@@ -32,7 +32,8 @@ from binsweep.data.split import Split
 from binsweep.models.trial_data import TrialData
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.workflows.preflight import check_before_start
-from binsweep.search.workflows.sweep import prepare, run_sweep
+from binsweep.search.workflows.prepare import prepare
+from binsweep.search.workflows.sweep import run_sweep
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 SIZE = 224
@@ -92,9 +93,10 @@ def run_ours(chosen: argparse.Namespace, source: Path, home: Path, uri: str) -> 
     )
     check_before_start(spec)
     start = time.perf_counter()
-    manifest, data = prepare(spec, home)
+    prepared = prepare(spec, home)
+    manifest = prepared.manifest
     ready = time.perf_counter()
-    result = run_sweep(spec, manifest, data, home, "ray", uri)
+    result = run_sweep(prepared, "ray", uri)
     done = time.perf_counter()
     if result.failed or result.unsent:
         raise RuntimeError(f"{len(result.failed)} trials failed, {result.unsent} records were not sent")

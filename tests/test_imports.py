@@ -191,7 +191,7 @@ def test_ray_is_imported_behind_what_it_reads_then(module: str) -> None:
     [
         ("data.a", "import binsweep.models.network", ["models.network"]),
         ("data.a", "from binsweep.data import manifest", ["data.manifest"]),
-        ("data.a", "from binsweep.data.banks.store import make_room", ["data.banks.store"]),
+        ("data.a", "from binsweep.data.banks.store import evict_banks", ["data.banks.store"]),
         ("data.s3.a", "from binsweep.data.synthetic import dataset", ["data.synthetic.dataset"]),
         ("models.a", "def f():\n    from binsweep.tracking import run_tags", ["tracking.run_tags"]),
         ("models.a", "from binsweep.data.banks.pixels import PixelBank", []),

@@ -1,4 +1,4 @@
-"""The commands that make, fetch, send and look at data sets: `binsweep data ...`."""
+"""The commands for data sets: `binsweep data ...`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 
 from binsweep.data.errors import UserError
 from binsweep.search.cli.options import classes_option, home_folder, parse_counts, split_by_option
-from binsweep.search.terminal.format import clock
+from binsweep.search.terminal.format import format_duration
 from binsweep.search.terminal.progress import ProgressMeter
 
 MEGABYTE = 1e6
@@ -21,17 +21,19 @@ MEGABYTE = 1e6
 
 @click.group("data")
 def data_group() -> None:
-    """Make, fetch, send and look at data sets."""
+    """Generate, download, upload and inspect data sets."""
 
 
 @data_group.command()
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--images", default=600, show_default=True, type=click.IntRange(1, 1_000_000))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Pixels a side.")
+@click.option(
+    "--size", default=224, show_default=True, type=click.IntRange(32, 2048), help="Pixels per side."
+)
 @click.option("--classes", default="0-5", show_default=True, help="Counts, as 0-5 or 1,2,3.")
 def synth(dest: Path, images: int, seed: int, size: int, classes: str) -> None:
-    """Render synthetic bins into DEST, in the public bucket's layout."""
+    """Render synthetic bins into DEST, in the layout of the public bucket."""
     from binsweep.data.synthetic.dataset import write_synthetic
 
     write_synthetic(dest, images, seed, size, parse_counts(classes))
@@ -42,19 +44,23 @@ def synth(dest: Path, images: int, seed: int, size: int, classes: str) -> None:
 @click.argument("source", metavar="s3://BUCKET[/PREFIX]")
 @click.argument("dest", type=click.Path(path_type=Path))
 @classes_option
-@click.option("--limit", type=click.IntRange(1), help="At most so many images.")
-@click.option("--per-class", type=click.IntRange(1), help="At most so many images of each count.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of images.")
+@click.option("--per-class", type=click.IntRange(1), help="Maximum number of images of each count.")
 @click.option(
-    "--ids", type=click.Path(path_type=Path), help="Only the images whose ids FILE lists, one a line."
+    "--ids", type=click.Path(path_type=Path), help="Only the images whose ids are in this file, one per line."
 )
 @click.option(
-    "--seed", default=0, show_default=True, type=int, help="Which ones --limit and --per-class take."
+    "--seed", default=0, show_default=True, type=int, help="Seed of the choice by --limit and --per-class."
 )
-@click.option("--endpoint", metavar="URL", help="Another server than Amazon's; also AWS_ENDPOINT_URL.")
+@click.option("--endpoint", metavar="URL", help="S3 server, if not Amazon's (or AWS_ENDPOINT_URL).")
 @click.option(
-    "--workers", default=32, show_default=True, type=click.IntRange(1, 256), help="Requests at once."
+    "--workers",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Number of parallel requests.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pull(
     source: str,
     dest: Path,
@@ -67,7 +73,7 @@ def pull(
     workers: int,
     as_json: bool,
 ) -> None:
-    """Fetch the wanted images of a bucket into DEST; the same command again goes on where it stopped."""
+    """Download images of a bucket into DEST; the same command again continues where it stopped."""
     from dataclasses import asdict
 
     from binsweep.data.s3.address import parse_address
@@ -85,10 +91,12 @@ def pull(
     if as_json:
         print(json.dumps(asdict(pulled)))
         return
-    many = ", ".join(f"{number:,} of {label}" for label, number in pulled.classes.items())
-    print(f"{pulled.images:,} images in {dest}: {many}")
+    counts_text = ", ".join(f"{number:,} of {label}" for label, number in pulled.classes.items())
+    print(f"{pulled.images:,} images in {dest}: {counts_text}")
     seconds = time.time() - start
-    print(f"{pulled.fetched:,} objects, {pulled.bytes / MEGABYTE:,.1f} MB fetched in {clock(seconds)}")
+    print(
+        f"{pulled.fetched:,} objects, {pulled.bytes / MEGABYTE:,.1f} MB fetched in {format_duration(seconds)}"
+    )
     if pulled.problems:
         print(
             f"{pulled.problems:,} problems in {dest / PROBLEMS}, of which {pulled.disagreements:,} labels "
@@ -104,13 +112,13 @@ def pull(
     type=click.Choice(["same", "splits"]),
     default="same",
     show_default=True,
-    help="same: as the files lie; splits: train/, validation/ and test/, each with a folder for each count.",
+    help="same: the source's layout; splits: train/, validation/ and test/, each with a folder for each count.",
 )
 @split_by_option
-@click.option("--endpoint", metavar="URL", help="Another server than Amazon's; also AWS_ENDPOINT_URL.")
-@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
-def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_json: bool) -> None:
-    """Send the readable images of SOURCE to a bucket, with their metadata and manifest.parquet."""
+@click.option("--endpoint", metavar="URL", help="S3 server, if not Amazon's (or AWS_ENDPOINT_URL).")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | None, as_json: bool) -> None:
+    """Upload the readable images of SOURCE to a bucket, with their metadata and manifest.parquet."""
     from dataclasses import asdict
 
     from binsweep.data.manifest import format_skipped, load_manifest
@@ -124,7 +132,7 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
         manifest = load_manifest(
             source,
             None,
-            Split(by=by),
+            Split(by=split_by),
             home_folder(),
             partial(meter, "reading"),
             allow_untrainable=layout == "same",
@@ -143,12 +151,15 @@ def push(source: str, dest: str, layout: Any, by: Any, endpoint: str | None, as_
 @data_group.command()
 @click.argument("source")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The page; FILE.json goes beside it."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The HTML page; a JSON file is written next to it.",
 )
 @classes_option
 @split_by_option
-def report(source: str, out: Path, classes: str | None, by: Any) -> None:
-    """Show what is in SOURCE: classes, sizes, light, blur, duplicates, leaks, doubtful labels, samples."""
+def report(source: str, out: Path, classes: str | None, split_by: Any) -> None:
+    """Report on SOURCE: classes, sizes, brightness, blur, duplicates, leaks between splits, samples."""
     from binsweep.data.manifest import format_skipped, load_manifest
     from binsweep.data.output_path import require_page
     from binsweep.data.report.data_report import build_data_report, write_report
@@ -158,7 +169,12 @@ def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     counts = parse_counts(classes) if classes else None
     with ProgressMeter() as meter:
         manifest = load_manifest(
-            source, counts, Split(by=by), home_folder(), partial(meter, "reading"), allow_untrainable=True
+            source,
+            counts,
+            Split(by=split_by),
+            home_folder(),
+            partial(meter, "reading"),
+            allow_untrainable=True,
         )
         found = build_data_report(manifest, home_folder(), partial(meter, "looking"))
     if manifest.skipped:
@@ -170,7 +186,7 @@ def report(source: str, out: Path, classes: str | None, by: Any) -> None:
     try:
         page, facts = write_report(found, out)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}", "a place where you may write") from error
+        raise UserError(f"--out {out}: {error.strerror}", "give a writable place") from error
     for name in ("exact_duplicates", "near_duplicates", "unreadable", "label_disagreements"):
         print(f"{len(found.facts[name]):>8,} {name.replace('_', ' ')}")
     print(f"{found.facts['across_splits']:>8,} duplicates across splits")
@@ -185,27 +201,25 @@ def _read_ids(file: Path | None) -> tuple[str, ...] | None:
         ids = tuple(sorted({line.strip() for line in text.splitlines()} - {""}))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--ids {file}: cannot be read ({error})", "a text file with one id a line"
+            f"--ids {file}: cannot be read ({error})", "give a text file with one id per line"
         ) from error
     if not ids:
-        raise UserError(f"--ids {file}: lists no id", "a text file with one id a line")
+        raise UserError(f"--ids {file}: lists no id", "give a text file with one id per line")
     return ids
 
 
 @data_group.command("audit")
 @click.argument("source")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for what is found.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the results.")
 @classes_option
 @split_by_option
-@click.option(
-    "--backbone", default="efficientnet_lite0", show_default=True, help="Whose stored features are used."
-)
+@click.option("--backbone", default="efficientnet_lite0", show_default=True, help="Backbone of the features.")
 @click.option("--image-size", default=224, show_default=True, type=click.IntRange(32, 1024))
-@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def audit_labels(
-    source: str, out: Path, classes: str | None, by: Any, backbone: str, image_size: int, as_json: bool
+    source: str, out: Path, classes: str | None, split_by: Any, backbone: str, image_size: int, as_json: bool
 ) -> None:
-    """Find photos of SOURCE whose label is probably wrong (train and validation; the test split is not read)."""
+    """Find probably wrong labels in SOURCE (train and validation; the test split is not read)."""
     from dataclasses import asdict
 
     from binsweep.data.manifest import load_manifest
@@ -221,11 +235,11 @@ def audit_labels(
     require_folder(out)
     counts = parse_counts(classes) if classes else None
     with ProgressMeter() as meter:
-        manifest = load_manifest(source, counts, Split(by=by), home_folder(), partial(meter, "reading"))
+        manifest = load_manifest(source, counts, Split(by=split_by), home_folder(), partial(meter, "reading"))
     try:
         doubts, effect = run_audit(manifest, home_folder(), out, image_size, backbone)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}", "a folder where you may write") from error
+        raise UserError(f"--out {out}: {error.strerror}", "give a writable folder") from error
     issues = [doubt for doubt in doubts if doubt.issue]
     if as_json:
         print(
@@ -236,9 +250,7 @@ def audit_labels(
         return
     print(f"{len(issues):,} of {len(doubts):,} labels are doubtful; the most doubtful:")
     for doubt in issues[:10]:
-        says = f"the model says {doubt.suggested} ({doubt.p_suggested:.0%})"
-        print(f"  {doubt.id} ({doubt.split}): label {doubt.label}, {says}")
+        suggestion = f"the model says {doubt.suggested} ({doubt.p_suggested:.0%})"
+        print(f"  {doubt.id} ({doubt.split}): label {doubt.label}, {suggestion}")
     print("\n".join(effect_lines(effect)))
-    print(
-        f"{out / 'doubtful.jpg'}, {out / 'audit.csv'}\n{out / 'exclude.csv'}: what data.exclude of a sweep takes"
-    )
+    print(f"{out / 'doubtful.jpg'}, {out / 'audit.csv'}\n{out / 'exclude.csv'}: for data.exclude of a sweep")

@@ -1,4 +1,4 @@
-"""The commands for sweeps on a Ray cluster: submit, logs, stop, resume."""
+"""The commands for submitted sweeps: submit, logs, stop, resume."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from binsweep.search.cli.options import dashboard_option, promote_option, set_op
 @set_option
 @promote_option
 @dashboard_option
-def submit(spec: Path, assignments: Sequence[str], then_promote: bool, address: str) -> None:
-    """Send the sweep that SPEC describes to a Ray cluster, where it goes on without you; prints its name."""
+def submit(spec: Path, assignments: Sequence[str], then_promote: bool, dashboard: str) -> None:
+    """Submit the sweep that SPEC describes to a Ray cluster as a job; prints its name."""
     from binsweep.search.ray_backend.jobs import submit_sweep
 
-    name = submit_sweep(spec, assignments, address, then_promote)
+    name = submit_sweep(spec, assignments, dashboard, then_promote)
     print(name)
     for command in (f"logs -f {name}", f"status {name}", f"stop {name}"):
-        print(f"  binsweep {command} --address {address}", file=sys.stderr)
+        print(f"  binsweep {command} --dashboard {dashboard}", file=sys.stderr)
 
 
 @click.command()
 @click.argument("name")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the sweep ends.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log until the sweep ends.")
 @dashboard_option
-def logs(name: str, follow: bool, address: str) -> None:
-    """Print what the submitted sweep NAME has said."""
+def logs(name: str, follow: bool, dashboard: str) -> None:
+    """Print the log of the submitted sweep NAME."""
     from binsweep.search.ray_backend.jobs import print_logs
 
-    print_logs(name, address, follow)
+    print_logs(name, dashboard, follow)
 
 
 @click.command()
 @click.argument("name")
 @dashboard_option
-def stop(name: str, address: str) -> None:
-    """Stop the submitted sweep NAME; `binsweep resume` goes on with it."""
-    from binsweep.search.ray_backend.jobs import stop_sweep, told
+def stop(name: str, dashboard: str) -> None:
+    """Stop the submitted sweep NAME; `binsweep resume` continues it."""
+    from binsweep.search.ray_backend.jobs import format_job, stop_sweep
 
-    print(told(stop_sweep(name, address)))
+    print(format_job(stop_sweep(name, dashboard)))
 
 
 @click.command()
 @click.argument("name")
 @dashboard_option
-def resume(name: str, address: str) -> None:
-    """Go on with the submitted sweep NAME after it was stopped, or failed, or lost its cluster's head."""
+def resume(name: str, dashboard: str) -> None:
+    """Resume the submitted sweep NAME after it was stopped, has failed, or has lost the cluster's head."""
     from binsweep.search.ray_backend.jobs import resume_sweep
 
-    print(f"{name} goes on as {resume_sweep(name, address)}")
+    print(f"{name} goes on as {resume_sweep(name, dashboard)}")

@@ -19,17 +19,17 @@ DEFAULT_UI_PORT = 5000
     default="",
     envvar="MLFLOW_SERVER_ALLOWED_HOSTS",
     metavar="HOST,...",
-    help="Names by which a browser may come to it, as through a tunnel; * is any.",
+    help="Host names under which browsers may reach it, for example through a tunnel; * allows all.",
 )
 @click.option(
     "--static-prefix",
     default="",
     envvar="MLFLOW_STATIC_PREFIX",
     metavar="/PATH",
-    help="The path under which a proxy shows it.",
+    help="The path under which a proxy serves it.",
 )
 def ui(port: int, allowed_hosts: str, static_prefix: str) -> None:
-    """Open the MLflow UI of this home; with MLFLOW_TRACKING_URI set, say where it is."""
+    """Start the MLflow UI of this home; with MLFLOW_TRACKING_URI set, print its address."""
     from binsweep.tracking.mlflow_server.named_server import named_server
     from binsweep.tracking.mlflow_server.ui import run_ui
 
@@ -48,17 +48,17 @@ def ui(port: int, allowed_hosts: str, static_prefix: str) -> None:
 
 @click.command()
 def migrate() -> None:
-    """Bring the MLflow database of this home, written by an older version, up to date; a copy of it is kept."""
+    """Migrate the MLflow database of this home from an older MLflow version; a copy is kept."""
     from binsweep.tracking.mlflow_server.migration import migrate_database
 
     copy = migrate_database(home_folder())
-    print(f"the MLflow database is up to date; as it was before, it lies in {copy}")
+    print(f"the MLflow database is up to date; a copy of the old one is {copy}")
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def doctor(as_json: bool) -> None:
-    """Check this machine; every line that is not right has a remedy."""
+    """Check this machine; every failed check comes with a remedy."""
     from binsweep.search.workflows.doctor import examine
 
     findings = examine(home_folder())

@@ -1,4 +1,4 @@
-"""The command line: answers on stdout, progress on stderr; exit 0 done, 1 failed, 2 the user's mistake, 130 stopped."""
+"""The command line: results on stdout, progress on stderr; exit codes 0 done, 1 failed, 2 user error, 130 stopped."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from binsweep.search.cli.machine import doctor, migrate, ui
 from binsweep.search.cli.models import evaluate, predict, promote, rollback, serve
 from binsweep.search.cli.sweep import report, status, sweep, sync
 from binsweep.search.execution.interrupts import interrupt
-from binsweep.search.terminal.streams import lead_nowhere, settle_streams
+from binsweep.search.terminal.streams import redirect_to_null, settle_streams
 from binsweep.tracking.mlflow_server.credentials import normalize_tracking_uri
 
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when the terminal is closed
-# Errors that say what is wrong with a place which the user has chosen.
-OF_PLACES = {
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is closed
+# Errors of a path that the user has chosen.
+PATH_ERRORS = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -52,7 +52,7 @@ def cli(debug: bool) -> None:
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("mlflow", "alembic", "ray", "optuna"):
         logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.ERROR)
-    # Ray Tune logs each failed trial as an error of its own; the sweep has said it already, with the reason.
+    # Ray Tune logs each failed trial as an error; the sweep reports it already, with the reason.
     logging.getLogger("ray.tune").setLevel(logging.INFO if debug else logging.CRITICAL)
 
 
@@ -68,18 +68,18 @@ for command in COMMANDS:
 
 
 def _leave(number: int, frame: object) -> None:
-    """Asked to end, as by Ctrl-C, docker stop or a scheduler: tidily, with nothing half-written."""
-    for again in ENDINGS:
-        signal.signal(again, _leave_at_once)
+    """On the first signal (Ctrl-C, docker stop, a scheduler), end in order, without half-written files."""
+    for stop_signal in STOP_SIGNALS:
+        signal.signal(stop_signal, _leave_at_once)
     interrupt()
 
 
 def _leave_at_once(number: int, frame: object) -> None:
-    """Asked a second time: whatever ran can go on from what is on the disk."""
+    """On the second signal, end at once; everything can be resumed from the disk."""
     import psutil
 
     try:
-        if processes := sys.modules.get("binsweep.tracking.processes"):  # else it has started no server
+        if processes := sys.modules.get("binsweep.tracking.processes"):  # otherwise it has started no server
             processes.kill_started()
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -88,14 +88,14 @@ def _leave_at_once(number: int, frame: object) -> None:
         os._exit(130)
 
 
-def _hear_no_more() -> None:
-    """Everything has ended: what Python still does for itself need not be cut short, nor change the exit code."""
-    for number in ENDINGS:
+def _ignore_signals() -> None:
+    """Ignore signals while Python shuts down: they would change the exit code."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _reader_is_gone() -> bool:
-    """Whether nobody reads what this process prints, as behind `| head -1`."""
+def _stdout_has_no_reader() -> bool:
+    """Whether stdout is a pipe without a reader, as after `| head -1`."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
@@ -104,8 +104,8 @@ def _reader_is_gone() -> bool:
         return False
 
 
-def _stands_somewhere() -> bool:
-    """Whether the working folder still exists, without which PyTorch ends the process for a reason of its own."""
+def _working_folder_exists() -> bool:
+    """Whether the working directory still exists; without it, PyTorch aborts the process with another error."""
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -116,32 +116,32 @@ def _stands_somewhere() -> bool:
 
 
 def main() -> None:
-    """The entry point: every mistake of the user is one message and exit code 2."""
-    atexit.register(_hear_no_more)  # the first that is registered is the last that is called
+    """The entry point. A user error is one message and exit code 2."""
+    atexit.register(_ignore_signals)  # registered first, called last
     settle_streams()
     limit_threads()
     normalize_tracking_uri()
-    for number in ENDINGS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _leave)
-    code = _run("--debug" in sys.argv) if _stands_somewhere() else 2
+    code = _run("--debug" in sys.argv) if _working_folder_exists() else 2
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         pass
     except OSError as error:
-        lead_nowhere(sys.stdout.fileno())  # where Python's own last flush must not fail again
-        if code == 0:  # else it has been said why
-            print(f"binsweep: the answer cannot be written: {error.strerror}", file=sys.stderr)
+        redirect_to_null(sys.stdout.fileno())  # Python's last flush must not fail again
+        if code == 0:  # otherwise the failure is reported already
+            print(f"binsweep: the result cannot be written: {error.strerror}", file=sys.stderr)
             code = 1
-    if _reader_is_gone():
-        lead_nowhere(sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE  # as any program that a closed pipe ends
+    if _stdout_has_no_reader():
+        redirect_to_null(sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE  # like any program ended by a closed pipe
     sys.exit(code)
 
 
 def _run(debug: bool) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; returns the exit code."""
     try:
         return int(cli.main(standalone_mode=False) or 0)
     except SystemExit as end:
@@ -151,7 +151,7 @@ def _run(debug: bool) -> int:
             traceback.print_exc()
         print(f"binsweep: {error}", file=sys.stderr)
         return 2
-    except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click turns KeyboardInterrupt into Abort
         print("binsweep: interrupted", file=sys.stderr)
         if "sweep" in sys.argv[1:3]:
             print(f"  the same command goes on: {shlex.join(['binsweep', *sys.argv[1:]])}", file=sys.stderr)
@@ -162,9 +162,9 @@ def _run(debug: bool) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if isinstance(error, OSError) and error.filename is not None and error.errno in OF_PLACES:
+        if isinstance(error, OSError) and error.filename is not None and error.errno in PATH_ERRORS:
             print(f"binsweep: {os.fspath(error.filename)}: {error.strerror}", file=sys.stderr)
-            print("  hint: change that place or its rights, or name another one", file=sys.stderr)
+            print("  hint: change that path or its permissions, or give another one", file=sys.stderr)
             return 2
         print(f"binsweep: failed: {type(error).__name__}: {error}", file=sys.stderr)
         print("  hint: `binsweep --debug COMMAND ...` shows where", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The commands around registered models: promote, rollback, evaluate, serve, predict."""
+"""The commands for registered models: promote, rollback, evaluate, serve, predict."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def promote_and_print(
 
 
 def scores_line(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
-    """Scores on one line, with those intervals that there are."""
+    """Scores on one line, with their intervals if there are any."""
     from binsweep.tracking.evaluation.report import SCORE_NAMES, format_score
 
     def one(key: str) -> str:
@@ -64,7 +64,7 @@ def scores_line(scores: Mapping[str, float], intervals: Mapping[str, tuple[float
 
 
 def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any] | None:
-    """Serve the champion, whichever version it is, and ask it about one bin; None while there is no champion."""
+    """Serve the champion and predict one bin; None if there is no champion."""
     from binsweep.search.workflows.promote import sweep_manifest
     from binsweep.tracking.registry.photo_splits import seen_by
     from binsweep.tracking.registry.versions import champion_of
@@ -77,15 +77,15 @@ def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> d
         if not quiet:
             print("no champion yet: nothing to serve")
         return None
-    # The champion may be one of another sweep, which divided the photos otherwise.
+    # The champion may come from another sweep, with other splits.
     seen = seen_by(uri, champion, home)
     tested = manifest.split("test")
     item = next((one for one in tested if one.sha256 not in (seen or ())), tested[0])
     new = "which no trial has seen"
     if seen is None:
-        new = f"which no trial of {sweep_id} has seen, and of which is not known whether the champion has"
+        new = f"which no trial of {sweep_id} has seen; whether the champion has is not known"
     elif item.sha256 in seen:
-        new = "by which it was trained or chosen"
+        new = "which it was trained on or chosen by"
     with serve_model(f"models:/{spec.model_name}@champion", tracking_uri=uri) as served:
         row = ask(served.url, [item.path.read_bytes()], timeout=60)[0]
     if not quiet:
@@ -97,12 +97,12 @@ def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> d
 @click.command()
 @click.argument("sweep_id", metavar="SWEEP")
 @click.option(
-    "--approve", "approved", is_flag=True, help="The approval that register.gate.approval asks for."
+    "--approve", "approved", is_flag=True, help="Give the approval that register.gate.approval requires."
 )
-@click.option("--dry-run", is_flag=True, help="Say what the gate would decide; register and move nothing.")
-@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+@click.option("--dry-run", is_flag=True, help="Print what the gate would decide; register nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def promote(sweep_id: str, approved: bool, dry_run: bool, as_json: bool) -> None:
-    """Test the best model of SWEEP (its id, or its name for the newest) and make it champion if it is better."""
+    """Test the best model of SWEEP (its id, or a name for the newest one); make it champion if it is better."""
     from binsweep.tracking.mlflow_server.embedded import tracking_server
 
     home = home_folder()
@@ -114,9 +114,9 @@ def promote(sweep_id: str, approved: bool, dry_run: bool, as_json: bool) -> None
 
 @click.command()
 @click.argument("model", default="bin-counter")
-@click.option("--reason", default="no reason given", show_default=True, help="Kept with both versions.")
+@click.option("--reason", default="no reason given", show_default=True, help="Stored with both versions.")
 def rollback(model: str, reason: str) -> None:
-    """Make the champion before the present one champion of MODEL again."""
+    """Make the previous champion of MODEL champion again."""
     from binsweep.tracking.mlflow_server.embedded import tracking_server
     from binsweep.tracking.promotion.rollback import rollback as roll_back
 
@@ -132,16 +132,16 @@ def rollback(model: str, reason: str) -> None:
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test"]),
-    help="Of its own data the test split is asked, of others every photo, unless this says otherwise.",
+    help="Split to evaluate. Default: test for the model's own data, all photos otherwise.",
 )
-@click.option("--classes", help="The counts to ask about, such as 1-5; else those that the model knows.")
-@click.option("--seen", is_flag=True, help="Ask about photos that it was trained on or chosen by, too.")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder for the report and its files.")
-@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+@click.option("--classes", help="Counts to evaluate, such as 1-5. Default: those that the model knows.")
+@click.option("--seen", is_flag=True, help="Include photos that the model was trained on or chosen by.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder for the report.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
     model: str, source: str, split: Any, classes: str | None, seen: bool, out: Path | None, as_json: bool
 ) -> None:
-    """Score MODEL (a registered name, NAME@alias, NAME/version or any model URI) on the photos of SOURCE."""
+    """Evaluate MODEL (a registered name, NAME@alias, NAME/version or a model URI) on photos of SOURCE."""
     from binsweep.data.output_path import require_folder
     from binsweep.search.workflows.evaluate import evaluate_source
     from binsweep.tracking.mlflow_server.embedded import tracking_server
@@ -163,8 +163,8 @@ def evaluate(
     print(f"  model: {scores_line(card.scores, card.intervals)}")
     print(f"  always {card.guess}: {scores_line(card.guess_scores, card.guess_intervals)}")
     for count, row in card.classes.items():
-        said = f"accuracy {row['accuracy']:.1%}, RMSE {row['rmse']:.3f}"
-        print(f"  {count} items ({row['support']:.0f} photos): {said}")
+        text = f"accuracy {row['accuracy']:.1%}, RMSE {row['rmse']:.3f}"
+        print(f"  {count} items ({row['support']:.0f} photos): {text}")
     print(f"  expected calibration error {card.calibration_error:.3f}")
     print(f"report: {done.folder / 'report.html'}")
 
@@ -173,17 +173,26 @@ def evaluate(
 @click.argument("model", default="bin-counter")
 @click.option("--port", type=click.IntRange(1, 65535), help=f"{DEFAULT_PORT} unless --check is given.")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 is everyone's."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on; 0.0.0.0 is all interfaces.",
 )
-@click.option("--follow", is_flag=True, help="Serve whichever version is champion, also once that changes.")
-@click.option("--check", is_flag=True, help="Replay its test photos against a server, compare, time, end.")
-@click.option("--json", "as_json", is_flag=True, help="The answer of --check as JSON.")
+@click.option(
+    "--follow", is_flag=True, help="Serve the champion, and switch when another version becomes champion."
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Compare a server's answers on the test split with the stored ones, and exit.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result of --check as JSON.")
 def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as_json: bool) -> None:
-    """Serve MODEL (a registered name, NAME@alias, NAME/version or any model URI) with `mlflow models serve`."""
+    """Serve MODEL (a registered name, NAME@alias, NAME/version or a model URI) with `mlflow models serve`."""
     if follow and (check or any(sign in model for sign in "@/:")):
         raise UserError(
             f"serve {model} --follow{' --check' if check else ''}: only the champion of a registered name is followed",
-            "give the name alone, or leave out --follow",
+            "give a registered name alone, or omit --follow",
         )
     from binsweep.tracking.mlflow_server.embedded import tracking_server
     from binsweep.tracking.mlflow_server.named_server import named_server
@@ -193,11 +202,11 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
     if follow:
         from binsweep.tracking.serving.follow_champion import follow_champion
 
-        # A named server may still be starting, or be away for a while: following waits for it.
+        # A server in MLFLOW_TRACKING_URI may be starting or unavailable: following waits for it.
         named = named_server()
         with contextlib.nullcontext(named) if named else tracking_server(home) as uri:
-            told = functools.partial(print, flush=True)
-            sys.exit(follow_champion(model, host, port or DEFAULT_PORT, uri, told))
+            log = functools.partial(print, flush=True)
+            sys.exit(follow_champion(model, host, port or DEFAULT_PORT, uri, log))
     with tracking_server(home) as uri:
         if check:
             from binsweep.search.workflows.serving_check import check_serving
@@ -223,24 +232,24 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
 
 @click.command()
 @click.argument("places", nargs=-1, required=True, metavar="PLACE...")
-@click.option("--url", help="Ask a running server; without it the model is loaded here.")
+@click.option("--url", help="Use the server at this URL. Default: load the model.")
 @click.option("--model", default="bin-counter", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def predict(places: Sequence[str], url: str | None, model: str, as_json: bool) -> None:
     """Count the items in the photos at each PLACE: a file, a folder, a glob, s3://BUCKET/PREFIX, or - for stdin
-    (a photo, or a place a line)."""
+    (a photo, or one place per line)."""
     from binsweep.search.workflows.predict import predict_images
 
-    unread, header = 0, False
+    failed, has_header = 0, False
     for name, row in predict_images(places, url, model_uri(model), home_folder()):
-        unread += bool(row["error"])
+        failed += bool(row["error"])
         if as_json:
             print(json.dumps({"image": name, **row}), flush=True)
         elif row["error"]:
             print(f"{name}: {row['error']}", file=sys.stderr)
         else:
-            if not header:
+            if not has_header:
                 print("items  confidence  expected  photo")
-                header = True
+                has_header = True
             print(f"{row['count']:>5}  {row['confidence']:>10.0%}  {row['expected_count']:>8.2f}  {name}")
-    sys.exit(1 if unread else 0)
+    sys.exit(1 if failed else 0)

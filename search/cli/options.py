@@ -1,9 +1,10 @@
-"""What several commands share: options, and how their values are understood."""
+"""Options that several commands share, and how their values are parsed."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -11,52 +12,78 @@ import click
 from binsweep.data.errors import UserError
 
 HOME_HINT = "set BINSWEEP_HOME to a folder where you may write"
-
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
 
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the spec."
 )
 promote_option = click.option(
-    "--promote", "then_promote", is_flag=True, help="At the end promote, serve and try the best model."
-)
-dashboard_option = click.option(
-    "--address",
-    metavar="URL",
-    envvar="RAY_API_SERVER_ADDRESS",
-    required=True,
-    help="The cluster's dashboard, such as http://127.0.0.1:8265 (or RAY_API_SERVER_ADDRESS).",
-)
-split_by_option = click.option(
-    "--by",
-    type=click.Choice(["id", "group", "folder"]),
-    default="id",
-    show_default=True,
-    help="What the splits divide, as in data.split.",
+    "--promote", "then_promote", is_flag=True, help="Afterwards promote the best model, serve it and try it."
 )
 classes_option = click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
 
 
-def home_folder() -> Path:
-    """Where everything of the product lies: BINSWEEP_HOME, or .binsweep in the current folder.
+def renamed_option(old: str, new: str) -> Decorator:
+    """Refuse an option's former name with an error that gives its present one."""
 
-    Raises UserError where that is no folder. A home that does not exist yet is made by whoever writes there.
+    def refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise UserError(
+                f"{old} of `binsweep {context.info_name}` is now called {new}", f"use {new} {value}"
+            )
+
+    # Eager: checked before a missing required option is reported.
+    return click.option(
+        old, f"former_{old[2:]}", hidden=True, expose_value=False, is_eager=True, callback=refuse
+    )
+
+
+def dashboard_option(command: Command) -> Command:
+    """--dashboard, which was --address."""
+    option = click.option(
+        "--dashboard",
+        metavar="URL",
+        envvar="RAY_API_SERVER_ADDRESS",
+        required=True,
+        help="Ray dashboard URL, such as http://127.0.0.1:8265 (or RAY_API_SERVER_ADDRESS).",
+    )
+    return option(renamed_option("--address", "--dashboard")(command))
+
+
+def split_by_option(command: Command) -> Command:
+    """--split-by, which was --by."""
+    option = click.option(
+        "--split-by",
+        type=click.Choice(["id", "group", "folder"]),
+        default="id",
+        show_default=True,
+        help="What is kept within one split, as in data.split.by.",
+    )
+    return option(renamed_option("--by", "--split-by")(command))
+
+
+def home_folder() -> Path:
+    """The home, which holds all files of the product: BINSWEEP_HOME, or .binsweep in the working directory.
+
+    Raises UserError if that is not a folder. A home that does not exist yet is created when it is first written.
     """
-    asked = os.environ.get("BINSWEEP_HOME") or ".binsweep"
+    value = os.environ.get("BINSWEEP_HOME") or ".binsweep"
     try:
-        home = Path(asked).expanduser().absolute()
-    except RuntimeError as error:  # ~NAME of somebody who has no account here, or ~ without HOME
-        raise UserError(f"BINSWEEP_HOME: nobody knows which folder {asked} is", HOME_HINT) from error
+        home = Path(value).expanduser().absolute()
+    except RuntimeError as error:  # ~NAME of an unknown user, or ~ without HOME
+        raise UserError(f"BINSWEEP_HOME: the home directory in {value} is not known", HOME_HINT) from error
     if home.exists() and not home.is_dir():
         raise UserError(f"BINSWEEP_HOME: {home} is not a folder", HOME_HINT)
-    if "?" in str(home):  # there its options begin in a database's address
+    if "?" in str(home):  # in a database URL, the query starts there
         raise UserError(
-            f"BINSWEEP_HOME: {home} has a question mark, which no database's address can have", HOME_HINT
+            f"BINSWEEP_HOME: {home} has a question mark, which a database URL cannot contain", HOME_HINT
         )
     return home
 
 
 def require_writable(home: Path) -> None:
-    """Raise UserError where no sweep can be kept, before minutes are spent on its data."""
+    """Raise UserError if sweeps cannot be written, before minutes are spent on the data."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         sweeps = home / "sweeps"
@@ -67,7 +94,7 @@ def require_writable(home: Path) -> None:
 
 
 def parse_counts(text: str, option: str = "--classes") -> list[int]:
-    """`0-5` or `1,2,3` as a list; raises UserError for anything else."""
+    """Parse `0-5` or `1,2,3`; raises UserError for anything else."""
     try:
         low, dash, high = text.partition("-")
         counts = list(range(int(low), int(high) + 1)) if dash else [int(part) for part in text.split(",")]
@@ -79,7 +106,7 @@ def parse_counts(text: str, option: str = "--classes") -> list[int]:
 
 
 def model_uri(model: str) -> str:
-    """NAME means its champion; NAME@alias and NAME/version that version; a URI itself."""
+    """The URI of NAME (its champion), NAME@alias or NAME/version; a URI is returned as it is."""
     if ":/" in model:
         return model
     return f"models:/{model}" if "@" in model or "/" in model else f"models:/{model}@champion"

@@ -1,4 +1,4 @@
-"""The commands around sweeps: sweep, status, report, sync."""
+"""The commands for sweeps: sweep, status, report, sync."""
 
 from __future__ import annotations
 
@@ -7,67 +7,79 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from binsweep.data.errors import UserError
 from binsweep.search.cli.models import promote_and_print, serve_and_ask
-from binsweep.search.cli.options import home_folder, promote_option, require_writable, set_option
+from binsweep.search.cli.options import (
+    home_folder,
+    promote_option,
+    renamed_option,
+    require_writable,
+    set_option,
+)
 
-SYNC_SECONDS = 120.0
+if TYPE_CHECKING:  # these imports take seconds
+    from binsweep.search.spec.parser import SweepSpec
+    from binsweep.search.workflows.sweep import SweepResult
+
+MAX_SYNC_SECONDS = 120.0
 
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @set_option
 @click.option(
-    "--runner", type=click.Choice(["ray", "local"]), default="ray", help="local: in this process, no Ray."
+    "--runner",
+    type=click.Choice(["ray", "local"]),
+    default="ray",
+    help="local: run trials in this process, without Ray.",
 )
 @click.option(
     "--address",
     metavar="ADDRESS",
-    help="Run the trials on the Ray cluster that this machine is a node of: auto, or HOST:PORT.",
+    help="Run trials on the Ray cluster that this machine is a node of: auto, or HOST:PORT.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with the newest sweep of this name, with a larger budget too."
+    "--resume", is_flag=True, help="Resume the newest sweep of this name, also with a larger budget."
 )
-@click.option("--new", "anew", is_flag=True, help="Start a new sweep even where one was cut short.")
+@click.option("--new", "start_new", is_flag=True, help="Start a new sweep even if one was interrupted.")
 @click.option(
     "--warm-start",
     metavar="SWEEP",
-    help="A new sweep that knows the results of an earlier one, by id or name.",
+    help="Start a new sweep with the results of another one (its id or name).",
 )
-@click.option("--dry-run", is_flag=True, help="Check the spec and say what would run.")
+@click.option("--dry-run", is_flag=True, help="Check the spec and print it with all defaults.")
 @promote_option
-@click.option("--profile", is_flag=True, help="Keep torch.profiler's trace of a few steps of every trial.")
-@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+@click.option("--profile", is_flag=True, help="Keep a torch.profiler trace of a few steps of every trial.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def sweep(
     spec: Path,
     assignments: Sequence[str],
     runner: Any,
     address: str | None,
     resume: bool,
-    anew: bool,
+    start_new: bool,
     warm_start: str | None,
     dry_run: bool,
     then_promote: bool,
     profile: bool,
     as_json: bool,
 ) -> None:
-    """Run the sweep that SPEC describes, or go on with it where it was cut short."""
+    """Run the sweep that SPEC describes, or resume it if it was interrupted."""
     from binsweep.search.spec.parser import load_spec
     from binsweep.search.workflows.preflight import check_before_start
 
-    given = [f"--{name}" for name, on in (("resume", resume), ("new", anew)) if on]
-    given += ["--warm-start"] if warm_start else []
-    if "--resume" in given and len(given) > 1:
+    if resume and (start_new or warm_start):
+        other = " and ".join(["--new"] * start_new + ["--warm-start"] * bool(warm_start))
         raise UserError(
-            f"{' and '.join(given)} exclude one another", "--resume goes on, the others start anew"
+            f"--resume and {other} exclude one another", "--resume continues a sweep, the others start one"
         )
     if address is not None and runner == "local":
-        raise UserError("--address and --runner local exclude one another", "leave out one of them")
+        raise UserError("--address and --runner local exclude one another", "omit one of them")
     loaded = load_spec(spec, assignments)
     nodes = _join(address) if address is not None else None
     check_before_start(loaded, nodes, runner)
@@ -75,67 +87,79 @@ def sweep(
         print(json.dumps(loaded.raw, indent=1))
         return
 
-    # Mistakes in a specification are told before seconds are spent on these.
+    # Imported after the spec is checked: they take seconds.
     from binsweep.search.history.sweep_state import find_folder, find_unfinished
-    from binsweep.search.recording.live_table import leaderboard_table
-    from binsweep.search.workflows.sweep import prepare, run_sweep
-    from binsweep.search.workflows.warm_start import know_earlier
+    from binsweep.search.workflows.prepare import prepare
+    from binsweep.search.workflows.sweep import run_sweep
+    from binsweep.search.workflows.warm_start import load_warm_start
     from binsweep.tracking.mlflow_server.embedded import tracking_server
     from binsweep.tracking.mlflow_server.named_server import named_server, require_reachable
 
     home = home_folder()
-    known = find_folder(home, warm_start) if warm_start else None
+    source = find_folder(home, warm_start) if warm_start else None
     require_writable(home)
     if remote := named_server():
         require_reachable(remote)  # before minutes are spent on the data
-    manifest, data = prepare(loaded, home)
-    unfinished = None if anew else find_unfinished(home, loaded, manifest.fingerprint, asked=resume)
-    if unfinished == known:  # to start from it is not to go on with it
+    prepared = prepare(loaded, home)
+    fingerprint = prepared.manifest.fingerprint
+    unfinished = None if start_new else find_unfinished(home, loaded, fingerprint, asked=resume)
+    if unfinished == source:  # a warm start from an unfinished sweep does not resume it
         unfinished = None
     if unfinished is not None:
         print(f"going on with {unfinished.name} (--new starts another sweep instead)", file=sys.stderr)
-    earlier = None if known is None or unfinished else know_earlier(known, loaded, manifest.fingerprint)
-    if earlier is not None:
-        print(earlier, file=sys.stderr)
+    warm = None if source is None or unfinished else load_warm_start(source, loaded, fingerprint)
+    if warm is not None:
+        print(warm, file=sys.stderr)
     with tracking_server(home) as uri:
-        result = run_sweep(loaded, manifest, data, home, runner, uri, unfinished, earlier, profile, nodes)
-        leaders = result.leaderboard
-        rows = [{"trial": t.number, "value": t.value, "epoch": t.epoch, "params": t.params} for t in leaders]
-        answer: dict[str, Any] = {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
-        if leaders and not as_json:
-            # Piped into a file, a table must not be squeezed into a terminal nobody has.
-            Console(width=None if sys.stdout.isatty() else 160).print(
-                leaderboard_table(leaders, loaded, f"leaderboard of {result.id}")
-            )
-            print(f"ended by {result.ended_by}")
-        if not leaders:
-            reason = result.failed[0].reason if result.failed else result.ended_by or "no trial ran"
-            raise click.ClickException(f"no trial of {result.id} has a result: {reason}")
-        if result.halted:
-            raise click.ClickException(
-                f"{result.id} was given up; the same command goes on. {result.ended_by}"
-            )
+        result = run_sweep(prepared, runner, uri, unfinished, warm, profile, nodes)
+        if not as_json:
+            _print_leaderboard(result, loaded)
+        answer = _answer(result)
         if then_promote:
             answer["promotion"] = promote_and_print(result.id, home, uri, quiet=as_json)
             answer["proof"] = serve_and_ask(result.id, home, uri, quiet=as_json)
     if as_json:
         print(json.dumps(answer))
     else:
-        _next_commands(home, result.id, then_promote)
+        _print_next_commands(home, result.id, then_promote)
 
 
 def _join(address: str) -> Sequence[Mapping[str, float]]:
-    """What the nodes of a cluster have, which this process is a driver of until the command ends."""
+    """The resources of the nodes of a cluster, which this process has joined until the command ends."""
     from binsweep.search.ray_backend.runner import join_ray  # Ray takes seconds to import
 
     return click.get_current_context().with_resource(join_ray(address))
 
 
-def _next_commands(home: Path, sweep_id: str, promoted: bool) -> None:
+def _print_leaderboard(result: SweepResult, spec: SweepSpec) -> None:
+    from binsweep.search.recording.live_table import leaderboard_table
+
+    if result.leaderboard:
+        # Without a terminal rich assumes 80 columns, which would squeeze the table.
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(leaderboard_table(result.leaderboard, spec, f"leaderboard of {result.id}"))
+        print(f"ended by {result.ended_by}")
+
+
+def _answer(result: SweepResult) -> dict[str, Any]:
+    """The JSON answer of a sweep. Raises ClickException if it has no result or was suspended."""
+    if not result.leaderboard:
+        reason = result.failed[0].reason if result.failed else result.ended_by or "no trial ran"
+        raise click.ClickException(f"no trial of {result.id} has a result: {reason}")
+    if result.suspended:
+        raise click.ClickException(f"{result.id} was suspended; the same command goes on. {result.ended_by}")
+    rows = [
+        {"trial": trial.number, "value": trial.value, "epoch": trial.epoch, "params": trial.params}
+        for trial in result.leaderboard
+    ]
+    return {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
+
+
+def _print_next_commands(home: Path, sweep_id: str, promoted: bool) -> None:
     print("\nnext:")
     print("  binsweep ui                      browse the sweep in MLflow")
     if not promoted:
-        print(f"  binsweep promote {sweep_id:<15} test the best model and make it champion if it earned it")
+        print(f"  binsweep promote {sweep_id:<15} test the best model, make it champion if it is better")
     print("  binsweep serve                   serve the champion")
     print("  binsweep predict PHOTO.jpg       count the items in a photo")
     if home != Path(".binsweep").absolute():
@@ -144,15 +168,16 @@ def _next_commands(home: Path, sweep_id: str, promoted: bool) -> None:
 
 @click.command()
 @click.argument("sweep_id", metavar="[SWEEP]", required=False)
-@click.option("--address", metavar="URL", help="Of a sweep that was submitted there; without SWEEP, of all.")
-@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
-def status(sweep_id: str | None, address: str | None, as_json: bool) -> None:
-    """Show how SWEEP stands (its id or name; else the newest): live in a terminal while it runs, else once."""
-    if address is not None:
-        from binsweep.search.ray_backend.jobs import job_of, jobs, told
+@click.option("--dashboard", metavar="URL", help="Ray dashboard URL: show submitted sweeps (all, or SWEEP).")
+@renamed_option("--address", "--dashboard")
+@click.option("--json", "as_json", is_flag=True, help="Print the status as JSON.")
+def status(sweep_id: str | None, dashboard: str | None, as_json: bool) -> None:
+    """Show the status of SWEEP (its id or name; default: the newest), live in a terminal while it runs."""
+    if dashboard is not None:
+        from binsweep.search.ray_backend.jobs import format_job, job_of, jobs
 
-        found = [job_of(sweep_id, address)] if sweep_id else jobs(address)
-        print(json.dumps([asdict(job) for job in found]) if as_json else "\n".join(map(told, found)))
+        found = [job_of(sweep_id, dashboard)] if sweep_id else jobs(dashboard)
+        print(json.dumps([asdict(job) for job in found]) if as_json else "\n".join(map(format_job, found)))
         return
     from binsweep.search.history.sweep_state import find_folder, newest_folder
     from binsweep.search.report.status import show
@@ -164,11 +189,13 @@ def status(sweep_id: str | None, address: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("sweep_id", metavar="SWEEP")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Write the page here, not into the sweep's folder."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file to write. Default: report.html in the sweep's folder.",
 )
 @click.option("--open", "then_open", is_flag=True, help="Open the page in a browser.")
 def report(sweep_id: str, out: Path | None, then_open: bool) -> None:
-    """Write the report of SWEEP (its id, or its name for the newest), running or finished, as one HTML page."""
+    """Write the report of SWEEP (its id, or a name for the newest one) as one HTML page."""
     from binsweep.data.output_path import require_page
     from binsweep.search.history.sweep_state import find_folder
     from binsweep.search.report.sweep_report import write_report
@@ -184,7 +211,7 @@ def report(sweep_id: str, out: Path | None, then_open: bool) -> None:
 @click.command()
 @click.argument("sweep_id", metavar="[SWEEP]", required=False)
 def sync(sweep_id: str | None) -> None:
-    """Send what the tracking server has not had yet, of SWEEP or of all sweeps."""
+    """Send the records that the tracking server does not have yet, of SWEEP or of all sweeps."""
     from binsweep.search.history.sweep_state import find_folder, load_state, sweep_folders
     from binsweep.tracking.mlflow_server.embedded import tracking_server
     from binsweep.tracking.runlog.run_log import replay
@@ -198,15 +225,13 @@ def sync(sweep_id: str | None) -> None:
     with tracking_server(home) as uri:
         for folder in folders:
             try:
-                left = replay(folder / "spool", uri, load_state(folder)["spec"]["name"], SYNC_SECONDS)
+                waiting = replay(folder / "spool", uri, load_state(folder)["spec"]["name"], MAX_SYNC_SECONDS)
             except UserError as error:
                 if sweep_id:
                     raise
-                print(
-                    f"{folder.name}: {error}", file=sys.stderr
-                )  # one that has its own trouble costs no other one
+                print(f"{folder.name}: {error}", file=sys.stderr)  # the other sweeps are still sent
                 unsent += 1
             else:
-                print(f"{folder.name}: {f'{left} records are still waiting' if left else 'all sent'}")
-                unsent += left
+                print(f"{folder.name}: {f'{waiting} records are still waiting' if waiting else 'all sent'}")
+                unsent += waiting
     sys.exit(1 if unsent else 0)

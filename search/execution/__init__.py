@@ -1,1 +1,1 @@
-"""One sweep's trials: which runs when, on which resources, in processes of this machine."""
+"""The trials of a sweep: which runs when, with which resources."""

@@ -1,4 +1,4 @@
-"""From what rules saw in the workers to what the sweep does about it."""
+"""Health findings of the workers, and the actions of the sweep on them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pathlib import Path
 from binsweep.data.atomic_write import write_json
 from binsweep.models.health_rules import RULES, HealthFinding, HealthRule, similar_across_runs
 
-FILE = "health.json"
-TABLE = "health.csv"
+FINDINGS_FILE = "health.json"
+TABLE_FILE = "health.csv"
 
 
 def keep_findings(folder: Path, found: Sequence[HealthFinding]) -> None:
-    """Add to a trial's health.json, beside and renamed; what a rule saw first stays."""
+    """Add findings to a trial's health.json, atomically; the first finding of each rule stays."""
     folder.mkdir(parents=True, exist_ok=True)
     known = {finding.rule: finding for finding in read_findings(folder)}
     merged = {**{finding.rule: finding for finding in found}, **known}
-    write_json(folder / FILE, [asdict(finding) for finding in merged.values()])
+    write_json(folder / FINDINGS_FILE, [asdict(finding) for finding in merged.values()])
 
 
 def read_findings(folder: Path) -> list[HealthFinding]:
-    """What rules have seen of a trial so far, in this process or an earlier one."""
-    file = folder / FILE
+    """The findings about a trial so far, of this process and earlier ones."""
+    file = folder / FINDINGS_FILE
     return [HealthFinding(**finding) for finding in json.loads(file.read_text())] if file.exists() else []
 
 
 def write_table(folder: Path, rules: Mapping[str, HealthRule]) -> Path:
-    """health.csv of a trial: every rule of health and those of the profile that saw something, and since when."""
+    """Write a trial's health.csv: every health rule, and the profile rules that have a finding."""
     found = {finding.rule: finding for finding in read_findings(folder)}
-    with (folder / TABLE).open("w", newline="", encoding="utf-8") as stream:
+    with (folder / TABLE_FILE).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["rule", "since_epoch", "seen", "action"])
         for finding in found.values():
@@ -40,22 +40,22 @@ def write_table(folder: Path, rules: Mapping[str, HealthRule]) -> Path:
         for rule in RULES:
             if rule not in found:
                 writer.writerow([f"health.{rule}", "", "nothing", _action(rules, rule)])
-    return folder / TABLE
+    return folder / TABLE_FILE
 
 
 class HealthTracker:
-    """What is known of the health of a sweep's trials. `rules` say which of them stop a trial, or are ignored."""
+    """Follows the health of a sweep's trials. `rules` configures which findings stop a trial or are ignored."""
 
     def __init__(self, rules: Mapping[str, HealthRule]) -> None:
         self._rules = rules
         self._known: dict[int, set[str]] = {}
-        # By epoch: each trial's losses. Equal settings but for the seed are other trials too.
+        # By epoch: each trial's losses. Trials that differ only in the seed are compared, too.
         self._losses: dict[int, dict[int, Mapping[str, float]]] = {}
 
-    def look(
+    def check(
         self, number: int, epoch: int, metrics: Mapping[str, float], folder: Path
     ) -> list[HealthFinding]:
-        """What was found since the last look at this trial; `metrics` are those of `epoch`."""
+        """The new findings about a trial; `metrics` are those of `epoch`."""
         others = self._losses.setdefault(epoch, {})
         ignored = _action(self._rules, "similar_across_runs") == "ignore"
         elsewhere = {n: losses for n, losses in others.items() if n != number}
@@ -68,7 +68,7 @@ class HealthTracker:
         return new
 
     def stop_reason(self, found: Sequence[HealthFinding]) -> str:
-        """Why the trial must stop, or an empty text."""
+        """Why the trial must stop; empty if it may continue."""
         stopping = (finding for finding in found if _action(self._rules, finding.rule) == "stop")
         return next((f"{finding.name}: {finding.text}" for finding in stopping), "")
 

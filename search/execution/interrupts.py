@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait until what has been begun is whole."""
+"""Ctrl-C and SIGTERM wait until the operation in progress is complete."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _busy, _asked = 0, False
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """What runs in here is done to its end; an interrupt that came meanwhile is raised behind it. Main thread only.
+    """Complete the block before an interrupt that arrives meanwhile is raised. Main thread only.
 
-    An interrupt that was raised before and that nobody has taken note of is raised again, in place of what would run:
-    it came while a library was in a callback that lets no exception out, and was lost there.
+    An earlier interrupt that was not acknowledged is raised again before the block: it arrived inside a library's
+    callback that swallows exceptions.
     """
     global _busy
     if _asked and not _busy:
@@ -28,14 +28,14 @@ def uninterrupted() -> Iterator[None]:
 
 
 def interrupt() -> None:
-    """Raise KeyboardInterrupt, now or as soon as nothing is half-done: for signal handlers."""
+    """Raise KeyboardInterrupt, now or after the uninterrupted block in progress; for signal handlers."""
     global _asked
     _asked = True
     if not _busy:
         raise KeyboardInterrupt
 
 
-def take_note() -> None:
-    """Whoever was interrupted ends now: the rest of the way out is not interrupted again."""
+def acknowledge_interrupt() -> None:
+    """The interrupt is being handled: do not raise it again."""
     global _asked
     _asked = False

@@ -1,4 +1,4 @@
-"""The in-process runner: one trial after the other, no Ray. For debugging, and exactly repeatable by seed."""
+"""The in-process runner: one trial after the other, without Ray. For debugging; repeatable exactly by seed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import logging
 
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import no_room, run_trial
+from binsweep.search.execution.trial import is_disk_full, run_trial
 
 log = logging.getLogger(__name__)
 
 
 def run_local(controller: Controller, data: TrialData) -> None:
-    """Run trials until the controller has no more; a failing trial ends that trial alone."""
+    """Run trials until the controller has no more. A failure ends only its own trial."""
     while (task := controller.next_task()) is not None:
         number = task.number
         try:
             run_trial(task, data, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
         except Exception as error:
-            if no_room(error):
+            if is_disk_full(error):
                 controller.lost(number, f"the disk is full: {error}".splitlines()[0])
                 continue
             log.warning("trial %d failed: %s", number, error)

@@ -1,4 +1,4 @@
-"""What a trial is given, and how many trials that makes on one machine or on the nodes of a cluster."""
+"""The resources of trials, and how many trials fit on one machine or on the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from binsweep.data.resource_limits import cores, memory
 from binsweep.search.spec.schema import ResourcesPart
 
 GIB = 2**30
-# A socket's name has at most 107 bytes on Linux and 103 on macOS. Ray's consist of the place, our folder ("/ray-" and 8
-# more), "/session_2026-11-26_15-03-50_888617_4194304" and "/sockets/plasma_store".
-LONGEST_PLACE = (107 if sys.platform == "linux" else 103) - 13 - 43 - 21
-Node = Mapping[str, float]  # what Ray calls CPU, GPU and memory (in bytes)
+# A socket's path has at most 107 bytes on Linux and 103 on macOS. Ray's consist of the temporary folder, our folder in
+# it ("/ray-" and 8 more), "/session_2026-11-26_15-03-50_888617_4194304" and "/sockets/plasma_store".
+MAX_RAY_FOLDER_LENGTH = (107 if sys.platform == "linux" else 103) - 13 - 43 - 21
+Node = Mapping[str, float]  # by Ray's names: CPU, GPU and memory (in bytes)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TrialResources:
 
 
 def this_machine() -> Node:
-    """What this process may use of this machine, before any Ray runs on it."""
+    """The resources of this machine that this process may use."""
     return {
         "CPU": cores(),
         "GPU": torch.cuda.device_count(),
@@ -51,108 +51,113 @@ def this_machine() -> Node:
     }
 
 
-def ray_place() -> str:
-    """Where a Ray of this machine may make a folder of its own: RAY_TMPDIR or TMPDIR, else a usual place.
+def ray_temp_folder() -> str:
+    """The folder for a local Ray's temporary files: RAY_TMPDIR or TMPDIR if Ray can use it, else /tmp or /var/tmp.
 
-    Under a long name, as schedulers like Slurm set one, Ray's sockets cannot be opened; and Ray splits its workers'
-    commands at blanks and encodes them as ASCII. Raises UserError where no place will do.
+    In a folder with a long path, which schedulers like Slurm set, Ray's sockets cannot be opened; and Ray splits its
+    workers' commands at blanks and encodes them as ASCII. Raises UserError if no folder is usable.
     """
-    asked = str(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute())
-    for place in (asked, "/tmp", "/var/tmp"):
-        plain = re.fullmatch(r"[A-Za-z0-9/._+-]+", place)
-        if plain and len(place) <= LONGEST_PLACE and os.access(place, os.W_OK | os.X_OK):
-            return place
+    requested = str(Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute())
+    for folder in (requested, "/tmp", "/var/tmp"):
+        plain = re.fullmatch(r"[A-Za-z0-9/._+-]+", folder)
+        if plain and len(folder) <= MAX_RAY_FOLDER_LENGTH and os.access(folder, os.W_OK | os.X_OK):
+            return folder
     raise UserError(
-        f"Ray finds no place for its sockets: {asked} has more than {LONGEST_PLACE} characters or unusual ones, or may "
-        "not be written, and neither may /tmp and /var/tmp",
+        f"Ray has no folder for its sockets: {requested} has more than {MAX_RAY_FOLDER_LENGTH} characters or unusual "
+        "ones, or is not writable, and neither are /tmp and /var/tmp",
         "set RAY_TMPDIR to a folder with a short and plain name, or use --runner local",
     )
 
 
-def gpus_of(resources: ResourcesPart, nodes: Sequence[Node]) -> float:
-    """The GPUs of one trial, or of each of its workers; where the spec is silent, an equal share for as many trials as
-    the CPUs allow. Workers that train together share no GPU: where there is any, each needs one."""
-    if resources.gpus_per_trial is not None:
-        return resources.gpus_per_trial
-    workers = resources.workers_per_trial
-    trials = max(1, int(sum(node.get("CPU", 0) for node in nodes) / (workers * resources.cpus_per_trial)))
-    share = sum(node.get("GPU", 0) for node in nodes) / (workers * trials)
-    if share < 1:
-        return share if workers == 1 else float(share > 0)
-    return int(share)
+def gpus_per_worker(part: ResourcesPart, nodes: Sequence[Node]) -> float:
+    """The GPUs of each worker of a trial. Default: an equal share for as many trials as the CPUs allow.
+
+    Workers that train together cannot share a GPU: where there is one, each gets at least one.
+    """
+    if part.gpus_per_trial is not None:
+        return part.gpus_per_trial
+    workers = part.workers_per_trial
+    trials = max(1, int(sum(node.get("CPU", 0) for node in nodes) / (workers * part.cpus_per_trial)))
+    gpus = sum(node.get("GPU", 0) for node in nodes) / (workers * trials)
+    if gpus < 1:
+        return gpus if workers == 1 else float(gpus > 0)
+    return int(gpus)
 
 
-def share_of(resources: ResourcesPart, nodes: Sequence[Node]) -> TrialResources:
-    """What a trial of one kind gets on these nodes."""
-    each = {"CPU": float(resources.cpus_per_trial), "GPU": gpus_of(resources, nodes)}
-    if resources.memory_gib_per_trial is not None:
-        each["memory"] = resources.memory_gib_per_trial * GIB
-    return TrialResources(each, resources.workers_per_trial)
+def trial_resources(part: ResourcesPart, nodes: Sequence[Node]) -> TrialResources:
+    """The resources of a trial of one kind on these nodes."""
+    each = {"CPU": float(part.cpus_per_trial), "GPU": gpus_per_worker(part, nodes)}
+    if part.memory_gib_per_trial is not None:
+        each["memory"] = part.memory_gib_per_trial * GIB
+    return TrialResources(each, part.workers_per_trial)
 
 
-def check_resources(resources: ResourcesPart, nodes: Sequence[Node], who: str) -> int:
-    """How many trials may run at once: as many as have room for all of their workers, at most `max_concurrent_trials`;
-    of two kinds, as many of the common one as there is room for, and those of `overrides` in what they leave.
+def check_resources(part: ResourcesPart, nodes: Sequence[Node], where: str) -> int:
+    """The number of trials that may run at once: as many as fit with all their workers, but not more than
+    `max_concurrent_trials`.
 
-    Raises UserError when not even one of a kind fits: Ray itself would wait for ever for what it does not have.
+    With two kinds, common trials are placed first, and those of `overrides` in what remains. Raises UserError if no
+    trial of a kind fits: Ray would wait for ever for resources that it does not have.
     """
     left, slots = nodes, 0
-    for path, kind in resources.kinds().items():
-        share = share_of(kind, nodes)
-        _require_room(path, share, nodes, who)
-        fit, left = _fill(share, left)
+    for path, kind in part.kinds().items():
+        resources = trial_resources(kind, nodes)
+        _require_fit(path, resources, nodes, where)
+        fit, left = _fill(resources, left)
         slots += fit
-    return min(slots, resources.max_concurrent_trials or slots)
+    return min(slots, part.max_concurrent_trials or slots)
 
 
-def _require_room(path: str, share: TrialResources, nodes: Sequence[Node], who: str) -> None:
+def _require_fit(path: str, resources: TrialResources, nodes: Sequence[Node], where: str) -> None:
     keys = {"CPU": "cpus_per_trial", "GPU": "gpus_per_trial", "memory": "memory_gib_per_trial"}
-    for kind, amount in share.each.items():
+    for kind, amount in resources.each.items():
         most = max(node.get(kind, 0) for node in nodes)
         if amount > most:
             unit = GIB if kind == "memory" else 1
             raise UserError(
-                f"{path}.{keys[kind]}: {amount / unit:g} asked, {who} has {most / unit:.4g}",
+                f"{path}.{keys[kind]}: {amount / unit:g} requested, {where} has {most / unit:.4g}",
                 f"set it to at most {most / unit:.4g}",
             )
-    fit = sum(_room(share, node) for node in nodes)
+    fit = sum(_workers_on(node, resources) for node in nodes)
     if not fit:
-        together = ", ".join(f"{keys[kind]} {amount:g}" for kind, amount in share.each.items() if amount > 0)
-        raise UserError(f"{path}: {who} has no node with all of {together}", "ask for less of one of them")
-    if fit < share.workers:
-        rule = f"{path}.workers_per_trial: {share.workers} asked, there is room for {fit}"
-        raise UserError(rule, f"set it to at most {fit}, or ask for less for each")
+        together = ", ".join(
+            f"{keys[kind]} {amount:g}" for kind, amount in resources.each.items() if amount > 0
+        )
+        raise UserError(f"{path}: {where} has no node with all of {together}", "request less of one of them")
+    if fit < resources.workers:
+        rule = f"{path}.workers_per_trial: {resources.workers} requested, {fit} fit"
+        raise UserError(rule, f"set it to at most {fit}, or request less for each")
 
 
-def _room(share: TrialResources, node: Node) -> int:
-    """How many workers fit on a node; what is asked in parts adds up exactly (0.1 of a GPU ten times)."""
+def _workers_on(node: Node, resources: TrialResources) -> int:
+    """The number of workers that fit on a node. Fractions add up exactly: ten times 0.1 of a GPU is one."""
     return min(
-        math.floor(node.get(kind, 0) / amount + 1e-9) for kind, amount in share.each.items() if amount > 0
+        math.floor(node.get(kind, 0) / amount + 1e-9) for kind, amount in resources.each.items() if amount > 0
     )
 
 
-def _fill(share: TrialResources, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
-    """How many trials fit on the nodes, and what they leave of them."""
-    rooms = [_room(share, node) for node in nodes]
-    trials = sum(rooms) // share.workers
+def _fill(resources: TrialResources, nodes: Sequence[Node]) -> tuple[int, list[Node]]:
+    """The number of trials that fit on the nodes, and the resources that remain."""
+    capacities = [_workers_on(node, resources) for node in nodes]
+    trials = sum(capacities) // resources.workers
     left: list[Node] = []
-    over = trials * share.workers
-    for node, room in zip(nodes, rooms, strict=True):
-        taken = min(room, over)
-        over -= taken
-        left.append({kind: amount - taken * share.each.get(kind, 0) for kind, amount in node.items()})
+    to_place = trials * resources.workers
+    for node, capacity in zip(nodes, capacities, strict=True):
+        placed = min(capacity, to_place)
+        to_place -= placed
+        left.append({kind: amount - placed * resources.each.get(kind, 0) for kind, amount in node.items()})
     return trials, left
 
 
-def fits(shares: Sequence[TrialResources], nodes: Sequence[Node]) -> bool:
-    """Whether trials with these shares find room together, the largest placed first, and on the node with the fewest
-    GPUs that has it."""
+def fits(trials: Sequence[TrialResources], nodes: Sequence[Node]) -> bool:
+    """Whether trials with these resources fit together. The largest is placed first, each on the node with the fewest
+    GPUs that can hold it."""
     left = [dict(node) for node in sorted(nodes, key=lambda node: node.get("GPU", 0))]
-    for share in sorted(shares, key=lambda share: (share.gpus, share.cpus), reverse=True):
-        for _ in range(share.workers):
-            place = next((node for node in left if _room(share, node) > 0), None)
+    for resources in sorted(trials, key=lambda trial: (trial.gpus, trial.cpus), reverse=True):
+        for _ in range(resources.workers):
+            place = next((node for node in left if _workers_on(node, resources) > 0), None)
             if place is None:
                 return False
-            for kind, amount in share.each.items():
+            for kind, amount in resources.each.items():
                 place[kind] = place.get(kind, 0) - amount
     return True

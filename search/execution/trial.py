@@ -1,4 +1,4 @@
-"""One trial, as a worker runs it: train, keep the best epoch's checkpoint and the last epoch's state, report."""
+"""One trial in its worker: train, write the best checkpoint and the last state, report each epoch."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ BEST = "best.pt"
 LAST = "last.pt"
 ERROR = "error.txt"
 TRACE = "trace.json"
-Send = Callable[[int, dict[str, float]], bool]  # told an epoch and its metrics, it says whether to go on
+Send = Callable[[int, dict[str, float]], bool]  # (epoch, metrics) -> whether to continue
 
 
 class LostWorkerError(RuntimeError):
-    """A process died, or could not be reached any more: no fault of the trial, which goes on from its last epoch."""
+    """A process died or became unreachable. The trial is not to blame and resumes after its last epoch."""
 
 
-def hide_gpus(share: TrialResources) -> None:
-    """Take the node's GPUs out of the sight of this process if its trial has none: Ray leaves them there."""
-    if not share.gpus:
+def hide_gpus(resources: TrialResources) -> None:
+    """Hide the node's GPUs from this process if its trial has none; Ray leaves them visible."""
+    if not resources.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def limit_memory(share: TrialResources) -> None:
-    """A trial that has a part of a GPU may take that part of its memory, whatever its neighbours have left: one that
-    wants more is cut into micro-batches, the same way each time."""
+def limit_memory(resources: TrialResources) -> None:
+    """Limit a trial with a fraction of a GPU to that fraction of its memory, however much is free: a trial that needs
+    more is split into the same micro-batches each time."""
     if torch.cuda.is_available():
-        gpus = share.each.get("GPU", 0.0)
+        gpus = resources.each.get("GPU", 0.0)
         torch.cuda.set_per_process_memory_fraction(gpus if 0 < gpus < 1 else 1.0)
 
 
@@ -55,40 +55,40 @@ ONE_CORE = TrialResources({"CPU": 1.0})
 
 @dataclass(frozen=True)
 class TrialTask:
-    """All that a worker needs for one trial; small and picklable. A trial that began before goes on."""
+    """Everything that a worker needs to start or resume a trial; small and picklable."""
 
     number: int
     settings: Settings
     folder: Path  # where the trial's files go
     metric: str
     goal: Goal
-    threads: int  # that each of its workers computes with
-    known: int = 0  # epochs that were reported before
-    trace: bool = False  # whether torch.profiler looks at a few steps
-    minutes: float | None = None  # the longest that a trial may take at a stretch
-    costs: bool = False  # whether to measure what one photo costs
-    share: TrialResources = ONE_CORE
+    threads: int  # of each worker
+    known: int = 0  # epochs that the controller knows
+    trace: bool = False  # whether torch.profiler records a few steps
+    minutes: float | None = None  # the longest that a trial may train without interruption
+    costs: bool = False  # whether to measure the inference cost of a photo
+    resources: TrialResources = ONE_CORE
     rules: Mapping[str, HealthRule] = field(
         default_factory=dict
-    )  # of health, those that are not as by default
+    )  # the health rules that differ from the defaults
 
 
 def run_trial(task: TrialTask, data: TrialData, send: Send) -> None:
     """Train one trial in this process.
 
-    Leaves `best.pt`, the checkpoint of the best validation epoch, and `last.pt`, the state of the last epoch, in
-    the task's folder, written before the epoch is reported, so that a stop or a kill at any moment leaves them
-    whole. Where there is a `last.pt`, its epochs that are not known yet are reported, and training goes on
-    behind them. Out of memory, an epoch is done over in smaller micro-batches. What health rules see goes to
-    `health.json`, an exception to `error.txt`, and it is raised.
+    Writes `best.pt`, the checkpoint of the best validation epoch, and `last.pt`, the state of the last epoch, into
+    the task's folder before it reports the epoch: a stop or a kill at any moment leaves them intact. If there is a
+    `last.pt`, the epochs in it that are not known yet are reported, and training continues after them. Out of memory,
+    an epoch is repeated in smaller micro-batches. Health findings go to `health.json`. An exception is written to
+    `error.txt` and raised.
     """
     run_attempts(task, lambda parts: attempt(task, data, send, parts))
 
 
 def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
-    """Call `train_in(1)`, and out of memory again with twice as many micro-batches each time.
+    """Call `train_in(1)`; whenever it runs out of memory, call it again with twice as many micro-batches.
 
-    Another exception is written to `error.txt`, unless it is a LostWorkerError or the disk is full, and raised.
+    Another exception is raised, and written to `error.txt` unless it is a LostWorkerError or the disk is full.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     (task.folder / ERROR).unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
     except LostWorkerError:
         raise
     except Exception as error:
-        if no_room(error):
+        if is_disk_full(error):
             for half in task.folder.glob("*.tmp"):
                 half.unlink(missing_ok=True)
             raise
@@ -116,10 +116,10 @@ def run_attempts(task: TrialTask, train_in: Callable[[int], None]) -> None:
         release_gpu_memory()
 
 
-def no_room(error: BaseException) -> bool:
-    """Whether an exception, or one behind it, says that the disk is full: no fault of a trial, which goes on later.
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception or one of its causes is a full disk. The trial is not to blame and is resumed later.
 
-    PyTorch's and SQLite's say so in words only.
+    The exceptions of PyTorch and SQLite can only be recognised by their messages.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -132,15 +132,15 @@ def no_room(error: BaseException) -> bool:
 
 
 def leave_error(folder: Path, reason: str, details: str) -> None:
-    """Write down why a trial failed: the reason is the first line."""
-    with contextlib.suppress(OSError):  # a full disk must not hide the first error behind a second one
+    """Write the reason why a trial failed, as the first line of its error file, and the details."""
+    with contextlib.suppress(OSError):  # on a full disk, the first error must not be hidden by a second one
         (folder / ERROR).write_text(f"{reason}\n\n{details}")
 
 
 def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
-    """Train in so many micro-batches to a batch. Of a group, rank 0 alone reads and writes files, and sends."""
+    """Train with `parts` micro-batches per batch. In a process group, only rank 0 uses files and reports."""
     torch.set_num_threads(task.threads)
-    limit_memory(task.share)
+    limit_memory(task.resources)
     group = current_group()
     deadline = None if task.minutes is None else time.monotonic() + 60 * task.minutes
     objective = Objective(task.goal, task.metric)
@@ -175,16 +175,16 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     train(task.settings, data, report, options)
 
 
-NO_MEMORY = (
+OUT_OF_MEMORY_MESSAGES = (
     "can't allocate memory",  # PyTorch's CPU allocator
-    "out of memory",  # CUDA and NCCL; CUDA has no class of its own for it where pinned memory is asked for
+    "out of memory",  # CUDA and NCCL; for pinned memory, CUDA raises no exception of a class of its own
     "_ALLOC_FAILED",  # cuBLAS, cuDNN before 9
     "_ALLOCATION_FAILED",  # cuDNN 9
 )
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch, one of CUDA's libraries or Python could not get memory; most say so in words only."""
+    """Whether PyTorch, a CUDA library or Python ran out of memory; most can only be recognised by their messages."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return any(words in str(error) for words in NO_MEMORY)
+    return any(words in str(error) for words in OUT_OF_MEMORY_MESSAGES)

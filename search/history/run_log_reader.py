@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from binsweep.models.settings import TYPES
-from binsweep.search.execution.controller import ResourceUsage
+from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.history.run_keys import SWEEP, trial_number
 from binsweep.search.history.sweep_history import RunInterval, SweepHistory, TrialHistory
 from binsweep.search.history.sweep_state import STATE, load_state

@@ -1,1 +1,1 @@
-"""Trials on Ray: workers, groups of workers, files for other nodes, submitted jobs. Only here is Ray imported."""
+"""Trials on Ray: workers, worker groups, file transfer, submitted jobs. The only package that imports Ray."""

@@ -1,4 +1,4 @@
-"""A sweep's files as a worker on any node finds them: on its own disk, or fetched from the driver's and sent back."""
+"""The files of a sweep for workers on any node: on the driver's disk, or copied from it and back."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from binsweep.models.pretrained import file_hash, provide_weights_file, weights_
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.trial import LAST, TrialTask
 
-CHUNK = 32 * 2**20  # bytes of a bank or of weights that one message carries
-IN_USE = "in-use.tmp"  # in a trial's folder of a node; what ends so is not sent to the driver
-TIDY_SECONDS = 10.0
-CALLS = 8  # so many workers are served at once, so that a checkpoint does not wait for a bank
+CHUNK_BYTES = 32 * 2**20  # of a bank or of weights in one message
+IN_USE = "in-use.tmp"  # in a trial's folder on a node; files with this suffix are not sent to the driver
+MAX_TIDY_SECONDS = 10.0
+MAX_CONCURRENT_CALLS = 8  # of the file server, so that a checkpoint does not wait for a bank
 
-Push = Callable[[], None]
+Upload = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class DriverFiles:
-    """What a worker must know to find a sweep's files; small to send. Without a `keeper` all nodes are this one."""
+    """Where a worker finds a sweep's files; small to send. Without a `file_server`, all are on the driver's node."""
 
     node: str  # Ray's id of the driver's node
     classes: tuple[int, ...]
@@ -45,76 +45,80 @@ class DriverFiles:
     train: Path
     validation: Path
     banks: Path
-    open: tuple[str, ...]  # the names of the banks that the sweep uses
-    keeper: Any = None
+    open: tuple[str, ...]  # names of the banks that the sweep uses
+    file_server: Any = None
 
     def data(self) -> TrialData:
-        """What trials learn from; on another node than the driver's the banks are brought here first, once."""
+        """The training data. On another node than the driver's, the banks are copied first, once."""
         banks, here = self.banks, self._here()
         if not here:
             banks = node_home() / "banks"
             for name in self.open:
-                fetch = functools.partial(_fetch_bank, self.keeper, name)
-                open_bank(banks / name, "copy of a bank", _whole, fetch)
+                fetch = functools.partial(_fetch_bank, self.file_server, name)
+                open_bank(banks / name, "copy of a bank", _complete, fetch)
         train, validation = (PixelBank(banks / path.name) for path in (self.train, self.validation))
         return TrialData(self.classes, self.image_size, train, validation, banks)
 
     @contextlib.contextmanager
-    def at_hand(self, task: TrialTask) -> Iterator[tuple[TrialTask, Push]]:
-        """The task with a folder of this node that holds what the trial left before, and a call that brings what has
-        changed in it to the driver. The call returns once the driver's disk has it."""
+    def at_hand(self, task: TrialTask) -> Iterator[tuple[TrialTask, Upload]]:
+        """The task with a local folder that has the trial's files, and a function that uploads the changed ones.
+
+        The function returns once they are on the driver's disk.
+        """
         if self._here():
             yield task, lambda: None
             return
         self._provide_weights(task.settings.backbone, task.settings.weights)
         with trial_folder(task.folder.name) as folder:
-            for name, content in ray.get(self.keeper.files.remote(task.folder.name)).items():
+            for name, content in ray.get(self.file_server.files.remote(task.folder.name)).items():
                 write_bytes(folder / name, content)
-            sent = _stamps(folder)
+            sent = _modification_times(folder)
 
-            def push() -> None:
+            def upload() -> None:
                 nonlocal sent
-                now = _stamps(folder)
+                now = _modification_times(folder)
                 changed = {n: (folder / n).read_bytes() for n, stamp in now.items() if sent.get(n) != stamp}
                 if changed:
-                    ray.get(self.keeper.keep.remote(task.folder.name, changed))
+                    ray.get(self.file_server.keep.remote(task.folder.name, changed))
                 sent = now
 
-            yield replace(task, folder=folder), push
+            yield replace(task, folder=folder), upload
 
     def _here(self) -> bool:
-        return self.keeper is None or ray.get_runtime_context().get_node_id() == self.node
+        return self.file_server is None or ray.get_runtime_context().get_node_id() == self.node
 
     def _provide_weights(self, backbone: str, weights: str) -> None:
-        """Weights that only the driver's machine has are brought here, once."""
+        """Copy weights that only the driver's machine has, once."""
         with contextlib.suppress(UserError):
             weights_file(backbone, weights)
             return
-        name, size = ray.get(self.keeper.weights.remote(backbone, weights))
+        name, size = ray.get(self.file_server.weights.remote(backbone, weights))
         file = node_home() / "weights" / name
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            beside = file.with_suffix(".tmp")  # one that a killed worker left is written over
+            temporary = file.with_suffix(".tmp")  # one of a killed worker is overwritten
             with locked(file.with_suffix(".lock")):
                 if not file.exists():
                     _fetch(
-                        beside, size, functools.partial(self.keeper.weights_part.remote, backbone, weights)
+                        temporary,
+                        size,
+                        functools.partial(self.file_server.weights_part.remote, backbone, weights),
                     )
-                    beside.replace(file)
+                    temporary.replace(file)
         provide_weights_file(backbone, weights, file)
 
 
 @contextlib.contextmanager
 def trial_folder(name: str) -> Iterator[Path]:
-    """A folder of this node for a trial, as long as the block lasts.
+    """A temporary folder of this node for a trial.
 
-    Its worker holds a lock in it, which the system lets go however the worker ends: what killed ones left is known by
-    that, and removed before.
+    The worker holds a lock in it, which the system releases when the process ends. Folders without a lock are left by
+    killed workers, and are removed first.
     """
     trials = node_home() / "trials"
     trials.mkdir(parents=True, exist_ok=True)
-    with locked(trials / ".lock"):  # a folder that has just been made is not taken for one that was left
-        _remove_left(trials)
+    with locked(trials / ".lock"):  # a new folder has no lock yet
+        _remove_orphaned(trials)
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=trials))
         lock = open_lock(folder / IN_USE)
         try_lock(lock)
@@ -125,9 +129,9 @@ def trial_folder(name: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def _remove_left(trials: Path) -> None:
+def _remove_orphaned(trials: Path) -> None:
     for folder in trials.glob("*-*"):
-        with contextlib.suppress(OSError):  # another worker has just removed its own
+        with contextlib.suppress(OSError):  # its worker has just removed it
             lock = open_lock(folder / IN_USE)
             try:
                 if try_lock(lock):
@@ -136,33 +140,33 @@ def _remove_left(trials: Path) -> None:
                 os.close(lock)
 
 
-def remove_left_trials() -> None:
-    """Remove what killed workers left of their trials on this node."""
+def remove_orphaned_trials() -> None:
+    """Remove the trial folders of killed workers on this node."""
     trials = node_home() / "trials"
     if trials.is_dir():
         with locked(trials / ".lock"):
-            _remove_left(trials)
+            _remove_orphaned(trials)
 
 
 def node_home() -> Path:
-    """Where a node keeps what it was brought: BINSWEEP_HOME of its Ray, or binsweep in the user's cache folder."""
+    """The folder for files copied to this node: BINSWEEP_HOME of its Ray, or binsweep in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("BINSWEEP_HOME") or cache / "binsweep").expanduser().absolute()
 
 
-def open_site(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
-    """The site of the sweep in `folder`, whose banks this process has open; with `shared` for other nodes, too."""
+def open_driver_files(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
+    """The files of the sweep in `folder`, whose banks this process has open; if `shared`, also for other nodes."""
     node = ray.get_runtime_context().get_node_id()
-    keeper = None
+    file_server = None
     if shared:
-        beside = NodeAffinitySchedulingStrategy(node, soft=False)
-        # A keeper that was killed is started again, and what was asked of it is asked again.
-        keeper = (
+        on_this_node = NodeAffinitySchedulingStrategy(node, soft=False)
+        # A killed file server is restarted, and its calls are repeated.
+        file_server = (
             ray.remote(FileServer)
             .options(
                 num_cpus=0,
-                scheduling_strategy=beside,
-                max_concurrency=CALLS,
+                scheduling_strategy=on_this_node,
+                max_concurrency=MAX_CONCURRENT_CALLS,
                 max_restarts=-1,
                 max_task_retries=-1,
             )
@@ -177,18 +181,17 @@ def open_site(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
         data.validation.path,
         data.banks,
         names,
-        keeper,
+        file_server,
     )
 
 
-def bring_banks(site: DriverFiles, cpus: float) -> int:
-    """Bring the banks to every other node with so many CPUs, at once, before any trial waits; returns their number.
+def copy_banks(driver_files: DriverFiles, cpus: float) -> int:
+    """Copy the banks to all other nodes with at least `cpus` CPUs, in parallel; returns the number of nodes.
 
-    A node that joins later is brought them with its first trial. Raises UserError, naming the node, where one cannot
-    hold them.
+    A node that joins later gets them with its first trial. Raises UserError, naming the node, if one has no space.
     """
-    others = _other_nodes(site, cpus)
-    tasks = [_on(node, _bring, site) for node in others]
+    others = _other_nodes(driver_files, cpus)
+    tasks = [_run_on(node, _copy_banks_here, driver_files) for node in others]
     for node, task in zip(others, tasks, strict=True):
         try:
             ray.get(task)
@@ -199,50 +202,49 @@ def bring_banks(site: DriverFiles, cpus: float) -> int:
     return len(others)
 
 
-def _bring(site: DriverFiles) -> None:
-    remove_left_trials()
-    site.data()
+def _copy_banks_here(driver_files: DriverFiles) -> None:
+    remove_orphaned_trials()
+    driver_files.data()
 
 
-def tidy_nodes(site: DriverFiles) -> None:
-    """Remove what killed workers left on the other nodes, which may never get another trial; those that do not answer
-    at once are left to the next sweep."""
-    tasks = [_on(node, remove_left_trials) for node in _other_nodes(site)]
+def clean_up_nodes(driver_files: DriverFiles) -> None:
+    """Remove the trial folders of killed workers on the other nodes, which may not get another trial. Nodes that do
+    not answer in time are left to the next sweep."""
+    tasks = [_run_on(node, remove_orphaned_trials) for node in _other_nodes(driver_files)]
     if tasks:
-        ray.wait(tasks, num_returns=len(tasks), timeout=TIDY_SECONDS)
+        ray.wait(tasks, num_returns=len(tasks), timeout=MAX_TIDY_SECONDS)
 
 
-def _other_nodes(site: DriverFiles, cpus: float = 0.0) -> list[dict[str, Any]]:
-    """The living nodes beside the driver's that have so many CPUs."""
-    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != site.node]
+def _other_nodes(driver_files: DriverFiles, cpus: float = 0.0) -> list[dict[str, Any]]:
+    """The live nodes other than the driver's with at least `cpus` CPUs."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != driver_files.node]
     return [node for node in alive if node["Resources"].get("CPU", 0) >= cpus]
 
 
-def _on(node: Mapping[str, Any], function: Callable[..., None], *arguments: Any) -> Any:
-    """Ask a node to do something, beside its trials."""
-    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return ray.remote(function).options(num_cpus=0, scheduling_strategy=there).remote(*arguments)
+def _run_on(node: Mapping[str, Any], function: Callable[..., None], *arguments: Any) -> Any:
+    """Call a function on a node, without taking CPUs from its trials."""
+    on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=on_node).remote(*arguments)
 
 
 class FileServer:
-    """The driver's files, for workers on other nodes: an actor on the driver's node."""
+    """An actor on the driver's node that serves its files to workers on other nodes."""
 
     def __init__(self, folder: Path, banks: Path) -> None:
         self._folder, self._banks = folder, banks
 
     def files(self, trial: str) -> dict[str, bytes]:
-        """What a trial has left so far."""
+        """The files of a trial so far."""
         folder = self._folder / trial
         found = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
         return {path.name: path.read_bytes() for path in found}
 
     def keep(self, trial: str, files: dict[str, bytes]) -> None:
-        """Write a trial's files, each whole."""
+        """Write files of a trial, each atomically."""
         folder = self._folder / trial
         folder.mkdir(parents=True, exist_ok=True)
-        for name in sorted(
-            files, key=lambda name: name == LAST
-        ):  # it says that the others belong to its epoch
+        # The state comes last: it implies that the other files belong to its epoch.
+        for name in sorted(files, key=lambda name: name == LAST):
             write_bytes(folder / name, files[name])
 
     def bank(self, name: str) -> dict[str, int]:
@@ -250,52 +252,52 @@ class FileServer:
         return {path.name: path.stat().st_size for path in (self._banks / name).iterdir()}
 
     def bank_part(self, name: str, file: str, start: int) -> bytes:
-        """At most CHUNK bytes of a bank's file."""
+        """A chunk of a bank's file."""
         return _part(self._banks / name / file, start)
 
     def weights(self, backbone: str, weights: str) -> tuple[str, int]:
-        """A name that says what the weights of a backbone are, and their size in bytes."""
+        """A name for the weights of a backbone that identifies their content, and their size in bytes."""
         file = self._weights_file(backbone, weights)
         return f"{file_hash(file)}.pth", file.stat().st_size
 
     def weights_part(self, backbone: str, weights: str, start: int) -> bytes:
-        """At most CHUNK bytes of them."""
+        """A chunk of the weights."""
         return _part(self._weights_file(backbone, weights), start)
 
     @staticmethod
     def _weights_file(backbone: str, weights: str) -> Path:
         file = weights_file(backbone, weights)
-        assert file is not None, "a node lacks weights only where some are wanted"
+        assert file is not None, "only pre-trained weights are fetched"
         return file
 
 
 def _part(file: Path, start: int) -> bytes:
     with file.open("rb") as stream:
         stream.seek(start)
-        return stream.read(CHUNK)
+        return stream.read(CHUNK_BYTES)
 
 
 def _fetch(file: Path, size: int, part: Callable[[int], Any]) -> None:
-    """Write a file of so many bytes from the keeper's parts; `part(start)` asks for one."""
+    """Write a file of `size` bytes from chunks; `part(start)` requests one."""
     with file.open("wb") as stream:
-        for start in range(0, size, CHUNK):
+        for start in range(0, size, CHUNK_BYTES):
             stream.write(ray.get(part(start)))
 
 
-def _fetch_bank(keeper: Any, name: str, folder: Path) -> None:
-    """Fill an empty folder with a bank of the driver's."""
-    sizes = ray.get(keeper.bank.remote(name))
+def _fetch_bank(file_server: Any, name: str, folder: Path) -> None:
+    """Copy a bank of the driver into an empty folder."""
+    sizes = ray.get(file_server.bank.remote(name))
     evict_banks(folder.parent, sum(sizes.values()))
     for file, size in sizes.items():
-        _fetch(folder / file, size, functools.partial(keeper.bank_part.remote, name, file))
+        _fetch(folder / file, size, functools.partial(file_server.bank_part.remote, name, file))
 
 
-def _whole(path: Path) -> Path:
-    return path  # a bank that exists is whole
+def _complete(path: Path) -> Path:
+    return path  # an existing bank is complete
 
 
-def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """When each finished file was written, and how large it is."""
+def _modification_times(folder: Path) -> dict[str, tuple[int, int]]:
+    """The modification time and the size of each finished file."""
     found = {}
     for path in folder.iterdir():
         if path.is_file() and path.suffix != ".tmp":

@@ -1,4 +1,4 @@
-"""The Ray runner: Ray Tune executes the trials; what to try and what to stop is the controller's to say."""
+"""The Ray runner: Ray Tune executes the trials, and the controller decides what to try and what to stop."""
 
 from __future__ import annotations
 
@@ -31,33 +31,38 @@ from binsweep.data.python_process import PACKAGE, current_import_path, environme
 from binsweep.data.resource_limits import memory
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.resources import Node, ray_place
-from binsweep.search.ray_backend.file_transfer import DriverFiles, bring_banks, open_site, tidy_nodes
+from binsweep.search.execution.resources import Node, ray_temp_folder
+from binsweep.search.ray_backend.file_transfer import (
+    DriverFiles,
+    clean_up_nodes,
+    copy_banks,
+    open_driver_files,
+)
 from binsweep.search.ray_backend.worker import trainable
 
-WATCH_SECONDS = 5.0
-CONNECT_SECONDS = 5.0
-IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
-OBJECT_STORE_BYTES = 100 * 2**20  # banks are memory-mapped files; next to nothing goes through the store
+LIVENESS_CHECK_SECONDS = 5.0
+MAX_CONNECT_SECONDS = 5.0
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
+OBJECT_STORE_BYTES = 100 * 2**20  # small: banks are memory-mapped files and do not go through the store
 
 
-class _Suggestions(Searcher):
-    """Ray's door to `Controller.next_task`. It has no state of its own: the study is the truth."""
+class _ControllerSearcher(Searcher):
+    """The searcher of Ray Tune: calls `Controller.next_task`. All state is in the study."""
 
     def __init__(self, controller: Controller) -> None:
         super().__init__()
         self._controller = controller
         self.numbers: dict[str, int] = {}
-        # Ray's trials that were told to stop. The sweep's trial may be paused by then, or even run again.
-        self.told: set[str] = set()
+        # Ray's trials that were stopped. The sweep's trial may be paused, or already run again.
+        self.stopped: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray pickles its doors for a restore that a sweep never asks for
+        return {}  # Ray pickles it for a restore, which sweeps do not use
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         task = self._controller.next_task()
         if task is None:
-            # What runs now may be paused soon, and go on later: Ray would not ask again.
+            # Running trials may be paused and resumed later; after FINISHED, Ray does not ask again.
             running = any(trial.state == "running" for trial in self._controller.trials.values())
             return None if running else str(Searcher.FINISHED)
         self.numbers[trial_id] = task.number
@@ -66,7 +71,7 @@ class _Suggestions(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        if trial_id in self.told:
+        if trial_id in self.stopped:
             return
         number = self.numbers[trial_id]
         message = self._controller.error_of(number) if error else ""
@@ -79,24 +84,24 @@ class _Suggestions(Searcher):
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep goes on from its study, not from Ray's files")
+        raise NotImplementedError("sweeps resume from the study, not from Ray's files")
 
 
-class _Verdicts(FIFOScheduler):
-    """Ray's door to `Controller.report`."""
+class _ControllerScheduler(FIFOScheduler):
+    """The scheduler of Ray Tune: calls `Controller.report`."""
 
-    def __init__(self, controller: Controller, told: set[str]) -> None:
+    def __init__(self, controller: Controller, stopped: set[str]) -> None:
         super().__init__()
-        self._controller, self._told = controller, told
+        self._controller, self._stopped = controller, stopped
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Nothing of our own: Tune starts what is new, on a free actor if there is one.
+        """Leave the choice to Tune, which starts a new trial, on a free actor if there is one.
 
-        The parent names the oldest trial whose actor is still starting. Tune then gives it the actor that has just
-        become free and throws the new one away, so that short trials would never run on all slots.
+        The parent class returns the oldest trial whose actor is still starting. Tune would give it the actor that has
+        just become free and discard the new one, so that short trials never run on all slots.
         """
         return None
 
@@ -106,16 +111,16 @@ class _Verdicts(FIFOScheduler):
         }
         go_on = self._controller.report(result["number"], result["epoch"], metrics)
         if not go_on:
-            self._told.add(trial.trial_id)
+            self._stopped.add(trial.trial_id)
         return str(FIFOScheduler.CONTINUE if go_on else FIFOScheduler.STOP)
 
 
 class RayEndedError(RuntimeError):
-    """Ray's own processes died under the sweep."""
+    """Ray's processes died during the sweep."""
 
 
-class _Watch(tune.Callback):
-    """Notices that Ray has died: Tune would wait for ever for workers that cannot come."""
+class _RayLivenessCheck(tune.Callback):
+    """Detects that Ray has died: Tune would wait for ever for workers."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -123,28 +128,30 @@ class _Watch(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + WATCH_SECONDS
+        self._next = time.monotonic() + LIVENESS_CHECK_SECONDS
         if not any(node["Alive"] for node in ray.nodes()):
             raise RayEndedError("Ray has died; the same command goes on with the sweep")
 
 
 @contextlib.contextmanager
-def _own_folder() -> Iterator[str]:
-    """A folder for what Ray writes and for its processes to work in, with a short name; removed on leaving."""
-    with tempfile.TemporaryDirectory(prefix="ray-", dir=ray_place(), ignore_cleanup_errors=True) as folder:
+def _temp_folder() -> Iterator[str]:
+    """A temporary folder with a short name for Ray's files and as its processes' working directory."""
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir=ray_temp_folder(), ignore_cleanup_errors=True
+    ) as folder:
         yield folder
 
 
 def _init_ray(folder: str, **options: Any) -> None:
-    """`ray.init`, without its own answer to SIGTERM: it would end this process at once, by code 15.
+    """`ray.init`, without its SIGTERM handler, which ends the process at once with code 15.
 
-    It is called in `folder`, because Ray lets its workers look for modules first in the folder where it was called: a
-    person's own data.py there would be taken for ours.
+    It is called in `folder`, because Ray's workers import modules first from the working directory of this call: a
+    user's data.py there would be imported instead of other modules of that name.
     """
-    ours = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     with contextlib.chdir(folder):
         ray.init(**options)
-    signal.signal(signal.SIGTERM, ours)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -154,7 +161,7 @@ def start_ray(cores: int) -> Iterator[Node]:
     # A token of this process alone: without one, Ray would write one into the person's home directory.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with (
-        _own_folder() as folder,
+        _temp_folder() as folder,
         _on_the_loopback(),
         environment_variable("PYTHONPATH", current_import_path()),
     ):
@@ -178,10 +185,10 @@ def start_ray(cores: int) -> Iterator[Node]:
 
 @contextlib.contextmanager
 def _on_the_loopback() -> Iterator[None]:
-    """Let the Ray that starts in this block listen on 127.0.0.1, not on all of this machine's addresses.
+    """Let a Ray started in this block listen on 127.0.0.1 only, not on all addresses of this machine.
 
-    Ray's setting is named after the systems on which that is the default. The processes that Ray starts read it; we
-    come too late for that, because it is read when Ray is imported.
+    Ray's setting is named after the systems where that is the default. Ray's processes read the variable; this
+    process has read it already, when it imported Ray.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -194,23 +201,21 @@ def _on_the_loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def join_ray(address: str) -> Iterator[list[Node]]:
-    """Be a driver of a running Ray cluster of which this machine is a node; yields what each of its nodes has.
+    """Join a running Ray cluster that this machine is a node of, as a driver; yields the resources of each node.
 
-    The workers get this process's code. The cluster's token is looked for where Ray does (RAY_AUTH_TOKEN,
-    RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token). Raises UserError where no such cluster answers.
+    The workers get this process's code. Ray finds the token itself (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH,
+    ~/.ray/auth_token). Raises UserError if no such cluster answers.
     """
     if address.startswith("ray://"):
         raise UserError(
-            f"--address {address}: a sweep does not run through Ray Client",
-            "run it on a node of the cluster (auto, HOST:PORT), or send it there by `binsweep submit`",
+            f"--address {address}: sweeps do not run through Ray Client",
+            "run it on a node of the cluster (auto, HOST:PORT), or use `binsweep submit`",
         )
-    hint = (
-        "a cluster is started by `ray start --head`, and joined from one of its nodes with its RAY_AUTH_TOKEN"
-    )
+    hint = "start a cluster with `ray start --head`, and run this on one of its nodes with its RAY_AUTH_TOKEN"
     _require_port(address, hint)
-    # A job's workers have its code already.
-    code = {} if IN_A_JOB in os.environ else {"py_modules": [str(PACKAGE)]}
-    with _own_folder() as folder:
+    # The workers of a job already have its code.
+    code = {} if JOB_CONFIG_VARIABLE in os.environ else {"py_modules": [str(PACKAGE)]}
+    with _temp_folder() as folder:
         try:
             _init_ray(folder, address=address, log_to_driver=False, logging_level="ERROR", runtime_env=code)
         except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
@@ -222,14 +227,14 @@ def join_ray(address: str) -> Iterator[list[Node]]:
 
 
 def _require_port(address: str, hint: str) -> None:
-    """Tell at once what Ray would try for minutes: that nothing listens there."""
+    """Raise UserError if nothing listens at the address; Ray would retry for minutes."""
     host, _, port = address.rpartition(":")
     if address == "auto":
         return
     if not host or not port.isdigit():
         raise UserError(f"--address {address}: neither auto nor HOST:PORT", hint)
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=MAX_CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(
             f"--address {address}: nothing answers there ({error.strerror or error})", hint
@@ -240,52 +245,52 @@ def run_ray(
     controller: Controller,
     data: TrialData,
     home: Path,
-    cpus: int,
+    min_cpus: int,
     slots: int,
-    cluster: bool = False,
+    on_cluster: bool = False,
 ) -> None:
-    """Run trials on Ray, `slots` at a time, until the controller has no more; a failure ends one trial alone.
+    """Run trials on Ray, `slots` at a time, until the controller has no more. A failure ends only its own trial.
 
-    `home` is the sweep's folder. On a `cluster` the banks are brought to each node with at least `cpus`, and what
-    trials leave comes back, so that no disk need be shared.
+    `home` is the sweep's folder. With `on_cluster`, the banks are copied to each node with at least `min_cpus`, and
+    the files of trials are copied back: the nodes need no shared disk.
 
-    Ray keeps nothing that is needed afterwards: the study, the run log and the trials' folders are the truth.
+    Nothing that Ray keeps is needed afterwards: the study, the run log and the trials' folders hold everything.
     """
-    site = open_site(data, home, shared=cluster)
-    if cluster and (others := bring_banks(site, cpus)):
-        print(f"banks brought to {others} other node{'s' * (others > 1)}", file=sys.stderr)
-    with _own_folder() as folder:
-        _tune(controller, site, slots, folder)
-    if cluster:
-        tidy_nodes(site)
+    driver_files = open_driver_files(data, home, shared=on_cluster)
+    if on_cluster and (others := copy_banks(driver_files, min_cpus)):
+        print(f"banks copied to {others} other node{'s' * (others > 1)}", file=sys.stderr)
+    with _temp_folder() as folder:
+        _tune(controller, driver_files, slots, folder)
+    if on_cluster:
+        clean_up_nodes(driver_files)
 
 
 def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    share = config["task"].share
-    return tune.PlacementGroupFactory([dict(share.each)] * share.workers)
+    resources = config["task"].resources
+    return tune.PlacementGroupFactory([dict(resources.each)] * resources.workers)
 
 
-def _tune(controller: Controller, site: DriverFiles, slots: int, folder: str) -> None:
-    task = tune.with_resources(functools.partial(trainable, site=site), _resources)
-    suggestions = _Suggestions(controller)
+def _tune(controller: Controller, driver_files: DriverFiles, slots: int, folder: str) -> None:
+    task = tune.with_resources(functools.partial(trainable, driver_files=driver_files), _resources)
+    searcher = _ControllerSearcher(controller)
     tuner = tune.Tuner(
         task,
         tune_config=tune.TuneConfig(
-            search_alg=suggestions,
-            scheduler=_Verdicts(controller, suggestions.told),
+            search_alg=searcher,
+            scheduler=_ControllerScheduler(controller, searcher.stopped),
             num_samples=-1,
-            # Without it Tune starts one actor after the other. A trial suggested too early would know less.
+            # Without it, Tune starts actors one by one. More would suggest trials before earlier results are known.
             max_concurrent_trials=slots,
             reuse_actors=True,
             trial_name_creator=lambda trial: f"trial-{trial.config['task'].number:04d}",
-            # A trial that goes on is another one to Ray.
+            # A resumed trial is a new one to Ray.
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name="ray",
             storage_path=folder,
             verbose=0,
-            callbacks=[_Watch()],
+            callbacks=[_RayLivenessCheck()],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )

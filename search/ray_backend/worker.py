@@ -1,4 +1,4 @@
-"""One trial inside a Ray worker. What is imported here, every worker loads: no more than a trial needs."""
+"""One trial in a Ray worker. Every worker loads these imports: no more than a trial needs."""
 
 from __future__ import annotations
 
@@ -12,46 +12,44 @@ from typing import Any
 from ray import tune
 
 from binsweep.search.execution.trial import TrialTask, hide_gpus, leave_error, run_trial
-from binsweep.search.ray_backend.file_transfer import DriverFiles, Push
+from binsweep.search.ray_backend.file_transfer import DriverFiles, Upload
 
-GRACE_SECONDS = 30.0  # an epoch that ends in time is stopped behind it, with its checkpoint
+GRACE_SECONDS = 30.0  # after the time limit, in which an epoch may still end and be reported
 
 
-def trainable(config: dict[str, Any], site: DriverFiles) -> None:
-    """Ray Tune's function: train `config["task"]`, report every epoch."""
-    hide_gpus(config["task"].share)
-    with site.at_hand(config["task"]) as (task, push):
+def trainable(config: dict[str, Any], driver_files: DriverFiles) -> None:
+    """The trainable of Ray Tune: train `config["task"]` and report every epoch."""
+    hide_gpus(config["task"].resources)
+    with driver_files.at_hand(config["task"]) as (task, upload):
 
         def send(epoch: int, metrics: dict[str, float]) -> bool:
-            push()  # the epoch's files are on the driver's disk before it hears of the epoch
-            # Ray ends the thread inside report() when the scheduler said stop: coming back means go on.
+            upload()  # before the epoch is reported, its files must be on the driver's disk
+            # If the scheduler stops the trial, Ray ends this thread inside report().
             tune.report({"number": task.number, "epoch": epoch, "metrics": metrics})
             return True
 
-        alarm = _alarm(task, push)
+        timer = _deadline_timer(task, upload)
         try:
-            if task.share.workers > 1:
-                from binsweep.search.ray_backend.worker_group import (
-                    run_in_group,  # what one that trains alone need not load
-                )
+            if task.resources.workers > 1:
+                from binsweep.search.ray_backend.worker_group import run_in_group  # slow to import
 
-                run_in_group(task, site, send)
+                run_in_group(task, driver_files, send)
             else:
-                run_trial(task, site.data(), send)
+                run_trial(task, driver_files.data(), send)
         except Exception:
-            push()  # the reason
+            upload()  # the error file
             raise
         finally:
-            alarm.cancel()
+            timer.cancel()
 
 
-def _alarm(task: TrialTask, push: Push) -> threading.Timer:
-    """Ends this worker when a trial hangs inside an epoch, where nobody could ask it to stop."""
-    late = f"TimeoutError: budget.trial_minutes: {task.minutes} are over, and the epoch did not end"
+def _deadline_timer(task: TrialTask, upload: Upload) -> threading.Timer:
+    """A timer that ends this worker if an epoch does not end: inside an epoch, a trial cannot be stopped otherwise."""
+    reason = f"TimeoutError: budget.trial_minutes: {task.minutes} are over, and the epoch did not end"
 
     def give_up() -> None:
-        leave_error(task.folder, late, "")
-        push()
+        leave_error(task.folder, reason, "")
+        upload()
         os._exit(1)
 
     seconds = threading.TIMEOUT_MAX if task.minutes is None else 60 * task.minutes + GRACE_SECONDS

@@ -1,1 +1,1 @@
-"""What a sweep writes while it runs: the run log, decisions and the live table."""
+"""What a sweep records while it runs: the run log, the decision log and the live table."""

@@ -1,25 +1,24 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere. All on stderr."""
+"""The progress of a sweep on stderr: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from binsweep.models.health_rules import HealthFinding
-from binsweep.search.execution.controller import Controller, TrialRecord
+from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.terminal.format import clock, short, shown
+from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
-ROWS = 10
+MAX_ROWS = 10
 STATE_STYLES = {
     "running": "cyan",
     "waiting": "blue",
@@ -30,8 +29,10 @@ STATE_STYLES = {
 }
 
 
-def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str, rows: int = ROWS) -> Table:
-    """The given trials in their order, the first `rows` of them."""
+def leaderboard_table(
+    trials: Sequence[TrialRecord], spec: SweepSpec, title: str, rows: int = MAX_ROWS
+) -> Table:
+    """A table of the first `rows` of the given trials."""
     table = Table(title=title, title_justify="left", expand=False)
     for name in ("#", "trial", spec.metric, "val_rmse", "trained", "state", *spec.space):
         right = name in ("#", "trial", spec.metric, "val_rmse", "trained")
@@ -40,22 +41,22 @@ def leaderboard_table(trials: Sequence[TrialRecord], spec: SweepSpec, title: str
         table.add_row(
             str(place),
             str(trial.number),
-            shown(spec.metric, trial.value),
-            shown("val_rmse", trial.metrics.get("val_rmse")),
+            format_metric(spec.metric, trial.value),
+            format_metric("val_rmse", trial.metrics.get("val_rmse")),
             f"{trial.epochs_done}/{trial.settings.epochs}",
             Text(trial.state, STATE_STYLES[trial.state]),
-            *(short(trial.params.get(name, "-")) for name in spec.space),
+            *(format_value(trial.params.get(name, "-")) for name in spec.space),
         )
     return table
 
 
 class LiveTable:
-    """A listener of the controller that keeps the screen current while its context is open."""
+    """A listener of the controller that shows the sweep while its context is open."""
 
     def __init__(self, spec: SweepSpec, controller: Controller) -> None:
         self._spec, self._controller = spec, controller
         self._console = Console(stderr=True)
-        self._warned: Counter[str] = Counter()  # by rule: trials
+        self._warned: Counter[str] = Counter()  # the number of trials, by rule
         self._live: Live | None = None
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._screen, refresh_per_second=2)
@@ -74,27 +75,27 @@ class LiveTable:
         self._controller.listeners.remove(self)
         if waiting := sum(trial.state == "paused" for trial in self._trials()):
             stay = "trials stay" if waiting > 1 else "trial stays"
-            print(f"{waiting} {stay} paused: others did better", file=sys.stderr, flush=True)
+            print(f"{waiting} {stay} paused: other trials were better", file=sys.stderr, flush=True)
 
     def trial_started(self, trial: TrialRecord) -> None:
-        searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+        searched = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
         how = f"goes on after epoch {trial.epochs_done}" if trial.epochs_done else "starts"
         self._line(f"trial {trial.number} {how}: {searched}")
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
-        """Epochs show in the table only: one line each would bury the rest."""
+        """Epochs appear only in the table: a line for each would hide the rest."""
 
     def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None:
         for finding in found:
             self._warned[finding.rule] += 1
             self._line(f"trial {trial.number} {finding.rule} at epoch {finding.epoch}: {finding.text}")
 
-    def trial_halted(self, trial: TrialRecord, reason: str) -> None:
+    def trial_suspended(self, trial: TrialRecord, reason: str) -> None:
         self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)} ({reason})")
 
     def trial_ended(self, trial: TrialRecord) -> None:
         metric = self._spec.metric
-        best = shown(metric, trial.value)
+        best = format_metric(metric, trial.value)
         why = f" ({trial.reason})" if trial.state in ("stopped", "failed") else ""
         self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)}: {metric} {best}{why}")
         self._line(self._summary())
@@ -104,7 +105,7 @@ class LiveTable:
             print(text, file=sys.stderr, flush=True)
 
     def _trials(self) -> list[TrialRecord]:
-        """The trials until now: the screen is drawn by a thread of its own, and the sweep goes on meanwhile."""
+        """A copy of the trials: the table is drawn in its own thread while the sweep continues."""
         return list(self._controller.trials.values())
 
     def _summary(self) -> str:
@@ -114,37 +115,36 @@ class LiveTable:
         parts += [f"{states.count(s)} {s}" for s in STATE_STYLES if s in states]
         leaders = self._controller.leaderboard()
         if leaders:
-            parts.append(f"best {self._spec.metric} {shown(self._spec.metric, leaders[0].value)}")
+            parts.append(f"best {self._spec.metric} {format_metric(self._spec.metric, leaders[0].value)}")
         elapsed = self._controller.spent.seconds
         left = self._left()
-        parts.append(
-            f"{clock(elapsed)} so far, {'time left not known yet' if left is None else f'about {clock(left)} left'}"
-        )
-        parts.append(f"cost {clock(self._controller.spent.cpu_seconds)} of CPU")
+        ahead = "time left unknown" if left is None else f"about {format_duration(left)} left"
+        parts.append(f"{format_duration(elapsed)} so far, {ahead}")
+        parts.append(f"cost {format_duration(self._controller.spent.cpu_seconds)} of CPU")
         if self._warned:
             warned = Counter(dict(self._warned)).most_common(3)
             parts.append("warnings " + ", ".join(f"{rule} in {many}" for rule, many in warned))
         return " | ".join(parts)
 
     def _left(self) -> float | None:
-        """Seconds left if the sweep goes on at its pace: the budget that is spent furthest decides; None at first."""
+        """The remaining seconds at the present pace, by the limit of the budget that is closest; None at the start."""
         budget, controller = self._spec.budget, self._controller
         elapsed = controller.spent.seconds
-        settled = sum(trial.state not in ("running", "waiting") for trial in self._trials())
-        spent = [settled / budget.trials]
+        done = sum(trial.state not in ("running", "waiting") for trial in self._trials())
+        fractions = [done / budget.trials]
         if budget.minutes:
-            spent.append(elapsed / (60 * budget.minutes))
+            fractions.append(elapsed / (60 * budget.minutes))
         if budget.epochs:
-            spent.append(controller.epochs / budget.epochs)
-        furthest = min(max(spent), 1.0)
-        return elapsed * (1 - furthest) / furthest if furthest > 0 else None
+            fractions.append(controller.epochs / budget.epochs)
+        spent = min(max(fractions), 1.0)
+        return elapsed * (1 - spent) / spent if spent > 0 else None
 
     def _screen(self) -> RenderableType:
         running = [trial for trial in self._trials() if trial.state == "running"]
         now = Table(show_header=False, box=None)
         for trial in running:
-            value = shown(self._spec.metric, trial.value)
-            params = ", ".join(f"{k} {short(v)}" for k, v in trial.params.items())
+            value = format_metric(self._spec.metric, trial.value)
+            params = ", ".join(f"{k} {format_value(v)}" for k, v in trial.params.items())
             now.add_row(
                 "running",
                 f"trial {trial.number}",
@@ -159,30 +159,3 @@ class LiveTable:
 
 def _epochs(trial: TrialRecord) -> str:
     return f"{trial.epochs_done} epoch{'s' if trial.epochs_done != 1 else ''}"
-
-
-class Step:
-    """One step of the preparation, called with (done, total): a bar on a terminal, one line at its end."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._total, self._start = name, 0, time.time()
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bars.add_task(name, total=None)
-
-    def __enter__(self) -> Step:
-        self._bars.start()
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        self._total = max(self._total, total)
-        self._bars.update(self._task, completed=done, total=total)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-        if error is None:
-            many = f"{self._total:,} images, " if self._total else ""
-            print(f"{self._name}: {many}{clock(time.time() - self._start)}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The sweep as MLflow shows it: a parent run, a child run per trial, written through the run log."""
+"""Records a sweep in MLflow through the run log: a parent run, and a child run for each trial."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ from binsweep.models.checkpoint import load_checkpoint
 from binsweep.models.health_rules import HealthFinding
 from binsweep.models.precision import choose_precision
 from binsweep.models.trial_data import TrialData
-from binsweep.search.execution.controller import ENDED, Controller, TrialRecord
+from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.health import read_findings, write_table
 from binsweep.search.execution.trial import BEST, ERROR, TRACE
+from binsweep.search.execution.trial_record import ENDED, TrialRecord
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.recording.decision_log import DECISIONS
 from binsweep.search.spec.objective import pareto_front
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.terminal.format import clock, short
+from binsweep.search.terminal.format import format_duration, format_value
 from binsweep.tracking.evaluation.figures import write_csv, write_evaluation
 from binsweep.tracking.run_tags import environment_tags
 from binsweep.tracking.runlog.run_log import RunLog
 
 log = logging.getLogger(__name__)
 FIGURES = "validation"
-DESCRIPTION = "mlflow.note.content"  # what the MLflow UI shows above a run
-REFRESH_SECONDS = 30.0  # the report is written again this long after the last time,
-REFRESH_SHARE = 0.05  # or later, so that it costs at most this part of one core
-SILENT_SECONDS = 2.0  # who waits longer at the end of a sweep is told for what,
-REPORT_SECONDS = 60.0  # and for the data report no longer than this: of large data it takes minutes
-KEPT = 5  # trials whose weights stay in the sweep's folder; the tracking server has everybody's
+DESCRIPTION = "mlflow.note.content"  # the tag that the MLflow UI shows as a run's description
+MIN_REFRESH_SECONDS = 30.0  # between two updates of the report
+MAX_REFRESH_LOAD = 0.05  # of one core, by updates of the report
+MAX_SILENT_SECONDS = 2.0  # at the end of a sweep, before the user is told what it waits for
+MAX_DATA_REPORT_SECONDS = 60.0  # to wait for the data report; for large data it takes minutes
+MAX_KEPT_CHECKPOINTS = 5  # in the sweep's folder; the tracking server has all of them
 
 
 class Recorder:
-    """A listener of the controller; its calls only append to the run log's spool and return at once.
+    """A listener of the controller. Its calls append to the run log's spool and return at once.
 
-    Figures are drawn in one background thread, so that no trial waits for them.
+    Figures are drawn in a background thread, so that no trial waits for them.
     """
 
     def __init__(
@@ -59,35 +60,35 @@ class Recorder:
         controller: Controller,
         slots: int = 1,
     ) -> None:
-        """`slots` trials run at once."""
+        """`slots` is the number of trials that run at once."""
         self._controller, self._slots = controller, slots
         self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
         self._sweep_id = sweep_id
         self._best: float | None = None
-        self._ended = 0
-        self._drawing = ThreadPoolExecutor(1, "figures")
+        self._n_ended = 0
+        self._figure_pool = ThreadPoolExecutor(1, "figures")
         self._pending: list[Future[None]] = []
-        # A daemon, so that nobody who leaves waits for it: it takes a minute on large data.
-        self._reporting = threading.Thread(target=self._report_data, name="data-report", daemon=True)
-        self._refreshing = threading.Thread(target=self._refresh_report, name="sweep-report", daemon=True)
-        self._over = threading.Event()
-        self._leaving = False
+        # A daemon, so that the process can end before it: for large data it takes minutes.
+        self._data_report = threading.Thread(target=self._report_data, name="data-report", daemon=True)
+        self._sweep_report = threading.Thread(target=self._refresh_report, name="sweep-report", daemon=True)
+        self._stopped = threading.Event()
+        self._interrupted = False
         self._tags = environment_tags() | {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
 
     def sweep_started(self) -> None:
-        """Open the parent run with the resolved spec and the data set; then catch up with what ended before."""
+        """Open the parent run with the resolved spec and the data set; complete the runs of ended trials."""
         self._open_parent()
         controller = self._controller
         best = controller.leaderboard()
         self._best = best[0].value if best else None
         ended = [trial for trial in controller.trials.values() if trial.state in ENDED]
-        self._ended = len(ended)
+        self._n_ended = len(ended)
         for trial in ended:
-            # Its process ended between the study's end of it and the run's, or before its figures were drawn.
-            if not (self._log.ended(trial_key(trial.number)) and self._drawn(trial)):
+            # The process ended after the study recorded its end and before the run did, or before its figures.
+            if not (self._log.ended(trial_key(trial.number)) and self._has_figures(trial)):
                 self._note_end(trial)
         self._note_best()
-        self._refreshing.start()
+        self._sweep_report.start()
 
     def _open_parent(self) -> None:
         spec = self._spec
@@ -111,7 +112,7 @@ class Recorder:
             skipped = self._folder / "skipped.csv"
             write_csv(skipped, ["id", "reason"], [(item.id, item.reason) for item in self._manifest.skipped])
             self._log.artifact(SWEEP, skipped)
-        self._reporting.start()
+        self._data_report.start()
 
     def _report_data(self) -> None:
         try:
@@ -125,20 +126,20 @@ class Recorder:
                 build_data_report(self._manifest, home), self._folder / "data" / "report.html"
             ):
                 self._log.artifact(SWEEP, file, "data")
-        except Exception:  # a page that cannot be made must not cost the sweep
-            if not (self._leaving or self._over.is_set()):  # else nobody waits for it any more
+        except Exception:  # a failed report must not end the sweep
+            if not (self._interrupted or self._stopped.is_set()):  # else nothing waits for it
                 log.exception("data report of %s", self._sweep_id)
 
     def _refresh_report(self) -> None:
-        pause = REFRESH_SECONDS
-        while not self._over.wait(pause):
-            pause = max(REFRESH_SECONDS, self._report_sweep() / REFRESH_SHARE)
+        pause = MIN_REFRESH_SECONDS
+        while not self._stopped.wait(pause):
+            pause = max(MIN_REFRESH_SECONDS, self._report_sweep() / MAX_REFRESH_LOAD)
 
     def _report_sweep(self, ended_by: str = "") -> float:
-        """Write the sweep's report and log it; returns the seconds it took."""
+        """Write the sweep's report and log it; returns the CPU seconds that it took."""
         start = time.thread_time()
         try:
-            from binsweep.search.report.sweep_report import (  # they read what the run log holds by now
+            from binsweep.search.report.sweep_report import (  # takes a second to import
                 describe,
                 write_report,
             )
@@ -147,8 +148,8 @@ class Recorder:
             page = self._log.page(SWEEP)
             link = f"[Report]({page}/artifacts/report.html)\n\n" if page else ""
             self._log.tags(SWEEP, {DESCRIPTION: link + describe(self._folder, ended_by)})
-        except Exception:  # a page that cannot be made must not cost the sweep
-            if not self._leaving:
+        except Exception:  # a failed report must not end the sweep
+            if not self._interrupted:
                 log.exception("report of %s", self._sweep_id)
         return time.thread_time() - start
 
@@ -165,19 +166,19 @@ class Recorder:
             "optuna.trial": str(trial.number),
             "arithmetic": f"{precision}, channels_last, fused {trial.settings.optimizer}",
             "threads": str(trial.threads),
-            "workers": str(trial.share.workers),
-            "cpus": f"{trial.share.cpus:g}",
-            "gpus": f"{trial.share.gpus:g}",
+            "workers": str(trial.resources.workers),
+            "cpus": f"{trial.resources.cpus:g}",
+            "gpus": f"{trial.resources.gpus:g}",
             "suggested_because": trial.suggested,
             **({"resumed_because": trial.resumed} if trial.resumed else {}),
             "binsweep.kind": "trial",
             "state": trial.state,
         }
         settings = trial.settings
-        # Short enough for the lists of the UI; the rest stands in the description and the parameters.
-        name = f"{trial.number:03d} {settings.backbone} lr {short(settings.lr)} batch {settings.batch_size}"
+        # Short enough for the UI's lists; the description and the parameters hold the rest.
+        name = f"{trial.number:03d} {settings.backbone} lr {format_value(settings.lr)} batch {settings.batch_size}"
         params: Mapping[str, Any] = asdict(trial.settings)
-        self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _searched(trial))
+        self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _describe_params(trial))
         self._log_dataset(trial_key(trial.number))
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
@@ -187,11 +188,11 @@ class Recorder:
         tags = {finding.name: f"since epoch {finding.epoch}: {finding.text}" for finding in found}
         self._log.tags(trial_key(trial.number), tags)
 
-    def trial_halted(self, trial: TrialRecord, reason: str) -> None:
+    def trial_suspended(self, trial: TrialRecord, reason: str) -> None:
         self._log.tags(trial_key(trial.number), {"state": trial.state, "halted_because": reason})
 
     def trial_ended(self, trial: TrialRecord) -> None:
-        self._ended += 1
+        self._n_ended += 1
         if (
             trial.state != "failed"
             and trial.feasible
@@ -204,8 +205,8 @@ class Recorder:
 
     def _note_best(self) -> None:
         if self._best is not None:
-            # Counted by ends, not by numbers: trials end out of order, and MLflow shows the highest step as the latest.
-            self._log.metrics(SWEEP, self._ended, {f"best_{self._spec.metric}": self._best})
+            # The step counts ended trials: they end out of order, and MLflow takes the highest step for the latest.
+            self._log.metrics(SWEEP, self._n_ended, {f"best_{self._spec.metric}": self._best})
 
     def _note_end(self, trial: TrialRecord) -> None:
         key = trial_key(trial.number)
@@ -214,28 +215,28 @@ class Recorder:
             f"- {finding.name} since epoch {finding.epoch}: {finding.text}"
             for finding in read_findings(trial.folder)
         ]
-        note = "\n\n".join([_searched(trial), state, "\n".join(warnings)]).strip()
-        within = str(trial.feasible).lower()
+        note = "\n\n".join([_describe_params(trial), state, "\n".join(warnings)]).strip()
+        within_limits = str(trial.feasible).lower()
         tags = {
             "state": trial.state,
             "ended_because": trial.reason,
-            "within_limits": within,
+            "within_limits": within_limits,
             DESCRIPTION: note,
         }
         self._log.tags(key, tags)
         if trial.value is not None:
             best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
             self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
-        self._pending.append(self._drawing.submit(self._close_trial, trial))
+        self._pending.append(self._figure_pool.submit(self._close_trial, trial))
 
-    def _drawn(self, trial: TrialRecord) -> bool:
+    def _has_figures(self, trial: TrialRecord) -> bool:
         return (trial.folder / FIGURES).exists() or not (trial.folder / BEST).exists()
 
     def _close_trial(self, trial: TrialRecord) -> None:
         key = trial_key(trial.number)
         try:
             self._write_artifacts(trial, key)
-        except Exception:  # a picture that cannot be drawn must not cost the sweep
+        except Exception:  # a failed figure must not end the sweep
             log.exception("artifacts of %s", key)
         self._log.end_run(key, _status(trial))
         self.prune()
@@ -262,20 +263,20 @@ class Recorder:
             self._log.artifact(key, folder, FIGURES)
 
     def prune(self) -> None:
-        """Remove the weights of ended trials behind the first KEPT of these, once the tracking server has them.
+        """Keep the checkpoints of the best MAX_KEPT_CHECKPOINTS ended trials; remove others that the server has.
 
-        One that has not ended holds nobody's place: it may still fail, and then the next one moves up.
+        Trials that have not ended do not count: they may still fail.
         """
         ended = [trial for trial in self._controller.leaderboard() if trial.state in ENDED]
-        for trial in ended[KEPT:]:
+        for trial in ended[MAX_KEPT_CHECKPOINTS:]:
             if self._log.delivered(trial_key(trial.number)):
                 (trial.folder / BEST).unlink(missing_ok=True)
 
     def sweep_interrupted(self, why: str, status: str) -> None:
-        """Leave soon: what has not ended is marked so that it can go on, and figures wait for then."""
-        self._leaving = True
-        self._over.set()
-        self._drawing.shutdown(wait=True, cancel_futures=True)  # for the figure in hand; one takes a second
+        """Mark the open trials as interrupted, so that they can be resumed; pending figures are left for then."""
+        self._interrupted = True
+        self._stopped.set()
+        self._figure_pool.shutdown(wait=True, cancel_futures=True)  # the figure in progress takes a second
         for trial in self._controller.trials.values():
             key = trial_key(trial.number)
             if trial.state not in ENDED:
@@ -287,11 +288,11 @@ class Recorder:
         self._log.end_run(SWEEP, status)
 
     def sweep_ended(self, status: str) -> None:
-        """Wait for the last figures and a while for the data report; then close the parent run with the leaderboard."""
+        """Wait for the figures and, limited, for the data report; then close the parent run with the leaderboard."""
         self._wait_for_figures()
         self._wait_for_data_report()
-        self._over.set()
-        self._refreshing.join()
+        self._stopped.set()
+        self._sweep_report.join()
         controller = self._controller
         file = self._folder / "leaderboard.csv"
         names = list(self._spec.space)
@@ -311,28 +312,26 @@ class Recorder:
         self._log.end_run(SWEEP, status)
 
     def _wait_for_figures(self) -> None:
-        wait(self._pending, SILENT_SECONDS)
+        wait(self._pending, MAX_SILENT_SECONDS)
         if left := sum(not future.done() for future in self._pending):
-            print(
-                f"the figures of {left} trial{'s' * (left > 1)} are being drawn", file=sys.stderr, flush=True
-            )
+            print(f"drawing the figures of {left} trial{'s' * (left > 1)}", file=sys.stderr, flush=True)
         for future in self._pending:
             future.result()
-        self._drawing.shutdown()
+        self._figure_pool.shutdown()
 
     def _wait_for_data_report(self) -> None:
-        self._reporting.join(SILENT_SECONDS)
-        if self._reporting.is_alive():
+        self._data_report.join(MAX_SILENT_SECONDS)
+        if self._data_report.is_alive():
             many = f"{len(self._manifest.items):,} images"
-            said = f"waiting up to {clock(REPORT_SECONDS)} for the data report of {many}"
-            print(said, file=sys.stderr, flush=True)
-            self._reporting.join(REPORT_SECONDS)
-        if self._reporting.is_alive():
-            said = f"the sweep ends without it: `binsweep data report {self._manifest.source}` makes it"
-            print(said, file=sys.stderr, flush=True)
+            text = f"waiting up to {format_duration(MAX_DATA_REPORT_SECONDS)} for the data report of {many}"
+            print(text, file=sys.stderr, flush=True)
+            self._data_report.join(MAX_DATA_REPORT_SECONDS)
+        if self._data_report.is_alive():
+            text = f"the sweep ends without it: `binsweep data report {self._manifest.source}` writes it"
+            print(text, file=sys.stderr, flush=True)
 
     def _write_front(self, cost: str) -> None:
-        """The trials that no other one beats in both the metric and a cost."""
+        """Write the Pareto front of the metric and a cost."""
         file = self._folder / "pareto.csv"
         metric, names = self._spec.metric, list(self._spec.space)
         rows = [
@@ -347,7 +346,7 @@ def _status(trial: TrialRecord) -> str:
     return "FAILED" if trial.state == "failed" else "FINISHED"
 
 
-def _searched(trial: TrialRecord) -> str:
-    """What a trial tries, in a sentence."""
-    searched = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+def _describe_params(trial: TrialRecord) -> str:
+    """The parameters of a trial as a sentence."""
+    searched = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
     return f"Trial {trial.number}: {searched}."

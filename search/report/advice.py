@@ -11,7 +11,7 @@ import optuna
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
 from binsweep.search.report.axis import axis_of, axis_value
 from binsweep.search.spec.space import Choice
-from binsweep.search.terminal.format import clock, short, shown
+from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
 MIN_TRIALS = 10  # for any statement about the space
 MIN_TRIALS_TO_FIX = 30  # for the statement that a parameter is unimportant
@@ -54,7 +54,7 @@ def verdict(history: SweepHistory) -> list[str]:
     best = leaders[0]
     which = "Best so far:" if history.status == "running" else f"The best of {many} is"
     at = f"at epoch {best.epoch} of {best.epochs}"
-    lines = [f"{which} trial {best.number} with {metric} {shown(metric, best.value)}, {at}."]
+    lines = [f"{which} trial {best.number} with {metric} {format_metric(metric, best.value)}, {at}."]
     if metric == "val_accuracy" and history.guess is not None and best.value is not None:
         gain = 100 * (best.value - history.guess)
         side = "above" if gain >= 0 else "BELOW"
@@ -65,12 +65,12 @@ def verdict(history: SweepHistory) -> list[str]:
     for name, error in history.guess_errors.items():
         if (reached := best.best.get(name, -math.inf)) >= error:
             lines.append(
-                f"Always guessing the commonest count has a {name} of {shown(name, error)}: "
-                f"the best trial, with {shown(name, reached)}, is no better."
+                f"Always guessing the commonest count has a {name} of {format_metric(name, error)}: "
+                f"the best trial, with {format_metric(name, reached)}, is no better."
             )
     if len(leaders) >= MIN_TRIALS:
         fifth = leaders[4]
-        lines.append(f"Five trials reached {shown(metric, fifth.value)} or better.")
+        lines.append(f"Five trials reached {format_metric(metric, fifth.value)} or better.")
         latest = improvements(history)[-1][0]
         share = latest / max(history.seconds, 1e-9)
         if history.status == "finished" and share < 0.5:
@@ -119,7 +119,7 @@ def next_steps(history: SweepHistory, weights: Mapping[str, float]) -> list[str]
             else _on_range(name, good, history)
         )
     if idle:
-        values = ", ".join(f"{name} at {short(leaders[0].params.get(name))}" for name in idle)
+        values = ", ".join(f"{name} at {format_value(leaders[0].params.get(name))}" for name in idle)
         steps.append(f"Hardly any importance (each below {MIN_IMPORTANCE:.0%}): fix {values}.")
     return steps or [
         "The good trials are spread over the whole space: nothing to narrow, and none at an edge."
@@ -157,14 +157,16 @@ def _on_range(name: str, good: Sequence[TrialHistory], history: SweepHistory) ->
     best: Any = good[0].params[name]
     if axis.place(axis_value(dimension, best)) <= EDGE_WIDTH and places[len(places) // 2] <= 2 * EDGE_WIDTH:
         return [
-            f"{name}: the best lies at the lower edge ({short(best)}); search below {short(axis.low)} too."
+            f"{name}: the best lies at the lower edge ({format_value(best)}); "
+            f"search below {format_value(axis.low)} too."
         ]
     if (
         axis.place(axis_value(dimension, best)) >= 1 - EDGE_WIDTH
         and places[len(places) // 2] >= 1 - 2 * EDGE_WIDTH
     ):
         return [
-            f"{name}: the best lies at the upper edge ({short(best)}); search above {short(axis.high)} too."
+            f"{name}: the best lies at the upper edge ({format_value(best)}); "
+            f"search above {format_value(axis.high)} too."
         ]
     if high - low < MAX_NARROW_WIDTH and len(good) >= 4:
         ends = [
@@ -187,6 +189,7 @@ def balance(history: SweepHistory) -> str:
     if len(loads) < 2 or max(loads) == 0 or min(loads) >= 0.7 * max(loads):
         return ""
     return (
-        f"Unbalanced workers: the busiest worked {clock(max(loads))}, the idlest {clock(min(loads))}. "
+        f"Unbalanced workers: the busiest worked {format_duration(max(loads))}, "
+        f"the idlest {format_duration(min(loads))}. "
         "Shorter trials, or more of them, fill the gaps at the end."
     )

@@ -19,7 +19,7 @@ from binsweep.search.history.sweep_history import (
     throughput,
     warning_counts,
 )
-from binsweep.search.terminal.format import clock, short, shown
+from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
 MAX_ROWS = 10  # of the best trials
 REFRESH_SECONDS = 2.0  # at least; longer if a refresh takes long
@@ -56,8 +56,8 @@ def format_lines(history: SweepHistory) -> list[str]:
     ]
     if leaders := history.leaders:
         best = leaders[0]
-        params = ", ".join(f"{name} {short(value)}" for name, value in best.params.items())
-        value = f"{spec.metric} {shown(spec.metric, best.value)}"
+        params = ", ".join(f"{name} {format_value(value)}" for name, value in best.params.items())
+        value = f"{spec.metric} {format_metric(spec.metric, best.value)}"
         lines.append(f"best: {value}, trial {best.number} at epoch {best.epoch} of {best.epochs}: {params}")
     if reached := epochs_reached(history):
         lines.append(
@@ -77,9 +77,9 @@ def format_lines(history: SweepHistory) -> list[str]:
         if history.status != "running"
         else ", time left not known yet"
         if left is None
-        else f", about {clock(left)} left"
+        else f", about {format_duration(left)} left"
     )
-    lines.append(f"time: {clock(history.seconds)} with {history.slots} at once{ahead}")
+    lines.append(f"time: {format_duration(history.seconds)} with {history.slots} at once{ahead}")
     lines.append(f"cost: {cost_text(history, left or 0.0)}")
     return lines
 
@@ -112,10 +112,10 @@ def screen(history: SweepHistory) -> RenderableType:
     for trial in [*leaders, *running]:
         table.add_row(
             str(trial.number),
-            shown(history.spec.metric, trial.value),
+            format_metric(history.spec.metric, trial.value),
             f"{trial.epochs_done}/{trial.epochs}",
             trial.state,
-            *(short(trial.params.get(name, "")) for name in names),
+            *(format_value(trial.params.get(name, "")) for name in names),
             ", ".join(name.partition(".")[2] for name in trial.warnings),
         )
     return Group(*map(Text, format_lines(history)), table)

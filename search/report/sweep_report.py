@@ -19,7 +19,7 @@ from binsweep.search.history.sweep_history import SweepHistory, TrialHistory, th
 from binsweep.search.report.advice import balance, importances, improvements, next_steps, verdict
 from binsweep.search.report.axis import Axis, axis_around, axis_of, axis_value
 from binsweep.search.report.svg_charts import BLUE, GREEN, GREY, ORANGE, RED, Chart, parallel, shade
-from binsweep.search.terminal.format import clock, short, shown
+from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
 PAGE_NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -104,7 +104,10 @@ def _facts(history: SweepHistory) -> list[tuple[str, str]]:
             + ", ".join(f"{number} {state}" for state, number in states.most_common()),
         ),
         ("epochs trained", f"{sum(trial.epochs_done for trial in history.trials):,}"),
-        ("time", f"{clock(history.seconds)} with {history.slots} worker{'s' if history.slots != 1 else ''}"),
+        (
+            "time",
+            f"{format_duration(history.seconds)} with {history.slots} worker{'s' if history.slots != 1 else ''}",
+        ),
         ("cost", spent),
         ("speed", f"{rate:,.0f} images/s in training (median trial)" if rate else "-"),
         ("data", str(history.spec.data.source)),
@@ -114,18 +117,22 @@ def _facts(history: SweepHistory) -> list[tuple[str, str]]:
 def _row(trial: TrialHistory, metric: str, names: list[str]) -> dict[str, Any]:
     return {
         "trial": trial,
-        "value": shown(metric, trial.value),
+        "value": format_metric(metric, trial.value),
         "sort": trial.value,
         "rmse": trial.best.get("val_rmse", math.nan),
-        "params": [(short(value), value) for value in (trial.params.get(name, "") for name in names)],
+        "params": [(format_value(value), value) for value in (trial.params.get(name, "") for name in names)],
         "warnings": [name.partition(".")[2].replace("_", " ") for name in trial.warnings],
     }
 
 
 def _tooltip(trial: TrialHistory, metric: str) -> str:
     """The tooltip of a trial."""
-    params = "\n".join(f"{name}: {short(value)}" for name, value in trial.params.items())
-    value = f"{metric} {shown(metric, trial.value)} at epoch {trial.epoch}" if trial.epoch else "no result"
+    params = "\n".join(f"{name}: {format_value(value)}" for name, value in trial.params.items())
+    value = (
+        f"{metric} {format_metric(metric, trial.value)} at epoch {trial.epoch}"
+        if trial.epoch
+        else "no result"
+    )
     reason = f" ({trial.reason})" if trial.reason else ""
     state = f"{trial.state} after {trial.epochs_done} of {trial.epochs} epochs{reason}"
     return f"trial {trial.number}: {value}\n{state}\n{params}"

@@ -1,8 +1,8 @@
-"""Durations and values in words, for whoever must not wait for heavy imports."""
+"""Durations and values as text, without slow imports."""
 
 
-def clock(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+def format_duration(seconds: float) -> str:
+    """A duration: 42 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -11,13 +11,13 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def shown(metric: str, value: float | None) -> str:
-    """A metric's value: accuracies in percent, all else with three decimals."""
+def format_metric(metric: str, value: float | None) -> str:
+    """The value of a metric: accuracies in percent, others with three decimals."""
     if value is None:
         return "-"
     return f"{value:.1%}" if "accuracy" in metric else f"{value:.3f}"
 
 
-def short(value: object) -> str:
-    """A parameter's value in few characters."""
+def format_value(value: object) -> str:
+    """The value of a parameter, with two significant digits."""
     return f"{value:.2g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, and one line a phase elsewhere."""
+"""Progress of long steps, on stderr: bars on a terminal, one line for each step elsewhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,38 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from binsweep.search.terminal.format import clock
+from binsweep.search.terminal.format import format_duration
+
+
+class ProgressBar:
+    """The progress of one step, called with (done, total) images; prints one line at its end."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._total, self._start = name, 0, time.time()
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bars.add_task(name, total=None)
+
+    def __enter__(self) -> ProgressBar:
+        self._bars.start()
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        self._total = max(self._total, total)
+        self._bars.update(self._task, completed=done, total=total)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._bars.stop()
+        if kind is None:
+            images = f"{self._total:,} images, " if self._total else ""
+            duration = format_duration(time.time() - self._start)
+            print(f"{self._name}: {images}{duration}", file=sys.stderr, flush=True)
 
 
 class ProgressMeter:
-    """Progress of named phases: a bar with rate and time left on a terminal, one line for each phase elsewhere."""
+    """The progress of named phases, called with (phase, done, total): a bar with rate and remaining time on a
+    terminal, and one line for each phase."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -32,7 +59,7 @@ class ProgressMeter:
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         if phase != self._phase:
-            self._end()
+            self._end_phase()
             self._phase, self._start = phase, time.time()
             self._task = self._bars.add_task(phase, total=None, rate="-")
         self._done = done
@@ -40,14 +67,14 @@ class ProgressMeter:
             rate = f"{done / max(time.time() - self._start, 1e-3):,.0f}"
             self._bars.update(self._task, completed=done, total=total or None, rate=rate)
 
-    def _end(self) -> None:
+    def _end_phase(self) -> None:
         if self._phase:
-            seconds = time.time() - self._start
-            many = f"{self._done:,} in " if self._done else ""
-            print(f"{self._phase}: {many}{clock(seconds)}", file=sys.stderr, flush=True)
+            count = f"{self._done:,} in " if self._done else ""
+            duration = format_duration(time.time() - self._start)
+            print(f"{self._phase}: {count}{duration}", file=sys.stderr, flush=True)
             self._bars.remove_task(self._task)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self._end()
+            self._end_phase()
         self._bars.stop()

@@ -1,4 +1,4 @@
-"""The three streams of a process as a command finds them: closed, of few letters, or with nobody behind them."""
+"""The standard streams of a process: they may be closed, not UTF-8, or without a reader."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ import sys
 
 from binsweep.data.python_process import restart_in_utf8_mode
 
-_kept: list[
-    object
-] = []  # streams that were replaced: with the last reference to one its file would be closed
+_replaced: list[object] = []  # streams; without a reference, they would close their files
 
 
 def settle_streams() -> None:
-    """Let a command write what it has to say wherever it was started. First thing in the program.
+    """Make the standard streams usable wherever the command was started. Call it first.
 
-    Text is UTF-8 whatever the locale says, in files and for processes that are started from here as well. A closed
-    stream leads nowhere: else the next file that is opened would get its number, and what another process writes to it.
-    A character that stdout cannot show, such as one of a file's name that is not UTF-8, is written escaped.
+    Text is UTF-8 whatever the locale, also in files and in child processes. A closed stream is redirected to
+    /dev/null: otherwise the next opened file would get its number, and with it the output of other processes. A
+    character that stdout cannot encode, such as one of a file name that is not UTF-8, is escaped.
     """
-    _open_closed_ones()
+    _open_closed_streams()
     if not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8"):
         sys.stderr.flush()
         restart_in_utf8_mode()
-    # Whoever calls the program from Python may have put a stream of their own in the place of one.
+    # A caller in Python may have replaced a stream.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if isinstance(sys.stderr, io.TextIOWrapper):
-        _kept.append(sys.stderr)
-        sys.stderr = _Progress(
+        _replaced.append(sys.stderr)
+        sys.stderr = _TolerantStream(
             sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True
         )
 
 
-def _open_closed_ones() -> None:
+def _open_closed_streams() -> None:
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if sys.stdout is None:
@@ -49,26 +47,25 @@ def _open_closed_ones() -> None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
-class _Progress(io.TextIOWrapper):
-    """stderr. That nobody can read the progress any more, because a pipe, a terminal or a disk behind it is gone, ends
-    no sweep: it is dropped from then on."""
+class _TolerantStream(io.TextIOWrapper):
+    """stderr that drops its output once its pipe, terminal or disk is gone: that must not end a sweep."""
 
     def write(self, text: str) -> int:
         try:
             return super().write(text)
         except OSError:
-            lead_nowhere(self.fileno())
+            redirect_to_null(self.fileno())
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
         except OSError:
-            lead_nowhere(self.fileno())
+            redirect_to_null(self.fileno())
 
 
-def lead_nowhere(number: int) -> None:
-    """Drop what is written to a stream from now on."""
+def redirect_to_null(number: int) -> None:
+    """Redirect a file descriptor to /dev/null."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""What is right and what is missing on this machine, each with a remedy."""
+"""Checks of this machine, each with a remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the report; `remedy` says what to do, empty where nothing need be done."""
+    """One line of the report; `remedy` says what to do, and is empty if nothing is wrong."""
 
     name: str
     ok: bool
@@ -46,7 +46,10 @@ def _versions(home: Path) -> CheckResult:
     text = ", ".join(f"{library} {version}" for library, version in versions.items() if version)
     missing = ", ".join(library for library, version in versions.items() if not version)
     return CheckResult(
-        "versions", not missing, text, f"install what constraints.txt names: {missing}" if missing else ""
+        "versions",
+        not missing,
+        text,
+        f"install the versions in constraints.txt: {missing}" if missing else "",
     )
 
 
@@ -59,13 +62,13 @@ def _cpu(home: Path) -> CheckResult:
     if have.free >= 4 * GIB:
         return CheckResult("cpu", True, text)
     more = "close other programs" if have.total >= 4 * GIB else "raise the memory limit of its container"
-    return CheckResult("cpu", False, text, f"a sweep wants 4 GiB: {more}")
+    return CheckResult("cpu", False, text, f"a sweep needs 4 GiB: {more}")
 
 
 def _gpu(home: Path) -> CheckResult:
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
-    return CheckResult("gpu", True, names or "none: trials run on the CPU")
+    return CheckResult("gpu", True, names or "none; trials run on the CPU")
 
 
 def _shared_memory(home: Path) -> CheckResult:
@@ -81,7 +84,7 @@ def _disk(home: Path) -> CheckResult:
     place = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(place).free / GIB
     if not os.access(place, os.W_OK | os.X_OK):
-        remedy = f"set BINSWEEP_HOME to a folder where you may write (now {home})"
+        remedy = f"set BINSWEEP_HOME to a writable folder (now {home})"
         return CheckResult("disk", False, f"{place} cannot be written", remedy)
     remedy = "" if free >= 2 else f"free some space, or set BINSWEEP_HOME to a larger disk (now {home})"
     return CheckResult("disk", free >= 2, f"{free:.1f} GiB free at {place}", remedy)
@@ -105,7 +108,7 @@ def _ray(home: Path) -> CheckResult:
 
         with start_ray(1):
             return CheckResult("ray", True, "starts and stops")
-    except Exception as error:  # Ray fails in many ways; all of them are this line's news
+    except Exception as error:  # Ray fails in many ways
         return CheckResult(
             "ray", False, f"{type(error).__name__}: {error}", "sweeps still run with --runner local"
         )
@@ -113,7 +116,7 @@ def _ray(home: Path) -> CheckResult:
 
 def _mlflow(home: Path) -> CheckResult:
     with tempfile.TemporaryDirectory() as elsewhere:
-        # A home that has no server yet is left as it is.
+        # A home without a server is not changed.
         place = home if (home / "mlflow").is_dir() else Path(elsewhere)
         try:
             with tracking_server(place) as uri:
@@ -128,7 +131,7 @@ def _mlflow(home: Path) -> CheckResult:
 def _weights(home: Path) -> CheckResult:
     have = available_offline()
     missing = [name for name in ARCHITECTURES if name not in have]
-    remedy = f"others need a file each: model.weights: FOLDER ({', '.join(missing)})" if missing else ""
+    remedy = f"for {', '.join(missing)}, set model.weights to a folder with their files" if missing else ""
     return CheckResult("weights", bool(have), f"imagenet, offline: {', '.join(have) or 'none'}", remedy)
 
 
@@ -143,7 +146,7 @@ def examine(home: Path) -> list[CheckResult]:
     for check in CHECKS:
         try:
             findings.append(check(home))
-        except Exception as error:  # a broken driver or a disk that hangs is one line, and the others follow
+        except Exception as error:  # such as a broken driver or disk; the other checks still run
             name, text = check.__name__.strip("_"), f"{type(error).__name__}: {error}"
-            findings.append(CheckResult(name, False, text, "this could not be looked at: mend what it says"))
+            findings.append(CheckResult(name, False, text, "the check failed: fix the error that it reports"))
     return findings

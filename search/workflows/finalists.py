@@ -1,8 +1,8 @@
-"""Candidates, not lucky winners: a sweep's best configurations trained again, and what answers in the end.
+"""Finalists: a sweep's best configurations trained again, and the final model.
 
-The best of many trials is partly lucky. So the first few are trained again with fresh seeds, from the same banks,
-and chosen by their mean validation value. Whatever a model may do beyond (average, mirror, round) it does only if
-the validation split says so beyond chance.
+The best of many trials is partly lucky. Therefore the first few are trained again with fresh seeds, from the same
+banks, and chosen by their mean validation value. Averaging, mirroring and other decodings are used only if they are
+significantly better on the validation split.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,21 +36,21 @@ from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
 from binsweep.search.recording.recorder import FIGURES
 from binsweep.search.spec.objective import is_finite
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.terminal.format import shown
+from binsweep.search.terminal.format import format_metric
 from binsweep.tracking.evaluation.figures import write_evaluation
 from binsweep.tracking.promotion.candidate import measure_of
 from binsweep.tracking.promotion.paired_tests import ALPHA, p_value
 from binsweep.tracking.run_tags import environment_tags
 from binsweep.tracking.runlog.run_log import RunLog
 
-DONE = "done.json"
-PRIME = 15_485_863  # far from the seeds of neighbouring trials
-BATCH = 32
+DONE_FILE = "done.json"
+SEED_STRIDE = 15_485_863  # keeps fresh seeds far from the seeds of other trials
+PREDICT_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Training:
-    """A configuration trained again: the run log's key of its run, and its best epoch's checkpoint."""
+    """A configuration trained again: the run log's key of its run, and the checkpoint of its best epoch."""
 
     key: str
     checkpoint: Path
@@ -59,7 +59,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial of the sweep, its value there, and its trainings with fresh seeds, best first."""
+    """A trial of the sweep, its value in it, and its trainings with fresh seeds, best first."""
 
     number: int
     value: float
@@ -71,9 +71,19 @@ class Finalist:
         return mean(training.value for training in self.trainings)
 
 
+class Inference(NamedTuple):
+    """How the final model predicts: the number of averaged trainings, whether the mirror image is averaged too, and
+    how a distribution becomes one count; `notes` lists every alternative that was tried."""
+
+    members: int
+    flip: bool
+    decoding: Decoding
+    notes: list[str]
+
+
 @dataclass(frozen=True)
 class FinalModel:
-    """What answers in the end, its run's key, what it says about the validation split [N, K], and why it is this."""
+    """The final model, its run's key, its probabilities on the validation split [N, K], and notes on the choice."""
 
     key: str
     predictor: Predictor
@@ -81,8 +91,8 @@ class FinalModel:
     notes: list[str]
 
 
-def _fresh(settings: Settings, number: int) -> Settings:
-    return replace(settings, seed=(settings.seed + number * PRIME) % 2**31)
+def _with_fresh_seed(settings: Settings, number: int) -> Settings:
+    return replace(settings, seed=(settings.seed + number * SEED_STRIDE) % 2**31)
 
 
 def train_finalists(
@@ -90,8 +100,8 @@ def train_finalists(
 ) -> list[Finalist]:
     """Train the first `register.finalists` of the leaderboard again, best mean first; each training is a child run.
 
-    What an earlier call finished is taken as it is, and a training that was cut short goes on from its last epoch.
-    A configuration with a training that diverged is left out; UserError where that leaves none.
+    Trainings that an earlier call has finished are reused, and an interrupted one is resumed. A configuration with a
+    diverged training is left out; raises UserError if none remains.
     """
     finalists = []
     chosen = leaders[: spec.register.finalists]
@@ -107,8 +117,12 @@ def train_finalists(
         for seed in range(1, spec.register.seeds + 1):
             name = f"trial {leader['number']}, seed {seed} of {spec.register.seeds}"
             training = _train_again(folder, spec, data, leader["number"], seed, settings, runlog)
-            said = "diverged" if training is None else f"{spec.metric} {shown(spec.metric, training.value)}"
-            print(f"finalist {place} of {len(chosen)}: {name}: {said}", file=sys.stderr)
+            outcome = (
+                "diverged"
+                if training is None
+                else f"{spec.metric} {format_metric(spec.metric, training.value)}"
+            )
+            print(f"finalist {place} of {len(chosen)}: {name}: {outcome}", file=sys.stderr)
             if training is not None:
                 trainings.append(training)
         if len(trainings) == spec.register.seeds:
@@ -117,7 +131,7 @@ def train_finalists(
     if not finalists:
         raise UserError(
             f"every finalist of {folder.name} diverged with a fresh seed",
-            "a narrower space, or register.finalists: 0",
+            "narrow the space, or set register.finalists: 0",
         )
     return sorted(finalists, key=lambda one: -spec.objective.sign * one.mean)
 
@@ -131,11 +145,11 @@ def _train_again(
     settings: Settings,
     runlog: RunLog,
 ) -> Training | None:
-    """One training of a finalist, unless it is done; None if it diverged."""
+    """One training of a finalist, unless an earlier call has finished it; None if it diverged."""
     key = finalist_key(number, seed)
     place = folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
-    fresh = _fresh(settings, seed)
-    if not (place / DONE).exists():
+    fresh = _with_fresh_seed(settings, seed)
+    if not (place / DONE_FILE).exists():
         _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, fresh)
         threads = threads_of(fresh.trainable, cores())
         task = TrialTask(number, fresh, place, spec.metric, spec.goal, threads, rules=spec.health)
@@ -147,7 +161,7 @@ def _train_again(
             diverged = not is_finite(metrics)
             return not diverged
 
-        with _same_threads_afterwards():
+        with _restored_threads():
             try:
                 run_trial(task, data, send)
             except BaseException:
@@ -155,14 +169,14 @@ def _train_again(
                 raise
         (place / LAST).unlink(missing_ok=True)
         _end_run(runlog, key, place, data, diverged)
-        write_json(place / DONE, {"diverged": diverged})
-    if json.loads((place / DONE).read_text())["diverged"]:
+        write_json(place / DONE_FILE, {"diverged": diverged})
+    if json.loads((place / DONE_FILE).read_text())["diverged"]:
         return None
     return Training(key, place / BEST, load_checkpoint(place / BEST).metrics[spec.metric])
 
 
 @contextlib.contextmanager
-def _same_threads_afterwards() -> Iterator[None]:
+def _restored_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     try:
         yield
@@ -194,34 +208,34 @@ def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: b
 def refit(
     folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, members: int, runlog: RunLog
 ) -> list[Training]:
-    """The finalist's first `members` trainings done over on train and validation together, for as many epochs as its
-    trainings took to their best on average. Their validation values prove nothing any more."""
+    """Train the finalist's first `members` trainings again on train and validation together, for the mean number of
+    epochs to their best. The validation values of the result are no evidence."""
     epochs = round(mean(load_checkpoint(training.checkpoint).epoch for training in finalist.trainings))
-    again = []
+    refitted = []
     for training in finalist.trainings[:members]:
         key = refit_key(training.key)
         place = training.checkpoint.parent / f"refit-{epochs}"
-        if not (place / DONE).exists():
+        if not (place / DONE_FILE).exists():
             place.mkdir(exist_ok=True)
             settings = load_checkpoint(training.checkpoint).settings
             _begin_run(runlog, key, f"refit of {training.key}", "refit", finalist.number, settings)
-            with _same_threads_afterwards():
+            with _restored_threads():
                 _train_on_both(settings, data, epochs, place, key, runlog)
             runlog.artifact(key, place / BEST, "weights")
             runlog.end_run(key, "FINISHED")
-            write_json(place / DONE, {"epochs": epochs})
+            write_json(place / DONE_FILE, {"epochs": epochs})
         print(f"refit on train and validation: {epochs} epochs, as its trainings took", file=sys.stderr)
-        again.append(Training(key, place / BEST, training.value))
-    return again
+        refitted.append(Training(key, place / BEST, training.value))
+    return refitted
 
 
 def _train_on_both(
     settings: Settings, data: TrialData, epochs: int, place: Path, key: str, runlog: RunLog
 ) -> None:
-    """The first `epochs` of a training on both splits, from where an earlier one was cut short."""
+    """Train `epochs` epochs on both splits; resumes an interrupted training."""
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
-        # What validation says of a model that learned from it is not worth a curve.
+        # Validation metrics of a model that was trained on validation mean nothing.
         runlog.metrics(key, epoch, {k: v for k, v in metrics.items() if not k.startswith("val_")})
         if epoch == epochs:
             snapshot.checkpoint().save(place / BEST)
@@ -235,13 +249,10 @@ def _train_on_both(
     (place / LAST).unlink(missing_ok=True)
 
 
-def choose_answer(
-    spec: SweepSpec, data: TrialData, checkpoints: Sequence[Checkpoint]
-) -> tuple[int, bool, Decoding, list[str]]:
-    """How a model answers: how many of the `checkpoints` (best first) are averaged, whether the mirror image counts,
-    and how a distribution becomes one count; with a note about each thing that was tried.
+def choose_inference(spec: SweepSpec, data: TrialData, checkpoints: Sequence[Checkpoint]) -> Inference:
+    """Choose the inference of the final model; `checkpoints` are ordered best first.
 
-    Each is taken only if it is better on validation beyond chance, in the sweep's objective.
+    An alternative is taken only if it is significantly better on validation, in the sweep's metric.
     """
     classes, measure = data.classes, measure_of(spec.metric)
     actual: Counts = np.asarray(classes)[data.validation.labels]
@@ -249,7 +260,7 @@ def choose_answer(
 
     def p_of(name: str, other: Counts, now: Counts, alpha: float) -> float:
         p = p_value(other, now, actual, measure)
-        new, old = (shown(measure, count_metrics(counts, actual)[measure]) for counts in (other, now))
+        new, old = (format_metric(measure, count_metrics(counts, actual)[measure]) for counts in (other, now))
         verdict = "taken" if p < alpha else "not taken"
         notes.append(f"{name}: validation {measure} {new} against {old} (p {p:.3f}), {verdict}")
         return p
@@ -261,49 +272,53 @@ def choose_answer(
         if p_of(f"mean of {len(checkpoints)} trainings", counts[0], counts[1], ALPHA) < ALPHA:
             members, table = len(checkpoints), mean_table
     if spec.register.flip:
-        both = _ask(Predictor([model_from_checkpoint(one) for one in checkpoints[:members]], flip=True), data)
+        both = _predict(
+            Predictor([model_from_checkpoint(one) for one in checkpoints[:members]], flip=True), data
+        )
         counts = [decode_counts(one, classes, "argmax") for one in (both, table)]
         if p_of("mean with the mirror image", counts[0], counts[1], ALPHA) < ALPHA:
             flip, table = True, both
     now = decode_counts(table, classes, "argmax")
-    alpha = ALPHA / (len(DECODINGS) - 1)  # as many others are tried, so each must be surer
+    alpha = ALPHA / (len(DECODINGS) - 1)  # Bonferroni, for the other decodings
     chances = {
         decoding: p_of(f"{decoding} instead of argmax", decode_counts(table, classes, decoding), now, alpha)
         for decoding in DECODINGS[1:]
     }
     surest = min(chances, key=lambda decoding: chances[decoding])
-    return members, flip, surest if chances[surest] < alpha else "argmax", notes
+    return Inference(members, flip, surest if chances[surest] < alpha else "argmax", notes)
 
 
-def find_answer(
+def build_final_model(
     folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, runlog: RunLog
 ) -> FinalModel:
-    """The model that a finalist becomes."""
+    """Build the final model from a finalist."""
     checkpoints = [load_checkpoint(training.checkpoint) for training in finalist.trainings]
-    members, flip, decoding, notes = choose_answer(spec, data, checkpoints)
+    members, flip, decoding, notes = choose_inference(spec, data, checkpoints)
     trainings, chosen = finalist.trainings[:members], checkpoints[:members]
     if spec.register.refit:
         trainings = refit(folder, spec, data, finalist, members, runlog)
         chosen = [load_checkpoint(training.checkpoint) for training in trainings]
         notes.append(f"trained again on train and validation together for {chosen[0].epoch} epochs")
     predictor = Predictor([model_from_checkpoint(one) for one in chosen], flip, decoding).eval()
-    validation = _ask(predictor, data) if flip else _mean(chosen)
+    validation = _predict(predictor, data) if flip else _mean(chosen)
     return FinalModel(trainings[0].key, predictor, validation, notes)
 
 
 def _mean(checkpoints: Sequence[Checkpoint]) -> NDArray[np.float32]:
-    """What they say on average about the validation split, float32 [N, K]."""
+    """The mean probabilities of checkpoints on the validation split, float32 [N, K]."""
     tables = [checkpoint.log_probabilities.exp().numpy() for checkpoint in checkpoints]
     average: NDArray[np.float32] = np.mean(tables, axis=0)
     return average
 
 
-def _ask(predictor: Predictor, data: TrialData) -> NDArray[np.float32]:
-    """What it says about the validation split, float32 [N, K]."""
+def _predict(predictor: Predictor, data: TrialData) -> NDArray[np.float32]:
+    """The probabilities on the validation split, float32 [N, K]."""
     predictor.eval().to(memory_format=torch.channels_last)
     pixels = data.validation.pixels
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(pixels), BATCH):
-            parts.append(predictor(torch.from_numpy(np.array(pixels[start : start + BATCH]))).numpy())
+        for start in range(0, len(pixels), PREDICT_BATCH_SIZE):
+            parts.append(
+                predictor(torch.from_numpy(np.array(pixels[start : start + PREDICT_BATCH_SIZE]))).numpy()
+            )
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""The label audit of a source: its files, and its words."""
+"""The label audit of a source: its files and its summary."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
 from binsweep.models.trial_data import TrialData
 from binsweep.tracking.evaluation.figures import MAX_MISTAKES, draw_mistakes, write_csv
 
-WORTH = 0.6  # accuracy out of fold below which the model's word against a label is worth little
+MIN_ACCURACY = 0.6  # out of fold; below it, the model's doubts about labels mean little
 COLUMNS = ("id", "split", "label", "suggested", "p_label", "p_suggested", "score", "issue")
 
 
 def run_audit(
     manifest: Manifest, home: Path, out: Path, image_size: int, backbone: str
 ) -> tuple[list[JudgedLabel], ExclusionEffect]:
-    """Audit a manifest's labels; writes audit.csv (all, ranked), exclude.csv and doubtful.jpg into `out`."""
+    """Audit a manifest's labels. Writes audit.csv (all, ranked), exclude.csv and doubtful.jpg into `out`."""
     banks = {name: open_pixel_bank(manifest, name, image_size, home) for name in ("train", "validation")}
     data = TrialData(manifest.classes, image_size, banks["train"], banks["validation"], bank_folder(home))
     doubts, effect = audit(data, backbone)
@@ -39,7 +39,7 @@ def _row(doubt: JudgedLabel) -> list[object]:
 
 
 def _draw(doubts: Sequence[JudgedLabel], banks: dict[str, PixelBank], path: Path) -> None:
-    """A contact sheet of the most doubtful: label, suggestion, and how sure (1 - score)."""
+    """Draw the photos with the most doubtful labels: label, suggestion, and confidence (1 - score)."""
     draw_mistakes(
         lambda place: banks[doubts[place].split].pixels[doubts[place].row],
         [doubt.id for doubt in doubts],
@@ -51,18 +51,18 @@ def _draw(doubts: Sequence[JudgedLabel], banks: dict[str, PixelBank], path: Path
 
 
 def effect_lines(effect: ExclusionEffect) -> list[str]:
-    """What leaving the issues out of training does on validation, in words."""
+    """The effect of training without the doubtful labels, on validation, as lines of text."""
     lines = [f"the model is right on {effect.model_accuracy:.1%} of the photos that it has not seen"]
-    if effect.model_accuracy < WORTH:
+    if effect.model_accuracy < MIN_ACCURACY:
         lines[0] += ": so little that these are photos to look at, not labels known to be wrong"
     if effect.unjudged:
         named = ", ".join(f"{many} of {count}" for count, many in effect.unjudged.items())
-        lines.append(f"not judged, because train has no other photo of their count: {named}")
+        lines.append(f"not judged, because train has no other photo of that count: {named}")
     lines += [f"on {effect.validation} photos of validation (the same linear model each time):"]
     for name, scores in (
         ("trained on all labels", effect.every),
         (f"without the {effect.excluded} doubtful of train", effect.without),
-        (f"without {effect.excluded} drawn by chance", effect.control),
+        (f"without {effect.excluded} drawn at random", effect.control),
     ):
         text = f"accuracy {scores['accuracy']:.1%}, RMSE {scores['rmse']:.3f}, loss {scores['loss']:.3f}"
         lines.append(f"  {name}: {text}")

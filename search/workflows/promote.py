@@ -1,4 +1,4 @@
-"""From a finished sweep to a decision about its best model."""
+"""Promote the best model of a finished sweep."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from binsweep.models.trial_data import TrialData
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.history.sweep_state import STATE, find_folder, load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec
-from binsweep.search.terminal.format import clock, short, shown
-from binsweep.search.workflows.finalists import Finalist, Training, find_answer, train_finalists
-from binsweep.search.workflows.sweep import open_data
+from binsweep.search.terminal.format import format_duration, format_metric, format_value
+from binsweep.search.workflows.finalists import Finalist, Training, build_final_model, train_finalists
+from binsweep.search.workflows.prepare import open_data
 from binsweep.search.workflows.sweep_data import spec_manifest
 from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.judge import PromotionDecision
 from binsweep.tracking.promotion.promote import promote
 from binsweep.tracking.runlog.run_log import RunLog
 
-SEND_SECONDS = 60.0
+MAX_SEND_SECONDS = 60.0
 
 
 def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
-    """A sweep's specification and its data, which must be what the sweep learned from."""
+    """The spec and the data of a sweep. Raises UserError if the data have changed since it ran."""
     folder = find_folder(home, sweep)
     state = load_state(folder)
     spec = parse_spec(state["spec"], str(folder / STATE))
     manifest = spec_manifest(spec, home)
     if manifest.fingerprint != state["fingerprint"]:
         raise UserError(
-            f"{spec.data.source} has changed since {folder.name} ran: its test split may hold what trials learned from",
-            "run the sweep again on the data as it is now",
+            f"{spec.data.source} has changed since {folder.name} ran: its test split may contain photos that trials "
+            "have seen",
+            "run the sweep again on the present data",
         )
     return spec, manifest
 
@@ -43,9 +44,9 @@ def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
 def promote_sweep(
     sweep: str, home: Path, tracking_uri: str, approved: bool = False, dry_run: bool = False
 ) -> tuple[str, PromotionDecision]:
-    """Let the sweep's best finalist face the gate; returns the model's name and the decision.
+    """Put the sweep's best finalist through the promotion gate; returns the model's name and the decision.
 
-    Finalists are trained first, also for a dry run; what an earlier call trained is taken as it is.
+    Finalists are trained first, also for a dry run, unless an earlier call has trained them.
     """
     folder = find_folder(home, sweep)
     spec, manifest = sweep_manifest(sweep, home)
@@ -67,7 +68,7 @@ def _candidate(
     state: dict[str, Any],
     tracking_uri: str,
 ) -> Candidate:
-    """The model of the finalist that is best on average, once MLflow has its run."""
+    """The model of the finalist with the best mean, after MLflow has received its run."""
     runlog = RunLog(folder / "spool", tracking_uri, spec.name)
     try:
         if spec.register.finalists:
@@ -76,37 +77,36 @@ def _candidate(
             best = state["leaderboard"][0]
             training = Training(trial_key(best["number"]), folder / best["checkpoint"], best["value"])
             finalists = [Finalist(best["number"], best["value"], [training])]
-        answer = find_answer(folder, spec, data, finalists[0], runlog)
-        runlog.flush(SEND_SECONDS)
-        run_id, page = runlog.sent_run_id(answer.key), runlog.sent_page(SWEEP)
+        final = build_final_model(folder, spec, data, finalists[0], runlog)
+        runlog.flush(MAX_SEND_SECONDS)
+        run_id, page = runlog.sent_run_id(final.key), runlog.sent_page(SWEEP)
     finally:
         runlog.close(0.0)
     if run_id is None:
         raise UserError(
-            f"the run {answer.key} of {folder.name} has not reached {tracking_uri}",
-            "try again when that server answers; nothing is lost",
+            f"the run {final.key} of {folder.name} has not reached {tracking_uri}",
+            "try again when the server answers; nothing is lost",
         )
     settings = load_checkpoint(finalists[0].trainings[0].checkpoint).settings
     origin = {
         "sweep": f"[{folder.name}]({page})" if page else folder.name,
         "searched": f"{spec.goal} {spec.metric} over {', '.join(spec.space)}",
-        "cost": f"{len(state['leaderboard'])} trials with a result in {clock(state['seconds'])}",
-        "settings": ", ".join(f"{name} {short(value)}" for name, value in asdict(settings).items()),
+        "cost": f"{len(state['leaderboard'])} trials with a result in {format_duration(state['seconds'])}",
+        "settings": ", ".join(f"{name} {format_value(value)}" for name, value in asdict(settings).items()),
         "licence of the data": spec.data.licence,
         "licence of the weights": weights_licence(settings.backbone, settings.weights),
     }
-    part = spec.data
     photos = {
-        "source": part.source,
-        # Those that the model knows, also where the spec leaves them to the data.
+        "source": spec.data.source,
+        # The model's classes, also if the spec does not list them.
         "classes": list(manifest.classes),
-        "split": part.split.model_dump(),
-        # Evaluations to come read the source whole: data.exclude takes from train alone.
+        "split": spec.data.split.model_dump(),
+        # Later evaluations read the whole source: data.exclude applies to train only.
         "fingerprint": manifest.full_fingerprint or manifest.fingerprint,
     }
-    notes = [*_finalist_notes(spec, finalists), *answer.notes]
+    notes = [*_finalist_notes(spec, finalists), *final.notes]
     return Candidate(
-        run_id, answer.predictor, manifest, spec.metric, folder.name, answer.validation, notes, origin, photos
+        run_id, final.predictor, manifest, spec.metric, folder.name, final.validation, notes, origin, photos
     )
 
 
@@ -114,11 +114,13 @@ def _finalist_notes(spec: SweepSpec, finalists: list[Finalist]) -> list[str]:
     if not spec.register.finalists:
         return [f"trial {finalists[0].number} as the sweep left it, the best of many by validation"]
 
-    def told(one: Finalist) -> str:
-        *again, before = (
-            shown(spec.metric, value) for value in [*(each.value for each in one.trainings), one.value]
+    def describe(finalist: Finalist) -> str:
+        *fresh, searched = (
+            format_metric(spec.metric, value)
+            for value in [*(training.value for training in finalist.trainings), finalist.value]
         )
-        return f"trial {one.number}: {shown(spec.metric, one.mean)} ({' and '.join(again)}; in the sweep {before})"
+        mean = format_metric(spec.metric, finalist.mean)
+        return f"trial {finalist.number}: {mean} ({' and '.join(fresh)}; in the sweep {searched})"
 
     seeds = f"{spec.register.seeds} fresh seed{'s' if spec.register.seeds > 1 else ''}"
-    return [f"finalists by mean {spec.metric} of {seeds}: " + "; ".join(map(told, finalists))]
+    return [f"finalists by mean {spec.metric} of {seeds}: " + "; ".join(map(describe, finalists))]

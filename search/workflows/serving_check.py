@@ -1,4 +1,4 @@
-"""`binsweep serve --check`: does the server of a registered model say what was stored when the model was judged?"""
+"""`binsweep serve --check`: compare a server's answers with the predictions by which the model was judged."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ from pathlib import Path
 import numpy as np
 
 from binsweep.data.errors import UserError
-from binsweep.search.recording.live_table import Step
+from binsweep.search.terminal.progress import ProgressBar
 from binsweep.search.workflows.evaluate import require_own_test_split
 from binsweep.tracking.promotion.gate import RuleResult, judge_served
 from binsweep.tracking.registry.versions import find_version, stored_predictions
 from binsweep.tracking.serving.model_server import BATCH_PHOTOS, predict, require_model, serve_model
 
-SINGLES = 100  # photos sent one by one, for the latency
-ANSWER_SECONDS = 120.0
+N_LATENCY_PHOTOS = 100  # sent one by one, for the latency
+MAX_ANSWER_SECONDS = 120.0
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
-class Checked:
-    """Whether the server agrees, and the milliseconds of one photo at the given percentiles."""
+class ServingCheck:
+    """Whether the server agrees, and percentiles of the latency of one photo in milliseconds."""
 
     model: str
     rule: RuleResult
     milliseconds: dict[int, float]
 
 
-def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | None = None) -> Checked:
-    """Serve a registered model, send it its whole test split, compare with the stored predictions, and end it.
+def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | None = None) -> ServingCheck:
+    """Serve a registered model, send it its test split, compare with the stored predictions, and end the server.
 
-    Raises UserError where the version, its predictions or its data cannot be had.
+    Raises UserError if the version, its predictions or its data are not available.
     """
     require_model(model_uri, tracking_uri)
     version = find_version(model_uri, tracking_uri)
     if version is None:
-        raise UserError(f"{model_uri} is not a registered version", "NAME, NAME@alias or NAME/version")
+        raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
     name = f"{version.name} version {version.version}"
     items = require_own_test_split(version.tags, name, home)
     stored = stored_predictions(tracking_uri, version)
-    # Test photos that are in train or validation too were not asked about.
+    # Test photos that are also in train or validation have no stored prediction.
     kept = set(stored["id"])
     items = tuple(item for item in items if item.id in kept)
     if list(stored["id"]) != [item.id for item in items]:
-        raise UserError(f"the stored predictions of {name} are of other photos", "promote a sweep anew")
+        raise UserError(f"the stored predictions of {name} are of other photos", "promote a sweep again")
     columns = [column for column in stored.columns if column.startswith("p") and column[1:].isdigit()]
     classes = tuple(int(column[1:]) for column in columns)
-    rows, seconds = [], []
+    rows, latencies = [], []
     with serve_model(f"models:/{version.name}/{version.version}", tracking_uri, port) as served:
-        with Step("asking the server") as step:
+        with ProgressBar("asking the server") as progress:
             for start in range(0, len(items), BATCH_PHOTOS):
                 photos = [item.path.read_bytes() for item in items[start : start + BATCH_PHOTOS]]
-                rows += predict(served.url, photos, ANSWER_SECONDS)
-                step(len(rows), len(items))
-        for item in items[:SINGLES]:
+                rows += predict(served.url, photos, MAX_ANSWER_SECONDS)
+                progress(len(rows), len(items))
+        for item in items[:N_LATENCY_PHOTOS]:
             photo = item.path.read_bytes()
             began = time.perf_counter()
-            predict(served.url, [photo], ANSWER_SECONDS)
-            seconds.append(time.perf_counter() - began)
+            predict(served.url, [photo], MAX_ANSWER_SECONDS)
+            latencies.append(time.perf_counter() - began)
     rule = judge_served(stored["predicted"].to_numpy(), stored[columns].to_numpy(), rows, classes)
-    milliseconds = {p: 1000 * float(np.percentile(seconds, p)) for p in PERCENTILES}
-    return Checked(name, rule, milliseconds)
+    milliseconds = {p: 1000 * float(np.percentile(latencies, p)) for p in PERCENTILES}
+    return ServingCheck(name, rule, milliseconds)

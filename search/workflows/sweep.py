@@ -1,4 +1,4 @@
-"""A sweep from its specification to its leaderboard, read top to bottom."""
+"""A sweep from its prepared data to its leaderboard."""
 
 from __future__ import annotations
 
@@ -8,94 +8,111 @@ import itertools
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from binsweep.data.banks.pixels import open_pixel_bank
-from binsweep.data.banks.store import bank_folder
-from binsweep.data.errors import UserError
-from binsweep.data.manifest import Manifest, format_skipped
 from binsweep.data.resource_limits import cores
 from binsweep.models.settings import Settings
-from binsweep.models.trial_data import TrialData, build_banks
-from binsweep.search.execution.controller import ENDED, Controller, ResourceUsage, TrialRecord
-from binsweep.search.execution.interrupts import take_note
+from binsweep.search.execution.budget import ResourceUsage
+from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.interrupts import acknowledge_interrupt
 from binsweep.search.execution.local_runner import run_local
-from binsweep.search.execution.resources import (
-    Node,
-    TrialResources,
-    check_resources,
-    fits,
-    share_of,
-)
-from binsweep.search.execution.trial import no_room
+from binsweep.search.execution.resources import Node, TrialResources, check_resources, fits, trial_resources
+from binsweep.search.execution.trial import is_disk_full
+from binsweep.search.execution.trial_record import ENDED, TrialRecord
 from binsweep.search.history.run_log_reader import resources_spent
-from binsweep.search.history.sweep_state import save_state
+from binsweep.search.history.sweep_state import Status, save_state
 from binsweep.search.recording.decision_log import DecisionLog
-from binsweep.search.recording.live_table import LiveTable, Step
+from binsweep.search.recording.live_table import LiveTable
 from binsweep.search.recording.recorder import Recorder
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
+from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 from binsweep.search.workflows.preflight import Runner
-from binsweep.search.workflows.sweep_data import spec_manifest
+from binsweep.search.workflows.prepare import PreparedSweep
 from binsweep.search.workflows.warm_start import WarmStart
 from binsweep.tracking.runlog.run_log import RunLog
 
-STALLED_SECONDS = 60.0  # a tracking server that takes nothing for so long is left to `binsweep sync`
-INTERRUPTED_SECONDS = 8.0  # who asked a sweep to leave wants it gone within 15 s
+MAX_STALLED_SECONDS = (
+    60.0  # without progress of the tracking server, after which `binsweep sync` sends the rest
+)
+MAX_FLUSH_SECONDS = 8.0  # an interrupted sweep should end within 15 s
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a sweep went; `halted`: it was given up for `ended_by`, and can go on; `unsent` is how many records the
-    tracking server has not had yet."""
+    """How a sweep went. A `suspended` sweep was given up for the reason in `ended_by` and can be resumed; `unsent`
+    counts the records that the tracking server does not have yet."""
 
     id: str
     folder: Path
     leaderboard: list[TrialRecord]
     failed: list[TrialRecord]
     ended_by: str
-    halted: bool
+    suspended: bool
     unsent: int
 
 
-def prepare(spec: SweepSpec, home: Path) -> tuple[Manifest, TrialData]:
-    """Read the data, check it against the spec, and build every bank that the trials will share."""
-    with Step("reading the data") as step:
-        manifest = spec_manifest(spec, home, step)
-    if manifest.skipped:
-        print(f"skipped {len(manifest.skipped):,} files: {format_skipped(manifest.skipped)}", file=sys.stderr)
-    for gap in manifest.coverage_warnings():
-        print(f"warning: {gap}", file=sys.stderr)
-    largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
-    if largest > train:
-        raise UserError(
-            f"batch_size: up to {largest} asked, the train split has {train} images",
-            f"set it to at most {train}",
-        )
-    data = open_data(spec, manifest, home)
-    names = ("backbone", "weights", "trainable", "precision", "augment", "views")
-    for values in itertools.product(*(spec.values(name) for name in names)):
-        settings = replace(spec.settings, **dict(zip(names, values, strict=True)))
-        with Step(f"features of {settings.backbone}") as step:
-            build_banks(settings, data, step)
-    return manifest, data
+def run_sweep(
+    prepared: PreparedSweep,
+    runner: Runner,
+    tracking_uri: str,
+    unfinished: Path | None = None,
+    warm_start: WarmStart | None = None,
+    trace: bool = False,
+    cluster: Sequence[Node] | None = None,
+) -> SweepResult:
+    """Run a prepared sweep, or resume the one in the folder `unfinished`; results go to MLflow and to its folder.
 
+    A new sweep may use a `warm_start`. `trace` turns on torch.profiler for a few steps of each trial. On a `cluster`
+    that this process has joined, the trials spread over its nodes, which need not share a disk with this one.
 
-def open_data(spec: SweepSpec, manifest: Manifest, home: Path) -> TrialData:
-    """The decoded splits from which trials learn."""
-    with Step("decoding") as step:
-        train, validation = (
-            open_pixel_bank(manifest, name, spec.data.image_size, home, step)
-            for name in ("train", "validation")
-        )
-    return TrialData(manifest.classes, spec.data.image_size, train, validation, bank_folder(home))
+    On KeyboardInterrupt, or when the runner itself fails, the sweep is left so that it can be resumed. Raises
+    UserError if another process runs it.
+    """
+    spec = prepared.spec
+    with ExitStack() as stack:
+        nodes: list[Node] = []
+        if runner == "ray":
+            from binsweep.search.ray_backend.runner import start_ray  # Ray takes seconds to import
+
+            nodes = list(cluster or [stack.enter_context(start_ray(cores()))])
+        slots = check_resources(spec.resources, nodes, "Ray") if nodes else 1
+        spent = ResourceUsage() if unfinished is None else resources_spent(unfinished)
+        folder = unfinished or new_folder(prepared.home, spec.name)
+        runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
+        strategy = _open_strategy(spec, folder, warm_start)
+        controller = _controller(spec, strategy, folder, nodes, spent, trace)
+        sweep = _OpenSweep(prepared, folder, runlog, controller, slots)
+        interrupted = False
+        try:
+            with LiveTable(spec, controller):
+                sweep.run_trials(runner, on_cluster=cluster is not None)
+            sweep.record_end()
+        except BaseException as error:
+            interrupted = True
+            acknowledge_interrupt()
+            sweep.record_interruption(error)
+            if not is_disk_full(error):
+                raise
+        finally:
+            unsent = sweep.close(interrupted)
+    failed = [trial for trial in controller.trials.values() if trial.state == "failed"]
+    return SweepResult(
+        folder.name,
+        folder,
+        controller.leaderboard(),
+        failed,
+        controller.ended_by,
+        controller.suspended,
+        unsent,
+    )
 
 
 def new_folder(home: Path, name: str) -> Path:
-    """A folder for the next sweep of this name: home/sweeps/NAME-1, NAME-2, ...; made atomically."""
+    """Create the folder of the next sweep of this name, atomically: home/sweeps/NAME-1, NAME-2, ..."""
     for number in itertools.count(1):
         folder = home / "sweeps" / f"{name}-{number}"
         try:
@@ -106,112 +123,111 @@ def new_folder(home: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _send_rest(runlog: RunLog, hurried: bool) -> int:
-    """Wait for the tracking server to have everything; returns the records it has not.
-
-    A server that was away has much to be told: who is not in a hurry waits for it as long as it takes some.
-    """
-    unsent = runlog.flush(INTERRUPTED_SECONDS)
-    if hurried or not unsent:
-        return unsent
-    print(f"MLflow is told what it has missed: {unsent:,} records", file=sys.stderr)
-    return runlog.drain(STALLED_SECONDS)
-
-
-def run_sweep(
-    spec: SweepSpec,
-    manifest: Manifest,
-    data: TrialData,
-    home: Path,
-    runner: Runner,
-    tracking_uri: str,
-    unfinished: Path | None = None,
-    earlier: WarmStart | None = None,
-    trace: bool = False,
-    cluster: Sequence[Node] | None = None,
-) -> SweepResult:
-    """Run a prepared sweep, or go on with the `unfinished` one in that folder, and leave everything in MLflow and
-    in its folder under `home`. A new one knows what an `earlier` sweep does. `trace` lets torch.profiler look at a few
-    steps of each trial. On a `cluster` that this process has joined, the trials spread over its nodes, which need
-    not share a disk with this one.
-
-    On KeyboardInterrupt, or when the runner itself fails, what runs is left so that it can go on. Raises
-    UserError where another process has the sweep.
-    """
-    with ExitStack() as stack:
-        slots, nodes = 1, list[Node]()
-        if runner == "ray":
-            from binsweep.search.ray_backend.runner import run_ray, start_ray  # Ray takes seconds to import
-
-            nodes = list(cluster or [stack.enter_context(start_ray(cores()))])
-            slots = check_resources(spec.resources, nodes, "Ray")
-        spent = ResourceUsage() if unfinished is None else resources_spent(unfinished)
-        folder = unfinished or new_folder(home, spec.name)
-        runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
-        search = spec.search
-        options = StrategyOptions(
-            spec.space, spec.goal, spec.max_epochs, search.sampler, search.stopping, search.seed
-        )
-        strategy = open_strategy(folder / "study.db", folder.name, options)
-        strategy.warm_start(
-            earlier.sweep if earlier else "",
-            earlier.records if earlier else [],
-            [*search.initial_points, *(earlier.points if earlier else [])],
-        )
-
-        alone = TrialResources(
-            {"CPU": float(torch.get_num_threads()), "GPU": float(torch.cuda.is_available())}
-        )
-
-        def share(settings: Settings) -> TrialResources:
-            return share_of(spec.resources.of(settings), nodes) if nodes else alone
-
-        together = functools.partial(fits, nodes=nodes) if nodes and spec.resources.overrides else None
-        controller = Controller(spec, strategy, folder, share, together, spent, trace)
-        controller.restore(strategy.trials())
-        save_state(folder, spec, manifest, controller, runlog, "running")
-        recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots)
-        recorder.sweep_started()
-        hurried = False
-        controller.listeners += [recorder, DecisionLog(folder)]
-        try:
-            with LiveTable(spec, controller):
-                if runner == "ray":
-                    least = min(kind.cpus_per_trial for kind in spec.resources.kinds().values())
-                    run_ray(controller, data, folder, least, slots, cluster is not None)
-                else:
-                    run_local(controller, data)
-            if controller.halted:
-                recorder.sweep_interrupted(controller.ended_by, "FAILED")
-            else:
-                controller.close()
-                recorder.sweep_ended("FINISHED")
-        except BaseException as error:
-            take_note()
-            hurried, interrupted = True, isinstance(error, KeyboardInterrupt)
-            why = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
-            if full := no_room(error):
-                why = f"disk: no room is left at {folder}: free some to go on"
-                controller.halt(why)
-            with contextlib.suppress(OSError) if full else contextlib.nullcontext():
-                recorder.sweep_interrupted(why, "KILLED" if interrupted else "FAILED")
-            if not full:
-                raise
-        finally:
-            unsent = _send_rest(runlog, hurried)
-            over = all(trial.state in ENDED for trial in controller.trials.values()) and bool(
-                controller.ended_by
-            )
-            over = over and not controller.halted and not hurried
-            with contextlib.suppress(OSError) if controller.halted else contextlib.nullcontext():
-                save_state(folder, spec, manifest, controller, runlog, "finished" if over else "unfinished")
-            if over:
-                recorder.prune()
-            runlog.close(0.0)
-            if unsent:
-                where = f"they wait in {folder / 'spool'}, and `binsweep sync` sends them"
-                print(f"{unsent} records did not reach the tracking server: {where}", file=sys.stderr)
-    failed = [trial for trial in controller.trials.values() if trial.state == "failed"]
-    return SweepResult(
-        folder.name, folder, controller.leaderboard(), failed, controller.ended_by, controller.halted, unsent
+def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) -> OptunaStrategy:
+    search = spec.search
+    options = StrategyOptions(
+        spec.space, spec.goal, spec.max_epochs, search.sampler, search.stopping, search.seed
     )
+    strategy = open_strategy(folder / "study.db", folder.name, options)
+    known = warm_start or WarmStart("", [], [])
+    strategy.warm_start(known.sweep, known.records, [*search.initial_points, *known.points])
+    return strategy
+
+
+def _controller(
+    spec: SweepSpec,
+    strategy: OptunaStrategy,
+    folder: Path,
+    nodes: list[Node],
+    spent: ResourceUsage,
+    trace: bool,
+) -> Controller:
+    """The controller with the trials of earlier processes. Without `nodes`, trials run in this process."""
+    this_process = TrialResources(
+        {"CPU": float(torch.get_num_threads()), "GPU": float(torch.cuda.is_available())}
+    )
+
+    def resources_of(settings: Settings) -> TrialResources:
+        return trial_resources(spec.resources.of(settings), nodes) if nodes else this_process
+
+    # Where all trials get the same resources, the number of slots limits them.
+    fit_together = functools.partial(fits, nodes=nodes) if nodes and spec.resources.overrides else None
+    controller = Controller(spec, strategy, folder, resources_of, fit_together, spent, trace)
+    controller.restore(strategy.trials())
+    return controller
+
+
+class _OpenSweep:
+    """A sweep that this process runs: it has the run log, and writes the state and the records."""
+
+    def __init__(
+        self, prepared: PreparedSweep, folder: Path, runlog: RunLog, controller: Controller, slots: int
+    ) -> None:
+        self._prepared, self._folder, self._runlog = prepared, folder, runlog
+        self._controller, self._slots = controller, slots
+        self._save_state("running")
+        spec, manifest, data = prepared.spec, prepared.manifest, prepared.data
+        self._recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots)
+        self._recorder.sweep_started()
+        controller.listeners += [self._recorder, DecisionLog(folder)]
+
+    def run_trials(self, runner: Runner, on_cluster: bool) -> None:
+        """Run trials until the controller has no more."""
+        controller, data = self._controller, self._prepared.data
+        if runner == "local":
+            run_local(controller, data)
+            return
+        from binsweep.search.ray_backend.runner import run_ray
+
+        min_cpus = min(kind.cpus_per_trial for kind in self._prepared.spec.resources.kinds().values())
+        run_ray(controller, data, self._folder, min_cpus, self._slots, on_cluster)
+
+    def record_end(self) -> None:
+        """Record that the runner has no more trials: the sweep is finished or suspended."""
+        if self._controller.suspended:
+            self._recorder.sweep_interrupted(self._controller.ended_by, "FAILED")
+        else:
+            self._controller.close()
+            self._recorder.sweep_ended("FINISHED")
+
+    def record_interruption(self, error: BaseException) -> None:
+        """Record what ended the runner, so that the sweep can be resumed. A full disk suspends it."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
+        if disk_full := is_disk_full(error):
+            reason = f"disk: {self._folder} is on a full disk: free some space to continue"
+            self._controller.suspend(reason)
+        with contextlib.suppress(OSError) if disk_full else contextlib.nullcontext():
+            self._recorder.sweep_interrupted(reason, "KILLED" if interrupted else "FAILED")
+
+    def close(self, interrupted: bool) -> int:
+        """Send what can be sent, save the state, and close the run log; returns the number of unsent records."""
+        controller = self._controller
+        unsent = _send_records(self._runlog, interrupted)
+        finished = bool(controller.ended_by) and not (controller.suspended or interrupted)
+        finished = finished and all(trial.state in ENDED for trial in controller.trials.values())
+        with contextlib.suppress(OSError) if controller.suspended else contextlib.nullcontext():
+            self._save_state("finished" if finished else "unfinished")
+        if finished:
+            self._recorder.prune()
+        self._runlog.close(0.0)
+        if unsent:
+            where = f"they are kept in {self._folder / 'spool'}, and `binsweep sync` sends them"
+            print(f"{unsent} records did not reach the tracking server: {where}", file=sys.stderr)
+        return unsent
+
+    def _save_state(self, status: Status) -> None:
+        spec, manifest = self._prepared.spec, self._prepared.manifest
+        save_state(self._folder, spec, manifest, self._controller, self._runlog, status)
+
+
+def _send_records(runlog: RunLog, interrupted: bool) -> int:
+    """Wait until the tracking server has all records; returns the number of unsent ones.
+
+    A server that was unavailable may have missed many: unless interrupted, wait as long as it accepts records.
+    """
+    unsent = runlog.flush(MAX_FLUSH_SECONDS)
+    if interrupted or not unsent:
+        return unsent
+    print(f"sending {unsent:,} records to MLflow that it has missed", file=sys.stderr)
+    return runlog.drain(MAX_STALLED_SECONDS)

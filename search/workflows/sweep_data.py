@@ -1,4 +1,4 @@
-"""The data of a spec: its source, less what `data.exclude` names."""
+"""The data of a spec: its source without the photos in `data.exclude`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from binsweep.search.spec.parser import SweepSpec
 
 
 def spec_manifest(spec: SweepSpec, home: Path, progress: Progress | None = None) -> Manifest:
-    """Read a spec's source, and leave the photos that `data.exclude` names out of the train split.
+    """Read a spec's source, without the train photos that `data.exclude` names.
 
-    Raises UserError for what `load_manifest` does, and for a file that cannot be read or names no photo of the source.
+    Raises UserError like `load_manifest`, and if the file cannot be read or names no photo of the source.
     """
     manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, home, progress)
     if spec.data.exclude is None:
@@ -23,21 +23,23 @@ def spec_manifest(spec: SweepSpec, home: Path, progress: Progress | None = None)
     if not ids & {item.id for item in manifest.items}:
         raise UserError(
             f"data.exclude: {spec.data.exclude} names no photo of {spec.data.source}",
-            "its column `id` must hold ids as `binsweep data audit` writes them",
+            "its column `id` must hold ids of photos, as written by `binsweep data audit`",
         )
     return manifest.without(ids, spec.data.exclude)
 
 
 def _read_ids(file: Path) -> set[str]:
     try:
-        # As Excel saves it, too: with a byte-order mark, and where commas divide decimals, with semicolons.
+        # Also as Excel saves it: with a byte-order mark and, where the decimal separator is a comma, semicolons.
         lines = file.read_text(encoding="utf-8-sig").splitlines(keepends=True)
         header = lines[0] if lines else ""
         rows = list(csv.DictReader(lines, delimiter=";" if ";" in header and "," not in header else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"data.exclude: cannot read {file} ({error})", "a CSV file with a column `id`"
+            f"data.exclude: cannot read {file} ({error})", "give a CSV file with a column `id`"
         ) from error
     if not rows or "id" not in rows[0]:
-        raise UserError(f"data.exclude: {file} has no column `id`", "as `binsweep data audit` writes it")
+        raise UserError(
+            f"data.exclude: {file} has no column `id`", "give a file that `binsweep data audit` wrote"
+        )
     return {row["id"] for row in rows if row["id"]}

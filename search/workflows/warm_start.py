@@ -1,4 +1,4 @@
-"""What an earlier sweep knows that a new one may use (`--warm-start`)."""
+"""A warm start: the results of an earlier sweep that a new one may use (`--warm-start`)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.search.strategy.base import Record
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 
-POINTS = 5  # configurations tried first where the earlier values do not count
+MAX_POINTS = 5  # configurations to try first if the earlier values do not count
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """`records` count as results of the new sweep; `points` are only the first configurations to try."""
+    """`records` count as results of the new sweep; `points` are configurations to try first."""
 
     sweep: str
     records: list[Record]
@@ -30,12 +30,12 @@ class WarmStart:
         return f"{best}: its values do not count here"
 
 
-def know_earlier(folder: Path, spec: SweepSpec, fingerprint: str) -> WarmStart:
-    """Read the sweep in `folder` for a new one over data of that fingerprint.
+def load_warm_start(folder: Path, spec: SweepSpec, fingerprint: str) -> WarmStart:
+    """Read the sweep in `folder` for a new one on data with this fingerprint.
 
-    A trial's values count if they were measured on the same data by the same metric, and if the new sweep could
-    have begun that very trial: every searched value within its space, every other setting the same. Where no
-    trial's do, the best configurations that fit into the new space are worth trying first.
+    A trial counts as a result if it was measured on the same data by the same metric, and if the new sweep could
+    suggest it: its parameters lie in the new space, and all other settings are the same. If no trial counts, the best
+    configurations that fit into the new space are tried first.
     """
     state = load_state(folder)
     before = parse_spec(state["spec"])
@@ -54,4 +54,4 @@ def know_earlier(folder: Path, spec: SweepSpec, fingerprint: str) -> WarmStart:
         if same and all(settings[n] == getattr(spec.settings, n) for n in names if n not in params):
             records.append(fitting[-1])
     best = sorted(fitting, key=lambda record: before.objective.sort_key(record.value, record.number))
-    return WarmStart(state["id"], records, [] if records else [record.params for record in best[:POINTS]])
+    return WarmStart(state["id"], records, [] if records else [record.params for record in best[:MAX_POINTS]])

@@ -152,7 +152,7 @@ class Stack:
 
     def binsweep(self, *words: str) -> str:
         """A command of the person outside, who has the cluster's token; what it answers."""
-        command = [sys.executable, "-m", "binsweep", *words, "--address", self.ray]
+        command = [sys.executable, "-m", "binsweep", *words, "--dashboard", self.ray]
         env = {**os.environ, "RAY_AUTH_TOKEN": self.env["RAY_AUTH_TOKEN"]}
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"binsweep {' '.join(words)}:\n{done.stderr}"

@@ -27,8 +27,8 @@ def together(folder: Path, rank: int, size: int, backend: str) -> Curve:
 
 def beside(folder: Path, rank: int) -> Curve:
     data, settings = pickle.loads((folder / "job").read_bytes())
-    share = TrialResources({"CPU": 1.0, "GPU": 0.5})
-    task = TrialTask(rank, settings, folder / f"trial-{rank}", "val_loss", "minimize", 1, share=share)
+    resources = TrialResources({"CPU": 1.0, "GPU": 0.5})
+    task = TrialTask(rank, settings, folder / f"trial-{rank}", "val_loss", "minimize", 1, resources=resources)
     curve: Curve = []
     run_trial(task, data, lambda epoch, metrics: curve.append(metrics) is None)
     curve[-1]["most_memory"] = torch.cuda.max_memory_reserved()

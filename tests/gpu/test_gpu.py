@@ -326,8 +326,8 @@ def test_a_gpu_that_does_not_tell_its_use_ends_no_trial(
 
 
 def task_of(settings: Settings, folder: Path, gpus: float) -> TrialTask:
-    share = TrialResources({"CPU": 1.0, "GPU": gpus})
-    return TrialTask(0, settings, folder, "val_loss", "minimize", 1, share=share)
+    resources = TrialResources({"CPU": 1.0, "GPU": gpus})
+    return TrialTask(0, settings, folder, "val_loss", "minimize", 1, resources=resources)
 
 
 def test_out_of_memory_goes_to_micro_batches(many: TrialData, tmp_path: Path, measured: Measured) -> None:

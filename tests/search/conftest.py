@@ -1,4 +1,4 @@
-"""Lets the tests of this room import the helpers that lie beside them and beside those of tracking."""
+"""Lets these tests import the helpers in this folder and in that of the tracking tests."""
 
 import sys
 from pathlib import Path

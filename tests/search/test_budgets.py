@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from binsweep.models.settings import Settings
-from binsweep.search.execution.controller import Controller, ResourceUsage
+from binsweep.search.execution.budget import ResourceUsage
+from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import ONE_CORE
 from binsweep.search.recording.decision_log import DECISIONS, DecisionLog
@@ -69,7 +70,7 @@ class Heard:
 
     def health_found(self, trial: Any, found: Any) -> None: ...
 
-    def trial_halted(self, trial: Any, reason: str) -> None:
+    def trial_suspended(self, trial: Any, reason: str) -> None:
         pass
 
     def trial_ended(self, trial: Any) -> None:
@@ -169,7 +170,7 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("binsweep.search.execution.controller.time.monotonic", lambda: now)
+    monkeypatch.setattr("binsweep.search.execution.budget.time.monotonic", lambda: now)
     raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9, "gpu_hours": 1.0}}
     strategy = Scripted([*fresh(2), Suggestion(0, {"lr": 0.1}, "", 1)], {(0, 1)})
     half = TrialResources({"CPU": 1.0, "GPU": 0.5})
@@ -204,22 +205,25 @@ def test_a_machine_that_sleeps_spends_no_budget(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("binsweep.search.execution.controller.time.time", lambda: wall + 8 * 3600)
     assert controller.report(0, 2, metrics(0.5)) and controller.ended_by == ""
     assert 200 <= controller.spent.seconds < 260 and 200 <= controller.spent.gpu_seconds < 260
-    monkeypatch.setattr("binsweep.search.execution.controller.time.monotonic", lambda: awake + 101)
+    monkeypatch.setattr("binsweep.search.execution.budget.time.monotonic", lambda: awake + 101)
     assert not controller.report(0, 3, metrics(0.5)) or controller.next_task() is None
     assert controller.ended_by == "budget.minutes: 5 are over"
     assert controller.spent.seconds >= 301
 
 
 def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) -> None:
-    def share_of(settings: Settings) -> TrialResources:
+    def trial_resources(settings: Settings) -> TrialResources:
         return TrialResources({"CPU": 1.0, "GPU": float(settings.lr > 0.1)})
 
     def fits(shares: Sequence[TrialResources]) -> bool:
-        return sum(share.cpus for share in shares) <= 2 and sum(share.gpus for share in shares) <= 1
+        return (
+            sum(resources.cpus for resources in shares) <= 2
+            and sum(resources.gpus for resources in shares) <= 1
+        )
 
     suggestions = [Suggestion(number, {"lr": lr}, "why") for number, lr in enumerate([0.2, 0.2, 0.1])]
     strategy, heard = Scripted(suggestions, set()), Heard()
-    controller = Controller(parse_spec(SPEC), strategy, tmp_path, share_of, fits)
+    controller = Controller(parse_spec(SPEC), strategy, tmp_path, trial_resources, fits)
     controller.listeners.append(heard)
     assert controller.next_task() is not None
     assert controller.next_task() is None and controller.trials[1].state == "waiting"
@@ -227,7 +231,7 @@ def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) 
     controller.report(0, 1, metrics(0.5))
     controller.finish(0)
     task = controller.next_task()
-    assert task is not None and task.number == 1 and task.share.gpus == 1
+    assert task is not None and task.number == 1 and task.resources.gpus == 1
     third = controller.next_task()
     assert third is not None and third.number == 2 and controller.trials[1].resumed == ""
 

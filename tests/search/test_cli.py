@@ -76,6 +76,20 @@ def test_mistakes_in_a_spec(tmp_path: Path, assignments: list[str], said: list[s
     mistaken(done, *said)
 
 
+@pytest.mark.parametrize(
+    ("words", "new"),
+    [
+        (("stop", "abid-1", "--address", "http://127.0.0.1:8265"), "--dashboard"),
+        (("status", "--address", "http://127.0.0.1:8265"), "--dashboard"),
+        (("data", "report", "bins", "--out", "report.html", "--by", "group"), "--split-by"),
+    ],
+)
+def test_the_former_spelling_of_an_option_is_refused(
+    words: tuple[str, ...], new: str, tmp_path: Path
+) -> None:
+    mistaken(here(*words, home=tmp_path / "home"), f"is now called {new}", f"use {new} {words[-1]}")
+
+
 def test_mistakes_in_the_data(tmp_path: Path, bins: Path) -> None:
     home = tmp_path / "home"
     empty = tmp_path / "empty"

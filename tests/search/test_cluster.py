@@ -54,7 +54,7 @@ def test_a_lost_node_costs_no_trial(
         finally:
             process.kill()
         assert process.returncode == 0, said
-        assert "banks brought to 1 other node" in said and "its worker died" in said, said
+        assert "banks copied to 1 other node" in said and "its worker died" in said, said
         assert 1 < len(begun) < 20
         assert_whole(server, home, name, trials=20)
     undisturbed = run(
@@ -105,7 +105,7 @@ def test_a_sweep_is_sent_looked_at_stopped_and_resumed(bins: Path, server: str, 
 
         def binsweep(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [sys.executable, "-m", "binsweep", *words, "--address", cluster.url],
+                [sys.executable, "-m", "binsweep", *words, "--dashboard", cluster.url],
                 env={**elsewhere, **env},
                 capture_output=True,
                 text=True,

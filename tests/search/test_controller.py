@@ -17,10 +17,11 @@ from binsweep.models.settings import Settings
 from binsweep.models.train import Report, TrainOptions, train
 from binsweep.models.training_state import TrainingState
 from binsweep.models.trial_data import TrialData
-from binsweep.search.execution.controller import Controller, TrialRecord
+from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.health import keep_findings, write_table
-from binsweep.search.execution.interrupts import interrupt, take_note
+from binsweep.search.execution.interrupts import acknowledge_interrupt, interrupt
 from binsweep.search.execution.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_attempts, run_trial
+from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.strategy.base import Decision, Outcome, Record, Strategy, Suggestion, Verdict
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
@@ -54,7 +55,7 @@ class Told:
 
     def trial_started(self, trial: TrialRecord) -> None: ...
     def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None: ...
-    def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
+    def trial_suspended(self, trial: TrialRecord, reason: str) -> None: ...
     def trial_ended(self, trial: TrialRecord) -> None: ...
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         self.epochs.append((trial.number, epoch))
@@ -102,7 +103,7 @@ def test_an_epoch_is_told_and_judged_or_neither_when_an_interrupt_comes(
     monkeypatch.setattr(place, moment, interrupted)
     with pytest.raises(KeyboardInterrupt):
         controller.report(number, 1, GOOD)
-    take_note()
+    acknowledge_interrupt()
     assert told.epochs == [(number, 1)]
     (record,) = controller._strategy.trials()
     assert list(record.values) == [1]
@@ -116,7 +117,7 @@ def test_an_interrupt_that_a_library_lost_is_raised_again(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         controller.report(number, 1, GOOD)
     assert controller.trials[number].epochs_done == 0
-    take_note()
+    acknowledge_interrupt()
     assert controller.report(number, 1, GOOD)
 
 
@@ -149,10 +150,10 @@ def test_three_errors_of_one_kind_in_a_row_halt_the_sweep(tmp_path: Path) -> Non
     controller.finish(task.number)  # one that works: the others were their own fault
     for error in ("ValueError: e", "ValueError: f"):
         controller.finish(started(controller).number, error)
-    assert not controller.halted
+    assert not controller.suspended
     controller.finish(started(controller).number, "ValueError: g")
     assert controller.next_task() is None
-    assert controller.halted and "ValueError: g" in controller.ended_by
+    assert controller.suspended and "ValueError: g" in controller.ended_by
 
 
 def test_timeouts_and_diverged_trials_halt_nothing(tmp_path: Path) -> None:
@@ -160,15 +161,15 @@ def test_timeouts_and_diverged_trials_halt_nothing(tmp_path: Path) -> None:
     for _ in range(4):
         controller.finish(started(controller).number, "TimeoutError: budget.trial_minutes")
         assert not controller.report(started(controller).number, 1, {**GOOD, "train_loss": float("nan")})
-    assert started(controller).number == 8 and not controller.halted
+    assert started(controller).number == 8 and not controller.suspended
 
 
 def test_a_full_disk_begins_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     controller = opened(tmp_path)
-    monkeypatch.setattr(binsweep.search.execution.controller, "MIN_FREE", 2**62)
+    monkeypatch.setattr(binsweep.search.execution.controller, "MIN_FREE_BYTES", 2**62)
     assert controller.next_task() is None
     assert (
-        controller.halted
+        controller.suspended
         and controller.ended_by.startswith("disk: ")
         and str(tmp_path) in controller.ended_by
     )
@@ -380,7 +381,7 @@ class Heard:
 
     def trial_started(self, trial: TrialRecord) -> None: ...
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None: ...
-    def trial_halted(self, trial: TrialRecord, reason: str) -> None: ...
+    def trial_suspended(self, trial: TrialRecord, reason: str) -> None: ...
     def trial_ended(self, trial: TrialRecord) -> None: ...
 
     def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None:

@@ -19,8 +19,8 @@ from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.search.workflows.finalists import (
     Finalist,
     Training,
-    choose_answer,
-    find_answer,
+    build_final_model,
+    choose_inference,
     train_finalists,
 )
 from binsweep.tracking.runlog.run_log import RunLog
@@ -110,7 +110,7 @@ def test_an_answer_of_all_options(
     log = RunLog(tmp_path / "b", NOBODY, "small")
     spec = spec_of(finalists=1, ensemble=True, flip=True, refit=True)
     (finalist,) = train_finalists(folder, spec, trial_data, leaders, log)
-    answer = find_answer(folder, spec, trial_data, finalist, log)
+    answer = build_final_model(folder, spec, trial_data, finalist, log)
     log.close(0.0)
     text = "\n".join(answer.notes)
     for tried in (
@@ -140,7 +140,7 @@ def test_a_refit_of_a_trial_as_it_is_leaves_the_trials_own_run_alone(
     log = RunLog(tmp_path / "c", NOBODY, "small")
     training = Training(trial_key(0), folder / leaders[0]["checkpoint"], leaders[0]["value"])
     finalist = Finalist(0, leaders[0]["value"], [training])
-    answer = find_answer(folder, spec_of(finalists=0, refit=True), trial_data, finalist, log)
+    answer = build_final_model(folder, spec_of(finalists=0, refit=True), trial_data, finalist, log)
     log.close(0.0)
     keys = {record["key"] for record in read_spool(tmp_path / "c")}
     assert keys == {answer.key} and trial_number(answer.key) is None
@@ -181,11 +181,11 @@ def test_another_decoding_is_taken_only_beyond_chance(trial_data: TrialData) -> 
     table = np.full((len(actual), 3), 0.02)
     table[np.arange(len(actual)), actual] = 0.96
     table[actual == 1] = [0.45, 0.15, 0.4]
-    _, _, decoding, notes = choose_answer(spec_of("val_rmse"), trial_data, [made_up(trial_data, table)])
+    _, _, decoding, notes = choose_inference(spec_of("val_rmse"), trial_data, [made_up(trial_data, table)])
     assert decoding in ("median", "mean") and len(notes) == 2
     sure = np.full((len(actual), 3), 0.02)
     sure[np.arange(len(actual)), actual] = 0.96
-    members, flip, decoding, notes = choose_answer(spec_of(), trial_data, [made_up(trial_data, sure)])
+    members, flip, decoding, notes = choose_inference(spec_of(), trial_data, [made_up(trial_data, sure)])
     assert (members, flip, decoding) == (1, False, "argmax") and "not taken" in notes[0]
 
 
@@ -197,8 +197,8 @@ def test_a_mean_of_trainings_is_taken_only_beyond_chance(trial_data: TrialData) 
     right[np.arange(len(actual)), actual] = 0.998
     poor, good = made_up(trial_data, wrong), made_up(trial_data, right)
     spec = spec_of(ensemble=True)
-    assert choose_answer(spec, trial_data, [poor, good])[0] == 2
-    assert choose_answer(spec, trial_data, [good, good])[0] == 1
+    assert choose_inference(spec, trial_data, [poor, good])[0] == 2
+    assert choose_inference(spec, trial_data, [good, good])[0] == 1
 
 
 def test_two_splits_as_one_keep_each_rows_place() -> None:

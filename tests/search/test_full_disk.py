@@ -13,11 +13,12 @@ import pytest
 
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask, no_room, run_trial
+from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask, is_disk_full, run_trial
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_state import load_state
 from binsweep.search.spec.parser import parse_spec
-from binsweep.search.workflows.sweep import prepare, run_sweep
+from binsweep.search.workflows.prepare import prepare
+from binsweep.search.workflows.sweep import run_sweep
 
 EPOCHS = 12
 
@@ -58,7 +59,7 @@ def test_a_sweep_whose_disk_fills_up_ends_with_that_message_and_goes_on(
         "budget": {"trials": 2},
     }
     spec = parse_spec(raw)
-    manifest, data = prepare(spec, small_disk)
+    prepared = prepare(spec, small_disk)
 
     def wait_and_fill() -> None:
         deadline = time.monotonic() + 120
@@ -68,14 +69,14 @@ def test_a_sweep_whose_disk_fills_up_ends_with_that_message_and_goes_on(
 
     thread = threading.Thread(target=wait_and_fill)
     thread.start()
-    result = run_sweep(spec, manifest, data, small_disk, "local", server)
+    result = run_sweep(prepared, "local", server)
     thread.join()
-    assert result.halted and result.ended_by.startswith("disk: ") and "free some" in result.ended_by
+    assert result.suspended and result.ended_by.startswith("disk: ") and "free some" in result.ended_by
     assert not result.failed and not list(result.folder.glob("trial-*/*.tmp"))
 
     (small_disk / "filler").unlink()
-    after = run_sweep(spec, manifest, data, small_disk, "local", server, result.folder)
-    assert not after.halted and not after.failed and len(after.leaderboard) == 2
+    after = run_sweep(prepared, "local", server, result.folder)
+    assert not after.suspended and not after.failed and len(after.leaderboard) == 2
     assert load_state(result.folder)["status"] == "finished"
     course = read_history(result.folder)
     assert [(t.state, sorted(t.times)) for t in course.trials] == [
@@ -94,7 +95,7 @@ def test_a_trial_whose_files_do_not_fit_leaves_no_reason_and_no_half_file(
     task = TrialTask(0, settings, folder, "val_accuracy", "maximize", 1)
     with pytest.raises((OSError, RuntimeError)) as refused:
         run_trial(task, trial_data, lambda epoch, metrics: True)
-    assert no_room(refused.value) and not list(folder.iterdir())
+    assert is_disk_full(refused.value) and not list(folder.iterdir())
 
 
 def test_a_reason_that_did_not_fit_is_no_reason(tmp_path: Path) -> None:
@@ -107,9 +108,9 @@ def test_a_reason_that_did_not_fit_is_no_reason(tmp_path: Path) -> None:
 
 
 def test_other_errors_are_no_full_disk() -> None:
-    assert not no_room(OSError(errno.EACCES, os.strerror(errno.EACCES)))
-    assert not no_room(RuntimeError("shapes differ"))
+    assert not is_disk_full(OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    assert not is_disk_full(RuntimeError("shapes differ"))
     try:
         raise KeyError("a") from OSError(errno.EDQUOT, "Disk quota exceeded")
     except KeyError as error:
-        assert no_room(error)
+        assert is_disk_full(error)

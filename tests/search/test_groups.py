@@ -22,7 +22,7 @@ from real_sweeps import (
 from two_nodes import two_nodes
 
 from binsweep.data.errors import UserError
-from binsweep.search.execution.resources import check_resources, gpus_of
+from binsweep.search.execution.resources import check_resources, gpus_per_worker
 from binsweep.search.spec.schema import ResourcesPart
 
 # Rates at which training is stable: a chaotic one blows up the last bit of a sum.
@@ -89,7 +89,7 @@ def test_a_group_spans_nodes_that_share_no_disk(bins: Path, server: str, tmp_pat
         words = command(spec, "ray", "--address", cluster.address)
         done = subprocess.run(words, env=cluster.env, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr
-        assert "banks brought to 1 other node" in done.stderr
+        assert "banks copied to 1 other node" in done.stderr
         assert_whole(server, cluster.hidden / "home", "across", trials=1)
     assert_like_one_process("across", 1, bins, server, tmp_path)
 
@@ -124,12 +124,14 @@ def test_workers_of_a_trial_multiply_what_it_needs() -> None:
     pair = ResourcesPart(cpus_per_trial=2, workers_per_trial=2)
     assert check_resources(pair, [{"CPU": 9.0}], "Ray") == 2
     assert check_resources(pair, [{"CPU": 3.0}, {"CPU": 3.0}], "Ray") == 1  # a worker on each node
-    with pytest.raises(UserError, match="workers_per_trial: 2 asked, there is room for 1"):
+    with pytest.raises(UserError, match="workers_per_trial: 2 requested, 1 fit"):
         check_resources(pair, [{"CPU": 3.0}], "Ray")
     # Silent about GPUs: as many as there are, and no two workers share one.
-    assert gpus_of(pair, [{"CPU": 8.0, "GPU": 8.0}]) == 2 and gpus_of(pair, [{"CPU": 8.0}]) == 0
-    with pytest.raises(UserError, match="workers_per_trial: 2 asked, there is room for 1"):
+    assert (
+        gpus_per_worker(pair, [{"CPU": 8.0, "GPU": 8.0}]) == 2 and gpus_per_worker(pair, [{"CPU": 8.0}]) == 0
+    )
+    with pytest.raises(UserError, match="workers_per_trial: 2 requested, 1 fit"):
         check_resources(pair, [{"CPU": 4.0, "GPU": 1.0}], "Ray")
     alone = ResourcesPart(cpus_per_trial=2)
-    assert gpus_of(alone, [{"CPU": 4.0, "GPU": 1.0}]) == 0.5
-    assert gpus_of(alone, [{"CPU": 4.0, "GPU": 4.0}]) == 2
+    assert gpus_per_worker(alone, [{"CPU": 4.0, "GPU": 1.0}]) == 0.5
+    assert gpus_per_worker(alone, [{"CPU": 4.0, "GPU": 4.0}]) == 2

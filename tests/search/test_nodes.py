@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from binsweep.search.ray_backend.file_transfer import node_home, remove_left_trials, trial_folder
+from binsweep.search.ray_backend.file_transfer import node_home, remove_orphaned_trials, trial_folder
 
 HOLD = """
 import sys, time
@@ -47,5 +47,5 @@ def test_a_killed_workers_folder_goes_and_a_living_ones_stays() -> None:
         for process in (killed, living):
             process.kill()
             process.wait()
-    remove_left_trials()
+    remove_orphaned_trials()
     assert not list((node_home() / "trials").glob("trial-*"))

@@ -9,7 +9,7 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import PACKAGE
-from binsweep.search.execution.resources import LONGEST_PLACE, ray_place
+from binsweep.search.execution.resources import MAX_RAY_FOLDER_LENGTH, ray_temp_folder
 
 NAMES = ("data", "models", "search", "tracking", "binsweep")
 ASK = """
@@ -47,11 +47,11 @@ def test_ray_gets_a_place_with_a_short_and_plain_name(
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(odd(tmp_path, kind)))
-    assert ray_place() in ("/tmp", "/var/tmp")
+    assert ray_temp_folder() in ("/tmp", "/var/tmp")
     with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as short:
-        assert len(short) <= LONGEST_PLACE
+        assert len(short) <= MAX_RAY_FOLDER_LENGTH
         monkeypatch.setenv("RAY_TMPDIR", short)
-        assert ray_place() == short, "what will do is taken"
+        assert ray_temp_folder() == short, "what will do is taken"
 
 
 def test_without_a_place_for_ray_it_is_said_before_any_work(
@@ -60,7 +60,7 @@ def test_without_a_place_for_ray_it_is_said_before_any_work(
     monkeypatch.setenv("RAY_TMPDIR", str(odd(tmp_path, "long")))
     monkeypatch.setattr("os.access", lambda place, mode: place not in ("/tmp", "/var/tmp"))
     with pytest.raises(UserError, match="RAY_TMPDIR"):
-        ray_place()
+        ray_temp_folder()
 
 
 def test_a_worker_of_ray_takes_our_code_though_the_working_folder_has_the_same_names(

@@ -11,7 +11,7 @@ import pytest
 import binsweep.search.recording.recorder
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import BEST, ONE_CORE
-from binsweep.search.recording.recorder import KEPT, Recorder
+from binsweep.search.recording.recorder import MAX_KEPT_CHECKPOINTS, Recorder
 from binsweep.search.spec.parser import parse_spec
 
 RAW: dict[str, Any] = {
@@ -31,7 +31,7 @@ class Delivered:
 @pytest.fixture
 def controller(tmp_path: Path) -> Controller:
     controller = Controller(parse_spec(RAW), None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
-    for number in range(KEPT + 2):
+    for number in range(MAX_KEPT_CHECKPOINTS + 2):
         trial = controller._add(number, {"lr": 0.01}, "")
         trial.value, trial.state = 0.9 - 0.1 * number, "completed"
         trial.folder.mkdir()
@@ -73,19 +73,19 @@ def test_weights_behind_the_first_ones_go(recorder: Recorder, controller: Contro
 def test_the_end_of_a_sweep_waits_for_the_data_report_aloud_and_not_for_ever(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(binsweep.search.recording.recorder, "SILENT_SECONDS", 0.05)
-    monkeypatch.setattr(binsweep.search.recording.recorder, "REPORT_SECONDS", 0.3)
+    monkeypatch.setattr(binsweep.search.recording.recorder, "MAX_SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(binsweep.search.recording.recorder, "MAX_DATA_REPORT_SECONDS", 0.3)
     over = threading.Event()
-    recorder._reporting = threading.Thread(target=over.wait, daemon=True)
-    recorder._reporting.start()
+    recorder._data_report = threading.Thread(target=over.wait, daemon=True)
+    recorder._data_report.start()
     start = time.monotonic()
     recorder._wait_for_data_report()
     assert 0.3 <= time.monotonic() - start < 10
     said = capsys.readouterr().err
     assert "waiting up to 0 s for the data report of 1,234 images" in said
-    assert "`binsweep data report ./bins` makes it" in said
+    assert "`binsweep data report ./bins` writes it" in said
     over.set()
-    recorder._reporting.join()
+    recorder._data_report.join()
     recorder._wait_for_data_report()
     assert capsys.readouterr().err == ""
 
@@ -93,8 +93,8 @@ def test_the_end_of_a_sweep_waits_for_the_data_report_aloud_and_not_for_ever(
 def test_figures_that_take_long_are_told(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(binsweep.search.recording.recorder, "SILENT_SECONDS", 0.05)
-    recorder._pending = [recorder._drawing.submit(time.sleep, 0.2) for _ in range(2)]
+    monkeypatch.setattr(binsweep.search.recording.recorder, "MAX_SILENT_SECONDS", 0.05)
+    recorder._pending = [recorder._figure_pool.submit(time.sleep, 0.2) for _ in range(2)]
     recorder._wait_for_figures()
     assert all(future.done() for future in recorder._pending)
-    assert "the figures of 2 trials are being drawn" in capsys.readouterr().err
+    assert "drawing the figures of 2 trials" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 
 from binsweep.data.errors import UserError
 from binsweep.models.settings import Settings
-from binsweep.search.execution.resources import TrialResources, check_resources, fits, share_of
+from binsweep.search.execution.resources import TrialResources, check_resources, fits, trial_resources
 from binsweep.search.execution.trial import hide_gpus
 from binsweep.search.spec.schema import ResourceOverridesPart, ResourcesPart
 
@@ -18,7 +18,7 @@ NODE = {"CPU": 4.0, "GPU": 1.0, "memory": 8 * 2.0**30}
 def test_a_head_without_cores_takes_no_trials_and_is_no_obstacle() -> None:
     resources = ResourcesPart(cpus_per_trial=1)
     assert check_resources(resources, [HEAD, NODE], "the cluster") == 4
-    assert share_of(resources, [HEAD, NODE]).each == {"CPU": 1.0, "GPU": 0.25}
+    assert trial_resources(resources, [HEAD, NODE]).each == {"CPU": 1.0, "GPU": 0.25}
 
 
 def test_trials_fit_node_by_node_and_no_more_than_the_sweep_allows_itself() -> None:
@@ -29,7 +29,7 @@ def test_trials_fit_node_by_node_and_no_more_than_the_sweep_allows_itself() -> N
 
 
 def test_what_no_node_can_give_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match="memory_gib_per_trial: 9 asked, the largest node has 8"):
+    with pytest.raises(UserError, match="memory_gib_per_trial: 9 requested, the largest node has 8"):
         check_resources(ResourcesPart(memory_gib_per_trial=9), [NODE, NODE], "the largest node")
     apart = [{"CPU": 8.0, "memory": 2.0**30}, {"CPU": 1.0, "memory": 2.0**33}]
     with pytest.raises(UserError, match="no node with all of"):
@@ -43,12 +43,12 @@ def test_large_trials_get_their_own_and_others_no_gpu() -> None:
     resources = ResourcesPart(memory_gib_per_trial=2, overrides=large)
 
     def got(**settings: str) -> Mapping[str, float]:
-        return share_of(resources.of(Settings(**settings)), [HEAD, NODE]).each
+        return trial_resources(resources.of(Settings(**settings)), [HEAD, NODE]).each
 
     small = {"CPU": 1.0, "GPU": 0.0, "memory": 2.0**31}
     assert got(backbone="resnet50", trainable="all") == {"CPU": 2.0, "GPU": 1.0, "memory": 2.0**31}
     assert got(backbone="resnet50", trainable="head") == small == got(backbone="resnet18", trainable="all")
-    assert share_of(ResourcesPart(), [NODE]).each["GPU"] == 0.25  # without `large`, GPUs are for all
+    assert trial_resources(ResourcesPart(), [NODE]).each["GPU"] == 0.25  # without `large`, GPUs are for all
 
 
 def test_large_trials_fill_what_the_others_leave() -> None:
@@ -60,12 +60,10 @@ def test_large_trials_fill_what_the_others_leave() -> None:
     assert (
         check_resources(ResourcesPart(max_concurrent_trials=1, overrides=large), [NODE], "the cluster") == 1
     )
-    with pytest.raises(UserError, match=r"resources\.overrides\.gpus_per_trial: 1 asked, Ray has 0"):
+    with pytest.raises(UserError, match=r"resources\.overrides\.gpus_per_trial: 1 requested, Ray has 0"):
         check_resources(resources, [bare], "Ray")
     pair = ResourceOverridesPart(when={"backbone": ["resnet50"]}, workers_per_trial=3, cpus_per_trial=3)
-    with pytest.raises(
-        UserError, match=r"resources\.overrides\.workers_per_trial: 3 asked, there is room for 2"
-    ):
+    with pytest.raises(UserError, match=r"resources\.overrides\.workers_per_trial: 3 requested, 2 fit"):
         check_resources(ResourcesPart(overrides=pair), [bare], "Ray")
 
 

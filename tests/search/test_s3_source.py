@@ -6,7 +6,7 @@ from typing import Any
 from binsweep.models.settings import Settings
 from binsweep.models.train import train
 from binsweep.search.spec.parser import parse_spec
-from binsweep.search.workflows.sweep import prepare
+from binsweep.search.workflows.prepare import prepare
 
 
 def first_loss(source: str, home: Path) -> tuple[str, list[Any], float]:
@@ -16,14 +16,15 @@ def first_loss(source: str, home: Path) -> tuple[str, list[Any], float]:
         "model": {"weights": "none"},
         "space": {"lr": [0.01], "batch_size": [8]},
     }
-    manifest, data = prepare(parse_spec(raw), home)
+    prepared = prepare(parse_spec(raw), home)
     losses = []
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Any) -> bool:
         losses.append(metrics["train_loss"])
         return False
 
-    train(Settings(weights="none", batch_size=8, lr=0.01, epochs=3), data, report)
+    train(Settings(weights="none", batch_size=8, lr=0.01, epochs=3), prepared.data, report)
+    manifest = prepared.manifest
     return manifest.fingerprint, [item.split for item in manifest.items], losses[0]
 
 

@@ -47,7 +47,7 @@ def test_a_sweep_with_keys_of_an_earlier_version_is_read(tmp_path: Path) -> None
     spec = spec_of(folder)
     stored = json.loads((folder / "sweep.json").read_text())["spec"]
     stored["objective"]["against"] = stored["objective"].pop("cost_objective")
-    stored["resources"]["trials_at_once"] = stored["resources"].pop("max_concurrent_trials")
+    stored["resources"]["max_concurrent_trials"] = stored["resources"].pop("max_concurrent_trials")
     stored["resources"]["large"] = stored["resources"].pop("overrides")
     stored["search"]["points"] = stored["search"].pop("initial_points")
     stored["register"]["gate"]["class_floor"] = stored["register"]["gate"].pop("min_class_accuracy")

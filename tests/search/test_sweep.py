@@ -28,12 +28,9 @@ from binsweep.search.report.sweep_report import describe
 from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.search.workflows.predict import predict_images
 from binsweep.search.workflows.preflight import Runner, check_before_start
+from binsweep.search.workflows.prepare import prepare
 from binsweep.search.workflows.promote import promote_sweep
-from binsweep.search.workflows.sweep import (
-    SweepResult,
-    prepare,
-    run_sweep,
-)
+from binsweep.search.workflows.sweep import SweepResult, run_sweep
 from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.gate import PromotionCriteria
 from binsweep.tracking.promotion.judge import PromotionDecision
@@ -67,7 +64,7 @@ def spec_of(bins: Path, **changes: Any) -> SweepSpec:
 def sweep(spec: SweepSpec, home: Path, runner: Runner, server: str) -> SweepResult:
     """What the command line does, with a server that runs already."""
     check_before_start(spec, runner=runner)
-    return run_sweep(spec, *prepare(spec, home), home, runner, server)
+    return run_sweep(prepare(spec, home), runner, server)
 
 
 @pytest.fixture(scope="module", params=["ray", "local"])
@@ -416,10 +413,12 @@ def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_p
         "space": {"lr": [0.01], "batch_size": [4096]},
         "resources": {"workers_per_trial": 512},
     }
-    with pytest.raises(UserError, match="workers_per_trial: 512 asked, there is room for"):
+    with pytest.raises(UserError, match="workers_per_trial: 512 requested, "):
         sweep(spec_of(bins, **crowd), tmp_path, "ray", server)
     pair = {"workers_per_trial": 2}
-    with pytest.raises(UserError, match="workers_per_trial: 2 asked, --runner local trains in one process"):
+    with pytest.raises(
+        UserError, match="workers_per_trial: 2 requested, --runner local trains in one process"
+    ):
         sweep(spec_of(bins, resources=pair), tmp_path, "local", server)
     assert not (tmp_path / "sweeps").exists()
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from binsweep.search.execution.controller import Controller, TrialRecord
+from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import ONE_CORE
+from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.recording.live_table import LiveTable
 from binsweep.search.spec.parser import parse_spec
 
@@ -44,13 +45,13 @@ def test_a_trial_that_begins_while_the_table_is_drawn_does_not_break_it(controll
         def state(self, value: str) -> None: ...
 
     controller.trials[3] = Growing(**vars(controller.trials[2]) | {"number": 3})
-    board = LiveTable(parse_spec(RAW), controller)
-    Console(quiet=True).print(board._screen())
-    assert board._left() is not None and len(controller.trials) > 10
+    live_table = LiveTable(parse_spec(RAW), controller)
+    Console(quiet=True).print(live_table._screen())
+    assert live_table._left() is not None and len(controller.trials) > 10
 
 
 def test_a_warning_that_comes_while_the_table_is_drawn_does_not_break_it(controller: Controller) -> None:
-    board = LiveTable(parse_spec(RAW), controller)
+    live_table = LiveTable(parse_spec(RAW), controller)
 
     class Growing(Counter[str]):
         def __iter__(self) -> Any:
@@ -58,5 +59,5 @@ def test_a_warning_that_comes_while_the_table_is_drawn_does_not_break_it(control
                 self[f"rule {len(self)}"] += len(self) < 9
                 yield rule
 
-    board._warned = Growing({"overfit": 2})
-    assert "overfit in 2" in board._summary()
+    live_table._warned = Growing({"overfit": 2})
+    assert "overfit in 2" in live_table._summary()

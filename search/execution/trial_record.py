@@ -1,0 +1,61 @@
+"""What a sweep knows about each of its trials."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from binsweep.data.atomic_write import write_json
+from binsweep.models.settings import Settings
+from binsweep.models.training_state import load_training_state
+from binsweep.search.execution.resources import TrialResources
+from binsweep.search.execution.trial import LAST, ONE_CORE
+
+# paused: the strategy may resume it. waiting: it is next, as soon as a worker replaces the one that it lost, or its
+# resources are free.
+State = Literal["running", "paused", "waiting", "completed", "stopped", "failed"]
+ENDED = ("completed", "stopped", "failed")
+RECORD_FILE = "record.json"
+
+
+@dataclass
+class TrialRecord:
+    """One trial: `value` is its best so far, reached at `epoch`; `reason` says why it ended."""
+
+    number: int
+    params: dict[str, object]
+    settings: Settings
+    folder: Path
+    suggested: str
+    resources: TrialResources = ONE_CORE
+    threads: int = 1
+    reason: str = ""
+    state: State = "running"
+    value: float | None = None
+    epoch: int = 0
+    epochs_done: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+    ended: float | None = None
+    losses: int = 0  # workers lost since the last epoch
+    feasible: bool = True  # whether it keeps every limit of the objective
+    resumed: str = ""  # why it was last resumed
+
+    def save(self) -> None:
+        """Write what the study does not store about an ended trial, for a process that resumes the sweep."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = {"metrics": self.metrics, "started": self.started, "ended": self.ended}
+        write_json(self.folder / RECORD_FILE, kept)
+
+    def restore(self) -> None:
+        """Read the metrics of the best epoch and the times, from what `save` or the trial's worker wrote."""
+        if self.state in ENDED:
+            file = self.folder / RECORD_FILE
+            kept = json.loads(file.read_text()) if file.exists() else {}
+            self.metrics = kept.get("metrics", {})
+            self.started, self.ended = kept.get("started", self.started), kept.get("ended")
+        elif (state := load_training_state(self.folder / LAST)) and 0 < self.epoch <= state.epoch:
+            self.metrics = state.history[self.epoch - 1]

@@ -1,0 +1,60 @@
+"""Before a sweep starts: its data, and the banks that its trials share."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from binsweep.data.banks.pixels import open_pixel_bank
+from binsweep.data.banks.store import bank_folder
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Manifest, format_skipped
+from binsweep.models.trial_data import TrialData, build_banks
+from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.terminal.progress import ProgressBar
+from binsweep.search.workflows.sweep_data import spec_manifest
+
+
+@dataclass(frozen=True)
+class PreparedSweep:
+    """A spec with its data, read, checked and decoded; `home` is where the sweep is stored."""
+
+    spec: SweepSpec
+    manifest: Manifest
+    data: TrialData
+    home: Path
+
+
+def prepare(spec: SweepSpec, home: Path) -> PreparedSweep:
+    """Read the data, check it against the spec, and build the banks that the trials share."""
+    with ProgressBar("reading the data") as progress:
+        manifest = spec_manifest(spec, home, progress)
+    if manifest.skipped:
+        print(f"skipped {len(manifest.skipped):,} files: {format_skipped(manifest.skipped)}", file=sys.stderr)
+    for gap in manifest.coverage_warnings():
+        print(f"warning: {gap}", file=sys.stderr)
+    largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
+    if largest > train:
+        raise UserError(
+            f"batch_size: up to {largest} requested, the train split has {train} images",
+            f"set it to at most {train}",
+        )
+    data = open_data(spec, manifest, home)
+    names = ("backbone", "weights", "trainable", "precision", "augment", "views")
+    for values in itertools.product(*(spec.values(name) for name in names)):
+        settings = replace(spec.settings, **dict(zip(names, values, strict=True)))
+        with ProgressBar(f"features of {settings.backbone}") as progress:
+            build_banks(settings, data, progress)
+    return PreparedSweep(spec, manifest, data, home)
+
+
+def open_data(spec: SweepSpec, manifest: Manifest, home: Path) -> TrialData:
+    """Decode the train and validation splits, or open their banks."""
+    with ProgressBar("decoding") as progress:
+        train, validation = (
+            open_pixel_bank(manifest, name, spec.data.image_size, home, progress)
+            for name in ("train", "validation")
+        )
+    return TrialData(manifest.classes, spec.data.image_size, train, validation, bank_folder(home))
