@@ -72,13 +72,7 @@ def sweep(
     """Run the sweep that SPEC describes, or resume it if it was interrupted."""
     from binsweep.search.spec.parser import load_spec
 
-    if resume and (start_new or warm_start):
-        other = " and ".join(["--new"] * start_new + ["--warm-start"] * bool(warm_start))
-        raise UserError(
-            f"--resume and {other} exclude one another", "--resume continues a sweep, the others start one"
-        )
-    if address is not None and runner == "local":
-        raise UserError("--address and --runner local exclude one another", "omit one of them")
+    _check_exclusive(resume, start_new, warm_start is not None, address is not None and runner == "local")
     loaded = load_spec(spec, assignments)
 
     # Imported after the spec is checked: they take seconds.
@@ -120,6 +114,16 @@ def sweep(
         print(json.dumps(answer))
     else:
         _print_next_commands(home, result.id, then_promote)
+
+
+def _check_exclusive(resume: bool, start_new: bool, warm_start: bool, cluster_without_ray: bool) -> None:
+    if resume and (start_new or warm_start):
+        other = " and ".join(["--new"] * start_new + ["--warm-start"] * warm_start)
+        raise UserError(
+            f"--resume and {other} exclude one another", "--resume continues a sweep, the others start one"
+        )
+    if cluster_without_ray:
+        raise UserError("--address and --runner local exclude one another", "omit one of them")
 
 
 def _join(address: str) -> Sequence[Mapping[str, float]]:
