@@ -29,9 +29,7 @@ def renamed_option(old: str, new: str) -> Decorator:
 
     def refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
-            raise UserError(
-                f"{old} of `binsweep {context.info_name}` is now called {new}", f"use {new} {value}"
-            )
+            raise UserError(f"{old} is now called {new}", f"use {new} {value}")
 
     # Eager: checked before a missing required option is reported.
     return click.option(

@@ -73,13 +73,7 @@ def sweep(
     from binsweep.search.spec.parser import load_spec
     from binsweep.search.workflows.preflight import check_before_start
 
-    if resume and (start_new or warm_start):
-        other = " and ".join(["--new"] * start_new + ["--warm-start"] * bool(warm_start))
-        raise UserError(
-            f"--resume and {other} exclude one another", "--resume continues a sweep, the others start one"
-        )
-    if address is not None and runner == "local":
-        raise UserError("--address and --runner local exclude one another", "omit one of them")
+    _check_exclusive(resume, start_new, warm_start is not None, address is not None and runner == "local")
     loaded = load_spec(spec, assignments)
     nodes = _join(address) if address is not None else None
     check_before_start(loaded, nodes, runner)
@@ -122,6 +116,16 @@ def sweep(
         print(json.dumps(answer))
     else:
         _print_next_commands(home, result.id, then_promote)
+
+
+def _check_exclusive(resume: bool, start_new: bool, warm_start: bool, cluster_without_ray: bool) -> None:
+    if resume and (start_new or warm_start):
+        other = " and ".join(["--new"] * start_new + ["--warm-start"] * warm_start)
+        raise UserError(
+            f"--resume and {other} exclude one another", "--resume continues a sweep, the others start one"
+        )
+    if cluster_without_ray:
+        raise UserError("--address and --runner local exclude one another", "omit one of them")
 
 
 def _join(address: str) -> Sequence[Mapping[str, float]]:
