@@ -107,7 +107,6 @@ class Architecture:
     last: str
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    least_size: int = 32
 
 
 def _tv(name: str, **options: Any) -> Callable[[], Any]:
@@ -143,7 +142,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet50": Architecture(_tv("resnet50"), _resnet, 2048, "layer4"),
     "efficientnet_b0": Architecture(_tv("efficientnet_b0"), _EFFICIENTNET, 1280, "stage4"),
     "vgg16": Architecture(_tv("vgg16"), _vgg, 4096, "stage4"),
-    "inception_v3": Architecture(_INCEPTION, _inception, 2048, "mixed7", INCEPTION_MEAN, INCEPTION_STD, 75),
+    "inception_v3": Architecture(_INCEPTION, _inception, 2048, "mixed7", INCEPTION_MEAN, INCEPTION_STD),
     "mobilenet_v2": Architecture(_tv("mobilenet_v2"), _MOBILENET, 1280, "stage4"),
     **{f"efficientnet_lite{number}": _efficientnet_lite(number) for number in range(3)},
 }

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-HOUSE = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "models", "tracking", "search")
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("data", "models", "tracking", "search")
 
 
 def find(path: str) -> Any:
@@ -176,12 +176,12 @@ def test_it_is_still_there(part: str) -> None:
 
 @pytest.mark.parametrize("package", sorted({package for package, _ in PARTS.values()}))
 def test_its_package_has_an_upper_bound(package: str) -> None:
-    project = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
         Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cluster"]]
     ]
     of_package = [one for one in wanted if one.name == package]
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (HOUSE / "constraints.txt").read_text(), re.M))
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
     assert of_package
     for one in of_package:
         assert any(bound.operator in ("<", "<=", "==", "~=") for bound in one.specifier), one
@@ -206,12 +206,15 @@ OF_PYTHON = {"os._exit", "parts._replace"}  # documented, in spite of their name
 
 def test_each_private_use_is_named_here() -> None:
     used = {
-        use for room in ROOMS for file in sorted((HOUSE / room).rglob("*.py")) for use in private_uses(file)
+        use
+        for folder in FOLDERS
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for use in private_uses(file)
     }
     assert {use for use in used - OF_PYTHON if use not in NAMED} == set()
     settings = {
         name
-        for file in (HOUSE / "search").glob("ray_*.py")
+        for file in (ROOT / "search" / "ray_backend").glob("*.py")
         for name in re.findall(r'"((?:TUNE|RAY_JOB|RAY_AIR)_\w+)"', file.read_text())
     }
     assert {name for name in settings if name not in NAMED} == set()

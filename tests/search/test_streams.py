@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HOUSE = Path(__file__).parents[2]
+SOURCE = Path(__file__).parents[2] / "src"
 PROGRAM = "import sys; from binsweep.search.terminal.streams import settle_streams; settle_streams(); "
 CLI = "from binsweep.search.cli.main import main; main()"
 
@@ -17,7 +17,7 @@ def python(shell: str, code: str, *words: str, cwd: Path, **env: str) -> subproc
     return subprocess.run(
         ["bash", "-c", shell.replace("PYTHON", '"$@"'), "bash", sys.executable, "-c", code, *words],
         cwd=cwd,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HOUSE), **env},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE), **env},
         capture_output=True,
         timeout=120,
     )
