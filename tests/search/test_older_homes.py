@@ -17,11 +17,13 @@ name: older
 data: {{source: {bins}, image_size: 64}}
 model: {{trainable: head, epochs: 5}}
 space: {{lr: {{low: 0.003, high: 0.03, log: true}}, batch_size: [8, 16]}}
-search: {{points: [{{lr: 0.02, batch_size: 8}}]}}
+search: {{{points}: [{{lr: 0.02, batch_size: 8}}]}}
 budget: {{trials: {trials}}}
-resources: {{trials_at_once: 1}}
-register: {{model: older, finalists: 1, seeds: 1, gate: {{class_floor: 0.01}}}}
+resources: {{{at_once}: 1}}
+register: {{model: older, finalists: 1, seeds: 1, gate: {{{least}: 0.01}}}}
 """
+OLD = {"points": "points", "at_once": "trials_at_once", "least": "class_floor"}
+NEW = {"points": "initial_points", "at_once": "max_concurrent_trials", "least": "min_class_accuracy"}
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_a_home_of_before_the_import_name_serves_resume_report_promote_and_serve
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    spec.write_text(SPEC.format(bins=bins, trials=2))
+    spec.write_text(SPEC.format(bins=bins, trials=2, **OLD))
     local = ("--runner", "local", "--json")
     first = json.loads(run("search.cli", "sweep", str(spec), *local, "--promote"))
     assert first["promotion"]["promoted"]
@@ -66,8 +68,7 @@ def test_a_home_of_before_the_import_name_serves_resume_report_promote_and_serve
     again = json.loads(run("binsweep", "promote", "older", "--json"))
     assert again["candidate"] == first["promotion"]["candidate"] and not again["promoted"]
     # The same specification in today's words, with a larger budget, goes on with that sweep.
-    text = SPEC.format(bins=bins, trials=3)
-    spec.write_text(text)
+    spec.write_text(SPEC.format(bins=bins, trials=3, **NEW))
     more = json.loads(run("binsweep", "sweep", str(spec), *local, "--resume"))
     assert more["sweep"] == first["sweep"]
     assert {row["trial"] for row in more["leaderboard"]} == {0, 1, 2}
