@@ -103,6 +103,23 @@ class HealthMonitor:
         self._hooks: list[Any] = []
         self._before: list[Tensor] = []
 
+    def state(self) -> dict[str, Any]:
+        """What the rules must know of earlier epochs, as plain types: a resumed training has the same findings."""
+        return {
+            "step": self._step,
+            "consecutive": dict(self._consecutive),
+            "reported": sorted(self._reported),
+            "ratios": list(self._ratios),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned; an empty one changes nothing."""
+        if state:
+            self._step = state["step"]
+            self._consecutive = Counter(state["consecutive"])
+            self._reported = set(state["reported"])
+            self._ratios = list(state["ratios"])
+
     def _rule(self, name: str) -> HealthRule:
         return self._rules.get(name, HealthRule())
 

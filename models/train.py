@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -138,6 +137,7 @@ class _Trainer:
         if (state := options.start_from) is not None:
             restore(state, self.net, self.optimizer, self.schedule, self.generator)
             self.history = list(state.history)
+            self.monitor.restore(state.health)
 
     def _open_data_and_network(self) -> None:
         settings, data, options = self.settings, self.data, self.options
@@ -269,9 +269,17 @@ class _Trainer:
                 epoch, metrics, settings, data.classes, data.image_size, weights, log_probabilities
             )
 
-        state = functools.partial(
-            capture, epoch, self.history, self.net, self.optimizer, self.schedule, self.generator
-        )
+        def state() -> TrainingState:
+            return capture(
+                epoch,
+                self.history,
+                self.net,
+                self.optimizer,
+                self.schedule,
+                self.generator,
+                self.monitor.state(),
+            )
+
         return Snapshot(checkpoint, state, findings)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class TrainingState:
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     random: list[Tensor]
+    health: dict[str, Any] = field(default_factory=dict)  # of the HealthMonitor; empty in older files
 
     def save(self, path: Path) -> None:
         """Write the file atomically; `load_training_state` reads it."""
@@ -50,13 +51,20 @@ def capture(
     optimizer: torch.optim.Optimizer,
     schedule: Any,
     generator: torch.Generator,
+    health: dict[str, Any],
 ) -> TrainingState:
     """The current state; `generator` is the one that orders the photos."""
     random = [torch.get_rng_state(), generator.get_state()]
     if torch.cuda.is_available():
         random.append(torch.cuda.get_rng_state())
     return TrainingState(
-        epoch, list(history), net.state_dict(), optimizer.state_dict(), schedule.state_dict(), random
+        epoch,
+        list(history),
+        net.state_dict(),
+        optimizer.state_dict(),
+        schedule.state_dict(),
+        random,
+        health,
     )
 
 

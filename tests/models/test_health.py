@@ -37,6 +37,7 @@ from binsweep.models.health_rules import (
 )
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrainOptions, train
+from binsweep.models.training_state import TrainingState
 from binsweep.models.trial_data import TrialData
 
 FALLING = [2.0 - 0.1 * epoch for epoch in range(15)]
@@ -122,6 +123,29 @@ def test_a_far_too_high_rate_shows(trial_data: TrialData, often: None) -> None:
     assert {"weight_update_ratio", "loss_not_decreasing"} & found.keys()
     assert {"collapsed_prediction", "dead_relu"} <= found.keys()
     assert found["collapsed_prediction"].epoch >= 2  # once may be chance
+
+
+def test_a_training_that_is_resumed_after_each_epoch_has_the_same_findings(
+    trial_data: TrialData, often: None
+) -> None:
+    """Some rules must hold in epochs or steps in a row, and the first step of a process is not a training's first."""
+    changes: dict[str, Any] = {"lr": 30.0, "schedule": "constant", "epochs": 4}
+    settings = replace(Settings(batch_size=16, augment="none", precision="fp32"), **changes)
+    found: list[HealthFinding] = []
+    states: list[TrainingState] = []
+
+    def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+        found.extend(finding for finding in snapshot.findings if finding.kind == "health")
+        states.append(snapshot.state())
+        return False
+
+    for _ in range(4):
+        train(settings, trial_data, report, TrainOptions(start_from=states[-1] if states else None))
+    whole = findings(trial_data, **changes)
+    assert "collapsed_prediction" in whole
+    assert {finding.rule: (finding.epoch, finding.text) for finding in found} == {
+        rule: (finding.epoch, finding.text) for rule, finding in whole.items()
+    }
 
 
 def test_a_far_too_low_rate_shows(trial_data: TrialData, often: None) -> None:
