@@ -164,7 +164,9 @@ def evaluate(
     print(f"  always {card.guess}: {scores_line(card.guess_scores, card.guess_intervals)}")
     for count, row in card.classes.items():
         text = f"accuracy {row['accuracy']:.1%}, RMSE {row['rmse']:.3f}"
-        print(f"  {count} items ({row['support']:.0f} photos): {text}")
+        items = "1 item" if count == 1 else f"{count} items"
+        photos = "1 photo" if row["support"] == 1 else f"{row['support']:.0f} photos"
+        print(f"  {items} ({photos}): {text}")
     print(f"  expected calibration error {card.calibration_error:.3f}")
     print(f"report: {done.folder / 'report.html'}")
 

@@ -96,13 +96,26 @@ class SweepSpec:
         return Settings(**{**fixed, **params, "seed": seed})
 
 
-# Pydantic errors whose own messages name our classes, or do not name the correction.
+# Pydantic errors in our words, with the correction. The braces are filled from the error.
 _PYDANTIC_RULES = {
     **dict.fromkeys(
         ("model_type", "dict_type"),
         ("must be a section of keys", "write its keys below it, indented, or leave it out"),
     ),
     "list_type": ("must be a list", "in brackets, such as [1, 2, 3]"),
+    "greater_than_equal": ("must be at least {ge}", "choose a larger number"),
+    "greater_than": ("must be above {gt}", "choose a larger number"),
+    "less_than_equal": ("must be at most {le}", "choose a smaller number"),
+    "less_than": ("must be below {lt}", "choose a smaller number"),
+    "finite_number": ("must be a finite number", "write it with digits"),
+    **dict.fromkeys(("int_type", "int_from_float"), ("must be a whole number", "write it without quotes")),
+    "float_type": ("must be a number", "write it without quotes"),
+    "bool_type": ("must be true or false", "write it without quotes"),
+    "string_type": ("must be text", "write it in quotes"),
+    "string_too_long": ("must have at most {max_length} characters", "shorten it"),
+    "string_pattern_mismatch": ("must match {pattern}", "use other characters"),
+    "literal_error": ("must be {expected}", "write one of these"),
+    "too_short": ("must have at least {min_length} items", "add some"),
 }
 
 
@@ -120,11 +133,11 @@ def _shape_problems(error: ValidationError) -> list[Problem]:
             problems.append(Problem(key, "required key is missing", ABSENT, f"add {key}"))
         elif item["type"] in _PYDANTIC_RULES:
             rule, hint = _PYDANTIC_RULES[item["type"]]
-            problems.append(Problem(key, rule, item["input"], hint))
+            problems.append(Problem(key, rule.format(**item.get("ctx", {})), item["input"], hint))
         else:
             message = item["msg"].removeprefix("Value error, ")
             rule = message[0].lower() + message[1:]
-            problems.append(Problem(key, rule, item["input"], "see README.md for an example"))
+            problems.append(Problem(key, rule, item["input"], "sweeps/abid.yaml is an example"))
     return problems
 
 

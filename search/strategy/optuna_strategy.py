@@ -245,7 +245,7 @@ class OptunaStrategy:
             trial.state = "running"
             self._next_plan = None
             return Verdict(Decision.CONTINUE, plan.reason)
-        return self._pause(number, epoch, "another trial comes first")
+        return self._pause(number, epoch, "others may come first")
 
     def _pause(self, number: int, epoch: int, reason: str) -> Verdict:
         self._pool.trials[number].state = "paused"

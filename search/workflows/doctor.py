@@ -93,7 +93,7 @@ def _disk(home: Path) -> CheckResult:
 def _banks(home: Path) -> CheckResult:
     folder = home / "banks"
     banks = banks_in(folder)
-    text = f"{len(banks)} of {sum(map(bank_size, banks)) / GIB:.2f} GiB"
+    text = f"{sum(map(bank_size, banks)) / GIB:.2f} GiB in {len(banks)} bank{'s' if len(banks) != 1 else ''}"
     try:
         return CheckResult(
             "banks", True, f"{text}, at most {size_limit() / GIB:g} GiB ({BANKS_LIMIT}), in {folder}"

@@ -176,8 +176,8 @@ def _select(
         return _Selection(items, f"{photos}; which photos the model learned from is not known", label)
     text = f"{photos}, which {'no trial has seen' if own else 'it was not trained on or chosen by'}"
     if known:
-        others = f"it was trained on or chosen by the other {len(known)}"
-        text = f"{len(new)} of {len(items)} photos, {photos}: {others}"
+        others = f"the other {len(known)}, which it was trained on or chosen by, are left out"
+        text = f"of {len(items)} photos, {photos}; {others}"
     return _Selection(new, text, label)
 
 

@@ -261,8 +261,9 @@ def choose_inference(spec: SweepSpec, data: TrialData, checkpoints: Sequence[Che
     def p_of(name: str, other: Counts, now: Counts, alpha: float) -> float:
         p = p_value(other, now, actual, measure)
         new, old = (format_metric(measure, count_metrics(counts, actual)[measure]) for counts in (other, now))
+        required = "" if alpha == ALPHA else f", below {alpha:.2g} required"
         verdict = "taken" if p < alpha else "not taken"
-        notes.append(f"{name}: validation {measure} {new} against {old} (p {p:.3f}), {verdict}")
+        notes.append(f"{name}: validation {measure} {new} against {old} (p {p:.3f}{required}), {verdict}")
         return p
 
     members, flip, table = 1, False, _mean(checkpoints[:1])

@@ -122,7 +122,7 @@ def test_photos_that_a_model_has_seen_are_left_out_of_an_evaluation(
     every = evaluate_source(uri, str(copied), home, server, with_seen=True)
     assert every.card.images == 122
     seen = 122 - new.card.images
-    assert f"it was trained on or chosen by the other {seen}" in new.facts["photos"]
+    assert f"the other {seen}, which it was trained on or chosen by, are left out" in new.facts["photos"]
     assert f"trained on or chosen by {seen} of these 122 photos: not new to it" in every.facts["photos"]
     page = (new.folder / "report.html").read_text()
     assert f"the other {seen}" in page and new.folder != every.folder

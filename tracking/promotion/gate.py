@@ -78,7 +78,7 @@ def judge_no_worse(
     """Whether the candidate is not worse than the opponent's counts in `measure` beyond chance."""
     mine, theirs = (count_metrics(counts, actual)[measure] for counts in (candidate, other))
     p = p_value(other, candidate, actual, measure)
-    text = f"{measure} {mine:.4f} against {opponent}'s {theirs:.4f}, {_format_p(p)} for no difference"
+    text = f"{measure} {mine:.4f} against {opponent}'s {theirs:.4f} (test that it is worse: {_format_p(p)})"
     return RuleResult(name, p >= ALPHA, text)
 
 

@@ -76,7 +76,7 @@ def judge(
         *_judge_model(candidate, gate, evidence),
     ]
     earned = all(rule.passed for rule in rules)
-    rules += _judge_approval(gate, approved, evidence.predictions.classes, champion)
+    rules += _judge_approval(candidate.sweep, gate, approved, evidence.predictions.classes, champion)
     failed = [rule for rule in rules if not rule.passed]
     warning = no_better_than_guess(evidence.predictions.counts, evidence.guess, evidence.actual)
     reason = "; ".join(rule.text for rule in failed) if failed else rules[0].text
@@ -170,7 +170,11 @@ def _judge_model(candidate: Candidate, gate: PromotionCriteria, evidence: Eviden
 
 
 def _judge_approval(
-    gate: PromotionCriteria, approved: bool, classes: Sequence[int], champion: ChampionEvidence | None
+    sweep: str,
+    gate: PromotionCriteria,
+    approved: bool,
+    classes: Sequence[int],
+    champion: ChampionEvidence | None,
 ) -> list[RuleResult]:
     """A person's approval, if the gate requires it or the candidate knows fewer counts than the champion."""
     reasons = ["register.gate.approval requires it"] if gate.approval else []
@@ -179,7 +183,7 @@ def _judge_approval(
         reasons.append(f"it cannot predict {_join(lost)}, which the champion can")
     if not reasons:
         return []
-    text = "given" if approved else "a person must approve: `binsweep promote SWEEP --approve`"
+    text = "given" if approved else f"a person must approve: `binsweep promote {sweep} --approve`"
     if lost and not approved:
         text += ", or choose another register.model"
     return [RuleResult("approval", approved, f"{text} ({'; '.join(reasons)})")]
