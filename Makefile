@@ -17,10 +17,11 @@ sweep: install
 	$(BIN)/binsweep sweep sweeps/quickstart.yaml --promote
 
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not integration"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not integration" --durations=15
 
 integration: install
-	$(BIN)/python -m pytest -m integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "integration and not quiet" --durations=10
+	$(BIN)/python -m pytest -m "integration and quiet" --durations=10
 
 check: install
 	$(BIN)/ruff format --check .

@@ -20,15 +20,33 @@ from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 SIZE = 64
 SLOWEST_FIRST = ("test_resume.py", "test_sweep.py", "test_cli.py")
+# Integration tests that measure, kill or wait at chosen moments: they run one after another (`quiet`).
+NEED_QUIET = {
+    "test_benchmarks.py",
+    "test_cluster.py",
+    "test_compose.py",
+    "test_groups.py",
+    "test_outages.py",
+    "test_postgres.py",
+    "test_pull.py",
+    "test_ray_doors.py",
+    "test_resource_limits.py",
+    "test_resume.py",
+    "test_served_limits.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take minutes begin first, so that no worker sits at the last of them while others are idle."""
+    """Mark what needs a quiet machine, and start with the files that take minutes, so that no worker is left with one
+    of them at the end."""
 
     def place(item: pytest.Item) -> int:
         name = item.path.name
         return SLOWEST_FIRST.index(name) if name in SLOWEST_FIRST else len(SLOWEST_FIRST)
 
+    for item in items:
+        if item.path.name in NEED_QUIET:
+            item.add_marker(pytest.mark.quiet)
     items.sort(key=place)
 
 
