@@ -76,7 +76,7 @@ def test_a_count_without_photos_in_train_is_not_judged(trial_data: TrialData, ph
     assert judged.count(("train", 2)) == (2 if photos == 2 else 0)
     assert len(doubts) == len(data.train) + len(data.validation) - sum(effect.unjudged.values())
     lines = effect_lines(effect)
-    assert (f"not judged, because train has no other photo of their count: {held} of 2" in lines) == (
+    assert (f"not judged, because train has no other photo of that count: {held} of 2" in lines) == (
         photos == 0
     )
 

@@ -494,7 +494,7 @@ def test_later_trials_go_straight_to_a_trainings_end_also_when_reopened(tmp_path
         else:
             full += 1
             strategy.finish(suggestion.number, Outcome("completed"))
-    straight = [record for record in strategy.trials() if "a model of the ends" in record.suggested_because]
+    straight = [record for record in strategy.trials() if "of its final value" in record.suggested_because]
     assert {record.number for record in straight} <= set(late)
     # Where its model would try a configuration again, a paused trial may go on instead.
     assert len(straight) > 0.7 * len(late) and resumed < 0.3 * len(late) and len(late) > 15

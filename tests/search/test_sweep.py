@@ -260,6 +260,7 @@ def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
     assert left.tags["decision"] == "rolled back" and "it miscounts" in left.tags["decision.reason"]
 
 
+@pytest.mark.timeout(600)  # on a busy machine: it trains finalists and starts four servers
 def test_promotion_serving_and_prediction(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,7 +399,7 @@ def test_a_budget_of_minutes_stops_running_trials(bins: Path, server: str, tmp_p
 def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_path: Path) -> None:
     cases = [
         ({"space": {**RAW["space"], "batch_size": [8, 16, 4096]}}, "batch_size: up to 4096"),
-        ({"resources": {"gpus_per_trial": 64}}, "resources.gpus_per_trial: 64 asked"),
+        ({"resources": {"gpus_per_trial": 64}}, "resources.gpus_per_trial: 64 requested"),
         ({"model": {"weights": "/nowhere/weights.pth"}}, "model.weights: no file"),
         ({"data": {"classes": [1, 40], "image_size": 64}}, "40"),
     ]
@@ -407,7 +408,7 @@ def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_p
     for changes, said in cases:
         with pytest.raises(UserError, match=said):
             sweep(spec_of(bins, **changes), tmp_path, "local", server)
-    with pytest.raises(UserError, match="cpus_per_trial: 512 asked"):
+    with pytest.raises(UserError, match="cpus_per_trial: 512 requested"):
         sweep(spec_of(bins, resources={"cpus_per_trial": 512}), tmp_path, "ray", server)
     crowd: dict[str, Any] = {
         "space": {"lr": [0.01], "batch_size": [4096]},
