@@ -202,7 +202,7 @@ def open_bucket(
     except ProfileNotFound as error:
         raise UserError(
             f"AWS_PROFILE: {error}",
-            "a profile of ~/.aws/config, or unset AWS_PROFILE: a public bucket needs none",
+            "name a profile of ~/.aws/config, or unset AWS_PROFILE: a public bucket needs none",
         ) from error
     except (BotoCoreError, ValueError) as error:
         raise invalid_settings(error, address, endpoint) from error

@@ -52,7 +52,10 @@ def migrate() -> None:
     from binsweep.tracking.mlflow_server.migration import migrate_database
 
     copy = migrate_database(home_folder())
-    print(f"the MLflow database is up to date; a copy of the old one is {copy}")
+    if copy is None:
+        print("the MLflow database is up to date: nothing to migrate")
+    else:
+        print(f"the MLflow database is now up to date; a copy of the old one is {copy}")
 
 
 @click.command()

@@ -153,7 +153,7 @@ def _run(debug: bool) -> int:
         return 2
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns KeyboardInterrupt into Abort
         print("binsweep: interrupted", file=sys.stderr)
-        if "sweep" in sys.argv[1:3]:
+        if "sweep" in sys.argv[1:3] and "--dry-run" not in sys.argv:
             print(f"  the same command goes on: {shlex.join(['binsweep', *sys.argv[1:]])}", file=sys.stderr)
         return 130
     except click.ClickException as error:

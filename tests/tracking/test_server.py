@@ -249,6 +249,13 @@ def test_a_server_behind_a_proxy_is_asked_with_the_users_settings(
             monkeypatch.setenv(name, value.format(ca=ca))
         with tracking_server(tmp_path) as found:
             assert MlflowClient(found).get_experiment_by_name("Default") is not None
+        if kind in ("basic", "token"):
+            secret = list(settings)[-1]
+            monkeypatch.setenv(secret, "wrong")
+            with pytest.raises(UserError) as mistake, tracking_server(tmp_path):
+                pass
+            assert mistake.value.hint.startswith("it does not accept") and secret in mistake.value.hint
+            assert "allowed-hosts" not in mistake.value.hint
 
 
 @pytest.mark.parametrize(
@@ -437,6 +444,7 @@ def test_a_database_of_an_older_mlflow_is_migrated_on_demand_and_kept(tmp_path: 
         pass
     assert "binsweep migrate" in mistake.value.hint and file.read_bytes() == before
     copy = migrate_database(home)
+    assert copy is not None and migrate_database(home) is None, "nothing is left to migrate"
     with contextlib.closing(sqlite3.connect(copy)) as database:
         assert database.execute("select version_num from alembic_version").fetchone() == ("acf3f17fdcc7",)
         assert database.execute("select run_uuid from runs").fetchall() == [("r1",)]
@@ -446,6 +454,20 @@ def test_a_database_of_an_older_mlflow_is_migrated_on_demand_and_kept(tmp_path: 
         assert answers(uri)
         with pytest.raises(UserError, match="is in use"):
             migrate_database(home)
+
+
+def test_a_file_that_is_no_database_is_named_and_stays(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow" / "mlflow.db"
+    file.parent.mkdir()
+    file.write_bytes(b"no database" * 1000)
+    with (
+        pytest.raises(UserError, match=r"mlflow.db is damaged: file is not a database"),
+        tracking_server(tmp_path),
+    ):
+        pass
+    with pytest.raises(UserError, match=r"mlflow.db is damaged: file is not a database"):
+        migrate_database(tmp_path)
+    assert file.read_bytes() == b"no database" * 1000
 
 
 def test_a_database_of_a_newer_mlflow_or_none_stays_as_it_is(
@@ -462,7 +484,7 @@ def test_a_database_of_a_newer_mlflow_or_none_stays_as_it_is(
     before = file.read_bytes()
     with pytest.raises(UserError, match=r"newer MLflow \(schema ffffffffffff"), tracking_server(tmp_path):
         pass
-    with pytest.raises(UserError, match=r"cannot be migrated.*ffffffffffff"):
+    with pytest.raises(UserError, match=r"newer MLflow \(schema ffffffffffff"):
         migrate_database(tmp_path)
     assert file.read_bytes() == before
     assert [one.name for one in file.parent.glob("*.db*")] == ["mlflow.db"]

@@ -21,8 +21,9 @@ _BACKUP_NAME = re.compile(r"mlflow\.before-(\d+)\.db")
 _REVISION = re.compile(r"^(down_)?revision\b.*?= *[\"'](\w+)[\"']", re.MULTILINE)
 
 
-def migrate_database(home: Path) -> Path:
-    """Migrate the MLflow database of `home` to the schema of this MLflow; returns the backup of the old one.
+def migrate_database(home: Path) -> Path | None:
+    """Migrate the MLflow database of `home` to the schema of this MLflow; returns the backup of the old one, or None
+    if the schema is this MLflow's already.
 
     The migration runs on a second copy, which then replaces the database. Raises UserError if there is no database,
     if it is in use, or if it cannot be migrated; then nothing has changed.
@@ -43,7 +44,7 @@ def migrate_database(home: Path) -> Path:
                 )
             if server := recorded_server(folder):
                 end(server)  # left by a killed sweep
-            return _migrate(database)
+            return None if _schema_to_migrate(database) is None else _migrate(database)
     finally:
         os.close(users)
 
@@ -92,29 +93,46 @@ def _copy_database(source: Path, target: Path) -> None:
 
 def require_current_schema(database: Path) -> None:
     """Raise UserError if another MLflow wrote `database`: ours would refuse it, or change it without a backup."""
-    if not database.exists():
+    if (schema := _schema_to_migrate(database)) is None:
         return
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        has_runs = bool(opened.execute("select 1 from runs limit 1").fetchall())
+    if has_runs:
+        home = f"BINSWEEP_HOME={shlex.quote(str(database.parent.parent))}"
+        raise UserError(
+            f"{database} was written by an older MLflow (schema {schema})",
+            f"`{home} binsweep migrate` keeps a copy and brings it up to date; all runs and models stay",
+        )
+    _migrate(database).unlink()  # left by an interrupted first start: it holds nothing
+
+
+def _schema_to_migrate(database: Path) -> str | None:
+    """The schema of a database that an older MLflow wrote; None if there is nothing to migrate.
+
+    Raises UserError for a file that is no database, and for one that a newer MLflow wrote.
+    """
+    if not database.exists():
+        return None
     with contextlib.closing(sqlite3.connect(database)) as opened:
         try:
             ((schema,),) = opened.execute("select version_num from alembic_version").fetchall()
-            has_runs = bool(opened.execute("select 1 from runs limit 1").fetchall())
-        except (sqlite3.Error, ValueError):
-            return  # empty, or no database of MLflow: its server reports that
+        except (sqlite3.OperationalError, ValueError):
+            return None  # empty, or locked: MLflow's own server creates its tables, or reports it
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"{database} is damaged: {error}",
+                "put a copy of it back, or move it away: the runs and models in it are lost to a new one, which gets "
+                "the sweeps' runs again by `binsweep sync`",
+            ) from error
     known, newest = _schemas()
     if schema == newest or not newest:
-        return
+        return None
     if schema not in known:
         raise UserError(
             f"{database} was written by a newer MLflow (schema {schema}, this one has {newest})",
             "install the Binsweep that wrote it, or use another BINSWEEP_HOME",
         )
-    if has_runs:
-        home = f"BINSWEEP_HOME={shlex.quote(str(database.parent.parent))}"
-        raise UserError(
-            f"{database} was written by an older MLflow (schema {schema}, this one has {newest})",
-            f"`{home} binsweep migrate` keeps a copy and brings it up to date; all runs and models stay",
-        )
-    _migrate(database).unlink()  # left by an interrupted first start: it holds nothing
+    return str(schema)
 
 
 def _schemas() -> tuple[set[str], str]:

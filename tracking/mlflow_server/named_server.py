@@ -16,6 +16,7 @@ _LOCAL_SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql")
 _SERVERS_WITHOUT_SCHEME = ("databricks", "databricks-uc")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # a single letter is a Windows drive
 _HINT = "start that server or correct MLFLOW_TRACKING_URI; unset it to use the embedded server"
+_CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _ABSENT_EXPERIMENT = "binsweep: does MLflow answer?"
 
 
@@ -72,11 +73,8 @@ def _unreachable(uri: str, error: Exception) -> UserError:
     body = text.rpartition("Response body: ")[2][:150]
     code = getattr(error, "error_code", "")
     if status in (401, 403) or code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
-        return UserError(
-            f"MLflow server {uri} refuses us: {f'it answered {status}: ' if status else ''}{body}",
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
-            "or allow this host name at the server (--allowed-hosts)",
-        )
+        answer = f"it answered {status}: " if status else ""
+        return UserError(f"MLflow server {uri} refuses us: {answer}{body}", _refusal_hint(status))
     # The client reports INTERNAL_ERROR for JSON without an error of MLflow's, ENDPOINT_NOT_FOUND for an API without
     # the request, and RESOURCE_DOES_NOT_EXIST for a search if the server answers that to everything.
     foreign = text.startswith("INTERNAL_ERROR: Response: ")
@@ -90,6 +88,16 @@ def _unreachable(uri: str, error: Exception) -> UserError:
         more = f": {body}" if "Response body" in text else ""
         return UserError(f"{uri} is not a healthy MLflow server: it answered {status}{more}", _HINT)
     return UserError(f"MLflow at {uri} cannot be used: {text[:300] or type(error).__name__}", _HINT)
+
+
+def _refusal_hint(status: int | None) -> str:
+    given = [name for name in _CREDENTIALS if os.environ.get(name)]
+    hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    if given:
+        hint = f"it does not accept what {' and '.join(given)} give"
+    if status == 401:
+        return hint
+    return f"{hint}, or allow this host name at the server (--allowed-hosts)"
 
 
 def _connection_error(uri: str, text: str, cause: BaseException | None) -> UserError | None:
