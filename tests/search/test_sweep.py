@@ -191,6 +191,7 @@ def broken(counter: CountingModel, how: str) -> CountingModel:
 
 
 @pytest.mark.integration  # each of its candidates is registered, evaluated and served
+@pytest.mark.timeout(900)
 def test_the_gate_refuses_what_is_broken_and_a_rollback_returns(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
