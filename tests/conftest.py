@@ -1,4 +1,4 @@
-"""What the tests of every room share: small real data, made once."""
+"""What the tests of all packages share: small real data, made once."""
 
 import os
 import subprocess

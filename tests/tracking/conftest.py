@@ -1,4 +1,4 @@
-"""Lets the tests of this room, and the processes they start, import the helpers that lie beside them."""
+"""Lets the tests of this package, and the processes they start, import the helpers next to them."""
 
 import sys
 from pathlib import Path
