@@ -148,7 +148,7 @@ def test_a_sweep_is_sent_looked_at_stopped_and_resumed(bins: Path, server: str, 
         assert forgotten.returncode == 2 and f"`binsweep resume {job}` looks" in forgotten.stderr
         for other in ("sent-000000", "../../etc"):
             unknown = binsweep("resume", other)
-            assert unknown.returncode == 2 and "does not know it either" in unknown.stderr, unknown.stderr
+            assert unknown.returncode == 2 and "has no such sweep either" in unknown.stderr, unknown.stderr
         assert json.loads(binsweep("status", "--json").stdout) == []
         found = binsweep("resume", job)
         assert found.returncode == 0 and f"{job} goes on as {job}" in found.stdout, found.stderr
