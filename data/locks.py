@@ -7,10 +7,12 @@ as its process lives.
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from binsweep.data.errors import UserError
 
 
 class LockTimeout(TimeoutError):
@@ -29,6 +31,17 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def locked_or_refused(path: Path, timeout: float, busy: str, hint: str) -> Iterator[None]:
+    """Hold the lock file `path` like `locked`, but a timeout is the UserError that `busy` and `hint` describe."""
+    with ExitStack() as stack:
+        try:  # of the lock alone: a timeout within the block is none of it
+            stack.enter_context(locked(path, timeout))
+        except LockTimeout as error:
+            raise UserError(f"{busy}: {error}", hint) from error
+        yield
 
 
 def open_lock(path: Path) -> int:

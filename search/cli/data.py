@@ -7,7 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from binsweep.data.errors import UserError
 from binsweep.search.cli.options import classes_option, home_folder, parse_counts, split_by_option
 from binsweep.search.terminal.format import format_duration
 from binsweep.search.terminal.progress import ProgressMeter
+
+if TYPE_CHECKING:
+    from binsweep.data.manifest import Manifest
 
 MEGABYTE = 1e6
 
@@ -121,7 +124,7 @@ def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | Non
     """Upload the readable images of SOURCE to a bucket, with their metadata and manifest.parquet."""
     from dataclasses import asdict
 
-    from binsweep.data.manifest import format_skipped, load_manifest
+    from binsweep.data.manifest import load_manifest
     from binsweep.data.s3.address import parse_address
     from binsweep.data.s3.bucket import open_bucket
     from binsweep.data.s3.push import push as run
@@ -142,10 +145,7 @@ def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | Non
         print(json.dumps(asdict(pushed)))
         return
     print(f"{pushed.images:,} images in {dest}: {pushed.sent:,} of {pushed.objects:,} objects sent")
-    if manifest.skipped:
-        print(
-            f"left out {len(manifest.skipped):,} files: {format_skipped(manifest.skipped)}", file=sys.stderr
-        )
+    _print_left_out(manifest)
 
 
 @data_group.command()
@@ -160,7 +160,7 @@ def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | Non
 @split_by_option
 def report(source: str, out: Path, classes: str | None, split_by: Any) -> None:
     """Report on SOURCE: classes, sizes, brightness, blur, duplicates, leaks between splits, samples."""
-    from binsweep.data.manifest import format_skipped, load_manifest
+    from binsweep.data.manifest import load_manifest
     from binsweep.data.output_path import require_page
     from binsweep.data.report.data_report import build_data_report, write_report
     from binsweep.data.split import Split
@@ -177,10 +177,7 @@ def report(source: str, out: Path, classes: str | None, split_by: Any) -> None:
             allow_untrainable=True,
         )
         found = build_data_report(manifest, home_folder(), partial(meter, "looking"))
-    if manifest.skipped:
-        print(
-            f"left out {len(manifest.skipped):,} files: {format_skipped(manifest.skipped)}", file=sys.stderr
-        )
+    _print_left_out(manifest)
     for gap in manifest.coverage_warnings():
         print(f"warning: {gap}", file=sys.stderr)
     try:
@@ -191,6 +188,13 @@ def report(source: str, out: Path, classes: str | None, split_by: Any) -> None:
         print(f"{len(found.facts[name]):>8,} {name.replace('_', ' ')}")
     print(f"{found.facts['across_splits']:>8,} duplicates across splits")
     print(f"{page}\n{facts}")
+
+
+def _print_left_out(manifest: Manifest) -> None:
+    from binsweep.data.manifest import format_skipped
+
+    if skipped := manifest.skipped:
+        print(f"left out {len(skipped):,} files: {format_skipped(skipped)}", file=sys.stderr)
 
 
 def _read_ids(file: Path | None) -> tuple[str, ...] | None:

@@ -1,14 +1,12 @@
 """The folder of the embedded server in a home: its database, its locks, and the record of the running server."""
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 
 from binsweep.data.atomic_write import write_bytes
-from binsweep.data.errors import UserError
-from binsweep.data.locks import locked
+from binsweep.data.locks import locked_or_refused
 from binsweep.tracking.processes import Server
 
 # Waiting ends at once if the server does. Migrating a cold database takes half a minute, on a busy machine several.
@@ -30,18 +28,14 @@ def database_uri(folder: Path) -> str:
     return f"sqlite:///{folder / DATABASE}"
 
 
-@contextmanager
-def start_lock(folder: Path) -> Iterator[None]:
+def start_lock(folder: Path) -> AbstractContextManager[None]:
     """One process at a time starts, shares or ends a server here, so that a database is migrated only once."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / "start.lock", LOCK_TIMEOUT_SECONDS))
-        except TimeoutError as error:
-            raise UserError(
-                f"another process is starting the MLflow server of {folder.parent}: {error}",
-                "end the process that holds the lock, or use another BINSWEEP_HOME",
-            ) from error
-        yield
+    return locked_or_refused(
+        folder / "start.lock",
+        LOCK_TIMEOUT_SECONDS,
+        f"another process is starting the MLflow server of {folder.parent}",
+        "end the process that holds the lock, or use another BINSWEEP_HOME",
+    )
 
 
 def recorded_server(folder: Path) -> Server | None:

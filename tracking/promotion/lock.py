@@ -1,11 +1,10 @@
 """One process of a home at a time moves the alias `champion`."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from binsweep.data.errors import UserError
-from binsweep.data.locks import locked
+from binsweep.data.locks import locked_or_refused
 
 LOCK_TIMEOUT_SECONDS = 60.0
 
@@ -22,12 +21,10 @@ def promotion_lock(home: Path | None) -> Iterator[None]:
         yield
         return
     home.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(home / "promotion.lock", LOCK_TIMEOUT_SECONDS))
-        except TimeoutError as error:
-            raise UserError(
-                f"another promotion or rollback is in progress: {error}",
-                "try again when that process has ended, or end it",
-            ) from error
+    with locked_or_refused(
+        home / "promotion.lock",
+        LOCK_TIMEOUT_SECONDS,
+        "another promotion or rollback is in progress",
+        "try again when that process has ended, or end it",
+    ):
         yield
