@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from binsweep.data.banks.features import open_feature_bank
 from binsweep.data.banks.pixels import PixelBank
+from binsweep.data.parallel import Progress
 from binsweep.data.resource_limits import cores
 from binsweep.models.augment import AUGMENT_VERSION, Augment, augment_images, views_of
 from binsweep.models.batches import Batches, FeatureBatches, PixelBatches
@@ -26,7 +26,6 @@ from binsweep.models.precision import (
 from binsweep.models.pretrained import file_hash, weights_file
 from binsweep.models.settings import Settings
 
-Progress = Callable[[int, int], None]
 NO_AUGMENT: Augment = "none"
 INFERENCE_BATCH = 256  # photos per forward pass where no gradients are kept
 # On a CPU small batches stay in its caches: on 2 cores, 8 photos at a time were twice as fast as 64.

@@ -6,9 +6,30 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from binsweep.search.terminal.format import format_duration
+
+
+def _bars(*columns: ProgressColumn) -> Progress:
+    """A description, a bar, counts, `columns` and the remaining time; nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    shown = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *columns,
+        TimeRemainingColumn(),
+    )
+    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
 
 
 class ProgressBar:
@@ -16,9 +37,7 @@ class ProgressBar:
 
     def __init__(self, name: str) -> None:
         self._name, self._total, self._start = name, 0, time.time()
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bars = _bars()
         self._task = self._bars.add_task(name, total=None)
 
     def __enter__(self) -> ProgressBar:
@@ -42,15 +61,7 @@ class ProgressMeter:
     terminal, and one line for each phase."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}/s"),
-            TimeRemainingColumn(),
-        )
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bars = _bars(TextColumn("{task.fields[rate]}/s"))
         self._phase, self._task, self._done, self._start = "", TaskID(0), 0, time.time()
 
     def __enter__(self) -> ProgressMeter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,13 @@ from binsweep.search.terminal.progress import ProgressBar
 from binsweep.search.workflows.evaluate import require_own_test_split
 from binsweep.tracking.promotion.gate import RuleResult, judge_served
 from binsweep.tracking.registry.versions import find_version, stored_predictions
-from binsweep.tracking.serving.model_server import BATCH_PHOTOS, predict, require_model, serve_model
+from binsweep.tracking.serving.model_server import (
+    BATCH_PHOTOS,
+    measure_latencies,
+    predict,
+    require_model,
+    serve_model,
+)
 
 N_LATENCY_PHOTOS = 100  # sent one by one, for the latency
 MAX_ANSWER_SECONDS = 120.0
@@ -48,18 +53,15 @@ def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | Non
         raise UserError(f"the stored predictions of {name} are of other photos", "promote a sweep again")
     columns = [column for column in stored.columns if column.startswith("p") and column[1:].isdigit()]
     classes = tuple(int(column[1:]) for column in columns)
-    rows, latencies = [], []
+    rows = []
     with serve_model(f"models:/{version.name}/{version.version}", tracking_uri, port) as served:
         with ProgressBar("asking the server") as progress:
             for start in range(0, len(items), BATCH_PHOTOS):
                 photos = [item.path.read_bytes() for item in items[start : start + BATCH_PHOTOS]]
                 rows += predict(served.url, photos, MAX_ANSWER_SECONDS)
                 progress(len(rows), len(items))
-        for item in items[:N_LATENCY_PHOTOS]:
-            photo = item.path.read_bytes()
-            began = time.perf_counter()
-            predict(served.url, [photo], MAX_ANSWER_SECONDS)
-            latencies.append(time.perf_counter() - began)
+        singles = (item.path.read_bytes() for item in items[:N_LATENCY_PHOTOS])
+        latencies = measure_latencies(served.url, singles, MAX_ANSWER_SECONDS)
     rule = judge_served(stored["predicted"].to_numpy(), stored[columns].to_numpy(), rows, classes)
     milliseconds = {p: 1000 * float(np.percentile(latencies, p)) for p in PERCENTILES}
     return ServingCheck(name, rule, milliseconds)

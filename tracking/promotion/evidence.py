@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.version_tags import DECISION, TEST_DECISIONS, TEST_SPLIT, WAITING
 from binsweep.tracking.registry.photo_splits import digest_of, judged_by, seen_by
 from binsweep.tracking.registry.versions import versions_of
-from binsweep.tracking.serving.model_server import predict, serve_model
+from binsweep.tracking.serving.model_server import measure_latencies, predict, serve_model
 
 N_SERVED_PHOTOS = 32  # test photos that are also sent to a server of the model
 N_VALIDATION_PHOTOS = 64  # on which the registered model must predict the same as the trained one
@@ -163,9 +162,5 @@ def query_server(
     with serve_model(model_uri, tracking_uri) as served:
         photos = [item.path.read_bytes() for item in items[:N_SERVED_PHOTOS]]
         answers = predict(served.url, photos, PREDICT_TIMEOUT_SECONDS)
-        seconds = []
-        for photo in photos[:N_LATENCY_PHOTOS]:
-            started = time.perf_counter()
-            predict(served.url, [photo], PREDICT_TIMEOUT_SECONDS)
-            seconds.append(time.perf_counter() - started)
+        seconds = measure_latencies(served.url, photos[:N_LATENCY_PHOTOS], PREDICT_TIMEOUT_SECONDS)
     return answers, 1000 * statistics.median(seconds)

@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,16 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
             "send photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC) to a model that Binsweep registered",
         )
     return _rows(url, reply, len(images))
+
+
+def measure_latencies(url: str, photos: Iterable[bytes], timeout: float) -> list[float]:
+    """The seconds of one request for each photo, sent one after another; raises what `predict` raises."""
+    seconds = []
+    for photo in photos:
+        started = time.perf_counter()
+        predict(url, [photo], timeout)
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def open_model(model_uri: str, tracking_uri: str) -> Callable[[Sequence[bytes]], list[dict[str, Any]]]:
