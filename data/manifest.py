@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from binsweep.data.decode import decode, read
 from binsweep.data.errors import UserError
@@ -16,6 +16,11 @@ from binsweep.data.sources.object_names import printable, split_key
 from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
 from binsweep.data.split import SPLITS, Split, SplitName, assign
 from binsweep.data.synthetic.dataset import is_synthetic, render_source
+
+# Which other counts teach, too: their list, every other count of the source, or none.
+TrainAlso = Sequence[int] | Literal["others"] | None
+# A count further than this from the classes is learned as "so many or more" (or fewer): each has too few photos.
+_MAX_DISTANCE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,8 @@ class Manifest:
 
     `fingerprint` is the sha256 hex digest of the classes and of every item's id, label, split and content; it depends
     neither on the location of the files nor on the order of reading. `full_fingerprint` is the fingerprint before
-    items were excluded; "" if none were.
+    items were excluded; "" if none were. `train_also` holds the photos of other counts, for training only; they are
+    part of the fingerprint.
     """
 
     source: str
@@ -44,6 +50,16 @@ class Manifest:
     skipped: tuple[Skipped, ...]
     fingerprint: str
     full_fingerprint: str = ""
+    train_also: tuple[Item, ...] = ()
+
+    @property
+    def head_classes(self) -> tuple[int, ...]:
+        """The counts that a head tells apart in training, ascending: the classes, and those of `train_also`."""
+        return tuple(sorted({*self.classes, *(self.head_class(item.label) for item in self.train_also)}))
+
+    def head_class(self, label: int) -> int:
+        """The count as which a photo with this label is learned."""
+        return min(max(label, self.classes[0] - _MAX_DISTANCE), self.classes[-1] + _MAX_DISTANCE)
 
     def split(self, name: SplitName) -> tuple[Item, ...]:
         """The items of one split, sorted by id."""
@@ -54,12 +70,16 @@ class Manifest:
 
         Validation and test keep all items, so that results with and without remain comparable.
         """
-        excluded = [item for item in self.split("train") if item.id in ids]
+        excluded = [item for item in (*self.split("train"), *self.train_also) if item.id in ids]
         kept = tuple(item for item in self.items if item.split != "train" or item.id not in ids)
-        skipped = (*self.skipped, *(Skipped(item.id, f"excluded by {source}") for item in excluded))
-        fingerprint = _fingerprint(self.classes, kept)
-        return Manifest(
-            self.source, self.classes, kept, skipped, fingerprint, self.full_fingerprint or self.fingerprint
+        also = tuple(item for item in self.train_also if item.id not in ids)
+        return replace(
+            self,
+            items=kept,
+            skipped=(*self.skipped, *(Skipped(item.id, f"excluded by {source}") for item in excluded)),
+            fingerprint=_fingerprint(self.classes, kept, also),
+            full_fingerprint=self.full_fingerprint or self.fingerprint,
+            train_also=also,
         )
 
     def class_counts(self, name: SplitName) -> dict[int, int]:
@@ -89,6 +109,7 @@ class Manifest:
 
     def summary(self) -> dict[str, Any]:
         """The manifest in a few numbers, as JSON values."""
+        also = Counter(item.label for item in self.train_also)
         return {
             "source": self.source,
             "fingerprint": self.fingerprint,
@@ -96,6 +117,7 @@ class Manifest:
             "images": len(self.items),
             "skipped": len(self.skipped),
             "splits": {name: {str(k): n for k, n in self.class_counts(name).items()} for name in SPLITS},
+            **({"train_also": {str(label): also[label] for label in sorted(also)}} if also else {}),
         }
 
 
@@ -106,26 +128,30 @@ def load_manifest(
     home: Path,
     progress: Progress | None = None,
     *,
+    train_also: TrainAlso = None,
     allow_untrainable: bool = False,
 ) -> Manifest:
     """Find the images and labels of a source, check and hash every image of the given classes.
 
     `source` is a folder or an s3:// address with one of the layouts of `data.sources`, or
-    synthetic://?images=600&seed=0. `classes` are the labels to keep; None keeps all. Downloads and scans are cached
-    under `home`, so that a second load only compares dates or a listing. `progress(done, total)` counts images.
+    synthetic://?images=600&seed=0. `classes` are the labels to keep; None keeps all. `train_also` are further labels
+    whose photos are for training only. Downloads and scans are cached under `home`, so that a second load only
+    compares dates or a listing. `progress(done, total)` counts images.
 
     Raises UserError for a source that does not exist, is empty, has none of the layouts, or has no readable image of
     the classes. Unless `allow_untrainable`, it also raises for a class without a readable image, fewer than two
-    classes, or an empty split. If the folders divide the source and `split` does not, it raises or, with
-    `allow_untrainable`, uses the folders.
+    classes, an empty split, or no photo of `train_also`. If the folders divide the source and `split` does not, it
+    raises or, with `allow_untrainable`, uses the folders.
     """
     wanted = None if classes is None else _sorted_classes(classes, 1 if allow_untrainable else 2)
-    root, missing = _local_folder(source, wanted, home, progress)
+    also = _labels_to_train_also(train_also, wanted)
+    to_read = None if wanted is None or also is None else (*wanted, *also)
+    root, missing = _local_folder(source, to_read, home, progress)
     cache = ScanCache(root, home)
     candidates, skipped = scan(root, cache)
     skipped += missing
     _check_split_folders(source, split, candidates, allow_untrainable)
-    selected = [c for c in candidates if wanted is None or c.label in wanted]
+    selected = [c for c in candidates if to_read is None or c.label in to_read]
     results = scan_files([c.path for c in selected], _verified_sha256, cache, progress)
     readable = []
     for photo, (sha256, reason) in zip(selected, results, strict=True):
@@ -134,19 +160,83 @@ def load_manifest(
         else:
             path = printable(str(photo.path.relative_to(root)))
             skipped.append(Skipped(photo.id, f"{path}: {reason}"))
+    others = [] if wanted is None else [pair for pair in readable if pair[0].label not in wanted]
+    readable = [pair for pair in readable if wanted is None or pair[0].label in wanted]
     splits = _splits(split, [photo for photo, _ in readable], root, home)
     items = [
         Item(photo.id, photo.path, photo.label, name, sha256)
         for (photo, sha256), name in zip(readable, splits, strict=True)
     ]
     items.sort(key=lambda item: item.id)
+    teaching, held_out = _without_held_out(others, items, [photo for photo, _ in readable], split, root, home)
+    skipped += held_out
     skipped.sort(key=lambda file: (file.id, file.reason))
     kept = wanted or tuple(sorted({item.label for item in items}))
     if not items or not allow_untrainable:
         _check_labels(source, kept, items, candidates, skipped)
     if not allow_untrainable:
         _check_splits(source, split, items, skipped)
-    return Manifest(source, kept, tuple(items), tuple(skipped), _fingerprint(kept, items))
+    if train_also is not None and not teaching and not allow_untrainable:
+        raise UserError(
+            f"data.train_also: {source} has no photo to train on of "
+            + ("another count" if also is None else f"{', '.join(map(str, also))} items"),
+            "leave it out, or name counts that occur there",
+        )
+    fingerprint = _fingerprint(kept, items, teaching)
+    return Manifest(source, kept, tuple(items), tuple(skipped), fingerprint, train_also=tuple(teaching))
+
+
+def _labels_to_train_also(train_also: TrainAlso, classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The labels besides the classes; None stands for every other label of the source."""
+    if train_also is None:
+        return ()
+    if classes is None:
+        raise UserError(
+            "data.train_also needs data.classes: without it, every count of the source is a class",
+            "list the counts that models shall answer in data.classes",
+        )
+    if train_also == "others":
+        return None
+    if twice := sorted(set(train_also) & set(classes)):
+        raise UserError(
+            f"data.train_also: {', '.join(map(str, twice))} is also in data.classes",
+            "name other counts: photos of the classes are trained on anyway",
+        )
+    return tuple(sorted(set(train_also)))
+
+
+def _without_held_out(
+    others: Sequence[tuple[FoundPhoto, str]],
+    items: Sequence[Item],
+    photos: Sequence[FoundPhoto],
+    split: Split,
+    root: Path,
+    home: Path,
+) -> tuple[list[Item], list[Skipped]]:
+    """The photos of other counts that may teach, sorted by id, and those that would give away held-out photos.
+
+    These are copies of validation or test photos, members of their groups, and the photos of such a folder.
+    `photos` are the photos of `items`.
+    """
+    held_ids = {item.id for item in items if item.split != "train"}
+    held_contents = {item.sha256 for item in items if item.split != "train"}
+    together: set[str] = set()  # ids in a group with a held-out photo
+    if split.by == "group" and others:
+        from binsweep.data.split_groups import group_representatives
+
+        every = [*photos, *(photo for photo, _ in others)]
+        groups = [one.id for one in group_representatives(every, root, home)]
+        held_groups = {group for photo, group in zip(every, groups, strict=True) if photo.id in held_ids}
+        together = {photo.id for photo, group in zip(every, groups, strict=True) if group in held_groups}
+    teaching, left_out = [], []
+    for photo, sha256 in others:
+        if sha256 in held_contents or photo.id in together:
+            reason = "data.train_also leaves it out, as it belongs to a photo of validation or test"
+            left_out.append(Skipped(photo.id, reason))
+        elif photo.split in (None, "train"):
+            teaching.append(Item(photo.id, photo.path, photo.label, "train", sha256))
+    teaching.sort(key=lambda item: item.id)
+    return teaching, left_out
 
 
 def _sorted_classes(classes: Sequence[int], min_count: int) -> tuple[int, ...]:
@@ -281,8 +371,10 @@ def _check_splits(source: str, split: Split, items: Sequence[Item], skipped: Seq
         )
 
 
-def _fingerprint(classes: Sequence[int], items: Sequence[Item]) -> str:
+def _fingerprint(classes: Sequence[int], items: Sequence[Item], train_also: Sequence[Item] = ()) -> str:
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for item in items:
         digest.update(json.dumps([item.id, item.label, item.split, item.sha256]).encode())
+    for item in train_also:
+        digest.update(json.dumps([item.id, item.label, "train_also", item.sha256]).encode())
     return digest.hexdigest()

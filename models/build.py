@@ -40,9 +40,15 @@ class LazyBackbone(nn.Module):
 
 
 def build_model(
-    settings: Settings, classes: Sequence[int], image_size: int, lazy: bool = False
+    settings: Settings,
+    classes: Sequence[int],
+    image_size: int,
+    head_classes: Sequence[int] = (),
+    lazy: bool = False,
 ) -> CountingModel:
     """A model with the backbone and weights of the settings, and a new head drawn from the trial's seed.
+
+    It answers with the `classes`; `head_classes` are those of its head where it trains on further ones, too.
 
     A frozen part without pre-trained weights is drawn from seed 0, so that all trials share it (and one feature bank).
     Within a process, all models share the modules of their frozen stages: copying them took longer than training a
@@ -51,7 +57,13 @@ def build_model(
     architecture = ARCHITECTURES[settings.backbone]
     file = weights_file(settings.backbone, settings.weights)
     config = CountingModelConfig(
-        settings.backbone, settings.head, tuple(classes), image_size, architecture.mean, architecture.std
+        settings.backbone,
+        settings.head,
+        tuple(classes),
+        image_size,
+        architecture.mean,
+        architecture.std,
+        head_classes=() if tuple(head_classes) == tuple(classes) else tuple(head_classes),
     )
     modified = file.stat().st_mtime_ns if file else 0
     seed = settings.seed if settings.trainable == "all" and file is None else 0

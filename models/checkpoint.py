@@ -26,6 +26,7 @@ class Checkpoint:
     image_size: int
     state: dict[str, Tensor]  # of the trained part only; the settings name the frozen part
     log_probabilities: Tensor  # float32 [N validation, K]
+    head_classes: tuple[int, ...] = ()  # of the head, where it was trained on more than `classes`
 
     def save(self, path: Path) -> None:
         """Write the file atomically; `load_checkpoint` reads it."""
@@ -41,7 +42,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> CountingModel:
     """The whole model, frozen and trained part, in eval mode on the CPU."""
-    model = build_model(checkpoint.settings, checkpoint.classes, checkpoint.image_size)
+    model = build_model(
+        checkpoint.settings, checkpoint.classes, checkpoint.image_size, checkpoint.head_classes
+    )
     cut = model.cut(checkpoint.settings.trainable)
     model.suffix(cut).load_state_dict(checkpoint.state)
     return model.cpu().eval()

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from binsweep.models.health_rules import (
@@ -49,6 +51,7 @@ MIN_LR_SHARE_FOR_RATIO = 0.01  # one-cycle begins and ends with tiny steps, whic
 ROWS_FOR_MOMENTS = 16
 
 History = Sequence[Mapping[str, float]]
+Indices = NDArray[np.int64]
 
 
 @dataclass
@@ -81,8 +84,14 @@ class HealthMonitor:
         labels: Tensor,
         classes: Sequence[int],
         rules: Mapping[str, HealthRule] | None = None,
+        n_head_classes: int | None = None,
     ) -> None:
+        """Monitor `net`; `labels` are the training photos' indices in `classes`.
+
+        `n_head_classes` is the number of counts that the head tells apart, if they are more than the classes.
+        """
         self._settings, self._classes = settings, classes
+        self._n_head_classes = n_head_classes or len(classes)
         self._rules = rules or {}
         self._class_counts = torch.bincount(labels.cpu(), minlength=len(classes)).tolist()
         self._parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
@@ -200,7 +209,7 @@ class HealthMonitor:
             is_random = self._settings.weights == "none" and self._settings.trainable == "all"
             moments = sample.activation_moments if is_random else []
             variances = [_mean_and_variance(pair)[1] for pair in moments]
-            self._judge(poor_weight_initialization, loss, len(self._classes), variances)
+            self._judge(poor_weight_initialization, loss, self._n_head_classes, variances)
         norms = sample.norms.tolist()
         changes = zip(self._parameters, norms[::2], norms[1::2], strict=True)
         ratios = {name: change / norm for name, change, norm in changes if norm > MIN_NORM_FOR_RATIO}
@@ -220,7 +229,7 @@ class HealthMonitor:
             self._found.setdefault(name, text)
 
     def epoch_done(
-        self, epoch: int, history: History, predicted: Tensor, actual: Tensor
+        self, epoch: int, history: History, predicted: Indices, actual: Indices
     ) -> tuple[HealthFinding, ...]:
         """The findings of this epoch, without those of rules that were reported before.
 
@@ -228,7 +237,7 @@ class HealthMonitor:
         """
         train, validation = ([metrics[name] for metrics in history] for name in ("train_loss", "val_loss"))
         indices = range(len(self._classes))
-        matrix = confusion_matrix(predicted.cpu().numpy(), actual.cpu().numpy(), indices)
+        matrix = confusion_matrix(predicted, actual, indices)
         for sample in self._samples:
             self._judge_step(sample)
         self._samples = []

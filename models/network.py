@@ -28,7 +28,8 @@ class CountingModelConfig:
     """Everything needed to rebuild a model before its weights are loaded; stored next to them.
 
     `image_size` in pixels (square); `mean` and `std` per RGB channel on the 0..1 scale; `classes` are the
-    counts, ascending.
+    counts that it answers with, ascending. `head_classes` are those that its head tells apart, where it was trained
+    on further counts; () stands for `classes`.
     """
 
     backbone: str
@@ -38,6 +39,7 @@ class CountingModelConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     hidden: int = 128
+    head_classes: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -251,7 +253,7 @@ class CountingModel(nn.Module):
     """Log-probabilities of the counts of photos; preprocessing is part of the model.
 
     `forward` takes uint8 RGB [B, S, S, 3] and returns float32 [B, K]. `prefix` and `suffix` split the same
-    network at a cut: `suffix(cut)(prefix(cut)(normalise(x)))` equals `forward(x)`.
+    network at a cut: `answer(suffix(cut)(prefix(cut)(normalise(x))))` equals `forward(x)`.
     """
 
     mean: Tensor
@@ -269,7 +271,10 @@ class CountingModel(nn.Module):
         self.config = config
         self.backbone = build_backbone(config.backbone, state) if backbone is None else backbone
         hidden = nn.Linear(architecture.features, config.hidden)
-        self.head = nn.Sequential(hidden, nn.ReLU(), HEADS[config.head](config.hidden, config.classes))
+        head_classes = config.head_classes or config.classes
+        self.head = nn.Sequential(hidden, nn.ReLU(), HEADS[config.head](config.hidden, head_classes))
+        self._answers = [head_classes.index(count) for count in config.classes]
+        self._all_answer = head_classes == config.classes
         # On the 0..255 scale, and not persistent, because the config stores them.
         for key, values in (("mean", config.mean), ("std", config.std)):
             scaled = torch.tensor(values).mul(255).view(1, 3, 1, 1)
@@ -294,6 +299,12 @@ class CountingModel(nn.Module):
         """Everything after the cut, head included; shares its parameters with this module."""
         return nn.Sequential(OrderedDict([("backbone", self.backbone[cut:]), ("head", self.head)]))
 
+    def answer(self, log_probabilities: Tensor) -> Tensor:
+        """Of the head's log-probabilities [B, head classes], those of the classes given that one of them is right."""
+        if self._all_answer:
+            return log_probabilities
+        return log_probabilities[:, self._answers].log_softmax(dim=1)
+
     def forward(self, images: Tensor) -> Tensor:
         log_probabilities: Tensor = self.head(self.backbone(self.normalise(images)))
-        return log_probabilities.float()
+        return self.answer(log_probabilities.float())

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule and class weights of a training."""
+"""Optimiser, learning-rate schedule, averaged weights and class weights of a training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from binsweep.models.settings import Settings
 
@@ -27,6 +28,17 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: 
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.lr, total_steps=steps, cycle_momentum=False
     )
+
+
+def build_average(net: nn.Module, settings: Settings) -> AveragedModel | None:
+    """The exponential moving average of the weights of `net` and of its batch norms' statistics; None without `ema`.
+
+    At a high learning rate the weights wander around a point that is better than any of them (Polyak & Juditsky 1992);
+    the average judges a trial fairly before its schedule has ended.
+    """
+    if not settings.ema:
+        return None
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:

@@ -30,6 +30,7 @@ class Settings:
     weight_decay: float = 0.01
     momentum: float = 0.9  # sgd only
     label_smoothing: float = 0.0
+    ema: float = 0.0  # decay, for each step, of the average of the weights that is judged and kept; 0: the last weights
     schedule: Schedule = "one_cycle"
     augment: Augment = "flip"
     views: int = 8  # of each photo in a feature bank, for flip_shift and full
@@ -50,6 +51,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "weight_decay": (0.0, 1e3),
     "momentum": (0.0, 1.0),
     "label_smoothing": (0.0, 1.0),
+    "ema": (0.0, 1.0),
     "seed": (0, 2**63),
 }
 TYPES: dict[str, type] = {field.name: type(field.default) for field in fields(Settings)}

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,10 @@ from binsweep.models.checkpoint import Checkpoint
 from binsweep.models.distributed import SINGLE_PROCESS, ProcessGroup, current_group
 from binsweep.models.health_monitor import HealthMonitor
 from binsweep.models.health_rules import HealthFinding, HealthRule
-from binsweep.models.metrics import count_metrics, per_class
-from binsweep.models.optimization import build_optimizer, build_schedule, class_weights
+from binsweep.models.metrics import Counts, count_metrics, per_class
+from binsweep.models.optimization import build_average, build_optimizer, build_schedule, class_weights
 from binsweep.models.precision import Precision, choose_precision
+from binsweep.models.predictor import Decoding, decode_indices
 from binsweep.models.profiler import Profile
 from binsweep.models.sampling import epoch_rows, training_batches
 from binsweep.models.settings import Settings
@@ -42,7 +42,8 @@ class TrainOptions:
 
     `start_from` continues after that state's epoch, with the curve of an uninterrupted training. `micro_batches` splits
     each batch to save memory; the gradients add up to those of the whole batch. `refit` trains on the validation split
-    as well, so that its `val_*` metrics are no evidence. `trace` is the file for a torch.profiler trace of a few steps.
+    as well, so that its `val_*` metrics are no evidence. `decoding` makes counts of the validation split's
+    probabilities. `trace` is the file for a torch.profiler trace of a few steps.
     `rules` overrides the action or thresholds of individual health rules. Without `use_feature_bank`, the frozen part
     runs again for every batch, to the same losses.
     """
@@ -51,6 +52,7 @@ class TrainOptions:
     start_from: TrainingState | None = None
     micro_batches: int = 1
     refit: bool = False
+    decoding: Decoding = "argmax"
     trace: Path | None = None
     rules: Mapping[str, HealthRule] | None = None
 
@@ -126,16 +128,21 @@ class _Trainer:
         torch.manual_seed(settings.seed)  # dropout draws from the global generator
         self._open_data_and_network()
         self.optimizer = build_optimizer(self.net, settings)
+        self.average = build_average(self.net, settings)
+        self.judged_net = self.net if self.average is None else self.average.module
         labels = self.train_batches.labels
         steps = settings.epochs * len(epoch_rows(labels, settings, torch.Generator()))
         self.schedule = build_schedule(self.optimizer, settings, steps)
         self.class_weights: Tensor | None = None
         if settings.balance == "weights":
-            self.class_weights = class_weights(labels, len(data.classes)).to(self.precision.device)
-        self.monitor = HealthMonitor(self.net, settings, labels, data.classes, options.rules)
+            self.class_weights = class_weights(labels, len(data.head_classes)).to(self.precision.device)
+        own_labels = torch.from_numpy(data.train.labels)
+        self.monitor = HealthMonitor(
+            self.net, settings, own_labels, data.classes, options.rules, len(data.head_classes)
+        )
         self.history: list[dict[str, float]] = []
         if (state := options.start_from) is not None:
-            restore(state, self.net, self.optimizer, self.schedule, self.generator)
+            restore(state, self.net, self.optimizer, self.schedule, self.generator, self.average)
             self.history = list(state.history)
             self.monitor.restore(state.health)
 
@@ -145,11 +152,17 @@ class _Trainer:
         batches = BatchFactory(
             model, settings, data.banks, self.precision, options.use_feature_bank, options.micro_batches
         )
-        self.train_batches: Batches = batches.open(data.train, settings.augment)
         self.val_batches = batches.open(data.validation, NO_AUGMENT)
+        self.train_batches: Batches = batches.open(data.train, settings.augment)
         if options.refit:
-            more = batches.open(data.validation, settings.augment)
-            self.train_batches = JoinedBatches(self.train_batches, more)
+            validation = batches.open(data.validation, settings.augment)
+            self.train_batches = JoinedBatches(self.train_batches, validation)
+        if data.train_also is not None:
+            places = torch.tensor([data.head_classes.index(count) for count in data.classes])
+            self.train_batches.labels = places[self.train_batches.labels]
+            others = batches.open(data.train_also, settings.augment)
+            self.train_batches = JoinedBatches(self.train_batches, others)
+        self.answer = model.answer
         if settings.trainable == "head":
             self.precision = Precision(self.precision.device, None)  # a head is too small to gain from bf16
         self.net = model.suffix(model.cut(settings.trainable))
@@ -189,6 +202,8 @@ class _Trainer:
         loss, log_probabilities = self._backward(inputs, labels, batch_labels)
         self.monitor.after_backward(loss * self.group.size)  # of the shard: about the batch's
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.net)
         lr: float = self.schedule.get_last_lr()[0]
         self.monitor.after_step(lr)
         self.schedule.step()
@@ -230,28 +245,34 @@ class _Trainer:
         return len(labels) if self.class_weights is None else self.class_weights[labels].sum()
 
     def validate(self) -> Tensor:
-        """Log-probabilities float32 [N, K] of the validation split, on the CPU."""
+        """Log-probabilities float32 [N, K] of the classes on the validation split, on the CPU."""
         self.group.average_statistics(self.net)
+        if self.average is not None:
+            self.group.average_statistics(self.average)
         batch = max(1, INFERENCE_BATCH // self.options.micro_batches)
-        return _predict(self.net, self.val_batches, self.precision, self.group, batch).cpu()
+        output = _predict(self.judged_net, self.val_batches, self.precision, self.group, batch)
+        return self.answer(output).cpu()
 
     def score(
         self, epoch: int, trained: _TrainedEpoch, log_probabilities: Tensor
     ) -> tuple[dict[str, float], tuple[HealthFinding, ...]]:
         """The epoch's metrics, also added to the history, and what rules found in it for the first time."""
         figures, advice = self.profile.epoch_done(epoch, self.options.micro_batches)
-        labels, predicted = self.val_batches.labels, log_probabilities.argmax(1)
-        classes = np.asarray(self.data.classes)
+        labels, classes = self.val_batches.labels, np.asarray(self.data.classes)
+        predicted = decode_indices(log_probabilities.exp().numpy(), self.data.classes, self.options.decoding)
+        learned = np.asarray(self.data.head_classes)
         metrics = {
-            **_scores("train", trained.loss, trained.predicted, trained.actual, classes),
-            **_scores("val", float(F.nll_loss(log_probabilities, labels)), predicted, labels, classes),
+            **_scores("train", trained.loss, learned[trained.predicted.cpu()], learned[trained.actual.cpu()]),
+            **_scores(
+                "val", float(F.nll_loss(log_probabilities, labels)), classes[predicted], classes[labels]
+            ),
             "lr": trained.lr,
             "images_per_second": trained.images_per_second,
             "seconds": time.perf_counter() - trained.started,
             **figures,
         }
         self.history.append(metrics)
-        return metrics, (*self.monitor.epoch_done(epoch, self.history, predicted, labels), *advice)
+        return metrics, (*self.monitor.epoch_done(epoch, self.history, predicted, labels.numpy()), *advice)
 
     def snapshot(
         self,
@@ -264,9 +285,18 @@ class _Trainer:
         settings, data = self.settings, self.data
 
         def checkpoint() -> Checkpoint:
-            weights = {key: value.detach().cpu().clone() for key, value in self.net.state_dict().items()}
+            weights = {
+                key: value.detach().cpu().clone() for key, value in self.judged_net.state_dict().items()
+            }
             return Checkpoint(
-                epoch, metrics, settings, data.classes, data.image_size, weights, log_probabilities
+                epoch,
+                metrics,
+                settings,
+                data.classes,
+                data.image_size,
+                weights,
+                log_probabilities,
+                () if data.head_classes == data.classes else data.head_classes,
             )
 
         def state() -> TrainingState:
@@ -278,6 +308,7 @@ class _Trainer:
                 self.schedule,
                 self.generator,
                 self.monitor.state(),
+                self.average,
             )
 
         return Snapshot(checkpoint, state, findings)
@@ -309,12 +340,9 @@ def _predict(
     return group.gather(torch.cat(log_probabilities))
 
 
-def _scores(
-    split: str, loss: float, predicted: Tensor, labels: Tensor, classes: np.ndarray[Any, Any]
-) -> dict[str, float]:
-    counts, actual = classes[predicted.cpu().numpy()], classes[labels.cpu().numpy()]
+def _scores(split: str, loss: float, counts: Counts, actual: Counts) -> dict[str, float]:
     scores = {"loss": loss, **count_metrics(counts, actual)}
     if split == "val":
-        table = per_class(counts, actual, classes.tolist())
+        table = per_class(counts, actual, np.unique(actual).tolist())
         scores |= {f"accuracy_class_{count}": row["accuracy"] for count, row in table.items()}
     return {f"{split}_{key}": value for key, value in scores.items()}

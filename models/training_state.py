@@ -27,6 +27,7 @@ class TrainingState:
     schedule: dict[str, Any]
     random: list[Tensor]
     health: dict[str, Any] = field(default_factory=dict)  # of the HealthMonitor; empty in older files
+    average: dict[str, Tensor] = field(default_factory=dict)  # of the averaged weights, if there are any
 
     def save(self, path: Path) -> None:
         """Write the file atomically; `load_training_state` reads it."""
@@ -52,8 +53,9 @@ def capture(
     schedule: Any,
     generator: torch.Generator,
     health: dict[str, Any],
+    average: nn.Module | None,
 ) -> TrainingState:
-    """The current state; `generator` is the one that orders the photos."""
+    """The current state; `generator` is the one that orders the photos, `average` holds the averaged weights."""
     random = [torch.get_rng_state(), generator.get_state()]
     if torch.cuda.is_available():
         random.append(torch.cuda.get_rng_state())
@@ -65,6 +67,7 @@ def capture(
         schedule.state_dict(),
         random,
         health,
+        {} if average is None else average.state_dict(),
     )
 
 
@@ -74,9 +77,12 @@ def restore(
     optimizer: torch.optim.Optimizer,
     schedule: Any,
     generator: torch.Generator,
+    average: nn.Module | None,
 ) -> None:
     """Put everything back into the state that `capture` recorded."""
     net.load_state_dict(state.net)
+    if average is not None:
+        average.load_state_dict(state.average)
     optimizer.load_state_dict(state.optimizer)
     schedule.load_state_dict(state.schedule)
     torch.set_rng_state(state.random[0])

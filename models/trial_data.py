@@ -35,13 +35,22 @@ UNLIMITED_VIEWS = 2**31  # views drawn anew for each batch; too many for one to 
 
 @dataclass(frozen=True)
 class TrialData:
-    """What every trial of a sweep trains on. Small to pickle: pixels stay in their memory-mapped files."""
+    """What every trial of a sweep trains on. Small to pickle: pixels stay in their memory-mapped files.
+
+    Models answer with the `classes`, ascending; the labels of `train` and `validation` are their indices. The head
+    tells apart `head_classes` in training, which the labels of `train_also` are indices of; () stands for `classes`.
+    """
 
     classes: tuple[int, ...]
     image_size: int
     train: PixelBank
     validation: PixelBank
     banks: Path  # the folder of the feature banks
+    train_also: PixelBank | None = None  # photos of other counts
+    head_classes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head_classes", self.head_classes or self.classes)
 
 
 def build_trial_model(settings: Settings, data: TrialData, precision: Precision) -> CountingModel:
@@ -51,7 +60,8 @@ def build_trial_model(settings: Settings, data: TrialData, precision: Precision)
     """
     if precision.device.type == "cuda":
         disable_tf32()
-    model = build_model(settings, data.classes, data.image_size, lazy=True).to(precision.device)
+    model = build_model(settings, data.classes, data.image_size, data.head_classes, lazy=True)
+    model = model.to(precision.device)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -111,6 +121,7 @@ def build_banks(settings: Settings, data: TrialData, progress: Progress | None =
     model = build_trial_model(settings, data, precision)
     if model.cut(settings.trainable):
         batches = BatchFactory(model, settings, data.banks, precision)
-        for split, augment in ((data.train, settings.augment), (data.validation, NO_AUGMENT)):
-            batches.open(split, augment, progress)
+        for bank in (data.train, *([data.train_also] if data.train_also else [])):
+            batches.open(bank, settings.augment, progress)
+        batches.open(data.validation, NO_AUGMENT, progress)
     release_gpu_memory()  # trials run in processes of their own

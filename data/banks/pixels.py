@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,9 +22,9 @@ class PixelBank:
     """A split as arrays.
 
     `pixels`: uint8 [N, size, size, 3] RGB, read-only and mapped from the file; `labels`: int64 [N], the index
-    of each image's class in the manifest's classes; `ids`: the N image ids in ascending order; `key`: identifies
-    the content (manifest, split, size, decoder) for derived data. A bank pickles as its `path`, so that other
-    processes of the machine share its memory.
+    of each image's class in the manifest's classes (for `train_also`, in its `head_classes`); `ids`: the N image ids
+    in ascending order; `key`: identifies the content (manifest, split, size, decoder) for derived data. A bank
+    pickles as its `path`, so that other processes of the machine share its memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,14 +48,20 @@ class PixelBank:
 
 
 def open_pixel_bank(
-    manifest: Manifest, split_name: SplitName, size: int, home: Path, progress: Progress | None = None
+    manifest: Manifest,
+    split_name: SplitName | Literal["train_also"],
+    size: int,
+    home: Path,
+    progress: Progress | None = None,
 ) -> PixelBank:
-    """The bank of a manifest's split at `size` x `size` pixels, from `home`/banks or built there on all cores.
+    """The bank of a manifest's split, or of its photos of other counts, at `size` x `size` pixels.
 
-    Concurrent processes build it once; a damaged bank is built again. `progress(done, total)` counts images. Raises
-    UserError if an image no longer matches the manifest, or if the bank cannot be written.
+    It comes from `home`/banks or is built there on all cores. Concurrent processes build it once; a damaged bank is
+    built again. `progress(done, total)` counts images. Raises UserError if an image no longer matches the manifest,
+    or if the bank cannot be written.
     """
-    items = manifest.split(split_name)
+    items = manifest.train_also if split_name == "train_also" else manifest.split(split_name)
+    classes = manifest.head_classes if split_name == "train_also" else manifest.classes
     key = f"pixels|{manifest.fingerprint}|{split_name}|{size}|decoder {VERSION}"
 
     def load(path: Path) -> PixelBank:
@@ -67,7 +73,7 @@ def open_pixel_bank(
     def build(partial: Path) -> None:
         evict_banks(partial.parent, len(items) * size * size * 3)
         _decode_all([[str(item.path), item.sha256] for item in items], size, partial / _PIXELS_FILE, progress)
-        labels = [manifest.classes.index(item.label) for item in items]
+        labels = [classes.index(manifest.head_class(item.label)) for item in items]
         index = {"key": key, "ids": [item.id for item in items], "labels": labels}
         (partial / _INDEX_FILE).write_text(json.dumps(index))
 

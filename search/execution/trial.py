@@ -17,6 +17,7 @@ from binsweep.models.distributed import current_group
 from binsweep.models.health_rules import HealthRule
 from binsweep.models.inference_cost import photo_costs
 from binsweep.models.precision import release_gpu_memory
+from binsweep.models.predictor import BEST_DECODING
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state
@@ -171,7 +172,10 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
         return go_on
 
     trace = task.folder / TRACE if task.trace and not state and group.rank == 0 else None
-    options = TrainOptions(start_from=state, micro_batches=parts, trace=trace, rules=task.rules)
+    decoding = BEST_DECODING.get(task.metric.removeprefix("val_"), "argmax")
+    options = TrainOptions(
+        start_from=state, micro_batches=parts, decoding=decoding, trace=trace, rules=task.rules
+    )
     train(task.settings, data, report, options)
 
 

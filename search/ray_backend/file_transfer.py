@@ -45,6 +45,8 @@ class DriverFiles:
     train: Path
     validation: Path
     banks: Path
+    train_also: Path | None
+    head_classes: tuple[int, ...]
     open: tuple[str, ...]  # names of the banks that the sweep uses
     file_server: Any = None
 
@@ -57,7 +59,8 @@ class DriverFiles:
                 fetch = functools.partial(_fetch_bank, self.file_server, name)
                 open_bank(banks / name, "copy of a bank", _complete, fetch)
         train, validation = (PixelBank(banks / path.name) for path in (self.train, self.validation))
-        return TrialData(self.classes, self.image_size, train, validation, banks)
+        also = PixelBank(banks / self.train_also.name) if self.train_also else None
+        return TrialData(self.classes, self.image_size, train, validation, banks, also, self.head_classes)
 
     @contextlib.contextmanager
     def at_hand(self, task: TrialTask) -> Iterator[tuple[TrialTask, Upload]]:
@@ -180,6 +183,8 @@ def open_driver_files(data: TrialData, folder: Path, shared: bool) -> DriverFile
         data.train.path,
         data.validation.path,
         data.banks,
+        data.train_also.path if data.train_also else None,
+        data.head_classes,
         names,
         file_server,
     )

@@ -45,6 +45,9 @@ def _unique(classes: list[int]) -> list[int]:
     return classes
 
 
+_Counts = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_unique)]
+
+
 def _registrable(name: str) -> str:
     """A name that MLflow can register and find again as models:/NAME@ALIAS."""
     if not re.fullmatch(r"[^/:@?\x00-\x1f\x7f]{1,250}", name) or name != name.strip() or name in (".", ".."):
@@ -59,9 +62,9 @@ class DataPart(_Part):
     """Where the photos are and how they are read."""
 
     source: str
-    classes: (
-        Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2), AfterValidator(_unique)] | None
-    ) = None
+    classes: Annotated[_Counts, Field(min_length=2)] | None = None
+    # Other counts whose photos teach, too: "others" or a list. No validation or test photo is of them.
+    train_also: Literal["others"] | _Counts | None = None
     licence: str = "not stated"  # for the model card
     split: SplitPart = SplitPart()
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
@@ -177,8 +180,8 @@ class RegisterPart(_Part):
 
     model: Annotated[str, AfterValidator(_registrable)] = "bin-counter"
     # Configurations that are trained again. At most as many as the sweep keeps the weights of
-    # (search.recording.recorder); 0: the best trial is taken as it is.
-    finalists: Annotated[int, Field(ge=0, le=5)] = 3
+    # (search.recording.recorder); 0: the best trial is taken as it is; auto: as half of the sweep's time allows.
+    finalists: Annotated[int, Field(ge=0, le=5)] | Literal["auto"] = 3
     seeds: Annotated[int, Field(ge=1, le=20)] = 2  # fresh seeds for each finalist
     ensemble: bool = False  # try averaging the seeds' predictions
     flip: bool = False  # try averaging over the photo and its mirror image

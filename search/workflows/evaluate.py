@@ -21,7 +21,7 @@ from binsweep.tracking.evaluation.predictions import Predictions, evaluate
 from binsweep.tracking.evaluation.report import log_scorecard, write_scorecard
 from binsweep.tracking.evaluation.scorecard import Scorecard, score
 from binsweep.tracking.promotion.gate import no_better_than_guess
-from binsweep.tracking.registry.photo_splits import SEEN, judged_by, seen_by, seen_contents
+from binsweep.tracking.registry.photo_splits import SEEN, judged_by, load_judged, seen_by, seen_contents
 from binsweep.tracking.registry.versions import find_version
 from binsweep.tracking.serving.model_server import require_model
 
@@ -80,7 +80,7 @@ def evaluate_source(
     own = manifest.fingerprint == judged_by(tags)
     seen = None if version is None else seen_by(tracking_uri, version, None if own else home)
     if seen is None and own:  # an older version stored no list; the same data give the same one
-        seen = seen_contents(manifest.items)
+        seen = seen_contents(manifest)
     selection = _select(manifest, split or ("test" if own else None), own, seen, with_seen)
     name = f"{version.name} version {version.version}" if version is not None else model_uri
     facts = {"model": name, "photos": selection.description, "fingerprint": manifest.fingerprint[:16]}
@@ -112,7 +112,13 @@ def _read_photos(
         division = replace(division, by="id")
     with ProgressBar("reading the data") as progress:
         manifest = load_manifest(
-            source, classes or judged.get("classes"), division, home, progress, allow_untrainable=True
+            source,
+            classes or judged.get("classes"),
+            division,
+            home,
+            progress,
+            train_also=None if classes else judged.get("train_also"),
+            allow_untrainable=True,
         )
     present = {item.label for item in manifest.items}
     if absent := [str(label) for label in classes or () if label not in present]:
@@ -187,9 +193,7 @@ def require_own_test_split(tags: dict[str, str], name: str, home: Path) -> tuple
     if not judged:
         raise UserError(f"{name} does not record which data it was judged by", "promote a sweep again")
     with ProgressBar("reading the data") as progress:
-        manifest = load_manifest(
-            judged["source"], judged["classes"], Split(**judged["split"]), home, progress
-        )
+        manifest = load_judged(judged, home, progress)
     if manifest.fingerprint != judged_by(tags):
         raise UserError(
             f"{judged['source']} has changed since {name} was judged by it",

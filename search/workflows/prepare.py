@@ -51,10 +51,12 @@ def prepare(spec: SweepSpec, home: Path) -> PreparedSweep:
 
 
 def open_data(spec: SweepSpec, manifest: Manifest, home: Path) -> TrialData:
-    """Decode the train and validation splits, or open their banks."""
+    """Decode the photos for training and validation, or open their banks."""
     with ProgressBar("decoding") as progress:
-        train, validation = (
-            open_pixel_bank(manifest, name, spec.data.image_size, home, progress)
-            for name in ("train", "validation")
-        )
-    return TrialData(manifest.classes, spec.data.image_size, train, validation, bank_folder(home))
+        size = spec.data.image_size
+        train = open_pixel_bank(manifest, "train", size, home, progress)
+        validation = open_pixel_bank(manifest, "validation", size, home, progress)
+        also = open_pixel_bank(manifest, "train_also", size, home, progress) if manifest.train_also else None
+    return TrialData(
+        manifest.classes, size, train, validation, bank_folder(home), also, manifest.head_classes
+    )

@@ -16,7 +16,14 @@ def spec_manifest(spec: SweepSpec, home: Path, progress: Progress | None = None)
 
     Raises UserError like `load_manifest`, and if the file cannot be read or names no photo of the source.
     """
-    manifest = load_manifest(spec.data.source, spec.data.classes, spec.split, home, progress)
+    manifest = load_manifest(
+        spec.data.source,
+        spec.data.classes,
+        spec.split,
+        home,
+        progress,
+        train_also=spec.data.train_also,
+    )
     if spec.data.exclude is None:
         return manifest
     ids = _read_ids(Path(spec.data.exclude))

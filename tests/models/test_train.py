@@ -1,5 +1,6 @@
 """The training loop learns and is reproducible, and the feature bank changes nothing but the time."""
 
+import copy
 import math
 import pickle
 import resource
@@ -7,10 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 import binsweep.models.train
 from binsweep.data.banks.features import open_feature_bank
@@ -85,12 +88,13 @@ def test_one_seed_repeats_and_another_differs(trial_data: TrialData, trainable: 
         {"trainable": "head", "augment": "flip"},
         {"trainable": "last_stage", "optimizer": "sgd", "balance": "sampler"},
         {"trainable": "all", "augment": "full", "backbone": "mobilenet_v2", "weights": "none"},
+        {"trainable": "last_stage", "ema": 0.9},
     ],
 )
 def test_a_resumed_training_has_the_curve_of_an_undisturbed_one(
-    trial_data: TrialData, tmp_path: Path, changes: dict[str, str]
+    trial_data: TrialData, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    settings = replace(SETTINGS, **changes)
     whole = run(settings, trial_data)
     file = tmp_path / "last.pt"
 
@@ -110,6 +114,96 @@ def test_a_resumed_training_has_the_curve_of_an_undisturbed_one(
     for name in set(later[0]) - clocks - {"images_per_second", "seconds"}:
         assert later[0][name] == whole[2][0][name], name
     assert [m["train_loss"] for m in state.history] == [m["train_loss"] for m, _ in whole[:2]]
+
+
+def with_others(data: TrialData) -> TrialData:
+    """Models answer with 0 and 2 only; the photos with 1 item teach as well (and here are all the photos there are)."""
+    classes, places = (0, 2), np.array([0, 0, 1])
+    splits = []
+    for bank in (data.train, data.validation):
+        split = copy.copy(bank)
+        rows = np.flatnonzero(bank.labels != 1)
+        split.labels, split.pixels = places[bank.labels[rows]], bank.pixels[rows]
+        split.ids, split.key = tuple(bank.ids[row] for row in rows), f"{bank.key} 0 and 2"
+        splits.append(split)
+    others = copy.copy(data.train)
+    rows = np.flatnonzero(data.train.labels == 1)
+    others.labels, others.pixels = data.train.labels[rows], data.train.pixels[rows]
+    others.ids, others.key = tuple(data.train.ids[row] for row in rows), f"{data.train.key} 1"
+    return TrialData(classes, data.image_size, *splits, data.banks, others, (0, 1, 2))
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_other_counts_teach_and_are_no_answer(
+    trial_data: TrialData, tmp_path: Path, trainable: str, head: str
+) -> None:
+    data = with_others(trial_data)
+    settings = replace(SETTINGS, trainable=trainable, head=head, lr=1e-3, balance="weights")  # type: ignore[arg-type]
+    kept = run(settings, data)
+    metrics, checkpoint = kept[-1]
+    assert checkpoint.log_probabilities.shape == (len(data.validation.labels), 2)
+    torch.testing.assert_close(
+        checkpoint.log_probabilities.exp().sum(1), torch.ones(len(data.validation.labels))
+    )
+    assert set(per_class_names(metrics)) == {"0", "2"}
+    checkpoint.save(tmp_path / "best.pt")
+    model = model_from_checkpoint(load_checkpoint(tmp_path / "best.pt"))
+    pixels = torch.from_numpy(np.array(data.validation.pixels))
+    with torch.no_grad():
+        answers = model(pixels)
+    torch.testing.assert_close(answers, checkpoint.log_probabilities, rtol=1e-3, atol=1e-3)
+    # The probabilities are those of the head, given that one of the answers is right.
+    with torch.no_grad():
+        whole = model.suffix(0)(model.normalise(pixels)).exp()
+    given = whole[:, [0, 2]] / whole[:, [0, 2]].sum(1, keepdim=True)
+    torch.testing.assert_close(answers.exp(), given, rtol=1e-4, atol=1e-5)
+    if trainable == "head":
+        np.testing.assert_allclose(losses(run(settings, data, use_bank=False)), losses(kept), rtol=1e-4)
+
+
+def per_class_names(metrics: dict[str, float]) -> list[str]:
+    prefix = "val_accuracy_class_"
+    return [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]
+
+
+def test_a_refit_with_other_counts_trains_on_every_photo(trial_data: TrialData) -> None:
+    data = with_others(trial_data)
+    seen: list[float] = []
+    options = TrainOptions(refit=True)
+    settings = replace(SETTINGS, batch_size=1, epochs=1)
+    train(settings, data, lambda epoch, metrics, _: seen.append(metrics["train_accuracy"]) is None, options)
+    photos = sum(len(bank.labels) for bank in (data.train, data.validation, data.train_also or data.train))
+    assert seen[0] * photos == pytest.approx(round(seen[0] * photos))
+
+
+def test_the_average_of_the_weights_is_judged_and_kept(trial_data: TrialData) -> None:
+    """By hand: after each step, decay times the average and the rest of the weights; at first the weights."""
+    decay, trained = 0.7, []
+    settings = replace(SETTINGS, epochs=1, ema=decay)
+    ours: list[Checkpoint] = []
+
+    def keep(net: torch.nn.Module) -> None:
+        trained.append({name: value.clone() for name, value in net.state_dict().items()})
+
+    original = AveragedModel.update_parameters
+
+    def update(self: AveragedModel, net: torch.nn.Module) -> None:
+        keep(net)
+        original(self, net)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AveragedModel, "update_parameters", update)
+        train(settings, trial_data, lambda e, m, snapshot: ours.append(snapshot.checkpoint()) is None)
+    expected = trained[0]
+    for weights in trained[1:]:
+        expected = {name: decay * expected[name] + (1 - decay) * weights[name] for name in weights}
+    for name, value in ours[0].state.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+    model = model_from_checkpoint(ours[0])
+    with torch.no_grad():
+        answers = model(torch.from_numpy(np.array(trial_data.validation.pixels)))
+    torch.testing.assert_close(answers, ours[0].log_probabilities, rtol=1e-3, atol=1e-3)
 
 
 def test_a_damaged_or_absent_state_is_none(tmp_path: Path) -> None:

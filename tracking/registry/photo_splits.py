@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -19,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Item, Manifest, load_manifest
+from binsweep.data.parallel import Progress
 from binsweep.data.split import Split
 
 # In the model's run; one file for each version, because a run may become several versions.
@@ -26,14 +28,18 @@ FOLDER = "photos"
 SEEN = ("train", "validation")  # the splits for training and for choosing the model
 
 
-def seen_contents(items: Iterable[Item]) -> frozenset[str]:
-    """The sha256 of the items on which a model was trained or chosen."""
-    return frozenset(item.sha256 for item in items if item.split in SEEN)
+def seen_contents(manifest: Manifest) -> frozenset[str]:
+    """The sha256 of the photos on which a model of these data was trained or chosen."""
+    return frozenset(item.sha256 for item in _all_photos(manifest) if item.split in SEEN)
+
+
+def _all_photos(manifest: Manifest) -> tuple[Item, ...]:
+    return (*manifest.items, *manifest.train_also)
 
 
 def new_test_photos(manifest: Manifest) -> tuple[Item, ...]:
     """The test split without exact copies of train or validation photos. Raises UserError if none is left."""
-    seen = seen_contents(manifest.items)
+    seen = seen_contents(manifest)
     items = tuple(item for item in manifest.split("test") if item.sha256 not in seen)
     if not items:
         raise UserError(
@@ -51,9 +57,10 @@ def digest_of(items: Sequence[Item]) -> str:
 
 def store_photos(tracking_uri: str, version: ModelVersion, manifest: Manifest) -> None:
     """Store the sha256 and the split of every photo of a version's data in its run."""
+    photos = _all_photos(manifest)
     table = {
-        "sha256": [bytes.fromhex(item.sha256) for item in manifest.items],
-        "split": pd.Categorical([item.split for item in manifest.items]),
+        "sha256": [bytes.fromhex(item.sha256) for item in photos],
+        "split": pd.Categorical([item.split for item in photos]),
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / _file_name(version)
@@ -95,15 +102,30 @@ def judged_by(tags: Mapping[str, str]) -> str | None:
     return fingerprint
 
 
+def load_judged(data: Mapping[str, Any], home: Path, progress: Progress | None = None) -> Manifest:
+    """Read the data that a version was judged by; `data` is the value of its tag `data`.
+
+    Raises UserError like `load_manifest`.
+    """
+    return load_manifest(
+        data["source"],
+        data["classes"],
+        Split(**data["split"]),
+        home,
+        progress,
+        train_also=data.get("train_also"),
+    )
+
+
 def _read_again(tags: Mapping[str, str], home: Path) -> frozenset[str] | None:
     data = json.loads(tags.get("data") or "{}")
     if not data or "://" in data["source"]:  # nothing is downloaded for this
         return None
     try:
-        manifest = load_manifest(data["source"], data["classes"], Split(**data["split"]), home)
+        manifest = load_judged(data, home)
     except UserError:
         return None
-    return seen_contents(manifest.items) if manifest.fingerprint == judged_by(tags) else None
+    return seen_contents(manifest) if manifest.fingerprint == judged_by(tags) else None
 
 
 def _file_name(version: ModelVersion) -> str:
