@@ -1,8 +1,7 @@
-"""Finalists: a sweep's best configurations trained again, and the final model.
+"""Finalists: a sweep's best configurations trained again.
 
 The best of many trials is partly lucky. Therefore the first few are trained again with fresh seeds, from the same
-banks, and chosen by their mean validation value. Averaging, mirroring and other decodings are used only if they are
-significantly better on the validation split.
+banks, and chosen by their mean validation value.
 """
 
 from __future__ import annotations
@@ -14,19 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from binsweep.data.atomic_write import write_json
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores
-from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
-from binsweep.models.metrics import Counts, count_metrics
+from binsweep.models.checkpoint import Checkpoint, load_checkpoint
 from binsweep.models.precision import threads_of
-from binsweep.models.predictor import DECODINGS, Decoding, Predictor, decode_counts
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state
@@ -36,16 +32,15 @@ from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
 from binsweep.search.recording.recorder import FIGURES
 from binsweep.search.spec.objective import is_finite
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.terminal.format import format_metric
+from binsweep.search.terminal.format import format_duration, format_metric
 from binsweep.tracking.evaluation.figures import write_evaluation
-from binsweep.tracking.promotion.candidate import measure_of
-from binsweep.tracking.promotion.paired_tests import ALPHA, p_value
 from binsweep.tracking.run_tags import environment_tags
 from binsweep.tracking.runlog.run_log import RunLog
 
 DONE_FILE = "done.json"
+MAX_AUTO_FINALISTS = 3
+SHARED_EFFICIENCY = 0.75  # of all cores on one training, against one training on each core
 SEED_STRIDE = 15_485_863  # keeps fresh seeds far from the seeds of other trials
-PREDICT_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -71,24 +66,59 @@ class Finalist:
         return mean(training.value for training in self.trainings)
 
 
-class Inference(NamedTuple):
-    """How the final model predicts: the number of averaged trainings, whether the mirror image is averaged too, and
-    how a distribution becomes one count; `notes` lists every alternative that was tried."""
-
-    members: int
-    flip: bool
-    decoding: Decoding
-    notes: list[str]
-
-
 @dataclass(frozen=True)
-class FinalModel:
-    """The final model, its run's key, its probabilities on the validation split [N, K], and notes on the choice."""
+class FinalistPlan:
+    """How many leaders are trained again, each with how many fresh seeds; 0 takes the best trial as it is."""
 
-    key: str
-    predictor: Predictor
-    validation: NDArray[np.float32]
-    notes: list[str]
+    finalists: int
+    seeds: int
+
+
+def plan_finalists(
+    folder: Path, spec: SweepSpec, leaders: Sequence[Mapping[str, Any]], sweep_seconds: float
+) -> FinalistPlan:
+    """The plan of `register`; `finalists: auto` chooses the largest that takes half of the sweep's time at most.
+
+    The cost of a training is that of the leader's, by the seconds of its best epoch. Fewer finalists are given up
+    before fewer seeds, as seeds can also be averaged. `register.refit` trains each averaged seed once more.
+    """
+    register = spec.register
+    if register.finalists != "auto":
+        return FinalistPlan(register.finalists, register.seeds)
+    checkpoint = _leader_checkpoint(folder, leaders[0], 1)
+    settings, cpus = checkpoint.settings, spec.resources.of(checkpoint.settings).cpus_per_trial
+    seconds = settings.epochs * checkpoint.metrics["seconds"]
+    if threads_of(settings.trainable, cores()) > cpus:  # in the sweep, other trials had the other cores
+        seconds *= max(cpus / cores() / SHARED_EFFICIENCY, 1 / cores())
+    refits = (register.seeds if register.ensemble else 1) if register.refit else 0
+    most = min(len(leaders), MAX_AUTO_FINALISTS)
+    plans = [(finalists, register.seeds) for finalists in range(most, 0, -1)]
+    plans += [(1, seeds) for seeds in range(register.seeds - 1, 0, -1)]
+    allowed = sweep_seconds / 2
+    for finalists, seeds in plans:
+        trainings = finalists * seeds + min(refits, seeds)
+        if trainings * seconds <= allowed:
+            break
+    else:
+        finalists = seeds = trainings = 0
+    what = f"{finalists} with {seeds} seeds each" if finalists else "none, the best trial is taken as it is"
+    print(
+        f"finalists: {what}; one training takes about {format_duration(seconds)}, and half of the sweep's "
+        f"{format_duration(sweep_seconds)} may be spent",
+        file=sys.stderr,
+    )
+    return FinalistPlan(finalists, seeds)
+
+
+def _leader_checkpoint(folder: Path, leader: Mapping[str, Any], place: int) -> Checkpoint:
+    """The checkpoint of a leader; raises UserError if its file is gone."""
+    file = folder / leader["checkpoint"]
+    if not file.exists():
+        raise UserError(
+            f"{file}: the weights of finalist {place} are gone",
+            f"put weights/{BEST} of trial {leader['number']}'s run in MLflow there, or run the sweep again",
+        )
+    return load_checkpoint(file)
 
 
 def _with_fresh_seed(settings: Settings, number: int) -> Settings:
@@ -96,26 +126,25 @@ def _with_fresh_seed(settings: Settings, number: int) -> Settings:
 
 
 def train_finalists(
-    folder: Path, spec: SweepSpec, data: TrialData, leaders: Sequence[Mapping[str, Any]], runlog: RunLog
+    folder: Path,
+    spec: SweepSpec,
+    data: TrialData,
+    leaders: Sequence[Mapping[str, Any]],
+    plan: FinalistPlan,
+    runlog: RunLog,
 ) -> list[Finalist]:
-    """Train the first `register.finalists` of the leaderboard again, best mean first; each training is a child run.
+    """Train the first of the leaderboard again, best mean first; each training is a child run.
 
     Trainings that an earlier call has finished are reused, and an interrupted one is resumed. A configuration with a
     diverged training is left out; raises UserError if none remains.
     """
     finalists = []
-    chosen = leaders[: spec.register.finalists]
+    chosen = leaders[: plan.finalists]
     for place, leader in enumerate(chosen, 1):
-        file = folder / leader["checkpoint"]
-        if not file.exists():
-            raise UserError(
-                f"{file}: the weights of finalist {place} are gone",
-                f"put weights/{BEST} of trial {leader['number']}'s run in MLflow there, or run the sweep again",
-            )
-        settings = load_checkpoint(file).settings
+        settings = _leader_checkpoint(folder, leader, place).settings
         trainings = []
-        for seed in range(1, spec.register.seeds + 1):
-            name = f"trial {leader['number']}, seed {seed} of {spec.register.seeds}"
+        for seed in range(1, plan.seeds + 1):
+            name = f"trial {leader['number']}, seed {seed} of {plan.seeds}"
             training = _train_again(folder, spec, data, leader["number"], seed, settings, runlog)
             outcome = (
                 "diverged"
@@ -125,7 +154,7 @@ def train_finalists(
             print(f"finalist {place} of {len(chosen)}: {name}: {outcome}", file=sys.stderr)
             if training is not None:
                 trainings.append(training)
-        if len(trainings) == spec.register.seeds:
+        if len(trainings) == plan.seeds:
             trainings.sort(key=lambda one: -spec.objective.sign * one.value)
             finalists.append(Finalist(leader["number"], leader["value"], trainings))
     if not finalists:
@@ -247,79 +276,3 @@ def _train_on_both(
     options = TrainOptions(start_from=load_training_state(place / LAST), refit=True)
     train(settings, data, report, options)
     (place / LAST).unlink(missing_ok=True)
-
-
-def choose_inference(spec: SweepSpec, data: TrialData, checkpoints: Sequence[Checkpoint]) -> Inference:
-    """Choose the inference of the final model; `checkpoints` are ordered best first.
-
-    An alternative is taken only if it is significantly better on validation, in the sweep's metric.
-    """
-    classes, measure = data.classes, measure_of(spec.metric)
-    actual: Counts = np.asarray(classes)[data.validation.labels]
-    notes: list[str] = []
-
-    def p_of(name: str, other: Counts, now: Counts, alpha: float) -> float:
-        p = p_value(other, now, actual, measure)
-        new, old = (format_metric(measure, count_metrics(counts, actual)[measure]) for counts in (other, now))
-        required = "" if alpha == ALPHA else f", below {alpha:.2g} required"
-        verdict = "taken" if p < alpha else "not taken"
-        notes.append(f"{name}: validation {measure} {new} against {old} (p {p:.3f}{required}), {verdict}")
-        return p
-
-    members, flip, table = 1, False, _mean(checkpoints[:1])
-    if spec.register.ensemble and len(checkpoints) > 1:
-        mean_table = _mean(checkpoints)
-        counts = [decode_counts(one, classes, "argmax") for one in (mean_table, table)]
-        if p_of(f"mean of {len(checkpoints)} trainings", counts[0], counts[1], ALPHA) < ALPHA:
-            members, table = len(checkpoints), mean_table
-    if spec.register.flip:
-        both = _predict(
-            Predictor([model_from_checkpoint(one) for one in checkpoints[:members]], flip=True), data
-        )
-        counts = [decode_counts(one, classes, "argmax") for one in (both, table)]
-        if p_of("mean with the mirror image", counts[0], counts[1], ALPHA) < ALPHA:
-            flip, table = True, both
-    now = decode_counts(table, classes, "argmax")
-    alpha = ALPHA / (len(DECODINGS) - 1)  # Bonferroni, for the other decodings
-    chances = {
-        decoding: p_of(f"{decoding} instead of argmax", decode_counts(table, classes, decoding), now, alpha)
-        for decoding in DECODINGS[1:]
-    }
-    surest = min(chances, key=lambda decoding: chances[decoding])
-    return Inference(members, flip, surest if chances[surest] < alpha else "argmax", notes)
-
-
-def build_final_model(
-    folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, runlog: RunLog
-) -> FinalModel:
-    """Build the final model from a finalist."""
-    checkpoints = [load_checkpoint(training.checkpoint) for training in finalist.trainings]
-    members, flip, decoding, notes = choose_inference(spec, data, checkpoints)
-    trainings, chosen = finalist.trainings[:members], checkpoints[:members]
-    if spec.register.refit:
-        trainings = refit(folder, spec, data, finalist, members, runlog)
-        chosen = [load_checkpoint(training.checkpoint) for training in trainings]
-        notes.append(f"trained again on train and validation together for {chosen[0].epoch} epochs")
-    predictor = Predictor([model_from_checkpoint(one) for one in chosen], flip, decoding).eval()
-    validation = _predict(predictor, data) if flip else _mean(chosen)
-    return FinalModel(trainings[0].key, predictor, validation, notes)
-
-
-def _mean(checkpoints: Sequence[Checkpoint]) -> NDArray[np.float32]:
-    """The mean probabilities of checkpoints on the validation split, float32 [N, K]."""
-    tables = [checkpoint.log_probabilities.exp().numpy() for checkpoint in checkpoints]
-    average: NDArray[np.float32] = np.mean(tables, axis=0)
-    return average
-
-
-def _predict(predictor: Predictor, data: TrialData) -> NDArray[np.float32]:
-    """The probabilities on the validation split, float32 [N, K]."""
-    predictor.eval().to(memory_format=torch.channels_last)
-    pixels = data.validation.pixels
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(pixels), PREDICT_BATCH_SIZE):
-            parts.append(
-                predictor(torch.from_numpy(np.array(pixels[start : start + PREDICT_BATCH_SIZE]))).numpy()
-            )
-    return np.concatenate(parts)

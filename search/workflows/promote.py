@@ -15,7 +15,14 @@ from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.history.sweep_state import STATE, find_folder, load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
-from binsweep.search.workflows.finalists import Finalist, Training, build_final_model, train_finalists
+from binsweep.search.workflows.final_model import build_final_model
+from binsweep.search.workflows.finalists import (
+    Finalist,
+    FinalistPlan,
+    Training,
+    plan_finalists,
+    train_finalists,
+)
 from binsweep.search.workflows.prepare import open_data
 from binsweep.search.workflows.sweep_data import spec_manifest
 from binsweep.tracking.promotion.candidate import Candidate
@@ -71,8 +78,9 @@ def _candidate(
     """The model of the finalist with the best mean, after MLflow has received its run."""
     runlog = RunLog(folder / "spool", tracking_uri, spec.name)
     try:
-        if spec.register.finalists:
-            finalists = train_finalists(folder, spec, data, state["leaderboard"], runlog)
+        plan = plan_finalists(folder, spec, state["leaderboard"], state["seconds"])
+        if plan.finalists:
+            finalists = train_finalists(folder, spec, data, state["leaderboard"], plan, runlog)
         else:
             best = state["leaderboard"][0]
             training = Training(trial_key(best["number"]), folder / best["checkpoint"], best["value"])
@@ -100,18 +108,19 @@ def _candidate(
         "source": spec.data.source,
         # The model's classes, also if the spec does not list them.
         "classes": list(manifest.classes),
+        "train_also": spec.data.train_also,
         "split": spec.data.split.model_dump(),
         # Later evaluations read the whole source: data.exclude applies to train only.
         "fingerprint": manifest.full_fingerprint or manifest.fingerprint,
     }
-    notes = [*_finalist_notes(spec, finalists), *final.notes]
+    notes = [*_finalist_notes(spec, plan, finalists), *final.notes]
     return Candidate(
         run_id, final.predictor, manifest, spec.metric, folder.name, final.validation, notes, origin, photos
     )
 
 
-def _finalist_notes(spec: SweepSpec, finalists: list[Finalist]) -> list[str]:
-    if not spec.register.finalists:
+def _finalist_notes(spec: SweepSpec, plan: FinalistPlan, finalists: list[Finalist]) -> list[str]:
+    if not plan.finalists:
         return [f"trial {finalists[0].number} as the sweep left it, the best of many by validation"]
 
     def describe(finalist: Finalist) -> str:
@@ -122,5 +131,5 @@ def _finalist_notes(spec: SweepSpec, finalists: list[Finalist]) -> list[str]:
         mean = format_metric(spec.metric, finalist.mean)
         return f"trial {finalist.number}: {mean} ({' and '.join(fresh)}; in the sweep {searched})"
 
-    seeds = f"{spec.register.seeds} fresh seed{'s' if spec.register.seeds > 1 else ''}"
+    seeds = f"{plan.seeds} fresh seed{'s' if plan.seeds > 1 else ''}"
     return [f"finalists by mean {spec.metric} of {seeds}: " + "; ".join(map(describe, finalists))]

@@ -16,11 +16,12 @@ from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.trial import TrialTask, run_trial
 from binsweep.search.history.run_keys import trial_key, trial_number
 from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.workflows.final_model import build_final_model, choose_inference
 from binsweep.search.workflows.finalists import (
     Finalist,
+    FinalistPlan,
     Training,
-    build_final_model,
-    choose_inference,
+    plan_finalists,
     train_finalists,
 )
 from binsweep.tracking.runlog.run_log import RunLog
@@ -79,11 +80,11 @@ def test_they_are_trained_again_and_go_on_where_they_were_cut_short(
     log = Cut(tmp_path / "a", NOBODY, "small")
     log.left = 7  # within the second epoch of the second training
     with pytest.raises(KeyboardInterrupt):
-        train_finalists(folder, spec_of(), trial_data, leaders, log)
+        train_finalists(folder, spec_of(), trial_data, leaders, FinalistPlan(2, 2), log)
     assert len(list(folder.glob("finalists/*/done.json"))) == 1
     (cut,) = folder.glob("finalists/*/last.pt")
     log.left = 10**9
-    finalists = train_finalists(folder, spec_of(), trial_data, leaders, log)
+    finalists = train_finalists(folder, spec_of(), trial_data, leaders, FinalistPlan(2, 2), log)
     assert not cut.exists() and len(list(folder.glob("finalists/*/done.json"))) == 4
     assert finalists[0].mean >= finalists[1].mean
     seeds = {load_checkpoint(one.checkpoint).settings.seed for f in finalists for one in f.trainings}
@@ -99,7 +100,7 @@ def test_they_are_trained_again_and_go_on_where_they_were_cut_short(
 
     # And what is done is not done again.
     log.left = 0
-    assert train_finalists(folder, spec_of(), trial_data, leaders, log) == finalists
+    assert train_finalists(folder, spec_of(), trial_data, leaders, FinalistPlan(2, 2), log) == finalists
     log.close(0.0)
 
 
@@ -109,7 +110,7 @@ def test_an_answer_of_all_options(
     folder, leaders = swept
     log = RunLog(tmp_path / "b", NOBODY, "small")
     spec = spec_of(finalists=1, ensemble=True, flip=True, refit=True)
-    (finalist,) = train_finalists(folder, spec, trial_data, leaders, log)
+    (finalist,) = train_finalists(folder, spec, trial_data, leaders, FinalistPlan(1, 2), log)
     answer = build_final_model(folder, spec, trial_data, finalist, log)
     log.close(0.0)
     text = "\n".join(answer.notes)
@@ -153,7 +154,7 @@ def test_weights_that_are_gone_are_named(
     log = RunLog(tmp_path / "d", NOBODY, "small")
     gone = {**leaders[0], "checkpoint": "trial-0009/best.pt"}
     with pytest.raises(UserError, match=r"trial-0009/best\.pt: the weights of finalist 1 are gone"):
-        train_finalists(folder, spec_of(), trial_data, [gone], log)
+        train_finalists(folder, spec_of(), trial_data, [gone], FinalistPlan(1, 1), log)
     log.close(0.0)
 
 
@@ -166,7 +167,7 @@ def test_every_finalist_diverged(trial_data: TrialData, tmp_path: Path) -> None:
     leaders = [{"number": 0, "value": 0.5, "checkpoint": "best.pt"}]
     log = RunLog(tmp_path / "c", NOBODY, "small")
     with pytest.raises(UserError, match="every finalist"):
-        train_finalists(tmp_path, spec_of(seeds=1), trial_data, leaders, log)
+        train_finalists(tmp_path, spec_of(), trial_data, leaders, FinalistPlan(1, 1), log)
     log.close(0.0)
 
 
@@ -181,12 +182,59 @@ def test_another_decoding_is_taken_only_beyond_chance(trial_data: TrialData) -> 
     table = np.full((len(actual), 3), 0.02)
     table[np.arange(len(actual)), actual] = 0.96
     table[actual == 1] = [0.45, 0.15, 0.4]
-    _, _, decoding, notes = choose_inference(spec_of("val_rmse"), trial_data, [made_up(trial_data, table)])
-    assert decoding in ("median", "mean") and len(notes) == 2
+    *_, decoding, notes = choose_inference(spec_of("val_rmse"), trial_data, [made_up(trial_data, table)])
+    assert decoding == "mean" and len(notes) == 3
     sure = np.full((len(actual), 3), 0.02)
     sure[np.arange(len(actual)), actual] = 0.96
-    members, flip, decoding, notes = choose_inference(spec_of(), trial_data, [made_up(trial_data, sure)])
-    assert (members, flip, decoding) == (1, False, "argmax") and "not taken" in notes[0]
+    choice = choose_inference(spec_of(), trial_data, [made_up(trial_data, sure)])
+    assert (choice.members, choice.flip, choice.decoding) == (1, False, "argmax")
+    assert "not taken" in choice.notes[-1]
+
+
+def test_the_smaller_mistake_is_taken_where_accuracy_is_the_same(trial_data: TrialData) -> None:
+    """Half of the photos with 0 and with 2 items are taken for the other, with 1 in between nearly as likely."""
+    actual = trial_data.validation.labels
+    table = np.full((len(actual), 3), 0.02)
+    table[np.arange(len(actual)), actual] = 0.96
+    for row, label in enumerate(actual):
+        if label != 1 and row % 2:
+            table[row] = [0.31, 0.29, 0.4] if label == 0 else [0.4, 0.29, 0.31]
+    choice = choose_inference(spec_of(), trial_data, [made_up(trial_data, table)])
+    assert choice.decoding in ("median", "mean"), choice.notes
+    assert any("rmse" in note and "better" in note for note in choice.notes)
+    # Not where it costs accuracy.
+    table[actual == 1] = [0.02, 0.96, 0.02]
+    table[actual != 1] = [0.32, 0.28, 0.4]
+    table[actual == 0] = [0.4, 0.28, 0.32]
+    assert choose_inference(spec_of(), trial_data, [made_up(trial_data, table)]).decoding == "argmax"
+
+
+@pytest.mark.parametrize(
+    ("sweep_seconds", "register", "expected"),
+    [
+        (1000.0, {}, FinalistPlan(2, 2)),  # no more than there are leaders
+        (60.0, {}, FinalistPlan(1, 2)),
+        (30.0, {}, FinalistPlan(1, 1)),
+        (10.0, {}, FinalistPlan(0, 0)),
+        (50.0, {"refit": True}, FinalistPlan(1, 1)),
+        (90.0, {"refit": True, "ensemble": True}, FinalistPlan(1, 2)),
+    ],
+)
+def test_a_plan_that_fits_half_of_the_sweeps_time(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    sweep_seconds: float,
+    register: dict[str, Any],
+    expected: FinalistPlan,
+) -> None:
+    """Each training takes 10 s: five epochs of 2 s."""
+    checkpoint = Checkpoint(3, {"seconds": 2.0}, Settings(epochs=5), (0, 1), 64, {}, torch.zeros(1, 2))
+    checkpoint.save(tmp_path / "best.pt")
+    leaders = [{"number": number, "value": 0.5, "checkpoint": "best.pt"} for number in (0, 1)]
+    spec = spec_of(**{**register, "finalists": "auto"})
+    assert plan_finalists(tmp_path, spec, leaders, sweep_seconds) == expected
+    assert "one training takes about 10 s" in capsys.readouterr().err
+    assert plan_finalists(tmp_path, spec_of(), leaders, sweep_seconds) == FinalistPlan(2, 2)
 
 
 def test_a_mean_of_trainings_is_taken_only_beyond_chance(trial_data: TrialData) -> None:

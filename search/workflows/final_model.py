@@ -1,0 +1,168 @@
+"""The final model: the trainings that answer together, and how their probabilities become a count.
+
+Every alternative is judged on the validation split, and taken only if it is significantly better there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import ttest_rel
+
+from binsweep.models.calibration import fit_temperature, log_losses
+from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
+from binsweep.models.metrics import Counts, count_metrics
+from binsweep.models.predictor import (
+    BEST_DECODING,
+    DECODINGS,
+    Decoding,
+    Predictor,
+    calibrate,
+    decode_counts,
+)
+from binsweep.models.trial_data import TrialData
+from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.terminal.format import format_metric
+from binsweep.search.workflows.finalists import Finalist, refit
+from binsweep.tracking.promotion.candidate import measure_of
+from binsweep.tracking.promotion.paired_tests import ALPHA, p_value
+from binsweep.tracking.runlog.run_log import RunLog
+
+PREDICT_BATCH_SIZE = 32
+
+
+class Inference(NamedTuple):
+    """How the final model predicts: the number of averaged trainings, whether the mirror image is averaged too, the
+    temperature of its probabilities, and how these become one count; `notes` lists every alternative that was tried."""
+
+    members: int
+    flip: bool
+    temperature: float
+    decoding: Decoding
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """The final model, its run's key, its probabilities on the validation split [N, K], and notes on the choice."""
+
+    key: str
+    predictor: Predictor
+    validation: NDArray[np.float32]
+    notes: list[str]
+
+
+def choose_inference(spec: SweepSpec, data: TrialData, checkpoints: Sequence[Checkpoint]) -> Inference:
+    """Choose the inference of the final model; `checkpoints` are ordered best first.
+
+    Averaging is taken if it is significantly better on validation in log loss, which sees every photo's probability,
+    where the metric sees only the answers that change. Then come the temperature and the decoding (`_choose_decoding`).
+    """
+    labels, notes = data.validation.labels, []
+
+    def is_better(name: str, other: NDArray[np.float32], now: NDArray[np.float32]) -> bool:
+        new, old = log_losses(other, labels), log_losses(now, labels)
+        p = float(ttest_rel(new, old, alternative="less").pvalue) if np.any(new != old) else 1.0
+        verdict = "taken" if p < ALPHA else "not taken"
+        notes.append(
+            f"{name}: validation log loss {new.mean():.3f} against {old.mean():.3f} (p {p:.3f}), {verdict}"
+        )
+        return p < ALPHA
+
+    members, flip, table = 1, False, _mean(checkpoints[:1])
+    if spec.register.ensemble and len(checkpoints) > 1:
+        mean_table = _mean(checkpoints)
+        if is_better(f"mean of {len(checkpoints)} trainings", mean_table, table):
+            members, table = len(checkpoints), mean_table
+    if spec.register.flip:
+        models = [model_from_checkpoint(one) for one in checkpoints[:members]]
+        both = _predict(Predictor(models, flip=True), data)
+        if is_better("mean with the mirror image", both, table):
+            flip, table = True, both
+    temperature = fit_temperature(table, labels)
+    calibrated = calibrate(torch.from_numpy(table), temperature).numpy()
+    old, new = (log_losses(one, labels).mean() for one in (table, calibrated))
+    notes.append(f"temperature {temperature:.2f}: validation log loss {new:.3f} against {old:.3f}")
+    decoding = _choose_decoding(spec, data, calibrated, notes)
+    return Inference(members, flip, temperature, decoding, notes)
+
+
+def _choose_decoding(
+    spec: SweepSpec, data: TrialData, table: NDArray[np.float32], notes: list[str]
+) -> Decoding:
+    """How the probabilities `table` [N, K] of the validation split become counts.
+
+    The one that fits the sweep's measure, unless another is significantly better in it. Where the measure is accuracy,
+    another is also taken if its accuracy is the same within one standard error and its RMSE significantly smaller: who
+    counts things wants small mistakes as well.
+    """
+    classes, measure = data.classes, measure_of(spec.metric)
+    actual: Counts = np.asarray(classes)[data.validation.labels]
+    usual = BEST_DECODING[measure]
+    counts = {decoding: decode_counts(table, classes, decoding) for decoding in DECODINGS}
+    scores = {decoding: count_metrics(counts[decoding], actual) for decoding in DECODINGS}
+    others = [decoding for decoding in DECODINGS if decoding != usual]
+    alpha = ALPHA / len(others)  # Bonferroni
+    chances: dict[Decoding, float] = {}
+    for other in others:
+        chances[other] = p_value(counts[other], counts[usual], actual, measure)
+        new, old = (format_metric(measure, scores[one][measure]) for one in (other, usual))
+        text = f"{other} instead of {usual}: validation {measure} {new} against {old} (p {chances[other]:.3f}"
+        as_accurate = measure == "accuracy" and _same_accuracy(counts[other], counts[usual], actual)
+        if chances[other] >= alpha and as_accurate:
+            chances[other] = p_value(counts[other], counts[usual], actual, "rmse")
+            new, old = (format_metric("rmse", scores[one]["rmse"]) for one in (other, usual))
+            text += f"), rmse {new} against {old} (p {chances[other]:.3f}"
+        verdict = "better" if chances[other] < alpha else "not taken"
+        notes.append(f"{text}, below {alpha:.2g} required), {verdict}")
+    surest = min(others, key=lambda other: (chances[other] >= alpha, scores[other]["rmse"]))
+    return surest if chances[surest] < alpha else usual
+
+
+def _same_accuracy(one: Counts, other: Counts, actual: Counts) -> bool:
+    """Whether the number of right answers differs by at most its standard error (Miettinen, Biometrics 24, 1968)."""
+    won, lost = np.sum((one == actual) & (other != actual)), np.sum((one != actual) & (other == actual))
+    return bool(abs(won - lost) <= np.sqrt(won + lost))
+
+
+def build_final_model(
+    folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, runlog: RunLog
+) -> FinalModel:
+    """Build the final model from a finalist."""
+    checkpoints = [load_checkpoint(training.checkpoint) for training in finalist.trainings]
+    members, flip, temperature, decoding, notes = choose_inference(spec, data, checkpoints)
+    trainings, chosen = finalist.trainings[:members], checkpoints[:members]
+    if spec.register.refit:
+        trainings = refit(folder, spec, data, finalist, members, runlog)
+        chosen = [load_checkpoint(training.checkpoint) for training in trainings]
+        notes.append(f"trained again on train and validation together for {chosen[0].epoch} epochs")
+    models = [model_from_checkpoint(one) for one in chosen]
+    predictor = Predictor(models, flip, decoding, temperature).eval()
+    table = calibrate(torch.from_numpy(_mean(chosen)), temperature).numpy()
+    return FinalModel(trainings[0].key, predictor, _predict(predictor, data) if flip else table, notes)
+
+
+def _mean(checkpoints: Sequence[Checkpoint]) -> NDArray[np.float32]:
+    """The mean probabilities of checkpoints on the validation split, float32 [N, K]."""
+    tables = [checkpoint.log_probabilities.exp().numpy() for checkpoint in checkpoints]
+    average: NDArray[np.float32] = np.mean(tables, axis=0)
+    return average
+
+
+def _predict(predictor: Predictor, data: TrialData) -> NDArray[np.float32]:
+    """The probabilities on the validation split, float32 [N, K]."""
+    predictor.eval().to(memory_format=torch.channels_last)
+    pixels = data.validation.pixels
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), PREDICT_BATCH_SIZE):
+            parts.append(
+                predictor(torch.from_numpy(np.array(pixels[start : start + PREDICT_BATCH_SIZE]))).numpy()
+            )
+    return np.concatenate(parts)
