@@ -87,6 +87,11 @@ class Manifest:
         counts = Counter(item.label for item in self.split(name))
         return {label: counts[label] for label in self.classes}
 
+    def other_counts(self) -> dict[int, int]:
+        """The number of photos of each count in `train_also`, by ascending count."""
+        counts = Counter(item.label for item in self.train_also)
+        return {label: counts[label] for label in sorted(counts)}
+
     def coverage_warnings(self) -> list[str]:
         """A warning for each class without a photo in some split: the consequences, and what to do."""
         warnings = []
@@ -109,7 +114,7 @@ class Manifest:
 
     def summary(self) -> dict[str, Any]:
         """The manifest in a few numbers, as JSON values."""
-        also = Counter(item.label for item in self.train_also)
+        also = self.other_counts()
         return {
             "source": self.source,
             "fingerprint": self.fingerprint,
@@ -117,7 +122,7 @@ class Manifest:
             "images": len(self.items),
             "skipped": len(self.skipped),
             "splits": {name: {str(k): n for k, n in self.class_counts(name).items()} for name in SPLITS},
-            **({"train_also": {str(label): also[label] for label in sorted(also)}} if also else {}),
+            **({"train_also": {str(label): n for label, n in also.items()}} if also else {}),
         }
 
 
@@ -144,8 +149,8 @@ def load_manifest(
     raises or, with `allow_untrainable`, uses the folders.
     """
     wanted = None if classes is None else _sorted_classes(classes, 1 if allow_untrainable else 2)
-    also = _labels_to_train_also(train_also, wanted)
-    to_read = None if wanted is None or also is None else (*wanted, *also)
+    all_counts = wanted is None or train_also == "others"
+    to_read = None if all_counts else tuple(sorted({*(wanted or ()), *(train_also or ())}))
     root, missing = _local_folder(source, to_read, home, progress)
     cache = ScanCache(root, home)
     candidates, skipped = scan(root, cache)
@@ -179,30 +184,11 @@ def load_manifest(
     if train_also is not None and not teaching and not allow_untrainable:
         raise UserError(
             f"data.train_also: {source} has no photo to train on of "
-            + ("another count" if also is None else f"{', '.join(map(str, also))} items"),
+            + ("another count" if train_also == "others" else f"{', '.join(map(str, train_also))} items"),
             "leave it out, or name counts that occur there",
         )
     fingerprint = _fingerprint(kept, items, teaching)
     return Manifest(source, kept, tuple(items), tuple(skipped), fingerprint, train_also=tuple(teaching))
-
-
-def _labels_to_train_also(train_also: TrainAlso, classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """The labels besides the classes; None stands for every other label of the source."""
-    if train_also is None:
-        return ()
-    if classes is None:
-        raise UserError(
-            "data.train_also needs data.classes: without it, every count of the source is a class",
-            "list the counts that models shall answer in data.classes",
-        )
-    if train_also == "others":
-        return None
-    if twice := sorted(set(train_also) & set(classes)):
-        raise UserError(
-            f"data.train_also: {', '.join(map(str, twice))} is also in data.classes",
-            "name other counts: photos of the classes are trained on anyway",
-        )
-    return tuple(sorted(set(train_also)))
 
 
 def _without_held_out(

@@ -59,6 +59,7 @@ def build_data_report(manifest: Manifest, home: Path, progress: Progress | None 
         "fingerprint": manifest.fingerprint,
         "images": len(items),
         "classes": counts,
+        "train_also": {str(label): n for label, n in manifest.other_counts().items()},
         "imbalance": round(max(totals) / min(totals), 2),
         "sizes": dict(sizes.most_common()),
         "bytes": _distribution([s.bytes for s in stats]),

@@ -31,6 +31,9 @@ td:first-child, th:first-child, td.text { text-align: left; overflow-wrap: anywh
 {{ '%.0f%%' % (100 * row[name] / (all or 1)) }}</span></td>{% endfor %}<td>{{ all }}</td>
 <td class="text"><span class="bar" style="width: {{ (300 * all / f.images) | round(1) }}px"></span>
 {{ '%.1f%%' % (100 * all / f.images) }}</td></tr>{% endfor %}</table>
+{% if f.train_also %}<p>Photos of other counts, for training only:
+{% for label, n in f.train_also.items() %}{{ '{:,}'.format(n) }} of {{ label }}{{ ', ' if not loop.last }}{% endfor %}.
+</p>{% endif %}
 
 <div class="row">{% for title, name in (('Brightness (mean gray, 0 to 255)', 'brightness'),
 ('Sharpness (variance of the Laplacian; low is blurred)', 'sharpness'), ('Bytes', 'bytes')) %}{% set d = f[name] %}

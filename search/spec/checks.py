@@ -136,6 +136,20 @@ def _check_split(context: SpecContext) -> Iterator[Problem]:
         yield Problem("data.split", rule, round(total, 6), "for example 0.6, 0.2, 0.2")
 
 
+def _check_train_also(context: SpecContext) -> Iterator[Problem]:
+    classes, also = context.file.data.classes, context.file.data.train_also
+    if also is None:
+        return
+    if classes is None:
+        rule = "needs data.classes: without it, every count of the source is a class"
+        yield Problem(
+            "data.train_also", rule, also, "list the counts that models shall answer in data.classes"
+        )
+    elif also != "others" and (twice := sorted(set(also) & set(classes))):
+        rule = f"names {', '.join(map(str, twice))}, which data.classes has as well"
+        yield Problem("data.train_also", rule, also, "name other counts: the classes are trained on anyway")
+
+
 def _check_initial_points(context: SpecContext) -> Iterator[Problem]:
     space = context.space
     for number, point in enumerate(context.file.search.initial_points):
@@ -208,6 +222,7 @@ CHECKS = (
     _check_objective,
     _check_health,
     _check_split,
+    _check_train_also,
     _check_initial_points,
     _check_epochs,
     _check_grid,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from binsweep.data.split import SplitBy
 from binsweep.models.settings import Settings
@@ -20,6 +20,9 @@ METRICS: dict[str, Goal] = {
     "val_rmse": "minimize",
     "val_mae": "minimize",
 }
+
+
+MAX_FINALISTS = 5
 
 
 class _Part(BaseModel):
@@ -45,7 +48,17 @@ def _unique(classes: list[int]) -> list[int]:
     return classes
 
 
-_Counts = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_unique)]
+def _others_or_counts(value: Any) -> Any:
+    is_list = isinstance(value, list) and all(type(count) is int and count >= 0 for count in value)
+    if value not in ("others", None) and not (is_list and value and len(set(value)) == len(value)):
+        raise ValueError("must be others, or a list of different counts, such as [0, 6, 7]")
+    return value
+
+
+def _auto_or_finalists(value: Any) -> Any:
+    if value != "auto" and not (type(value) is int and 0 <= value <= MAX_FINALISTS):
+        raise ValueError(f"must be auto, or a whole number from 0 to {MAX_FINALISTS}")
+    return value
 
 
 def _registrable(name: str) -> str:
@@ -62,9 +75,11 @@ class DataPart(_Part):
     """Where the photos are and how they are read."""
 
     source: str
-    classes: Annotated[_Counts, Field(min_length=2)] | None = None
+    classes: (
+        Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2), AfterValidator(_unique)] | None
+    ) = None
     # Other counts whose photos teach, too: "others" or a list. No validation or test photo is of them.
-    train_also: Literal["others"] | _Counts | None = None
+    train_also: Annotated[Literal["others"] | list[int] | None, PlainValidator(_others_or_counts)] = None
     licence: str = "not stated"  # for the model card
     split: SplitPart = SplitPart()
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
@@ -181,7 +196,7 @@ class RegisterPart(_Part):
     model: Annotated[str, AfterValidator(_registrable)] = "bin-counter"
     # Configurations that are trained again. At most as many as the sweep keeps the weights of
     # (search.recording.recorder); 0: the best trial is taken as it is; auto: as half of the sweep's time allows.
-    finalists: Annotated[int, Field(ge=0, le=5)] | Literal["auto"] = 3
+    finalists: Annotated[int | Literal["auto"], PlainValidator(_auto_or_finalists)] = 3
     seeds: Annotated[int, Field(ge=1, le=20)] = 2  # fresh seeds for each finalist
     ensemble: bool = False  # try averaging the seeds' predictions
     flip: bool = False  # try averaging over the photo and its mirror image

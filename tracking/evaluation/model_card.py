@@ -59,11 +59,15 @@ class ModelCard:
     def _data(self) -> list[str]:
         manifest = self.manifest
         sizes = ", ".join(f"{name} {len(manifest.split(name)):,}" for name in ("train", "validation", "test"))
-        return [
+        lines = [
             "## Data",
             f"{manifest.source}: {len(manifest.items):,} photos ({sizes}), "
             f"fingerprint `{manifest.fingerprint[:16]}`.",
         ]
+        if others := manifest.other_counts():
+            counts = ", ".join(map(str, others))
+            lines.append(f"It learned from {sum(others.values()):,} photos of other counts, too ({counts}).")
+        return lines
 
     def _results(self) -> list[str]:
         card = self.scorecard
