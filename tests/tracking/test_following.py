@@ -121,9 +121,10 @@ def test_what_keeps_a_version_from_being_served_is_told_and_tried_again(
         assert reply.status_code == 503 and proxy in reply.json()["error"]
         fate[0] = "pass"
         assert said.get(timeout=PATIENCE) == "not serving: there is no champion of followed yet"
+        taken = f"port: {port} on 127.0.0.1 is taken"
         with take(port):
             client.set_registered_model_alias("followed", "champion", "1")
-            assert (taken := f"port: {port} on 127.0.0.1 is taken") in said.get(timeout=PATIENCE)
+            assert taken in said.get(timeout=PATIENCE)
             time.sleep(1.0)
             assert follower.is_alive()
         # It may be told once more, without the process that holds the port, if asked just as the port is given back.
