@@ -1,6 +1,7 @@
 """Where a training step's time goes, and how close it comes to the same step on random tensors in memory.
 
-    python benchmarks/steps.py --data DIR [--trainable head|last_stage|all]... [--images N] [--steps N] [--json OUT]
+    python benchmarks/steps.py --data DIR [--trainable head|last_stage|later_stages|all]... [--images N] [--steps N]
+        [--json OUT]
 
 Each batch is trained twice in turn: read from the bank, and as random numbers of the same shape; medians in
 milliseconds per step. `wait`: draw rows and read them from the bank (for `all`, decoded pixels, mirrored and
@@ -127,7 +128,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", required=True, type=Path, help="bins in the public bucket's layout")
-    parser.add_argument("--trainable", choices=["head", "last_stage", "all"], action="append")
+    parser.add_argument("--trainable", choices=["head", "last_stage", "later_stages", "all"], action="append")
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=32)

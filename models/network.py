@@ -100,12 +100,14 @@ class Architecture:
     """How to create a library's network and cut it into stages.
 
     `features` is the width after pooling, `last` the first stage that `trainable: last_stage` trains (the blocks at the
-    last resolution).
+    last resolution), `later` the first one of `later_stages` (those at an eighth of the photo's resolution and below,
+    a quarter of vgg16's).
     """
 
     create: Callable[[], Any]
     stages: Callable[[Any], Stages]
     features: int
+    later: str
     last: str
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -131,7 +133,7 @@ def _timm(name: str) -> Callable[[], Any]:
 
 def _efficientnet_lite(number: int) -> Architecture:
     create = _timm(f"tf_efficientnet_lite{number}")
-    return Architecture(create, _lite, 1280, "blocks5", INCEPTION_MEAN, INCEPTION_STD)
+    return Architecture(create, _lite, 1280, "blocks2", "blocks5", INCEPTION_MEAN, INCEPTION_STD)
 
 
 _EFFICIENTNET = _torchvision_features([0, 2, 3, 4, 6])
@@ -139,13 +141,15 @@ _MOBILENET = _torchvision_features([0, 2, 4, 7, 14])
 _INCEPTION = _tv("inception_v3", aux_logits=False, init_weights=False)
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "resnet18": Architecture(_tv("resnet18"), _resnet, 512, "layer4"),
-    "resnet34": Architecture(_tv("resnet34"), _resnet, 512, "layer4"),
-    "resnet50": Architecture(_tv("resnet50"), _resnet, 2048, "layer4"),
-    "efficientnet_b0": Architecture(_tv("efficientnet_b0"), _EFFICIENTNET, 1280, "stage4"),
-    "vgg16": Architecture(_tv("vgg16"), _vgg, 4096, "stage4"),
-    "inception_v3": Architecture(_INCEPTION, _inception, 2048, "mixed7", INCEPTION_MEAN, INCEPTION_STD),
-    "mobilenet_v2": Architecture(_tv("mobilenet_v2"), _MOBILENET, 1280, "stage4"),
+    "resnet18": Architecture(_tv("resnet18"), _resnet, 512, "layer2", "layer4"),
+    "resnet34": Architecture(_tv("resnet34"), _resnet, 512, "layer2", "layer4"),
+    "resnet50": Architecture(_tv("resnet50"), _resnet, 2048, "layer2", "layer4"),
+    "efficientnet_b0": Architecture(_tv("efficientnet_b0"), _EFFICIENTNET, 1280, "stage2", "stage4"),
+    "vgg16": Architecture(_tv("vgg16"), _vgg, 4096, "stage2", "stage4"),
+    "inception_v3": Architecture(
+        _INCEPTION, _inception, 2048, "mixed5", "mixed7", INCEPTION_MEAN, INCEPTION_STD
+    ),
+    "mobilenet_v2": Architecture(_tv("mobilenet_v2"), _MOBILENET, 1280, "stage2", "stage4"),
     **{f"efficientnet_lite{number}": _efficientnet_lite(number) for number in range(3)},
 }
 
@@ -285,11 +289,13 @@ class CountingModel(nn.Module):
         return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
     def cut(self, trainable: str) -> int:
-        """The number of frozen stages for `trainable`: head | last_stage | all."""
+        """The number of frozen stages for `trainable`: head | last_stage | later_stages | all."""
         names = [name for name, _ in self.backbone.named_children()]
-        if trainable == "last_stage":
-            return names.index(ARCHITECTURES[self.config.backbone].last)
-        return {"head": len(names), "all": 0}[trainable]
+        if trainable == "head":
+            return len(names)
+        architecture = ARCHITECTURES[self.config.backbone]
+        first = {"last_stage": architecture.last, "later_stages": architecture.later, "all": names[0]}
+        return names.index(first[trainable])
 
     def prefix(self, cut: int) -> nn.Sequential:
         """The first `cut` stages; shares its parameters with this module."""

@@ -7,7 +7,7 @@ from typing import Literal, get_args, get_type_hints
 
 from binsweep.models.augment import Augment
 
-Trainable = Literal["head", "last_stage", "all"]
+Trainable = Literal["head", "last_stage", "later_stages", "all"]
 Head = Literal["classify", "ordinal", "regress"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["one_cycle", "constant"]

@@ -39,7 +39,7 @@ def test_cutting_a_backbone_anywhere_changes_nothing(backbone: str, images: torc
     with torch.inference_mode():
         whole = counter(images)
         assert whole.shape == (2, len(CLASSES))
-        for trainable in ("head", "last_stage", "all"):
+        for trainable in ("head", "last_stage", "later_stages", "all"):
             cut = counter.cut(trainable)
             parts = counter.suffix(cut)(counter.prefix(cut)(counter.normalise(images)))
             torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
@@ -63,7 +63,8 @@ def test_batch_norms_are_part_of_their_convolutions(backbone: str, images: torch
 @pytest.mark.parametrize("backbone", ARCHITECTURES)
 def test_the_last_stage_starts_before_pooling_and_after_the_stem(backbone: str) -> None:
     counter = counter_of(backbone)
-    assert 0 < counter.cut("last_stage") < counter.cut("head") == len(counter.backbone)
+    assert 0 < counter.cut("later_stages") < counter.cut("last_stage") < counter.cut("head")
+    assert counter.cut("head") == len(counter.backbone)
 
 
 @pytest.mark.parametrize("head", HEADS)

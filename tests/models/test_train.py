@@ -49,7 +49,7 @@ def losses(kept: Kept) -> list[float]:
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
-@pytest.mark.parametrize("trainable", ["head", "last_stage"])
+@pytest.mark.parametrize("trainable", ["head", "last_stage", "later_stages"])
 def test_training_with_and_without_the_feature_bank_gives_the_same_losses(
     trial_data: TrialData, backbone: str, trainable: str
 ) -> None:

@@ -138,7 +138,11 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("space.batch_size", [16.5], "must be of type int"),
         ("space.backbone", ["resnet81"], "did you mean 'resnet18'"),
         ("space.optimizer", {"low": 1, "high": 2}, "cannot be a range"),
-        ("space.trainable", ["head", "tail"], "space.trainable: must be one of head, last_stage, all"),
+        (
+            "space.trainable",
+            ["head", "tail"],
+            "space.trainable: must be one of head, last_stage, later_stages, all",
+        ),
         ("model.lr", 0.1, "model.lr: also in space"),
         ("model.epochs", True, "model.epochs"),
         ("objective.metric", "val_acuracy", "did you mean 'val_accuracy'"),
