@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
@@ -29,19 +30,20 @@ from binsweep.models.predictor import (
 from binsweep.models.trial_data import TrialData
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.format import format_metric
-from binsweep.search.workflows.finalists import Finalist, refit
+from binsweep.search.workflows.finalists import Training, refit
 from binsweep.tracking.promotion.candidate import measure_of
 from binsweep.tracking.promotion.paired_tests import ALPHA, p_value
 from binsweep.tracking.runlog.run_log import RunLog
 
+MAX_MEMBERS = 3  # an answer takes as many times as long
 PREDICT_BATCH_SIZE = 32
 
 
 class Inference(NamedTuple):
-    """How the final model predicts: the number of averaged trainings, whether the mirror image is averaged too, the
+    """How the final model predicts: which trainings are averaged, whether the mirror image is averaged too, the
     temperature of its probabilities, and how these become one count; `notes` lists every alternative that was tried."""
 
-    members: int
+    members: list[int]
     flip: bool
     temperature: float
     decoding: Decoding
@@ -59,10 +61,12 @@ class FinalModel:
 
 
 def choose_inference(spec: SweepSpec, data: TrialData, checkpoints: Sequence[Checkpoint]) -> Inference:
-    """Choose the inference of the final model; `checkpoints` are ordered best first.
+    """Choose the inference of the final model; the first of `checkpoints` is the best, the others can join it.
 
-    Averaging is taken if it is significantly better on validation in log loss, which sees every photo's probability,
-    where the metric sees only the answers that change. Then come the temperature and the decoding (`_choose_decoding`).
+    Trainings are added one by one, each time the one whose mean with those before is best (Caruana et al., Ensemble
+    selection from libraries of models, ICML 2004). Averaging is taken if it is significantly better on validation in
+    log loss, which sees every photo's probability, where the metric sees only the answers that change. Then come the
+    temperature and the decoding (`_choose_decoding`).
     """
     labels, notes = data.validation.labels, []
 
@@ -75,13 +79,16 @@ def choose_inference(spec: SweepSpec, data: TrialData, checkpoints: Sequence[Che
         )
         return p < ALPHA
 
-    members, flip, table = 1, False, _mean(checkpoints[:1])
-    if spec.register.ensemble and len(checkpoints) > 1:
-        mean_table = _mean(checkpoints)
-        if is_better(f"mean of {len(checkpoints)} trainings", mean_table, table):
-            members, table = len(checkpoints), mean_table
+    members, flip, table = [0], False, _mean(checkpoints[:1])
+    while spec.register.ensemble and len(members) < min(MAX_MEMBERS, len(checkpoints)):
+        others = [place for place in range(len(checkpoints)) if place not in members]
+        tables = {one: _mean([checkpoints[place] for place in (*members, one)]) for one in others}
+        best = min(others, key=lambda one: log_losses(tables[one], labels).mean())
+        if not is_better(f"mean of {len(members) + 1} trainings", tables[best], table):
+            break
+        members, table = [*members, best], tables[best]
     if spec.register.flip:
-        models = [model_from_checkpoint(one) for one in checkpoints[:members]]
+        models = [model_from_checkpoint(checkpoints[place]) for place in members]
         both = _predict(Predictor(models, flip=True), data)
         if is_better("mean with the mirror image", both, table):
             flip, table = True, both
@@ -132,20 +139,28 @@ def _same_accuracy(one: Counts, other: Counts, actual: Counts) -> bool:
 
 
 def build_final_model(
-    folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, runlog: RunLog
+    folder: Path, spec: SweepSpec, data: TrialData, trainings: Sequence[Training], runlog: RunLog
 ) -> FinalModel:
-    """Build the final model from a finalist."""
-    checkpoints = [load_checkpoint(training.checkpoint) for training in finalist.trainings]
+    """Build the final model from the first of `trainings`, and others that may join it."""
+    checkpoints = [load_checkpoint(training.checkpoint) for training in trainings]
     members, flip, temperature, decoding, notes = choose_inference(spec, data, checkpoints)
-    trainings, chosen = finalist.trainings[:members], checkpoints[:members]
+    chosen = [trainings[place] for place in members]
+    if len(chosen) > 1:
+        notes.append(f"averages {', '.join(training.key for training in chosen)}")
     if spec.register.refit:
-        trainings = refit(folder, spec, data, finalist, members, runlog)
-        chosen = [load_checkpoint(training.checkpoint) for training in trainings]
-        notes.append(f"trained again on train and validation together for {chosen[0].epoch} epochs")
-    models = [model_from_checkpoint(one) for one in chosen]
-    predictor = Predictor(models, flip, decoding, temperature).eval()
-    table = calibrate(torch.from_numpy(_mean(chosen)), temperature).numpy()
-    return FinalModel(trainings[0].key, predictor, _predict(predictor, data) if flip else table, notes)
+        epochs = {
+            one.trial: round(
+                mean(c.epoch for t, c in zip(trainings, checkpoints, strict=True) if t.trial == one.trial)
+            )
+            for one in chosen
+        }
+        chosen = [refit(folder, spec, data, one, epochs[one.trial], runlog) for one in chosen]
+        lengths = " and ".join(str(n) for n in sorted(set(epochs.values())))
+        notes.append(f"trained again on train and validation together for {lengths} epochs")
+    final = [load_checkpoint(training.checkpoint) for training in chosen]
+    predictor = Predictor([model_from_checkpoint(one) for one in final], flip, decoding, temperature).eval()
+    table = calibrate(torch.from_numpy(_mean(final)), temperature).numpy()
+    return FinalModel(chosen[0].key, predictor, _predict(predictor, data) if flip else table, notes)
 
 
 def _mean(checkpoints: Sequence[Checkpoint]) -> NDArray[np.float32]:

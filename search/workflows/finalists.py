@@ -45,11 +45,13 @@ SEED_STRIDE = 15_485_863  # keeps fresh seeds far from the seeds of other trials
 
 @dataclass(frozen=True)
 class Training:
-    """A configuration trained again: the run log's key of its run, and the checkpoint of its best epoch."""
+    """A configuration's training: the run log's key of its run, the checkpoint of its best epoch with its value, and
+    the trial of the sweep that it repeats."""
 
     key: str
     checkpoint: Path
     value: float
+    trial: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def plan_finalists(
     """The plan of `register`; `finalists: auto` chooses the largest that takes half of the sweep's time at most.
 
     The cost of a training is that of the leader's, by the seconds of its best epoch. Fewer finalists are given up
-    before fewer seeds, as seeds can also be averaged. `register.refit` trains each averaged seed once more.
+    before fewer seeds, as seeds can also be averaged. `register.refit` trains what is averaged once more.
     """
     register = spec.register
     if register.finalists != "auto":
@@ -201,7 +203,7 @@ def _train_again(
         write_json(place / DONE_FILE, {"diverged": diverged})
     if json.loads((place / DONE_FILE).read_text())["diverged"]:
         return None
-    return Training(key, place / BEST, load_checkpoint(place / BEST).metrics[spec.metric])
+    return Training(key, place / BEST, load_checkpoint(place / BEST).metrics[spec.metric], number)
 
 
 @contextlib.contextmanager
@@ -235,27 +237,25 @@ def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: b
 
 
 def refit(
-    folder: Path, spec: SweepSpec, data: TrialData, finalist: Finalist, members: int, runlog: RunLog
-) -> list[Training]:
-    """Train the finalist's first `members` trainings again on train and validation together, for the mean number of
-    epochs to their best. The validation values of the result are no evidence."""
-    epochs = round(mean(load_checkpoint(training.checkpoint).epoch for training in finalist.trainings))
-    refitted = []
-    for training in finalist.trainings[:members]:
-        key = refit_key(training.key)
-        place = training.checkpoint.parent / f"refit-{epochs}"
-        if not (place / DONE_FILE).exists():
-            place.mkdir(exist_ok=True)
-            settings = load_checkpoint(training.checkpoint).settings
-            _begin_run(runlog, key, f"refit of {training.key}", "refit", finalist.number, settings)
-            with _restored_threads():
-                _train_on_both(settings, data, epochs, place, key, runlog)
-            runlog.artifact(key, place / BEST, "weights")
-            runlog.end_run(key, "FINISHED")
-            write_json(place / DONE_FILE, {"epochs": epochs})
-        print(f"refit on train and validation: {epochs} epochs, as its trainings took", file=sys.stderr)
-        refitted.append(Training(key, place / BEST, training.value))
-    return refitted
+    folder: Path, spec: SweepSpec, data: TrialData, training: Training, epochs: int, runlog: RunLog
+) -> Training:
+    """Train a training's configuration again with its seed, on train and validation together, for so many epochs.
+
+    The validation values of the result are no evidence.
+    """
+    key = refit_key(training.key)
+    place = training.checkpoint.parent / f"refit-{epochs}"
+    if not (place / DONE_FILE).exists():
+        place.mkdir(exist_ok=True)
+        settings = load_checkpoint(training.checkpoint).settings
+        _begin_run(runlog, key, f"refit of {training.key}", "refit", training.trial, settings)
+        with _restored_threads():
+            _train_on_both(settings, data, epochs, place, key, runlog)
+        runlog.artifact(key, place / BEST, "weights")
+        runlog.end_run(key, "FINISHED")
+        write_json(place / DONE_FILE, {"epochs": epochs})
+    print(f"refit of {training.key} on train and validation: {epochs} epochs, as it took", file=sys.stderr)
+    return replace(training, key=key, checkpoint=place / BEST)
 
 
 def _train_on_both(

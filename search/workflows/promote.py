@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from binsweep.models.trial_data import TrialData
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.history.sweep_state import STATE, find_folder, load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.schema import MAX_FINALISTS
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 from binsweep.search.workflows.final_model import build_final_model
 from binsweep.search.workflows.finalists import (
@@ -83,9 +85,14 @@ def _candidate(
             finalists = train_finalists(folder, spec, data, state["leaderboard"], plan, runlog)
         else:
             best = state["leaderboard"][0]
-            training = Training(trial_key(best["number"]), folder / best["checkpoint"], best["value"])
-            finalists = [Finalist(best["number"], best["value"], [training])]
-        final = build_final_model(folder, spec, data, finalists[0], runlog)
+            finalists = [Finalist(best["number"], best["value"], [_own_training(folder, best)])]
+        trainings = finalists[0].trainings[:1]
+        if spec.register.ensemble:
+            trainings = [one for finalist in finalists for one in finalist.trainings]
+            known = {one.key for one in trainings}
+            own = [_own_training(folder, leader) for leader in state["leaderboard"][:MAX_FINALISTS]]
+            trainings += [one for one in own if one.key not in known and one.checkpoint.exists()]
+        final = build_final_model(folder, spec, data, trainings, runlog)
         runlog.flush(MAX_SEND_SECONDS)
         run_id, page = runlog.sent_run_id(final.key), runlog.sent_page(SWEEP)
     finally:
@@ -117,6 +124,12 @@ def _candidate(
     return Candidate(
         run_id, final.predictor, manifest, spec.metric, folder.name, final.validation, notes, origin, photos
     )
+
+
+def _own_training(folder: Path, leader: Mapping[str, Any]) -> Training:
+    """The training of a trial of the leaderboard in the sweep itself."""
+    number = leader["number"]
+    return Training(trial_key(number), folder / leader["checkpoint"], leader["value"], number)
 
 
 def _finalist_notes(spec: SweepSpec, plan: FinalistPlan, finalists: list[Finalist]) -> list[str]:

@@ -111,7 +111,7 @@ def test_an_answer_of_all_options(
     log = RunLog(tmp_path / "b", NOBODY, "small")
     spec = spec_of(finalists=1, ensemble=True, flip=True, refit=True)
     (finalist,) = train_finalists(folder, spec, trial_data, leaders, FinalistPlan(1, 2), log)
-    answer = build_final_model(folder, spec, trial_data, finalist, log)
+    answer = build_final_model(folder, spec, trial_data, finalist.trainings, log)
     log.close(0.0)
     text = "\n".join(answer.notes)
     for tried in (
@@ -139,9 +139,8 @@ def test_a_refit_of_a_trial_as_it_is_leaves_the_trials_own_run_alone(
     """`finalists: 0` with `refit: true`."""
     folder, leaders = swept
     log = RunLog(tmp_path / "c", NOBODY, "small")
-    training = Training(trial_key(0), folder / leaders[0]["checkpoint"], leaders[0]["value"])
-    finalist = Finalist(0, leaders[0]["value"], [training])
-    answer = build_final_model(folder, spec_of(finalists=0, refit=True), trial_data, finalist, log)
+    training = Training(trial_key(0), folder / leaders[0]["checkpoint"], leaders[0]["value"], 0)
+    answer = build_final_model(folder, spec_of(finalists=0, refit=True), trial_data, [training], log)
     log.close(0.0)
     keys = {record["key"] for record in read_spool(tmp_path / "c")}
     assert keys == {answer.key} and trial_number(answer.key) is None
@@ -187,7 +186,7 @@ def test_another_decoding_is_taken_only_beyond_chance(trial_data: TrialData) -> 
     sure = np.full((len(actual), 3), 0.02)
     sure[np.arange(len(actual)), actual] = 0.96
     choice = choose_inference(spec_of(), trial_data, [made_up(trial_data, sure)])
-    assert (choice.members, choice.flip, choice.decoding) == (1, False, "argmax")
+    assert (choice.members, choice.flip, choice.decoding) == ([0], False, "argmax")
     assert "not taken" in choice.notes[-1]
 
 
@@ -245,8 +244,13 @@ def test_a_mean_of_trainings_is_taken_only_beyond_chance(trial_data: TrialData) 
     right[np.arange(len(actual)), actual] = 0.998
     poor, good = made_up(trial_data, wrong), made_up(trial_data, right)
     spec = spec_of(ensemble=True)
-    assert choose_inference(spec, trial_data, [poor, good])[0] == 2
-    assert choose_inference(spec, trial_data, [good, good])[0] == 1
+    assert choose_inference(spec, trial_data, [poor, good]).members == [0, 1]
+    assert choose_inference(spec, trial_data, [good, good]).members == [0]
+    # The better one joins first, and the worst of all never.
+    fair = made_up(trial_data, 0.5 * right + 0.5 * wrong)
+    choice = choose_inference(spec, trial_data, [fair, poor, good])
+    assert choice.members == [0, 2], choice.notes
+    assert choose_inference(spec_of(), trial_data, [poor, good]).members == [0]
 
 
 def test_two_splits_as_one_keep_each_rows_place() -> None:
@@ -267,5 +271,5 @@ def test_two_splits_as_one_keep_each_rows_place() -> None:
 
 
 def test_a_finalists_mean_is_of_its_fresh_seeds() -> None:
-    trainings = [Training("a", Path(), 0.3), Training("b", Path(), 0.2)]
+    trainings = [Training("a", Path(), 0.3, 3), Training("b", Path(), 0.2, 3)]
     assert Finalist(3, 0.9, trainings).mean == pytest.approx(0.25)
