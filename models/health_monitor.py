@@ -202,7 +202,9 @@ class HealthMonitor:
         loss, *means = sample.loss_and_gradients.tolist()
         gradients = dict(zip(sample.gradient_names, means, strict=True))
         self._judge(exploding_tensor, {"the loss": loss, **gradients})
-        self._judge(vanishing_gradient, gradients)
+        # Of weights only: the next norm removes a bias that no activation separates from it, whose gradient is then 0.
+        weights = {name: value for name, value in gradients.items() if self._parameters[name].dim() > 1}
+        self._judge(vanishing_gradient, weights)
         self._judge(dead_relu, sample.activity)
         self._judge(saturated_activation, sample.saturation)
         if sample.is_first_step:

@@ -180,7 +180,8 @@ def watched(net: nn.Module, inputs: torch.Tensor, steps: int = 3) -> set[str]:
         optimizer.step()
         monitor.after_step(1e-3)
     metrics = {"train_loss": 1.0, "val_loss": 1.0}
-    return {finding.rule for finding in monitor.epoch_done(1, [metrics], labels, labels)}
+    indices = labels.numpy()
+    return {finding.rule for finding in monitor.epoch_done(1, [metrics], indices, indices)}
 
 
 @pytest.mark.parametrize("unit", [nn.Tanh(), nn.Sigmoid()])
@@ -192,6 +193,22 @@ def test_a_saturated_layer_shows(unit: nn.Module, often: None) -> None:
     with torch.no_grad():
         first.weight *= 1000
     assert {"saturated_activation", "vanishing_gradient"} <= watched(net, torch.randn(12, 6).sign() * 9)
+
+
+def test_a_bias_that_a_norm_removes_is_no_finding(often: None) -> None:
+    """Its gradient is 0 however well the network learns."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Linear(6, 8),
+        nn.BatchNorm1d(8),
+        nn.Linear(8, 8),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    ]
+    net = nn.Sequential(*layers)
+    assert "vanishing_gradient" not in watched(net, torch.randn(12, 6))
+    assert net[1].bias.grad.abs().mean() < 1e-7
 
 
 def test_inputs_that_are_not_normalised_show(often: None) -> None:

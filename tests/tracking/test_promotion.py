@@ -224,7 +224,7 @@ def test_a_version_keeps_what_it_has_seen_and_an_older_one_is_known_by_its_data(
     assert seen_by(server, unknown, home) is None
     tags["data"] = json.dumps(dict(candidate.data))
     older = register(server, candidate.run_id, "seen", candidate.predictor, tags)
-    wanted = seen_contents(manifest.items)
+    wanted = seen_contents(manifest)
     assert len(wanted) == len(manifest.split("train")) + len(manifest.split("validation"))
     assert seen_by(server, older, home) == wanted and seen_by(server, older, None) is None
     store_photos(server, older, manifest)
