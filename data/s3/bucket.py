@@ -46,6 +46,7 @@ from binsweep.data.s3.errors import (
     invalid_settings,
     is_http_address,
 )
+from binsweep.data.sources.object_names import is_photo
 
 DEFAULT_WORKERS = 32
 # The callers have threads of their own; boto3 would start more for each file. Below the threshold, an ETag is the
@@ -54,6 +55,8 @@ _UPLOAD_CONFIG = TransferConfig(multipart_threshold=64 * 2**20, use_threads=Fals
 _SLOW_DOWN_STATUSES = (429, 503)
 _CHECKSUM_TRIES = 3
 _MD5 = re.compile(r"[0-9a-f]{32}")
+# Plain words for codes that do not explain themselves.
+_OBJECT_REASONS = {"InvalidObjectState": ": it is archived and must be restored first"}
 _ERROR_CODE = re.compile(rb"<Code>(\w+)</Code>")
 
 
@@ -118,7 +121,7 @@ class Bucket:
             etag = response.headers.get("ETag", "").strip('"')
             if _matches_etag(etag, response):
                 return Content(response.data, etag)
-        raise ObjectError(f"{key}: the content received does not have the checksum {etag}")
+        raise ObjectError(f"the content received does not have the checksum {etag}")
 
     def put(self, name: str, file: Path) -> None:
         """Upload a file, in parts if it is large; the object appears whole or not at all."""
@@ -150,8 +153,9 @@ class Bucket:
         code = found[1].decode() if found else str(response.status)
         if known := explain_code(code, self.address, self.endpoint):
             return known
-        suffix = f" ({code})" if found else ""
-        return ObjectError(f"{key}: the bucket answers {response.status} {response.reason or ''}{suffix}")
+        reason = _OBJECT_REASONS.get(code, "")
+        suffix = f" ({code}{reason})" if found else ""
+        return ObjectError(f"the bucket answers {response.status} {response.reason or ''}{suffix}")
 
     def _signed_headers(self, url: str) -> dict[str, str]:
         if self._credentials is None:
@@ -193,7 +197,10 @@ def open_bucket(
     try:
         settings, is_empty = _connect(address, ClientSettings(endpoint, workers, timeout), allow_empty)
         if is_empty and not allow_empty:
-            raise UserError(f"{address.uri} holds nothing", "a prefix that exists, as `aws s3 ls` shows it")
+            hint = "a prefix that exists, as `aws s3 ls` shows it"
+            if is_photo(address.prefix.rstrip("/")):
+                hint = f"the folder of the photo instead: {address.uri.rstrip('/').rpartition('/')[0]}"
+            raise UserError(f"{address.uri} holds nothing", hint)
         client = create_client(settings)
         region = bucket_region(client, address.bucket)
         if region and region != client.meta.region_name:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from urllib.parse import urlsplit
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -68,10 +69,6 @@ _REMEDIES = {
     ),
     "InvalidAccessKeyId": ("the server does not know the access key", "AWS_ACCESS_KEY_ID, or AWS_PROFILE"),
     "SignatureDoesNotMatch": ("the secret does not belong to the access key", "AWS_SECRET_ACCESS_KEY"),
-    "407": (
-        "the proxy requires a user name and a password",
-        "HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT",
-    ),
 }
 
 
@@ -80,7 +77,7 @@ class AccessDenied(UserError):
 
 
 class ObjectError(Exception):
-    """One object cannot be read although the bucket answers: it is gone, forbidden or archived."""
+    """One object cannot be read although the bucket answers: it is gone, forbidden or archived. Its text is why."""
 
 
 def is_http_address(text: str) -> bool:
@@ -115,7 +112,7 @@ def _explain_response(error: ClientError, address: BucketAddress, endpoint: str)
     code = error_code(error)
     if code in _NOT_FOUND_CODES:
         return UserError(
-            f"there is no bucket {address.bucket} at {endpoint}", "check the name and the endpoint"
+            f"there is no bucket {address.bucket!r} at {endpoint}", "check the name and the endpoint"
         )
     if known := explain_code(code, address, endpoint):
         return known
@@ -130,6 +127,11 @@ def _explain_response(error: ClientError, address: BucketAddress, endpoint: str)
 
 def explain_code(code: str, address: BucketAddress, endpoint: str) -> UserError | None:
     """An error code that concerns the whole run as a message with a remedy; None for other codes."""
+    if code == "407":
+        return UserError(
+            f"{address.uri}: the proxy for {endpoint} requires a user name and a password",
+            f"{urlsplit(endpoint).scheme.upper()}_PROXY=http://NAME:PASSWORD@HOST:PORT",
+        )
     if code not in _REMEDIES:
         return None
     reason, remedy = _REMEDIES[code]

@@ -64,7 +64,8 @@ def list_bucket(bucket: Bucket, state: PullState, selection: Selection, progress
                 progress("listing", n_seen, 0)
     state.fill("listed", rows, 8)
     for (name, problem), count in unplaced.items():
-        state.problem(name, problem if count == 1 else f"{problem} ({count:,} objects)")
+        objects = f" ({count:,} object{'s' if count > 1 else ''})" if name.endswith("/") else ""
+        state.problem(name, f"{problem}{objects}")
     progress("listing", n_seen, n_seen)
 
 

@@ -55,9 +55,12 @@ def pull(
         with atomic_path(dest / MANIFEST, dest / PARTIAL) as manifest:
             counts = write_table(manifest, manifest_rows(state, layout, bucket.address.uri))
             if not counts:
+                problem = _first_problem(state)
                 raise UserError(
-                    f"{bucket.address.uri} has no image that matches{_first_problem(state)}",
-                    "other classes or ids",
+                    f"{bucket.address.uri} has no image that matches{problem}",
+                    "credentials that may read objects (s3:GetObject), not only list them"
+                    if "answers 403" in problem
+                    else "other classes or ids",
                 )
             disagreements = state.scalar(
                 "select count(*) from documents join chosen using (id) where disagreement != ''"

@@ -37,7 +37,8 @@ NOT_A_COUNT = "not a folder named by a count (0, 1, 2, ...)"
 NOT_A_SPLIT = "not a folder named train, validation or test (val, valid, training, ... are understood, too)"
 NOT_A_PHOTO = f"not named as one of {', '.join(IMAGE_SUFFIXES)}"
 # Names that all file systems accept and that cannot lead out of a folder.
-_SAFE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]{1,200}")
+_MAX_NAME = 200
+_SAFE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]+")
 
 Kind = Literal["image", "document"]
 # bucket: bin-images/ID.jpg and metadata/ID.json; classes: COUNT/NAME.jpg; splits: train/COUNT/NAME.jpg. In the
@@ -64,7 +65,7 @@ class ParsedName:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name (without its folders) is always ignored, such as `._photo.jpg`."""
-    return name.startswith(".") or name in _SYSTEM_FOLDERS
+    return (name.startswith(".") and name not in (".", "..")) or name in _SYSTEM_FOLDERS
 
 
 def is_photo(name: str) -> bool:
@@ -121,8 +122,12 @@ def split_key(id: str, name: str) -> str:
 def name_problem(name: str) -> str:
     """Why a name cannot become a file inside a folder; empty if it can."""
     for part in name.split("/"):
-        if part in ("", ".", "..") or not _SAFE_NAME.fullmatch(part):
-            return "its name cannot be a file's: it has a part that is empty, dots, too long or not printable"
+        if part in ("", ".", ".."):
+            return f"its name cannot be a file's: it has {'an empty part (//)' if not part else f'a part {part}'}"
+        if len(part) > _MAX_NAME:
+            return f"its name cannot be a file's: a part has {len(part)} characters, {_MAX_NAME} are allowed"
+        if not _SAFE_NAME.fullmatch(part):
+            return "its name cannot be a file's: it has a backslash or a control character"
         try:
             part.encode()
         except UnicodeEncodeError:
@@ -149,6 +154,9 @@ def parse_name(name: str) -> ParsedName | str:
     folders = parts[1:-1] if split else parts[:-1]
     label = parse_count(folders[0]) if folders else None
     if label is None:
+        if folders[0:1] != ("/",) and any(parse_count(folder) is not None for folder in folders[1:]):
+            above = f"{printable(folders[0])}/"
+            return f"{NOT_A_COUNT}; if the folders in {above} are the classes, add {above} to the source"
         return NOT_A_COUNT
     for folder in folders[1:]:
         if reason := nested_folder_problem(folder, label):

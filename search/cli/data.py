@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from functools import partial
@@ -101,9 +102,10 @@ def pull(
         f"{pulled.fetched:,} objects, {pulled.bytes / MEGABYTE:,.1f} MB fetched in {format_duration(seconds)}"
     )
     if pulled.problems:
+        left_out = pulled.problems - pulled.disagreements
         print(
-            f"{pulled.problems:,} problems in {dest / PROBLEMS}, of which {pulled.disagreements:,} labels "
-            "disagree with their items"
+            f"{pulled.problems:,} problems in {dest / PROBLEMS}: {left_out:,} left out, {pulled.disagreements:,} "
+            "labels disagree with their items"
         )
 
 
@@ -118,7 +120,11 @@ def pull(
     help="same: the source's layout; splits: train/, validation/ and test/, each with a folder for each count.",
 )
 @split_by_option
-@click.option("--endpoint", metavar="URL", help="S3 server, if not Amazon's (or AWS_ENDPOINT_URL).")
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="S3 server of both, if not Amazon's (or AWS_ENDPOINT_URL).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | None, as_json: bool) -> None:
     """Upload the readable images of SOURCE to a bucket, with their metadata and manifest.parquet."""
@@ -131,6 +137,8 @@ def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | Non
     from binsweep.data.split import Split
 
     bucket = open_bucket(parse_address(dest), endpoint, allow_empty=True)
+    if endpoint is not None:
+        os.environ["AWS_ENDPOINT_URL"] = endpoint  # for a source that is a bucket, too
     with ProgressMeter() as meter:
         manifest = load_manifest(
             source,

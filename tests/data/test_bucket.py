@@ -16,6 +16,8 @@ from binsweep.data.errors import UserError
 from binsweep.data.s3.address import parse_address
 from binsweep.data.s3.bucket import Bucket, open_bucket
 from binsweep.data.s3.errors import ObjectError
+from binsweep.data.s3.listing import Selection
+from binsweep.data.s3.pull import pull
 
 Answer = tuple[int, str]  # a status, and the code of an error in S3's words; 0: let it through
 Rule = Callable[[str, str, Mapping[str, str]], Answer]  # method, address, headers
@@ -120,7 +122,24 @@ def test_a_proxy_with_a_password(s3: Any, name: str, through_proxy: Callable[[st
         assert content(open_bucket(parse_address(f"s3://{name}"))) == b"photo"
         through_proxy(proxy)
         said = refusal(name)
-    assert "the proxy requires a user name and a password" in said and "NAME:PASSWORD@HOST" in said
+    assert "the proxy for http://s3.test requires a user name and a password" in said
+    assert "HTTP_PROXY=http://NAME:PASSWORD@HOST" in said  # not HTTPS_PROXY, which this endpoint does not use
+
+
+def test_objects_that_may_be_listed_but_not_read(s3: Any, name: str, tmp_path: Path) -> None:
+    for code, hint in (("AccessDenied", "s3:GetObject"), ("InvalidObjectState", "must be restored first")):
+
+        def rule(method: str, address: str, headers: Mapping[str, str], code: str = code) -> Answer:
+            return (403, code) if method == "GET" and address.endswith("/1/a.jpg") else THROUGH
+
+        with door(s3.url, rule) as server, pytest.raises(UserError, match=hint) as caught:
+            pull(
+                open_bucket(parse_address(f"s3://{name}"), server),
+                tmp_path / code,
+                Selection(),
+                lambda *_: None,
+            )
+        assert str(caught.value).count("1/a.jpg") == 1
 
 
 def test_a_proxy_without_scheme(s3: Any, name: str, through_proxy: Callable[[str], None]) -> None:

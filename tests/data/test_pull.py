@@ -26,6 +26,7 @@ from binsweep.data.s3.bucket import open_bucket
 from binsweep.data.s3.concurrency_limiter import ConcurrencyLimiter
 from binsweep.data.s3.listing import Selection
 from binsweep.data.s3.pull import PullResult, open_pull_state, pull
+from binsweep.data.sources.object_names import name_problem
 from binsweep.data.split import Split
 from binsweep.data.synthetic.dataset import write_synthetic
 
@@ -179,7 +180,8 @@ def test_bad_objects_are_listed(s3: Any, bucket: Path, tmp_path: Path) -> None:
     found = problems(tmp_path / "dest")
     assert "not JSON" in found["00001"] and "not JSON" in found["00002"]
     assert "not a JPEG" in found["00003"] and "no image" in found["00004"]
-    assert "cannot be a file's" in found["bin-images/a\x07b.jpg"]
+    assert "a backslash or a control character" in found["bin-images/a\x07b.jpg"]
+    assert found["notes/"].endswith("(1 object)")
     assert found["bin-images/00005.png"] == "has the same id as bin-images/00005.jpg"
     assert (tmp_path / "dest" / "bin-images" / "00003.jpg").read_text() == "no picture"
 
@@ -199,6 +201,21 @@ def test_no_key_leads_out_of_the_folder(s3: Any, bucket: Path, tmp_path: Path, k
     s3.put(name, key, (bucket / "bin-images" / "00005.jpg").read_bytes())
     assert get(f"s3://{name}", dest).images == 45
     assert not list(tmp_path.rglob("evil*"))
+    assert len(problems(dest)) == 1, "it is named"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("1//a.jpg", "an empty part"),
+        ("1/../a.jpg", "a part .."),
+        ("1/back\\slash.jpg", "a backslash or a control character"),
+        (f"1/{'a' * 300}.jpg", "a part has 304 characters, 200 are allowed"),
+        ("1/a b.jpg", ""),
+    ],
+)
+def test_why_a_name_cannot_be_a_files(name: str, reason: str) -> None:
+    assert reason in name_problem(name) if reason else not name_problem(name)
 
 
 def test_folders_of_classes_and_of_splits(s3: Any, bins: ModuleType, tmp_path: Path, home: Path) -> None:
@@ -323,12 +340,23 @@ def test_invalid_addresses(uri: str) -> None:
         parse_address(uri)
 
 
+def test_a_folder_above_the_classes(s3: Any, bins: ModuleType, tmp_path: Path) -> None:
+    name = s3.bucket(bins.write_folders(tmp_path / "classes", bins.COUNTS), "photos/")
+    with pytest.raises(
+        UserError, match="if the folders in photos/ are the classes, add photos/ to the source"
+    ):
+        get(f"s3://{name}", tmp_path / "dest")
+    assert get(f"s3://{name}/photos", tmp_path / "dest2").images == 45
+
+
 def test_buckets_that_cannot_be_read(s3: Any, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = s3.bucket(bucket)
-    with pytest.raises(UserError, match="there is no bucket no-such-bucket"):
+    with pytest.raises(UserError, match="there is no bucket 'no-such-bucket'"):
         open_bucket(parse_address("s3://no-such-bucket"))
     with pytest.raises(UserError, match="nothing/here holds nothing"):
         open_bucket(parse_address(f"s3://{name}/nothing/here"))
+    with pytest.raises(UserError, match=f"the folder of the photo instead: s3://{name}/bin-images"):
+        open_bucket(parse_address(f"s3://{name}/bin-images/00001.jpg"))
     with pytest.raises(UserError, match="--endpoint localhost:9: not an address"):
         open_bucket(parse_address(f"s3://{name}"), "localhost:9")
     s3.faults(deny=1)

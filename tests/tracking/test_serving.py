@@ -204,6 +204,9 @@ def test_names_that_a_filter_cannot_quote(echo: str, name: str) -> None:
         open_model(f"models:/{name}/2", echo)
     with pytest.raises(UserError, match="its aliases: none"):
         open_model(f"models:/{name}@champion", echo)
+    client.set_registered_model_alias(name, "challenger", "1")
+    with pytest.raises(UserError, match=r"challenger \(version 1\); name one as .*@challenger"):
+        open_model(f"models:/{name}@champion", echo)
     assert [(version.name, version.version) for version in versions_of(echo, name)] == [(name, "1")]
 
 

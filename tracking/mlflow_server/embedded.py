@@ -141,7 +141,8 @@ def launch(folder: Path, port: int, options: Sequence[str] = (), health_path: st
         end(server)
         raise UserError(
             f"the embedded MLflow server {reason}; its log {log} ends:\n{tail(log, log_start)}",
-            "fix what the log reports, or set MLFLOW_TRACKING_URI to a running server",
+            "fix what the log reports; if that is nothing, the machine is busy: run the same command again; or set "
+            "MLFLOW_TRACKING_URI to a running server",
         )
     return server
 

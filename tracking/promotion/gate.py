@@ -126,7 +126,8 @@ def _judge_better(
     text = f"test {measure} {mine:.4f} {verb} {opponent}'s {theirs:.4f} ({evidence})"
     detectable = detectable_difference(won, lost, photos, alpha)
     if not passed and detectable > MAX_DETECTABLE:
-        text += f"; {photos} photos are too few: they show only differences of {100 * detectable:.0f} points or more"
+        least = f"{100 * detectable:.0f} points of accuracy"
+        text += f"; {photos} photos are too few: they show only differences of {least} or more"
     return RuleResult(f"better than {opponent}", passed, text)
 
 

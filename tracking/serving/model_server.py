@@ -191,7 +191,10 @@ def require_model(model_uri: str, tracking_uri: str) -> None:
         ) from error
     if alias is not None and alias not in model.aliases:
         known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(model.aliases.items()))
-        raise UserError(f"model {name!r} has no alias {alias!r}", f"its aliases: {known or 'none'}")
+        others = f"its aliases: {known or 'none'}"
+        if known:
+            others += f"; name one as {name}@{min(model.aliases)}"
+        raise UserError(f"model {name!r} has no alias {alias!r}", others)
     if version is not None and version != "latest":
         try:
             client.get_model_version(name, version)
