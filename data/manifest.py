@@ -157,14 +157,8 @@ def load_manifest(
     skipped += missing
     _check_split_folders(source, split, candidates, allow_untrainable)
     selected = [c for c in candidates if to_read is None or c.label in to_read]
-    results = scan_files([c.path for c in selected], _verified_sha256, cache, progress)
-    readable = []
-    for photo, (sha256, reason) in zip(selected, results, strict=True):
-        if isinstance(sha256, str):
-            readable.append((photo, sha256))
-        else:
-            path = printable(str(photo.path.relative_to(root)))
-            skipped.append(Skipped(photo.id, f"{path}: {reason}"))
+    readable, unreadable = _verify(selected, root, cache, progress)
+    skipped += unreadable
     others = [] if wanted is None else [pair for pair in readable if pair[0].label not in wanted]
     readable = [pair for pair in readable if wanted is None or pair[0].label in wanted]
     splits = _splits(split, [photo for photo, _ in readable], root, home)
@@ -181,14 +175,29 @@ def load_manifest(
         _check_labels(source, kept, items, candidates, skipped)
     if not allow_untrainable:
         _check_splits(source, split, items, skipped)
-    if train_also is not None and not teaching and not allow_untrainable:
-        raise UserError(
-            f"data.train_also: {source} has no photo to train on of "
-            + ("another count" if train_also == "others" else f"{', '.join(map(str, train_also))} items"),
-            "leave it out, or name counts that occur there",
-        )
+        if train_also is not None and not teaching:
+            counts = "another count" if train_also == "others" else f"{', '.join(map(str, train_also))} items"
+            raise UserError(
+                f"data.train_also: {source} has no photo to train on of {counts}",
+                "leave it out, or name counts that occur there",
+            )
     fingerprint = _fingerprint(kept, items, teaching)
     return Manifest(source, kept, tuple(items), tuple(skipped), fingerprint, train_also=tuple(teaching))
+
+
+def _verify(
+    photos: Sequence[FoundPhoto], root: Path, cache: ScanCache, progress: Progress | None
+) -> tuple[list[tuple[FoundPhoto, str]], list[Skipped]]:
+    """The photos that decode, with their sha256, and the others with the reason."""
+    readable, unreadable = [], []
+    results = scan_files([photo.path for photo in photos], _verified_sha256, cache, progress)
+    for photo, (sha256, reason) in zip(photos, results, strict=True):
+        if isinstance(sha256, str):
+            readable.append((photo, sha256))
+        else:
+            path = printable(str(photo.path.relative_to(root)))
+            unreadable.append(Skipped(photo.id, f"{path}: {reason}"))
+    return readable, unreadable
 
 
 def _without_held_out(
