@@ -141,7 +141,10 @@ def _print_leaderboard(result: SweepResult, spec: SweepSpec) -> None:
     if result.leaderboard:
         # Without a terminal rich assumes 80 columns, which would squeeze the table.
         console = Console(width=None if sys.stdout.isatty() else 160)
-        console.print(leaderboard_table(result.leaderboard, spec, f"leaderboard of {result.id}"))
+        # Printed by Python: where nobody reads stdout any more, rich would end the process with 1, without a word.
+        with console.capture() as table:
+            console.print(leaderboard_table(result.leaderboard, spec, f"leaderboard of {result.id}"))
+        print(table.get(), end="")
         print(f"ended by {result.ended_by}")
 
 

@@ -1,5 +1,6 @@
 """The command line as a person meets it: output and exit codes, of real processes where it does not end at once."""
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,11 @@ from real_sweeps import run_here
 
 from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.search.cli.options import model_uri, parse_counts
+from binsweep.search.cli.sweep import _print_leaderboard
+from binsweep.search.execution.trial_record import TrialRecord
+from binsweep.search.spec.parser import load_spec
+from binsweep.search.terminal.streams import redirect_to_null
+from binsweep.search.workflows.sweep import SweepResult
 
 QUICK = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
 SPACE = {"lr": {"low": 1e-4, "high": 0.01, "log": True}, "batch_size": [8], "epochs": [3, 4]}
@@ -198,6 +204,35 @@ def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path, words: list[st
         process.stdout.close()  # as `| head -1` does
         assert process.stderr.read() == ""
         assert process.wait(120) == 128 + signal.SIGPIPE
+
+
+def test_a_mistake_is_told_although_nobody_reads_stdout(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "binsweep", "report", "nothing"],
+        env={**os.environ, "BINSWEEP_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert "no sweep 'nothing'" in process.stderr.read()
+        assert process.wait(120) == 2
+
+
+def test_a_leaderboard_that_nobody_reads_ends_no_promotion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rich would end the process with 1, without a word."""
+    spec = load_spec(QUICK)
+    trial = TrialRecord(0, {"lr": 0.1}, spec.settings, tmp_path, "for a test", value=0.5, state="completed")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        with contextlib.suppress(BrokenPipeError):
+            _print_leaderboard(SweepResult("quick-1", tmp_path, [trial], [], "budget.trials", False, 0), spec)
+        redirect_to_null(writer)
 
 
 def test_other_mistakes(tmp_path: Path) -> None:
