@@ -103,7 +103,8 @@ def plan_finalists(
             break
     else:
         finalists = seeds = trainings = 0
-    what = f"{finalists} with {seeds} seeds each" if finalists else "none, the best trial is taken as it is"
+    each = f"{seeds} seed{'s' if seeds > 1 else ''} each"
+    what = f"{finalists} with {each}" if finalists else "none, the best trial is taken as it is"
     print(
         f"finalists: {what}; one training takes about {format_duration(seconds)}, and half of the sweep's "
         f"{format_duration(sweep_seconds)} may be spent",
