@@ -224,7 +224,7 @@ def test_an_unreadable_object_is_reported_with_the_reason(s3: Any, name: str) ->
     rule = lambda _, address, __: (403, "InvalidObjectState") if "a.jpg" in address else THROUGH  # noqa: E731
     with (
         door(s3.url, rule) as endpoint,
-        pytest.raises(ObjectError, match=r"403 Forbidden \(InvalidObjectState\)"),
+        pytest.raises(ObjectError, match=r"403 Forbidden \(InvalidObjectState: it is archived"),
     ):
         open_bucket(parse_address(f"s3://{name}"), endpoint).get("1/a.jpg")
 

@@ -201,7 +201,8 @@ def test_no_key_leads_out_of_the_folder(s3: Any, bucket: Path, tmp_path: Path, k
     s3.put(name, key, (bucket / "bin-images" / "00005.jpg").read_bytes())
     assert get(f"s3://{name}", dest).images == 45
     assert not list(tmp_path.rglob("evil*"))
-    assert len(problems(dest)) == 1, "it is named"
+    left_out = [reason for reason in problems(dest).values() if "the quantities of the items" not in reason]
+    assert len(left_out) == 1, "it is named"
 
 
 @pytest.mark.parametrize(
