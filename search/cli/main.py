@@ -136,9 +136,8 @@ def main() -> None:
             code = 1
     if _stdout_has_no_reader():
         redirect_to_null(sys.stdout.fileno())
-        if (
-            code < 2
-        ):  # a mistake or an interruption counts more; click ends with 1 when it meets the closed pipe
+        # A mistake or an interruption counts more; click ends with 1 when it meets the closed pipe.
+        if code < 2:
             code = 128 + signal.SIGPIPE  # like any program ended by a closed pipe
     sys.exit(code)
 

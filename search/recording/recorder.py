@@ -28,6 +28,7 @@ from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.recording.decision_log import DECISIONS
 from binsweep.search.spec.objective import pareto_front
 from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.schema import MAX_FINALISTS
 from binsweep.search.terminal.format import format_duration, format_value
 from binsweep.tracking.evaluation.figures import write_csv, write_evaluation
 from binsweep.tracking.run_tags import environment_tags
@@ -40,7 +41,7 @@ MIN_REFRESH_SECONDS = 30.0  # between two updates of the report
 MAX_REFRESH_LOAD = 0.05  # of one core, by updates of the report
 MAX_SILENT_SECONDS = 2.0  # at the end of a sweep, before the user is told what it waits for
 MAX_DATA_REPORT_SECONDS = 60.0  # to wait for the data report; for large data it takes minutes
-MAX_KEPT_CHECKPOINTS = 5  # in the sweep's folder; the tracking server has all of them
+MAX_KEPT_CHECKPOINTS = MAX_FINALISTS  # in the sweep's folder; the tracking server has all of them
 
 
 class Recorder:

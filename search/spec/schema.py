@@ -20,9 +20,7 @@ METRICS: dict[str, Goal] = {
     "val_rmse": "minimize",
     "val_mae": "minimize",
 }
-
-
-MAX_FINALISTS = 5
+MAX_FINALISTS = 5  # a sweep keeps the weights of so many trials
 
 
 class _Part(BaseModel):
@@ -198,7 +196,7 @@ class RegisterPart(_Part):
     # (search.recording.recorder); 0: the best trial is taken as it is; auto: as half of the sweep's time allows.
     finalists: Annotated[int | Literal["auto"], PlainValidator(_auto_or_finalists)] = 3
     seeds: Annotated[int, Field(ge=1, le=20)] = 2  # fresh seeds for each finalist
-    ensemble: bool = False  # try averaging the seeds' predictions
+    ensemble: bool = False  # try averaging up to three trainings
     flip: bool = False  # try averaging over the photo and its mirror image
     refit: bool = False  # train once more on train and validation together
     gate: GatePart = GatePart()

@@ -191,33 +191,29 @@ def test_only_the_dash_reads_stdin(tmp_path: Path) -> None:
         mistaken(done, said)
 
 
-@pytest.mark.parametrize("words", [["sweep", str(QUICK), "--dry-run"], ["--help"], ["status", "--help"]])
-def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path, words: list[str]) -> None:
+def without_a_reader(home: Path, *words: str) -> tuple[int, str]:
+    """The exit code and stderr of a command whose stdout nobody reads, as after `| head -1`."""
     with subprocess.Popen(
         [sys.executable, "-m", "binsweep", *words],
-        env={**os.environ, "BINSWEEP_HOME": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()  # as `| head -1` does
-        assert process.stderr.read() == ""
-        assert process.wait(120) == 128 + signal.SIGPIPE
-
-
-def test_a_mistake_is_told_although_nobody_reads_stdout(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "binsweep", "report", "nothing"],
-        env={**os.environ, "BINSWEEP_HOME": str(tmp_path)},
+        env={**os.environ, "BINSWEEP_HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
-        assert "no sweep 'nothing'" in process.stderr.read()
-        assert process.wait(120) == 2
+        said = process.stderr.read()
+        return process.wait(120), said
+
+
+@pytest.mark.parametrize("words", [["sweep", str(QUICK), "--dry-run"], ["--help"], ["status", "--help"]])
+def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path, words: list[str]) -> None:
+    assert without_a_reader(tmp_path, *words) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_mistake_is_told_although_nobody_reads_stdout(tmp_path: Path) -> None:
+    code, said = without_a_reader(tmp_path, "report", "nothing")
+    assert code == 2 and "no sweep 'nothing'" in said
 
 
 def test_a_leaderboard_that_nobody_reads_ends_no_promotion(
