@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
-from benchmarks.packages import SyneTune, dehb, smac
+from benchmarks.packages import NoCosts, SyneTune, dehb, smac
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
@@ -15,7 +15,7 @@ from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.strategy.simulator import Task
 
 
-class StockOptuna:
+class StockOptuna(NoCosts):
     """Optuna's own sampler and pruner, with nothing of ours.
 
     With `as_ray`, a stopped trial is told as complete with its half-trained value, as Ray Tune's OptunaSearch
@@ -67,6 +67,19 @@ def _ours(task: Task, seed: int, sampler: Any, stopping: Any) -> Strategy:
     return open_strategy(None, "s", options)
 
 
+class WithoutTimes:
+    """A strategy that is never told how long an epoch took."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.suggest, self.observe, self.finish = strategy.suggest, strategy.observe, strategy.finish
+
+    def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None:
+        """Forgotten."""
+
+    def note_time_left(self, seconds: float) -> None:
+        """Without the times of epochs, nothing is known of what can end in it."""
+
+
 STRATEGIES: dict[str, Callable[[Task, int], Strategy]] = {
     "random": lambda t, s: StockOptuna(t, RandomSampler(seed=s), NopPruner()),
     "tpe": lambda t, s: StockOptuna(t, TPESampler(seed=s), NopPruner()),
@@ -86,6 +99,7 @@ STRATEGIES: dict[str, Callable[[Task, int], Strategy]] = {
     "dehb": dehb,
     "smac": smac,
     "auto": lambda t, s: _ours(t, s, "auto", "auto"),
+    "auto-without-times": lambda t, s: WithoutTimes(_ours(t, s, "auto", "auto")),
     "auto+none": lambda t, s: _ours(t, s, "auto", "none"),
     "random+promotion": lambda t, s: _ours(t, s, "random", "auto"),
     "tpe+promotion": lambda t, s: _ours(t, s, "tpe", "auto"),

@@ -26,6 +26,12 @@ LEAST, ETA = 2, 3
 class NoCosts:
     """What has no use for the costs of trials."""
 
+    def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None:
+        """Not used."""
+
+    def note_time_left(self, seconds: float) -> None:
+        """Not used."""
+
     def note_cost(self, number: int, cost: float) -> None:
         """Never called in simulations of one objective."""
 

@@ -5,10 +5,12 @@
 Normalised regret of an incumbent v: (best - v) / (best - median), where best is the best value that any
 compared method found on that instance (or one of 3,000 random configurations did) and median is those
 configurations' median, each at its best epoch. A budget of 1 is one full training's epochs. Without
---surrogate, the built-in synthetic curves are used and instances are their seeds.
+--surrogate, the built-in synthetic curves are used and instances are their seeds. With `--clock seconds`
+a budget of 1 is the mean seconds of the full trainings of those configurations.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -44,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         key = (name, w, instance, seed)
         if key in stored:
             continue
-        steps = simulate(STRATEGIES[name](task, seed), task, w, math.ceil(max(budgets) * task.max_epochs))
+        limit: dict[str, Any] = {"epochs": math.ceil(max(budgets) * task.max_epochs)}
+        if options.clock == "seconds":
+            limit = {"seconds": max(budgets) * _reference(task)[1]}
+        steps = simulate(STRATEGIES[name](task, seed), task, w, **limit)
         stored[key] = _trace(instance, name, w, seed, steps)
         if options.runs:
             with options.runs.open("a") as file:
@@ -52,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"seed {seed}, {instance}: {name} with {w}", file=sys.stderr, flush=True)
     keys = set(itertools.product(names, workers, (instance for instance, _ in tasks), seeds))
     wanted = [trace for key, trace in stored.items() if key in keys]
-    rows = [row for instance, task in tasks for row in _regrets(instance, task, wanted, budgets)]
+    rows = [
+        row for instance, task in tasks for row in _regrets(instance, task, wanted, budgets, options.clock)
+    ]
     print_table(rows, names, workers, budgets)
     if options.json:
         options.json.write_text(json.dumps(rows))
@@ -76,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=20, help="how many repetitions")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--budgets", default="5,10,20,50", help="in full trainings")
+    parser.add_argument("--clock", default="epochs", choices=["epochs", "seconds"], help="of the budgets")
     parser.add_argument("--workers", default="1", help="for example 1,8")
     parser.add_argument(
         "--json", type=Path, help="where the results go; traces are written to a file next to it"
@@ -103,29 +111,36 @@ def _tasks(options: argparse.Namespace) -> list[tuple[str, Task]]:
 
 
 def _regrets(
-    instance: str, task: Task, traces: list[dict[str, Any]], budgets: list[float]
+    instance: str, task: Task, traces: list[dict[str, Any]], budgets: list[float], clock: str
 ) -> list[dict[str, Any]]:
     sign = Objective(task.goal).sign
-    reference = sign * _random_best(task)
+    values, mean_seconds = _reference(task)
+    reference = sign * values
     mine = [trace for trace in traces if trace["instance"] == instance]
     best = max(reference.max(), *(sign * trace["trace"][-1][2] for trace in mine))
     scale = max(best - float(np.median(reference)), 1e-12)  # where all are alike, nothing is to be regretted
     rows = []
     for trace, budget in itertools.product(mine, budgets):
-        spent = math.ceil(budget * task.max_epochs)
-        incumbent = [value for epochs, _, value, _ in trace["trace"] if epochs <= spent][-1]
+        spent = budget * mean_seconds if clock == "seconds" else math.ceil(budget * task.max_epochs)
+        column = 1 if clock == "seconds" else 0
+        # Before the first epoch has ended, any configuration would do as well.
+        known = [point[2] for point in trace["trace"] if point[column] <= spent]
+        incumbent = known[-1] if known else float(np.median(values))
         row = {key: trace[key] for key in ("strategy", "workers", "instance", "seed")}
         rows.append({**row, "budget": budget, "regret": (best - sign * incumbent) / scale})
     return rows
 
 
-def _random_best(task: Task) -> np.ndarray:
-    """The best value over epochs of random configurations, the same for every comparison."""
+@functools.cache
+def _reference(task: Task) -> tuple[np.ndarray, float]:
+    """The best value over epochs of random configurations, the same for every comparison, and their trainings' mean
+    seconds."""
     sampler = optuna.samplers.RandomSampler(seed=20_181_013)
     study = optuna.create_study(sampler=sampler)
     sign = Objective(task.goal).sign
-    curves = (task.curve(study.ask(task.space.distributions).params)[0] for _ in range(RANDOM_CONFIGURATIONS))
-    return np.array([sign * max(sign * value for value in curve) for curve in curves])
+    curves = [task.curve(study.ask(task.space.distributions).params) for _ in range(RANDOM_CONFIGURATIONS)]
+    best = [sign * max(sign * value for value in values) for values, _ in curves]
+    return np.array(best), float(np.mean([seconds[-1] for _, seconds in curves]))
 
 
 def _trace(instance: str, name: str, workers: int, seed: int, steps: list[Step]) -> dict[str, Any]:

@@ -30,6 +30,22 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: 
     )
 
 
+def end_schedule_at(schedule: Any, steps: int) -> None:
+    """Let a schedule that has begun end after so many steps in all: what is left of it is walked through faster.
+
+    The learning rate goes on from its present value; only on the way up it jumps by a little. A schedule that already
+    ends there, or is constant, is left as it is.
+    """
+    if not isinstance(schedule, torch.optim.lr_scheduler.OneCycleLR) or schedule.total_steps == steps:
+        return
+    now, end = schedule.last_epoch, schedule.total_steps - 1
+    speed = (end - now) / max(1, steps - 1 - now)
+    for phase in schedule._schedule_phases:
+        # Of the phase in which the schedule is, the beginning is moved, too, so that its present place stays.
+        phase["end_step"] = now + (phase["end_step"] - now) / speed
+    schedule.total_steps = steps
+
+
 def build_average(net: nn.Module, settings: Settings) -> AveragedModel | None:
     """The exponential moving average of the weights of `net` and of its batch norms' statistics; None without `ema`.
 

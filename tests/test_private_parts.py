@@ -63,6 +63,13 @@ PARTS: dict[str, tuple[str, Callable[[], bool]]] = {
         "optuna",
         lambda: find("optuna.distributions:IntDistribution")(1, 3)._contains(2.0) is True,
     ),
+    "schedule._schedule_phases": (
+        "torch",
+        lambda: (
+            "enumerate(self._schedule_phases)" in source("torch.optim.lr_scheduler")
+            and '"end_step"' in source("torch.optim.lr_scheduler")
+        ),
+    ),
     "trial._trial_id": (
         "optuna",
         lambda: _ask_id(),

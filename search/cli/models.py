@@ -20,11 +20,17 @@ DEFAULT_PORT = 5001
 
 
 def promote_and_print(
-    sweep_id: str, home: Path, uri: str, approved: bool = False, dry_run: bool = False, quiet: bool = False
+    sweep_id: str,
+    home: Path,
+    uri: str,
+    approved: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+    in_budget: bool = False,
 ) -> dict[str, Any]:
     from binsweep.search.workflows.promote import promote_sweep
 
-    model, decision = promote_sweep(sweep_id, home, uri, approved, dry_run)
+    model, decision = promote_sweep(sweep_id, home, uri, approved, dry_run, in_budget)
     if quiet:
         return {"model": model, **asdict(decision)}
     earned = all(rule.passed for rule in decision.rules)

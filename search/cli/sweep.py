@@ -105,12 +105,12 @@ def sweep(
     if warm is not None:
         print(warm, file=sys.stderr)
     with tracking_server(home) as uri:
-        result = run_sweep(prepared, runner, uri, unfinished, warm, profile, nodes)
+        result = run_sweep(prepared, runner, uri, unfinished, warm, profile, nodes, then_promote)
         if not as_json:
             _print_leaderboard(result, loaded)
         answer = _answer(result)
         if then_promote:
-            answer["promotion"] = promote_and_print(result.id, home, uri, quiet=as_json)
+            answer["promotion"] = promote_and_print(result.id, home, uri, quiet=as_json, in_budget=True)
             answer["proof"] = serve_and_ask(result.id, home, uri, quiet=as_json)
     if as_json:
         print(json.dumps(answer))

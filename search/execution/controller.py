@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,10 +22,12 @@ from binsweep.search.execution.trial_record import ENDED, TrialRecord
 from binsweep.search.history.run_keys import trial_key
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.strategy.base import Decision, Outcome, Record, Strategy, Suggestion
+from binsweep.search.terminal.format import format_duration
 
 INTERRUPTED = "its training was cut short"
 MAX_LOST_WORKERS = 3  # lost at one epoch, after which the trial itself is to blame
 MAX_EQUAL_ERRORS = 3  # failures of one kind in a row, after which the code or the data is to blame
+SLACK = 0.03  # of the time of the budget, by which it may be exceeded for a trial to end
 MIN_FREE_BYTES = 200 * 2**20  # on the disk, below which no trial starts
 
 
@@ -67,6 +69,7 @@ class Controller:
         self.listeners: list[Listener] = []
         self.ended_by = ""
         self.suspended = False
+        self.reserve: Callable[[Controller], float] | None = None  # seconds that the promotion will need
         self._spec, self._objective, self._strategy, self._folder = spec, spec.objective, strategy, folder
         self._trial_resources, self._fits = trial_resources, fits
         self._budget = BudgetTracker(spec, spent)
@@ -88,7 +91,7 @@ class Controller:
     def restore(self, records: Sequence[Record]) -> None:
         """Take over the trials of earlier processes. Those that were running are resumed before new ones start."""
         for record in records:
-            trial = self._add(record.number, record.params, record.suggested_because)
+            trial = self._add(record.number, record.params, record.suggested_because, record.last_epoch)
             trial.value, trial.epoch = record.value, record.epoch or 0
             trial.epochs_done = max(record.values, default=0)
             trial.reason, trial.feasible = record.ended_because, record.feasible
@@ -109,6 +112,8 @@ class Controller:
         """The next trial to run. None if the budget or the space is exhausted (`ended_by` says which), or if the next
         trial waits for resources."""
         self._tick()
+        if (left := self.seconds_left()) is not None:
+            self._strategy.note_time_left(max(0.0, left))
         if over := self._over():
             self.ended_by = over
         elif reason := self._fault():
@@ -122,12 +127,31 @@ class Controller:
             return self._start(suggestion)
         elif len(self.trials) >= self._spec.budget.trials:
             self.ended_by = f"budget.trials: all {self._spec.budget.trials} were started"
+        elif left is not None and self._strategy.epoch_seconds() is not None:
+            self.ended_by = f"{self._budget.time_limit()}: nothing more can be trained to its end in time"
         else:
             self.ended_by = "space: every configuration was tried"
         return None
 
+    def seconds_left(self) -> float | None:
+        """The seconds for which trials may still train, below 0 if the time is over; None without a limit on time."""
+        left = self._budget.seconds_left(self._running_resources())
+        return None if left is None else left - self._reserved()
+
+    def _reserved(self) -> float:
+        return 0.0 if self.reserve is None else self.reserve(self)
+
+    def epoch_seconds(self, number: int | None = None) -> float | None:
+        """How long an epoch of a trial takes, or one of a typical configuration; None if none was measured yet."""
+        return self._strategy.epoch_seconds(number)
+
     def _over(self) -> str:
-        """The limit of the budget that is reached, so that no trial may train on; empty if there is none."""
+        """The limit of the budget that is reached, so that no trial may start; empty if there is none."""
+        left = self.seconds_left()
+        if left is not None and left <= 0:
+            kept = self._reserved()
+            less = f", less about {format_duration(kept)} for the promotion," if kept else ""
+            return f"{self._budget.time_limit()}{less} are over"
         return self._budget.exhausted(self.spent)
 
     def _tick(self) -> None:
@@ -153,19 +177,26 @@ class Controller:
             return f"disk: only {free // 2**20} MB are free at {self._folder}, {need}: free some space to continue"
         return ""
 
-    def _add(self, number: int, params: dict[str, object], suggested: str) -> TrialRecord:
+    def _add(
+        self, number: int, params: dict[str, object], suggested: str, last_epoch: int | None = None
+    ) -> TrialRecord:
         settings = self._spec.trial_settings(params, trial_seed(self._spec.search.seed, number))
         folder = self._folder / trial_key(number)
         resources = self._trial_resources(settings)
         threads = threads_of(settings.trainable, int(resources.each["CPU"]))
-        self.trials[number] = TrialRecord(number, params, settings, folder, suggested, resources, threads)
-        return self.trials[number]
+        trial = TrialRecord(number, params, settings, folder, suggested, resources, threads)
+        trial.planned_epochs = settings.epochs
+        trial.end_at(last_epoch or settings.epochs)
+        self.trials[number] = trial
+        return trial
 
     def _start(self, suggestion: Suggestion) -> TrialTask | None:
         number, reason = suggestion.number, suggestion.reason
         if number not in self.trials:
             self._add(number, suggestion.params, suggestion.reason)
             reason = ""
+        if suggestion.last_epoch is not None:
+            self.trials[number].end_at(suggestion.last_epoch)
         if self._has_resources(number):
             return self._dispatch(number, reason)
         trial = self.trials[number]
@@ -190,6 +221,7 @@ class Controller:
     def _dispatch(self, number: int, reason: str = "") -> TrialTask:
         trial = self.trials[number]
         trial.state, trial.resumed = "running", reason
+        trial.since, trial.reported = time.monotonic(), False
         self._tell(lambda listener: listener.trial_started(trial))
         return TrialTask(
             number,
@@ -218,6 +250,7 @@ class Controller:
             return trial.state == "running"
         value = self._objective.value_of(metrics)
         self._tick()
+        self._note_seconds(trial, metrics)
         self._budget.epochs += epoch - trial.epochs_done
         trial.epochs_done, trial.losses = epoch, 0
         violation, broken = self._broken_limit(metrics)
@@ -243,10 +276,46 @@ class Controller:
             self._tell(lambda listener: listener.trial_suspended(trial, verdict.reason))
         elif verdict.decision is Decision.STOP:
             self._end(trial, "stopped" if math.isfinite(value) else "failed", verdict.reason)
-        elif (over := self._over()) and epoch < trial.settings.epochs:
-            self.ended_by = over
-            self._end(trial, "stopped", f"the sweep was over ({over})")
+        elif epoch < trial.settings.epochs:
+            self._keep_to_budget(trial)
         return trial.state == "running"
+
+    def _note_seconds(self, trial: TrialRecord, metrics: Mapping[str, float]) -> None:
+        """Tell the strategy how long the epoch took that a trial reports, and the start before it."""
+        now, start = time.monotonic(), None
+        since, trial.since = now - trial.since, now
+        seconds = metrics.get("seconds", since)
+        if not trial.reported:
+            start = max(0.0, since - seconds)
+        elif since > seconds:  # writing and reporting take time, too
+            seconds = since
+        trial.reported = True
+        self._strategy.note_seconds(trial.number, seconds, start)
+
+    def _keep_to_budget(self, trial: TrialRecord) -> None:
+        """Stop a running trial if the budget is spent; let it end earlier if the rest of it would take too long."""
+        left, seconds = self.seconds_left(), self._strategy.epoch_seconds(trial.number)
+        over, fitting = self._over(), trial.settings.epochs - trial.epochs_done
+        if left is not None and seconds is not None:
+            slack = SLACK * (self.spent.seconds + max(0.0, left))
+            if seconds * fitting > left + slack:
+                fitting = max(0, math.floor(left / seconds))
+            elif left <= 0:
+                over = ""  # it ends within the slack
+        if over or not fitting:
+            self.ended_by = over or f"{self._budget.time_limit()}: a further epoch would not end in time"
+            self._end(trial, "stopped", f"the sweep was over ({self.ended_by})")
+        elif fitting < trial.settings.epochs - trial.epochs_done:
+            self._shorten(trial, trial.epochs_done + fitting)
+
+    def _shorten(self, trial: TrialRecord, last_epoch: int) -> None:
+        """Let a running trial end earlier: it is resumed at once, by a schedule that ends there."""
+        reason = f"shortened from {trial.settings.epochs} to {last_epoch} epochs, to end within the budget"
+        self._strategy.end_at(trial.number, last_epoch)
+        trial.end_at(last_epoch)
+        trial.state = "waiting"
+        self._waiting.appendleft((trial.number, reason))
+        self._tell(lambda listener: listener.trial_suspended(trial, reason))
 
     @uninterrupted()
     def finish(self, number: int, error: str = "") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +43,13 @@ class TrialRecord:
     losses: int = 0  # workers lost since the last epoch
     feasible: bool = True  # whether it keeps every limit of the objective
     resumed: str = ""  # why it was last resumed
+    planned_epochs: int = 0  # as its configuration says; `settings.epochs` is less if it was shortened
+    since: float = 0.0  # time.monotonic() of its last report, or of when it was handed to a worker
+    reported: bool = False  # whether it has reported an epoch since it was handed to a worker
+
+    def end_at(self, last_epoch: int) -> None:
+        """Let it end at another epoch than its configuration says."""
+        self.settings = replace(self.settings, epochs=last_epoch)
 
     def save(self) -> None:
         """Write what the study does not store about an ended trial, for a process that resumes the sweep."""

@@ -158,6 +158,7 @@ def _apply_start(
         trial.state == "running" and trial.intervals
     ):  # its process was killed before it could end the interval
         trial.intervals[-1].end = trial.times.get(trial.epochs_done, trial.intervals[-1].start)
+    trial.epochs = int(tags.get("last_epoch", trial.epochs))
     trial.suggested, trial.state = tags.get("suggested_because", ""), "running"
     # Logs of earlier versions lack these tags: all trials had the same resources.
     cpus = spec.resources.cpus_per_trial * spec.resources.workers_per_trial

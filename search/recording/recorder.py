@@ -172,13 +172,15 @@ class Recorder:
             "gpus": f"{trial.resources.gpus:g}",
             "suggested_because": trial.suggested,
             **({"resumed_because": trial.resumed} if trial.resumed else {}),
+            **({"last_epoch": str(trial.settings.epochs)} if trial.settings.epochs < trial.planned_epochs else {}),
             "binsweep.kind": "trial",
             "state": trial.state,
         }
         settings = trial.settings
         # Short enough for the UI's lists; the description and the parameters hold the rest.
         name = f"{trial.number:03d} {settings.backbone} lr {format_value(settings.lr)} batch {settings.batch_size}"
-        params: Mapping[str, Any] = asdict(trial.settings)
+        # MLflow's parameters never change: a trial that is shortened keeps the length of its configuration there.
+        params: Mapping[str, Any] = asdict(trial.settings) | {"epochs": trial.planned_epochs}
         self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _describe_params(trial))
         self._log_dataset(trial_key(trial.number))
 

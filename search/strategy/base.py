@@ -13,6 +13,7 @@ class Suggestion:
     params: dict[str, Any]
     reason: str
     epochs_done: int = 0  # resume after this epoch, from the checkpoint written when the trial was paused
+    last_epoch: int | None = None  # where it ends; None: where its configuration says
 
 
 class Decision(StrEnum):
@@ -51,6 +52,7 @@ class Record:
     suggested_because: str = ""
     ended_because: str = ""
     feasible: bool = True  # it exceeded no limit
+    last_epoch: int | None = None  # where it ends, if that is earlier than its configuration says
 
 
 class Strategy(Protocol):
@@ -61,6 +63,19 @@ class Strategy(Protocol):
 
         With `begin=False` no new trial begins; only paused trials that have earned it are resumed.
         """
+
+    def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None:
+        """Record how long an epoch of a running trial took, and if it was the first since a start, the start before it,
+        so that what trials gain is weighed against their time. Called before the epoch is observed."""
+
+    def note_time_left(self, seconds: float) -> None:
+        """From now on, only what can end in so many seconds is suggested, and no trial waits that should be ended."""
+
+    def epoch_seconds(self, number: int | None = None) -> float | None:
+        """How long an epoch of a trial takes, or one of a typical configuration; None if none was measured yet."""
+
+    def end_at(self, number: int, last_epoch: int) -> None:
+        """Let a trial end at an earlier epoch than its configuration says."""
 
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
         """Record one epoch's value. Repeated, late and unknown reports change nothing."""

@@ -8,13 +8,15 @@ from binsweep.data.errors import UserError
 from binsweep.search.spec.objective import Goal, Objective
 from binsweep.search.spec.space import SearchSpace
 from binsweep.search.strategy.asha import asha
+from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.freeze_thaw import FreezeThaw
 from binsweep.search.strategy.median import median
-from binsweep.search.strategy.optuna_strategy import OptunaStrategy, Policy
+from binsweep.search.strategy.optuna_strategy import OptunaStrategy, Policy, TrainingLengths
 from binsweep.search.strategy.planner import Halving, Planner
 from binsweep.search.strategy.samplers import make_sampler
 from binsweep.search.strategy.stopping_rule import StoppingRule, never
 from binsweep.search.strategy.study_storage import StudyStorage
+from binsweep.search.strategy.training_times import FirstGuess, TrainingTimes, same_cost
 
 SamplerName = Literal["auto", "tpe", "gp", "cmaes", "random", "grid"]
 StoppingName = Literal["auto", "asha", "median", "none"]
@@ -37,6 +39,8 @@ class StrategyOptions:
     stopping: StoppingName = "auto"
     seed: int = 0
     epochs_name: str = "epochs"
+    epoch_cost: FirstGuess = same_cost  # a first guess of an epoch's seconds, right up to a factor
+    weigh_seconds: bool = True  # where times are measured; else epochs are what a search spends
 
 
 def open_strategy(path: Path | None, study_name: str, options: StrategyOptions) -> OptunaStrategy:
@@ -51,20 +55,16 @@ def open_strategy(path: Path | None, study_name: str, options: StrategyOptions) 
     sampler = make_sampler("random" if options.sampler == "auto" else options.sampler, space, seed)
     storage = StudyStorage(path, study_name, goal)
     _check_space(storage, space, study_name)
+    times = TrainingTimes(Encoder(space), options.epoch_cost, options.weigh_seconds)
     planner: Planner | None = None
     if options.sampler == "auto":
-        planner = FreezeThaw(space, seed, options.max_epochs, options.epochs_name)
+        planner = FreezeThaw(times, seed, options.max_epochs, options.epochs_name)
     elif options.stopping == "auto":
-        planner = Halving()
+        planner = Halving(times)
     rule = _stopping_rule(options.stopping, options.max_epochs)
-    policy = Policy(sampler, rule, planner, pauses=options.stopping == "auto")
-    return OptunaStrategy(
-        storage,
-        space,
-        Objective(goal),
-        lambda params: int(params.get(options.epochs_name, options.max_epochs)),
-        policy,
-    )
+    policy = Policy(sampler, rule, times, planner, pauses=options.stopping == "auto")
+    lengths = TrainingLengths(options.max_epochs, options.epochs_name)
+    return OptunaStrategy(storage, space, Objective(goal), lengths, policy)
 
 
 def _stopping_rule(stopping: StoppingName, max_epochs: int) -> StoppingRule:

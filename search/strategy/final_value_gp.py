@@ -5,6 +5,7 @@ hyperparameters at their posterior mode under the same priors. It is faster, bec
 only when the observations have grown, gradients are exact, and many points are evaluated at once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,20 +92,31 @@ class FinalValueModel:
         gradient[-2:] -= 1 - variance, (noise - MIN_NOISE) * (0.1 / noise - 30)
         return float(fit - prior), gradient
 
-    def best(self, points: Points, values: np.ndarray, pending: Points, rng: np.random.Generator) -> Points:
-        """Points by their expected improvement over the best value, the largest first.
+    def best(
+        self,
+        points: Points,
+        values: np.ndarray,
+        pending: Points,
+        rng: np.random.Generator,
+        log_cost: Callable[[Points], np.ndarray],
+    ) -> Points:
+        """Points by their expected improvement over the best value for their cost (Snoek et al., 2012), best first.
 
         The final values of `pending` points are sampled, and the improvement is averaged over the samples (Snoek et
         al., 2012).
         """
         posterior = self._condition(points, _standardised(values), pending, rng)
+
+        def gain(candidates: Points) -> np.ndarray:
+            return np.asarray(self._gain(posterior, candidates) - log_cost(candidates))
+
         found = self._encoder.rounded(self._encoder.random(rng, N_RANDOM))
-        gains = self._gain(posterior, found)
+        gains = gain(found)
         leaders = np.concatenate([_leaders(found, gains), points[[values.argmax()]]])
         for _ in range(N_ROUNDS):
             climbed = self._ascend(posterior, leaders)
             more = np.concatenate([climbed, self._encoder.neighbours(climbed)])
-            found, gains = np.concatenate([found, more]), np.concatenate([gains, self._gain(posterior, more)])
+            found, gains = np.concatenate([found, more]), np.concatenate([gains, gain(more)])
             leaders = _leaders(found, gains)
         return found[np.argsort(-gains, kind="stable")]
 

@@ -17,12 +17,12 @@ import numpy as np
 from scipy.spatial import cKDTree
 from threadpoolctl import ThreadpoolController
 
-from binsweep.search.spec.space import SearchSpace
 from binsweep.search.strategy.curve_gp import CurveData, CurveModel
-from binsweep.search.strategy.encoding import Encoder, Points
+from binsweep.search.strategy.encoding import Points
 from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.kernel import log_improvement
 from binsweep.search.strategy.planner import Plan
+from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import PooledTrial, TrialPool, next_promotion
 
 # Phases begin after this many trainings' worth of epochs.
@@ -45,8 +45,8 @@ MIN_DISTANCE = 0.03  # relative to a range, in at least one dimension; closer co
 class FreezeThaw:
     """Implements `Planner` by two Gaussian processes."""
 
-    def __init__(self, space: SearchSpace, seed: int, max_epochs: int, epochs_name: str) -> None:
-        self._encoder = Encoder(space)
+    def __init__(self, times: TrainingTimes, seed: int, max_epochs: int, epochs_name: str) -> None:
+        self._encoder, self._times = times.encoder, times
         self._epochs_name = epochs_name
         self._seed, self._max_epochs = seed % 2**32, max_epochs
         self._curves = CurveModel(self._encoder.feature_groups())
@@ -70,22 +70,42 @@ class FreezeThaw:
             if own:  # an earlier version stored the first model only
                 model.n_fitted, model.theta = int(own[0]), np.array(own[1:])
 
-    def plan(self, pool: TrialPool) -> Plan:
-        """What a free worker should do next."""
-        if pool.epochs >= MODEL_FROM * self._max_epochs and any(
-            trial.best_at_rung and not trial.broken for trial in pool.trials
-        ):
+    def plan(self, pool: TrialPool) -> Plan | None:
+        """What a free worker should do next; None if nothing new can end in the time left."""
+        self._times.learn(pool)
+        spent = self._trainings(pool)
+        if spent >= MODEL_FROM and any(trial.best_at_rung and not trial.broken for trial in pool.trials):
             # Trials occupy all cores: with several BLAS threads, which wait for one, a plan took 2 to 7 times as long.
             with self._threads.limit(limits=1):
-                full_training = self._plan_full_training(pool) if self._skips_rungs_now(pool) else None
+                straight = spent >= SKIP_RUNGS_FROM and sum(t.is_full for t in pool.trials) >= MIN_FULL_TRIALS
+                full_training = self._plan_full_training(pool) if straight else None
                 return full_training or self._plan_by_curves(pool)
-        promotion = next_promotion(pool)
+        promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0)
         if promotion is not None:
             return Plan(promotion[1], number=promotion[0])
         point = self._encoder.sobol_point(self._seed, len(pool.trials))
+        if not self._can_end(point[None])[0]:
+            others = self._encoder.random(self._generator(pool, pool.running()), N_RANDOM)
+            others = others[self._can_end(others)]
+            if not len(others):
+                return None
+            point = others[0]
         return Plan("one of the evenly spread initial configurations", params=self._encoder.params(point))
 
-    def _plan_by_curves(self, pool: TrialPool) -> Plan:
+    def _can_end(self, points: Points) -> np.ndarray:
+        """Which new configurations can be trained in the time left, shape [n]."""
+        lengths = self._lengths(points)
+        return self._times.last_epochs(np.zeros(len(points)), lengths, self._times.of_points(points)) > 0
+
+    def _trainings(self, pool: TrialPool) -> float:
+        """How many of the longest trainings of a typical configuration the epochs so far would be, by their seconds."""
+        if not self._times.weighed:
+            return pool.epochs / self._max_epochs
+        seconds = self._times.of_trials(pool, list(range(len(pool.trials))))
+        spent = float(seconds @ np.array([trial.epochs for trial in pool.trials]))
+        return spent / (self._max_epochs * self._times.typical())
+
+    def _plan_by_curves(self, pool: TrialPool) -> Plan | None:
         """The paused trial or new configuration with the largest expected improvement within a random horizon."""
         running = pool.running()
         rng = self._generator(pool, running)
@@ -98,20 +118,24 @@ class FreezeThaw:
         next_rungs = np.array([pool.trials[n].next_rung() for n in pending])
         self._curves.condition(self._with_pending(data, pool, pending, next_rungs))
         horizon = math.exp(rng.random() * math.log(self._max_epochs))
-        paused = [n for n in known if pool.trials[n].state == "paused"]
+        if self._times.weighed:
+            horizon *= self._times.typical()
+        paused = [
+            n for n in known if pool.trials[n].state == "paused" and self._times.last_epoch(pool, n) > 0
+        ]
         avoid = known + pool.broken() + running
         fresh = self._new_points(pool, known, avoid, rng)
+        fresh = fresh[self._can_end(fresh)]
+        if not paused and not len(fresh):
+            return None
         gain = self._gain(pool, paused, fresh, horizon, top)
         chosen = int(gain.argmax())
         of = f"of {len(paused)} paused trials and {len(fresh)} new configurations"
-        reason = f"largest expected improvement within {max(1, round(horizon))} epochs, {of}"
+        within = f"{horizon:.3g} s" if self._times.weighed else f"{max(1, round(horizon))} epochs"
+        reason = f"largest expected improvement within {within}, {of}"
         if chosen < len(paused):
             return Plan(reason, number=paused[chosen])
         return Plan(reason, params=self._encoder.params(fresh[chosen - len(paused)]))
-
-    def _skips_rungs_now(self, pool: TrialPool) -> bool:
-        enough = pool.epochs >= SKIP_RUNGS_FROM * self._max_epochs
-        return enough and sum(trial.is_full for trial in pool.trials) >= MIN_FULL_TRIALS
 
     def _plan_full_training(self, pool: TrialPool) -> Plan | None:
         """The new configuration with the largest expected improvement of its final value.
@@ -138,10 +162,11 @@ class FreezeThaw:
         skipping = [n for n in running if trials[n].skips_rungs]
         pending = self._points_of(pool, np.array(_sample_of(skipping, rng), int))
         avoid = self._points_of(pool, np.array(running + bad, int))
-        for point in self._final_values.best(tried, observed, pending, rng):
+        for point in self._final_values.best(tried, observed, pending, rng, self._log_cost_of_training):
             params = self._encoder.params(point)
             close = np.abs(avoid - point).max(axis=1) < MIN_DISTANCE
-            if not close.any() and all(trial.params != params for trial in trials):
+            new = not close.any() and all(trial.params != params for trial in trials)
+            if new and self._can_end(point[None])[0]:
                 reason = f"largest expected improvement of its final value, by a model of {len(known)} trials"
                 return Plan(reason, params=params, skips_rungs=True)
         return None
@@ -232,16 +257,27 @@ class FreezeThaw:
         horizon: float,
         top: float,
     ) -> np.ndarray:
-        """The log expected improvement of each candidate over the best value, after `horizon` more epochs."""
+        """The log expected improvement of each candidate over the best value, after `horizon` more seconds or epochs."""
         trials = [pool.trials[n] for n in paused]
-        epochs = np.array([trial.epochs + horizon for trial in trials] + [horizon] * len(fresh))
+        costs = np.ones(len(paused) + len(fresh))
+        if self._times.weighed:
+            costs = np.concatenate([self._times.of_trials(pool, paused), self._times.of_points(fresh)])
+        further = horizon / costs
+        epochs = np.array([trial.epochs for trial in trials] + [0] * len(fresh)) + np.maximum(further, 1.0)
         lengths = np.concatenate([[trial.rungs[-1] for trial in trials], self._lengths(fresh)])
         progress = self._progress(epochs, lengths)
         known = self._features(pool, np.array(paused, int))
         x = np.concatenate([known, self._encoder.features(fresh)])
         trial = np.array(paused + [NEW_TRIAL] * len(fresh))
         mean, deviation = self._curves.predict(x, progress, trial)
-        return log_improvement(mean, deviation, top)
+        # Where not even one epoch fits, only a share of what it would bring.
+        return np.asarray(log_improvement(mean, deviation, top) + np.log(np.minimum(further, 1.0)))
+
+    def _log_cost_of_training(self, points: Points) -> np.ndarray:
+        """The logarithm of a whole training's seconds, up to a constant."""
+        if not self._times.weighed:
+            return np.zeros(len(points))
+        return np.asarray(np.log(self._times.of_points(points) * self._lengths(points)))
 
     def _progress(self, epochs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Logarithmic progress: 0 at one epoch of the longest training, 1 at the training's own end."""

@@ -1,10 +1,11 @@
 """A strategy over one Optuna study, by a sampler, a stopping rule and perhaps a planner."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from binsweep.search.spec.objective import Objective
@@ -14,6 +15,7 @@ from binsweep.search.strategy.planner import Plan, Planner
 from binsweep.search.strategy.samplers import Sampler
 from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
 from binsweep.search.strategy.study_storage import INFEASIBLE_ATTR, StudyStorage
+from binsweep.search.strategy.training_times import MIN_SHARE, TrainingTimes
 from binsweep.search.strategy.trial_pool import State as PooledState
 from binsweep.search.strategy.trial_pool import TrialPool, behind, next_promotion
 
@@ -25,10 +27,16 @@ PAUSED_ATTR = "paused_at"  # the epoch after which a paused trial resumes; None 
 BROKEN_ATTR = "broken"  # a value was not finite
 SKIPS_RUNGS_ATTR = "straight"  # it trains to its end, unless it falls below the median
 COST_ATTR = "cost"  # inference cost
+SECONDS_ATTR = "epoch_seconds"  # mean time of its epochs, stored again when it has changed by MIN_CHANGE
+START_ATTR = "start_seconds"  # the time from handing it to a worker to its first epoch
+LAST_EPOCH_ATTR = "last_epoch"  # if it ends earlier than its configuration says
 PRIOR_ATTR = "prior"  # the earlier sweep that it belongs to
 # User attributes of the study
 INITIAL_POINTS_ATTR = "first"  # configurations to try before any other
 HYPERPARAMETERS_ATTR = "learned"  # of the planner's models
+
+MIN_CHANGE = 0.1  # relative
+MAX_LEADER_SHARE = 0.5  # of the time left; a leader that needs more to its end is not left waiting
 
 _STATES = {
     TrialState.RUNNING: "running",
@@ -44,6 +52,8 @@ class _RunningTrial:
 
     stop: Verdict | None = None
     broken: bool = False
+    seconds: float = 0.0  # of the epochs that were timed
+    timed: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,20 @@ class Policy:
 
     sampler: Sampler
     rule: StoppingRule
+    times: TrainingTimes
     planner: Planner | None = None
     pauses: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingLengths:
+    """The length of each training in epochs: the parameter `epochs_name`, or else `max_epochs`."""
+
+    max_epochs: int
+    epochs_name: str = "epochs"
+
+    def of(self, params: Mapping[str, Any]) -> int:
+        return int(params.get(self.epochs_name, self.max_epochs))
 
 
 class OptunaStrategy:
@@ -69,11 +91,12 @@ class OptunaStrategy:
         storage: StudyStorage,
         space: SearchSpace,
         objective: Objective,
-        last_epoch: Callable[[Mapping[str, Any]], int],
+        lengths: TrainingLengths,
         policy: Policy,
     ) -> None:
-        self._storage, self._policy, self._last_epoch = storage, policy, last_epoch
-        self._distributions = space.distributions
+        self._storage, self._policy, self._lengths = storage, policy, lengths
+        self._times = policy.times
+        self._space, self._distributions = space, space.distributions
         self._objective, self._sign = objective, objective.sign
         self._running: dict[int, _RunningTrial] = {}
         self._curves = {trial.number: self._curve(trial) for trial in storage.trials()}
@@ -88,7 +111,9 @@ class OptunaStrategy:
             broken = BROKEN_ATTR in trial.user_attrs or INFEASIBLE_ATTR in trial.system_attrs
             skips_rungs = SKIPS_RUNGS_ATTR in trial.user_attrs
             self._pool.add(dict(trial.params), curve, state, broken, skips_rungs)
-            self._pool.trials[trial.number].cost = trial.user_attrs.get(COST_ATTR)
+            pooled, attributes = self._pool.trials[trial.number], trial.user_attrs
+            pooled.cost, pooled.seconds = attributes.get(COST_ATTR), attributes.get(SECONDS_ATTR)
+            pooled.start = attributes.get(START_ATTR)
             if state == "running":
                 self._running[trial.number] = _RunningTrial()  # its process died: it may be resumed
 
@@ -120,15 +145,16 @@ class OptunaStrategy:
         trials are resumed, and the best one is trained to its end.
         """
         self._may_begin = begin
+        self._times.learn(self._pool)
         first, own = self._storage.study_attr(INITIAL_POINTS_ATTR) or [], len(self._storage) - self._n_prior
-        if begin and own < len(first):
+        if begin and own < len(first) and self._reachable(first[own]):
             note = {SUGGESTED_ATTR: f"initial point {own + 1} of {len(first)}"}
-            return self._record_start(self._add_point(first[own], note))
+            return self._begin(first[own], note)
         plan = self._plan()
         if plan is not None and plan.number is None and plan.params is None:
-            asked = self._policy.sampler(self._storage.study, len(self._storage))
-            if asked is not None:
-                return self._record_start(self._storage.add(asked[0], {SUGGESTED_ATTR: asked[1]}))
+            found = self._ask_sampler()
+            if found is not None:
+                return found
             self._may_begin = False
             plan = self._plan()
         if plan is None:
@@ -139,7 +165,40 @@ class OptunaStrategy:
         attributes: dict[str, Any] = {SUGGESTED_ATTR: plan.reason}
         if plan.skips_rungs:
             attributes[SKIPS_RUNGS_ATTR] = True
-        return self._record_start(self._add_point(plan.params, attributes))
+        return self._begin(plan.params, attributes)
+
+    def _ask_sampler(self) -> Suggestion | None:
+        """A new trial by the sampler; None if its space is used up or too little of a typical training fits."""
+        longest = self._lengths.max_epochs
+        if not self._times.last_epochs(np.array([0]), np.array([longest]), np.array([self._times.typical()]))[0]:
+            return None
+        asked = self._policy.sampler(self._storage.study, len(self._storage))
+        if asked is None:
+            return None
+        found = self._record_start(self._storage.add(asked[0], {SUGGESTED_ATTR: asked[1]}))
+        # What was asked cannot be given back: if it takes longer than a typical training, it is cut further.
+        length, reached = self._lengths.of(found.params), self._reachable(found.params, min_share=0.0)
+        return self._with_last_epoch(found, max(1, reached)) if reached < length else found
+
+    def _reachable(self, params: Mapping[str, Any], min_share: float = MIN_SHARE) -> int:
+        """The epoch that a new trial can get to in the time left, 0 if that is too little of its training."""
+        length = np.array([self._lengths.of(params)])
+        seconds = self._times.of_points(self._times.encoder.point(params)[None])
+        return int(self._times.last_epochs(np.zeros(1), length, seconds, min_share)[0])
+
+    def _begin(self, params: dict[str, Any], attributes: dict[str, Any]) -> Suggestion:
+        """Begin a trial, shortened to the time left: by its searched length where there is one."""
+        length, reached = self._lengths.of(params), self._reachable(params)
+        name = self._lengths.epochs_name
+        if not 0 < reached < length:
+            return self._record_start(self._add_point(params, attributes))
+        if name in params and self._space.contains(name, reached):
+            return self._record_start(self._add_point({**params, name: reached}, attributes))
+        return self._with_last_epoch(self._record_start(self._add_point(params, attributes)), reached)
+
+    def _with_last_epoch(self, suggestion: Suggestion, last_epoch: int) -> Suggestion:
+        self.end_at(suggestion.number, last_epoch)
+        return replace(suggestion, last_epoch=last_epoch)
 
     def _add_point(self, params: dict[str, Any], attributes: dict[str, Any]) -> FrozenTrial:
         distributions = {name: self._distributions[name] for name in params}
@@ -195,6 +254,39 @@ class OptunaStrategy:
             self._pool.trials[number].cost = cost
             self._next_plan = None
 
+    def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None:
+        """Record how long an epoch of a running trial took, and the start before it."""
+        live = self._running.get(number)
+        if live is None or not 0 < seconds < math.inf:
+            return
+        if start is not None:
+            self._pool.trials[number].start = start
+            self._storage.set_trial_attr(number, START_ATTR, start)
+        live.seconds, live.timed = live.seconds + seconds, live.timed + 1
+        trial, mean = self._pool.trials[number], live.seconds / live.timed
+        if trial.seconds is None or abs(mean / trial.seconds - 1) > MIN_CHANGE:
+            trial.seconds = mean
+            self._storage.set_trial_attr(number, SECONDS_ATTR, mean)
+            self._next_plan = None
+
+    def note_time_left(self, seconds: float) -> None:
+        """Suggest only what can end in so many seconds from now on."""
+        self._times.seconds_left = seconds
+
+    def epoch_seconds(self, number: int | None = None) -> float | None:
+        """How long an epoch of a trial takes, or one of a typical configuration; None if none was measured yet."""
+        self._times.learn(self._pool)
+        if not self._times.is_known:
+            return None
+        return self._times.typical() if number is None else self._times.of_trials(self._pool, [number])[0]
+
+    def end_at(self, number: int, last_epoch: int) -> None:
+        """Let a running or paused trial end at another epoch than its configuration says."""
+        self._storage.set_trial_attr(number, LAST_EPOCH_ATTR, last_epoch)
+        self._curves[number].last_epoch = last_epoch
+        self._pool.trials[number].end_at(last_epoch, self._curves[number])
+        self._next_plan = None
+
     def finish(self, number: int, outcome: Outcome) -> None:
         """End a trial as COMPLETE with its best value, PRUNED or FAIL. An ended trial is left as it is."""
         live = self._running.pop(number, None)
@@ -226,15 +318,39 @@ class OptunaStrategy:
         """What a free worker should do, None for nothing. The planner is asked once for the same trials."""
         if not self._may_begin:
             return self._plan_without_beginning()
+        if (leader := self._waiting_leader()) is not None:
+            return leader
         planner = self._policy.planner
         if planner is None:
             return Plan()
-        if self._next_plan is None:
+        if self._next_plan is None or not self._is_possible(self._next_plan):
             before = planner.hyperparameters
             self._next_plan = planner.plan(self._pool)
             if planner.hyperparameters != before:
                 self._storage.set_study_attr(HYPERPARAMETERS_ATTR, planner.hyperparameters)
-        return self._next_plan
+        return self._next_plan or self._plan_without_beginning()
+
+    def _is_possible(self, plan: Plan) -> bool:
+        """Whether what was planned a while ago can still end in the time left."""
+        if plan.number is not None:
+            return self._times.last_epoch(self._pool, plan.number) > 0
+        return plan.params is None or self._reachable(plan.params) > 0
+
+    def _waiting_leader(self) -> Plan | None:
+        """The leading trial, if it is paused and would soon have too little time left to be trained to its end."""
+        left, leader = self._times.seconds_left, self._leader()
+        if left is None or leader is None or self._pool.trials[leader].state != "paused":
+            return None
+        trial, seconds = self._pool.trials[leader], self.epoch_seconds(leader) or 0.0
+        needed = self._times.start + seconds * (trial.rungs[-1] - trial.epochs)
+        if needed <= left * MAX_LEADER_SHARE or not self._times.last_epoch(self._pool, leader):
+            return None
+        return Plan("the leading trial is trained to its end while there is time", number=leader)
+
+    def _leader(self) -> int | None:
+        trials = self._pool.trials
+        sound = [number for number, trial in enumerate(trials) if trial.epochs and not trial.broken]
+        return max(sound, key=lambda number: (trials[number].best, -number), default=None)
 
     def _decide_at_rung(self, number: int, epoch: int) -> Verdict:
         """At a rung: pause the trial, unless it is the one that a free worker would resume."""
@@ -259,20 +375,25 @@ class OptunaStrategy:
         trial.state = "running"
         self._running[number] = _RunningTrial()
         self._next_plan = None
-        return Suggestion(number, dict(trial.params), reason, trial.epochs)
+        found = Suggestion(number, dict(trial.params), reason, trial.epochs)
+        reached = self._times.last_epoch(self._pool, number)
+        return self._with_last_epoch(found, reached) if 0 < reached < trial.rungs[-1] else found
 
     def _plan_without_beginning(self) -> Plan | None:
         """What is left to do if no new trial may begin."""
-        if (found := next_promotion(self._pool)) is not None:
-            return Plan(found[1], number=found[0])
         trials = self._pool.trials
+
+        def can_end(number: int) -> bool:
+            return trials[number].state == "paused" and self._times.last_epoch(self._pool, number) > 0
+
+        if (found := next_promotion(self._pool, can_end)) is not None:
+            return Plan(found[1], number=found[0])
         for number in self._pool.pareto_front():
-            if trials[number].state == "paused":
+            if can_end(number):
                 reason = "no further trial begins: trials on the Pareto front are trained to their end"
                 return Plan(reason, number=number)
-        sound = [number for number, trial in enumerate(trials) if trial.epochs and not trial.broken]
-        best = max(sound, key=lambda number: (trials[number].best, -number), default=None)
-        if best is None or trials[best].state != "paused":
+        best = self._leader()
+        if best is None or not can_end(best):
             return None
         return Plan("no further trial begins: the best one is trained to its end", number=best)
 
@@ -303,7 +424,8 @@ class OptunaStrategy:
 
     def _curve(self, trial: FrozenTrial) -> Curve:
         values = {epoch: self._sign * value for epoch, value in trial.intermediate_values.items()}
-        return Curve(self._last_epoch(trial.params), values)
+        last_epoch = trial.user_attrs.get(LAST_EPOCH_ATTR) or self._lengths.of(trial.params)
+        return Curve(last_epoch, values)
 
     def _record(self, trial: FrozenTrial) -> Record:
         curve = self._curves[trial.number].values
@@ -318,6 +440,7 @@ class OptunaStrategy:
             suggested_because=trial.user_attrs.get(SUGGESTED_ATTR, ""),
             ended_because=trial.user_attrs.get(ENDED_ATTR, ""),
             feasible=INFEASIBLE_ATTR not in trial.system_attrs,
+            last_epoch=trial.user_attrs.get(LAST_EPOCH_ATTR),
         )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import TrialPool, next_promotion
 
 
@@ -24,8 +25,8 @@ class Planner(Protocol):
 
     hyperparameters: list[float]  # of its models: stored, and set again after a restart; may be empty
 
-    def plan(self, pool: TrialPool) -> Plan:
-        """What a free worker should do next."""
+    def plan(self, pool: TrialPool) -> Plan | None:
+        """What a free worker should do next; None if nothing new can end in the time left."""
 
 
 class Halving:
@@ -33,9 +34,10 @@ class Halving:
 
     hyperparameters: list[float]
 
-    def __init__(self) -> None:
+    def __init__(self, times: TrainingTimes) -> None:
         self.hyperparameters = []
+        self._times = times
 
     def plan(self, pool: TrialPool) -> Plan:
-        promotion = next_promotion(pool)
+        promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0)
         return Plan() if promotion is None else Plan(promotion[1], number=promotion[0])

@@ -39,8 +39,12 @@ class Step:
     number: int  # the trial that holds the best
 
 
-def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[Step]:
-    """Run trials on `workers` until `budget` epochs are trained in total, and end those that are still running.
+def simulate(
+    strategy: Strategy, task: Task, workers: int, epochs: int | None = None, seconds: float | None = None
+) -> list[Step]:
+    """Run trials on `workers` until `epochs` are trained in total or `seconds` of the virtual clock are over, and end
+    those that are still running. Only with `seconds` the strategy learns how long epochs take and how much time is
+    left; a trial that it shortens has the values of the whole training.
 
     Epochs finish in the order of the virtual clock; on ties in the order in which they began, so that a simulation is
     exactly repeatable.
@@ -54,30 +58,32 @@ def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[
 
     def begin(number: int, epoch: int) -> None:
         nonlocal begun
-        seconds = curves[number][1]
-        heapq.heappush(
-            events,
-            (now + seconds[epoch - 1] - (seconds[epoch - 2] if epoch > 1 else 0.0), begun, number, epoch),
-        )
+        heapq.heappush(events, (now + _epoch_seconds(curves[number][1], epoch), begun, number, epoch))
         begun += 1
 
     def fill_workers() -> None:
         nonlocal free
+        if seconds is not None:
+            strategy.note_time_left(seconds - now)
         while free and (suggestion := strategy.suggest()) is not None:
             free -= 1
-            if suggestion.number not in curves:
-                length = int(suggestion.params.get("epochs", task.max_epochs))
+            length = suggestion.last_epoch or int(suggestion.params.get("epochs", task.max_epochs))
+            if suggestion.number not in curves or suggestion.last_epoch:
                 curves[suggestion.number] = (*task.curve(suggestion.params), length)
             begin(suggestion.number, suggestion.epochs_done + 1)
 
     fill_workers()
-    while events and len(steps) < budget:
+    end = math.inf if seconds is None else seconds
+    while events and events[0][0] <= end and (epochs is None or len(steps) < epochs):
         now, _, number, epoch = heapq.heappop(events)
         values, _, length = curves[number]
         value = float(values[epoch - 1])
         if sign * value > best:
             best, holder = sign * value, number
         steps.append(Step(len(steps) + 1, now, sign * best, holder))
+        if seconds is not None:
+            strategy.note_time_left(seconds - now)
+            strategy.note_seconds(number, _epoch_seconds(curves[number][1], epoch))
         decision = strategy.observe(number, epoch, value).decision
         if decision is Decision.CONTINUE and epoch < length:
             begin(number, epoch + 1)
@@ -89,6 +95,11 @@ def simulate(strategy: Strategy, task: Task, workers: int, budget: int) -> list[
     for number in curves:  # running or paused; ended trials are left as they are
         strategy.finish(number, Outcome("stopped", "the budget is spent"))
     return steps
+
+
+def _epoch_seconds(seconds: Sequence[float], epoch: int) -> float:
+    """What an epoch took, by the seconds at the ends of all epochs."""
+    return seconds[epoch - 1] - (seconds[epoch - 2] if epoch > 1 else 0.0)
 
 
 class SyntheticTask:

@@ -6,6 +6,7 @@ learning-rate schedules of different lengths are comparable. Planners account fo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ class PooledTrial:
     broken: bool = False  # its value was not finite, or it exceeded a limit: a bad configuration
     skips_rungs: bool = False  # it trains to its end, unless it falls below the median
     cost: float | None = None  # if the Pareto front of value and cost is searched
+    seconds: float | None = None  # of an epoch, if it was measured
+    start: float | None = None  # seconds that its last start took, if it was measured
 
     @property
     def is_full(self) -> bool:
@@ -56,6 +59,13 @@ class PooledTrial:
     def value_before_end(self) -> float | None:
         """Its best value up to the last rung before its end, a third of its training; None if it is not there."""
         return self.best_at_rung.get(self.rungs[-2]) if len(self.rungs) > 1 else None
+
+    def end_at(self, last_epoch: int, curve: Curve) -> None:
+        """Train to another last epoch than planned: its rungs are those of a training of that length."""
+        self.rungs = training_rungs(last_epoch)
+        self.best_at_rung = {
+            rung: curve.best_until(rung) for rung in self.rungs if curve.values and rung <= self.epochs
+        }
 
     def next_rung(self) -> int:
         """The epoch of its next rung, or its end if that is reached."""
@@ -115,11 +125,11 @@ class TrialPool:
         return np.array([trial.best for trial in self.trials])
 
 
-def next_promotion(pool: TrialPool) -> tuple[int, str] | None:
+def next_promotion(pool: TrialPool, can_end: Callable[[int], bool] = lambda number: True) -> tuple[int, str] | None:
     """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to resume and why, or None.
 
     From the last rung down: of the sound trials that have reached a rung, the best 1/ETA may go on to the next one,
-    and the best of those that is paused at this rung does.
+    and the best of those that is paused at this rung, and can end in the time left, does.
     """
     for rung in reversed(range(N_RUNGS - 1)):
         sound = [(number, trial) for number, trial in enumerate(pool.trials) if not trial.broken]
@@ -128,7 +138,7 @@ def next_promotion(pool: TrialPool) -> tuple[int, str] | None:
         places = len(values) // ETA
         for place, (_, minus) in enumerate(values[:places], 1):
             trial = pool.trials[-minus]
-            if trial.state == "paused" and trial.last_rung == rung:
+            if trial.state == "paused" and trial.last_rung == rung and can_end(-minus):
                 where = f"the rung of epoch {trial.epochs}"
                 return -minus, f"rank {place} of {len(values)} at {where}: the best {places} go on"
     return None

@@ -27,6 +27,7 @@ from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state
 from binsweep.models.trial_data import TrialData
+from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import BEST, LAST, TrialTask, run_trial
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
 from binsweep.search.recording.recorder import FIGURES
@@ -39,6 +40,8 @@ from binsweep.tracking.runlog.run_log import RunLog
 
 DONE_FILE = "done.json"
 MAX_AUTO_FINALISTS = 3
+MAX_AUTO_SHARE = 1 / 3  # of a sweep's time, for the trainings of `finalists: auto`
+GATE_SECONDS = 60.0  # for choosing, testing and serving the candidate; measured on two slow cores
 SHARED_EFFICIENCY = 0.75  # of all cores on one training, against one training on each core
 SEED_STRIDE = 15_485_863  # keeps fresh seeds far from the seeds of other trials
 
@@ -77,40 +80,67 @@ class FinalistPlan:
 
 
 def plan_finalists(
-    folder: Path, spec: SweepSpec, leaders: Sequence[Mapping[str, Any]], sweep_seconds: float
+    folder: Path, spec: SweepSpec, leaders: Sequence[Mapping[str, Any]], seconds: float
 ) -> FinalistPlan:
-    """The plan of `register`; `finalists: auto` chooses the largest that takes half of the sweep's time at most.
+    """The plan of `register`; `finalists: auto` chooses the largest that takes so many seconds at most.
 
-    The cost of a training is that of the leader's, by the seconds of its best epoch. Fewer finalists are given up
-    before fewer seeds, as seeds can also be averaged. `register.refit` trains what is averaged once more.
+    The cost of a training is that of the leader's, by the seconds of its best epoch.
     """
-    register = spec.register
-    if register.finalists != "auto":
-        return FinalistPlan(register.finalists, register.seeds)
+    if spec.register.finalists != "auto":
+        return FinalistPlan(spec.register.finalists, spec.register.seeds)
     checkpoint = _leader_checkpoint(folder, leaders[0], 1)
-    settings, cpus = checkpoint.settings, spec.resources.of(checkpoint.settings).cpus_per_trial
-    seconds = settings.epochs * checkpoint.metrics["seconds"]
-    if threads_of(settings.trainable, cores()) > cpus:  # in the sweep, other trials had the other cores
-        seconds *= max(cpus / cores() / SHARED_EFFICIENCY, 1 / cores())
-    refits = (register.seeds if register.ensemble else 1) if register.refit else 0
-    most = min(len(leaders), MAX_AUTO_FINALISTS)
-    plans = [(finalists, register.seeds) for finalists in range(most, 0, -1)]
-    plans += [(1, seeds) for seeds in range(register.seeds - 1, 0, -1)]
-    allowed = sweep_seconds / 2
-    for finalists, seeds in plans:
-        trainings = finalists * seeds + min(refits, seeds)
-        if trainings * seconds <= allowed:
-            break
-    else:
-        finalists = seeds = trainings = 0
-    each = f"{seeds} seed{'s' if seeds > 1 else ''} each"
-    what = f"{finalists} with {each}" if finalists else "none, the best trial is taken as it is"
+    each = _training_seconds(spec, checkpoint.settings, checkpoint.metrics["seconds"])
+    plan = _largest_plan(spec, len(leaders), each, seconds)
+    seeds = f"{plan.seeds} seed{'s' if plan.seeds > 1 else ''} each"
+    what = f"{plan.finalists} with {seeds}" if plan.finalists else "none, the best trial is taken as it is"
     print(
-        f"finalists: {what}; one training takes about {format_duration(seconds)}, and half of the sweep's "
-        f"{format_duration(sweep_seconds)} may be spent",
+        f"finalists: {what}; one training takes about {format_duration(each)}, and "
+        f"{format_duration(seconds)} may be spent",
         file=sys.stderr,
     )
-    return FinalistPlan(finalists, seeds)
+    return plan
+
+
+def promotion_seconds(spec: SweepSpec, controller: Controller) -> float:
+    """How much of a sweep's time is kept for its promotion: for the finalists' trainings, if the present leader is
+    theirs, and for what comes after. With `finalists: auto` at most a third of the time is planned for trainings."""
+    leader = next(iter(controller.leaderboard()), None)
+    epoch = None if leader is None else controller.epoch_seconds(leader.number)
+    if leader is None or epoch is None or spec.budget.minutes is None:
+        return GATE_SECONDS
+    each = _training_seconds(spec, leader.settings, epoch)
+    register = spec.register
+    if register.finalists == "auto":
+        plan = _largest_plan(spec, MAX_AUTO_FINALISTS, each, 60 * spec.budget.minutes * MAX_AUTO_SHARE)
+    else:
+        plan = FinalistPlan(register.finalists, register.seeds)
+    return GATE_SECONDS + _n_trainings(spec, plan) * each
+
+
+def _training_seconds(spec: SweepSpec, settings: Settings, epoch_seconds: float) -> float:
+    """How long a configuration's training takes on all cores, by the seconds of its epochs in the sweep."""
+    seconds = settings.epochs * epoch_seconds
+    cpus = spec.resources.of(settings).cpus_per_trial
+    if threads_of(settings.trainable, cores()) > cpus:  # in the sweep, other trials had the other cores
+        seconds *= max(cpus / cores() / SHARED_EFFICIENCY, 1 / cores())
+    return seconds
+
+
+def _n_trainings(spec: SweepSpec, plan: FinalistPlan) -> int:
+    """The trainings of a plan; `register.refit` trains what is averaged once more."""
+    register = spec.register
+    refits = (register.seeds if register.ensemble else 1) if register.refit else 0
+    return plan.finalists * plan.seeds + min(refits, plan.seeds)
+
+
+def _largest_plan(spec: SweepSpec, leaders: int, each: float, seconds: float) -> FinalistPlan:
+    """The largest plan of trainings that fits. Fewer finalists are given up before fewer seeds, as seeds can also be
+    averaged."""
+    seeds = spec.register.seeds
+    plans = [FinalistPlan(finalists, seeds) for finalists in range(min(leaders, MAX_AUTO_FINALISTS), 0, -1)]
+    plans += [FinalistPlan(1, fewer) for fewer in range(seeds - 1, 0, -1)]
+    fitting = (plan for plan in plans if _n_trainings(spec, plan) * each <= seconds)
+    return next(fitting, FinalistPlan(0, 0))
 
 
 def _leader_checkpoint(folder: Path, leader: Mapping[str, Any], place: int) -> Checkpoint:

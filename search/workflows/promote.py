@@ -19,6 +19,7 @@ from binsweep.search.spec.schema import MAX_FINALISTS
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 from binsweep.search.workflows.final_model import build_final_model
 from binsweep.search.workflows.finalists import (
+    GATE_SECONDS,
     Finalist,
     FinalistPlan,
     Training,
@@ -51,18 +52,29 @@ def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
 
 
 def promote_sweep(
-    sweep: str, home: Path, tracking_uri: str, approved: bool = False, dry_run: bool = False
+    sweep: str,
+    home: Path,
+    tracking_uri: str,
+    approved: bool = False,
+    dry_run: bool = False,
+    in_budget: bool = False,
 ) -> tuple[str, PromotionDecision]:
     """Put the sweep's best finalist through the promotion gate; returns the model's name and the decision.
 
-    Finalists are trained first, also for a dry run, unless an earlier call has trained them.
+    Finalists are trained first, also for a dry run, unless an earlier call has trained them. With `in_budget`, what the
+    sweep has left of its `budget.minutes` is for `finalists: auto`; else half of the time that the sweep took.
     """
     folder = find_folder(home, sweep)
     spec, manifest = sweep_manifest(sweep, home)
     state = load_state(folder)
     if not state["leaderboard"]:
         raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
-    candidate = _candidate(folder, spec, manifest, open_data(spec, manifest, home), state, tracking_uri)
+    seconds = state["seconds"] / 2
+    if in_budget and spec.budget.minutes is not None:
+        seconds = max(0.0, 60 * spec.budget.minutes - state["seconds"] - GATE_SECONDS)
+    data = open_data(spec, manifest, home)
+    plan = plan_finalists(folder, spec, state["leaderboard"], seconds)
+    candidate = _candidate(folder, spec, manifest, data, state, tracking_uri, plan)
     decision = promote(
         tracking_uri, spec.model_name, candidate, spec.gate, folder / "test", approved, dry_run, home
     )
@@ -76,11 +88,11 @@ def _candidate(
     data: TrialData,
     state: dict[str, Any],
     tracking_uri: str,
+    plan: FinalistPlan,
 ) -> Candidate:
     """The model of the finalist with the best mean, after MLflow has received its run."""
     runlog = RunLog(folder / "spool", tracking_uri, spec.name)
     try:
-        plan = plan_finalists(folder, spec, state["leaderboard"], state["seconds"])
         if plan.finalists:
             finalists = train_finalists(folder, spec, data, state["leaderboard"], plan, runlog)
         else:

@@ -15,6 +15,7 @@ import torch
 
 from binsweep.data.resource_limits import cores
 from binsweep.models.settings import Settings
+from binsweep.models.training_work import epoch_work
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.interrupts import acknowledge_interrupt
@@ -30,6 +31,7 @@ from binsweep.search.recording.recorder import Recorder
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
+from binsweep.search.workflows.finalists import promotion_seconds
 from binsweep.search.workflows.preflight import Runner
 from binsweep.search.workflows.prepare import PreparedSweep
 from binsweep.search.workflows.warm_start import WarmStart
@@ -63,11 +65,13 @@ def run_sweep(
     warm_start: WarmStart | None = None,
     trace: bool = False,
     cluster: Sequence[Node] | None = None,
+    then_promote: bool = False,
 ) -> SweepResult:
     """Run a prepared sweep, or resume the one in the folder `unfinished`; results go to MLflow and to its folder.
 
     A new sweep may use a `warm_start`. `trace` turns on torch.profiler for a few steps of each trial. On a `cluster`
-    that this process has joined, the trials spread over its nodes, which need not share a disk with this one.
+    that this process has joined, the trials spread over its nodes, which need not share a disk with this one. With
+    `then_promote`, time is left in `budget.minutes` for the promotion.
 
     On KeyboardInterrupt, or when the runner itself fails, the sweep is left so that it can be resumed. Raises
     UserError if another process runs it.
@@ -85,6 +89,8 @@ def run_sweep(
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         strategy = _open_strategy(spec, folder, warm_start)
         controller = _controller(spec, strategy, folder, nodes, spent, trace)
+        if then_promote and spec.budget.minutes is not None:
+            controller.reserve = functools.partial(promotion_seconds, spec)
         sweep = _OpenSweep(prepared, folder, runlog, controller, slots)
         interrupted = False
         try:
@@ -126,7 +132,15 @@ def new_folder(home: Path, name: str) -> Path:
 def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) -> OptunaStrategy:
     search = spec.search
     options = StrategyOptions(
-        spec.space, spec.goal, spec.max_epochs, search.sampler, search.stopping, search.seed
+        spec.space,
+        spec.goal,
+        spec.max_epochs,
+        search.sampler,
+        search.stopping,
+        search.seed,
+        epoch_cost=lambda params: epoch_work(spec.trial_settings(params, 0)),
+        # With a number of trials or epochs, those are what is spent, and the same seed repeats the search.
+        weigh_seconds=spec.budget.trials is None and spec.budget.epochs is None,
     )
     strategy = open_strategy(folder / "study.db", folder.name, options)
     known = warm_start or WarmStart("", [], [])

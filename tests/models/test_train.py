@@ -7,12 +7,14 @@ import resource
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import binsweep.models.train
@@ -21,6 +23,7 @@ from binsweep.data.errors import UserError
 from binsweep.models.build import build_model
 from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from binsweep.models.network import HEADS
+from binsweep.models.optimization import build_optimizer, build_schedule, end_schedule_at
 from binsweep.models.precision import Precision
 from binsweep.models.sampling import epoch_rows
 from binsweep.models.settings import Settings
@@ -114,6 +117,60 @@ def test_a_resumed_training_has_the_curve_of_an_undisturbed_one(
     for name in set(later[0]) - clocks - {"images_per_second", "seconds"}:
         assert later[0][name] == whole[2][0][name], name
     assert [m["train_loss"] for m in state.history] == [m["train_loss"] for m, _ in whole[:2]]
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "constant"])
+def test_a_shortened_training_comes_down_by_its_new_end(
+    trial_data: TrialData, tmp_path: Path, schedule: str
+) -> None:
+    """Nine epochs were planned; after four, three are left, and a resumption of the rest changes nothing."""
+    settings = replace(SETTINGS, epochs=9, schedule=schedule)  # type: ignore[arg-type]
+    states: dict[int, Path] = {}
+
+    def run_to(settings: Settings, last: int, start: int | None = None) -> list[dict[str, float]]:
+        metrics_of: list[dict[str, float]] = []
+
+        def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
+            states[epoch] = tmp_path / f"{epoch}.pt"
+            snapshot.state().save(states[epoch])
+            metrics_of.append(metrics)
+            return epoch < last
+
+        state = None if start is None else load_training_state(states[start])
+        train(settings, trial_data, report, TrainOptions(start_from=state))
+        return metrics_of
+
+    before = run_to(settings, 4)
+    short = replace(settings, epochs=7)
+    after = run_to(short, 99, start=4)
+    rates = [metrics["lr"] for metrics in before + after]
+    assert len(rates) == 7
+    if schedule == "constant":
+        assert set(rates) == {SETTINGS.lr}
+    else:
+        planned = [metrics["lr"] for metrics, _ in run(settings, trial_data)]
+        assert rates[:4] == planned[:4] and rates[4] < planned[4]
+        assert rates[3:] == sorted(rates[3:], reverse=True) and rates[-1] < 1e-4
+    again = run_to(short, 99, start=5)
+    assert [m["train_loss"] for m in again] == [m["train_loss"] for m in after[1:]]
+
+
+@pytest.mark.parametrize("now", [30, 60, 90])
+def test_a_shortened_schedule_goes_on_from_its_present_rate(now: int) -> None:
+    optimizer = build_optimizer(nn.Linear(1, 1), SETTINGS)
+    schedule = build_schedule(optimizer, SETTINGS, 100)
+    rates = []
+    for step in range(now + 8):
+        rates.append(schedule.get_last_lr()[0])
+        if step == now:
+            end_schedule_at(schedule, now + 8)
+        optimizer.step()
+        if step < now + 7:
+            schedule.step()
+    assert rates[now:] == sorted(rates[now:], reverse=True)
+    steepest = SETTINGS.lr * math.pi / 2 / 7  # of a cosine from the top, in seven steps
+    assert max(a - b for a, b in pairwise(rates[now:])) <= steepest
+    assert rates[-1] == pytest.approx(SETTINGS.lr / 25 / 1e4)
 
 
 def with_others(data: TrialData) -> TrialData:

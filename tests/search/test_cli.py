@@ -31,7 +31,7 @@ SPACE = {"lr": {"low": 1e-4, "high": 0.01, "log": True}, "batch_size": [8], "epo
 
 
 def binsweep(
-    *arguments: str | Path, home: Path, timeout: float = 120, **env: str
+    *arguments: str | Path, home: Path, timeout: float = 300, **env: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "binsweep", *map(str, arguments)],
@@ -186,7 +186,7 @@ def test_only_the_dash_reads_stdin(tmp_path: Path) -> None:
             env={**os.environ, "BINSWEEP_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         mistaken(done, said)
 
@@ -346,7 +346,7 @@ def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server:
     command = [sys.executable, "-m", "binsweep", "predict", "-", "--model", "checked"]
     env = {**os.environ, "BINSWEEP_HOME": str(said["home"]), "MLFLOW_TRACKING_URI": server}
     listed = "\n".join(map(str, some)).encode()
-    asked = subprocess.run(command, input=listed, env=env, capture_output=True, timeout=120)
+    asked = subprocess.run(command, input=listed, env=env, capture_output=True, timeout=300)
     assert asked.returncode == 0, asked.stderr
     lines = asked.stdout.decode().splitlines()
     assert lines[0].split() == ["items", "confidence", "expected", "photo"] and len(lines) == 41

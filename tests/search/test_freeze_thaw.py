@@ -16,6 +16,7 @@ from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.freeze_thaw import MIN_DISTANCE, MIN_FULL_TRIALS, MODEL_FROM, FreezeThaw
 from binsweep.search.strategy.kernel import log_improvement
 from binsweep.search.strategy.stopping_rule import Curve
+from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import ETA, TrialPool, behind, next_promotion, training_rungs
 
 SPACE = SearchSpace(
@@ -165,10 +166,10 @@ def test_most_is_to_be_gained_at_the_best_and_elsewhere_while_that_is_in_trainin
     encoder, points, values = ends(rng, 30)
     model = FinalValueModel(encoder)
     model.refit_if_due(points, values, 30)
-    first = model.best(points, values, points[:0], rng)[0]
+    first = model.best(points, values, points[:0], rng, equal_cost)[0]
     assert abs(first[0] - 0.7) < 0.05 and first[2] == 0
     near = first + 0.02 * rng.normal(size=(6, 3)) * [1, 1, 0]
-    second = model.best(points, values, near, rng)[0]
+    second = model.best(points, values, near, rng, equal_cost)[0]
     assert np.abs(near - second).max(axis=1).min() > 0.03
 
 
@@ -222,11 +223,17 @@ def test_pausing_costs_no_epoch_twice_in_the_count() -> None:
     assert (trials.epochs, trials.trials[1].best, trials.trials[1].best_at_rung) == (6, 0.5, {1: 0.5, 3: 0.5})
 
 
+def equal_cost(points: np.ndarray) -> np.ndarray:
+    return np.zeros(len(points))
+
+
+def freeze_thaw(space: SearchSpace, seed: int) -> FreezeThaw:
+    return FreezeThaw(TrainingTimes(Encoder(space)), seed, 9, "epochs")
+
+
 def planned(trials: TrialPool) -> list[Any]:
     """By many seeds, and so at many horizons."""
-    return [
-        FreezeThaw(SearchSpace({"x": Range(0.0, 1.0)}), seed, 9, "epochs").plan(trials) for seed in range(30)
-    ]
+    return [freeze_thaw(SearchSpace({"x": Range(0.0, 1.0)}), seed).plan(trials) for seed in range(30)]
 
 
 def test_the_model_begins_new_trials_apart_from_what_was_tried_and_goes_on_with_the_best() -> None:
@@ -260,10 +267,7 @@ def test_where_the_space_is_small_nothing_is_trained_straight_twice() -> None:
     trials = TrialPool()
     for arm, value in zip("abc" * 3, [0.9, 0.5, 0.1] * 3, strict=True):
         trials.add({"arm": arm}, Curve(9, dict.fromkeys(range(1, 10), value)), "over")
-    plans = [
-        FreezeThaw(SearchSpace({"arm": Choice(tuple("abcd"))}), seed, 9, "epochs").plan(trials)
-        for seed in range(5)
-    ]
+    plans = [freeze_thaw(SearchSpace({"arm": Choice(tuple("abcd"))}), seed).plan(trials) for seed in range(5)]
     assert all(plan.params == {"arm": "d"} for plan in plans)
 
 
@@ -273,7 +277,7 @@ def test_trials_in_training_and_conditions_are_known_to_what_goes_straight() -> 
     trials = TrialPool()
     for point in encoder.random(rng, 12):
         trials.add(encoder.params(point), Curve(9, dict(enumerate(np.sort(rng.random(9)), 1))), "over")
-    planner = FreezeThaw(SPACE, 0, 9, "epochs")
+    planner = freeze_thaw(SPACE, 0)
     begun: list[dict[str, Any]] = []
     for _ in range(8):
         plan = planner.plan(trials)
@@ -289,7 +293,7 @@ def test_what_went_straight_and_ended_early_is_not_proposed_again() -> None:
     trials = standing(*[([0.5 - abs(index / 12 - 0.7)] * 9, "over") for index in range(12)])
     tried: list[float] = []
     for value in (None, 0.1, None, 0.1):  # an error before the first value, a stop after it
-        plan = FreezeThaw(SearchSpace({"x": Range(0.0, 1.0)}), 0, 9, "epochs").plan(trials)
+        plan = freeze_thaw(SearchSpace({"x": Range(0.0, 1.0)}), 0).plan(trials)
         assert plan.skips_rungs and plan.params is not None
         assert all(abs(plan.params["x"] - x) > 0.01 for x in tried), (plan.params, tried)
         tried.append(plan.params["x"])
@@ -348,7 +352,7 @@ def test_wide_whole_numbers_stay_whole_numbers() -> None:
         trials.add(
             {"units": units}, Curve(9, dict.fromkeys(range(1, 10), -abs(math.log(units / 100)))), "over"
         )
-    plans = [FreezeThaw(space, seed, 9, "epochs").plan(trials) for seed in range(5)]
+    plans = [freeze_thaw(space, seed).plan(trials) for seed in range(5)]
     assert all(plan.skips_rungs and plan.params and type(plan.params["units"]) is int for plan in plans)
     assert all(60 < plan.params["units"] < 160 for plan in plans if plan.params)
 
@@ -359,7 +363,5 @@ def test_one_very_bad_value_hides_nothing() -> None:
     trials = TrialPool()
     for x, value in values.items():
         trials.add({"x": x}, Curve(9, dict.fromkeys(range(1, 10), value)), "over")
-    plans = [
-        FreezeThaw(SearchSpace({"x": Range(0.0, 1.0)}), seed, 9, "epochs").plan(trials) for seed in range(5)
-    ]
+    plans = [freeze_thaw(SearchSpace({"x": Range(0.0, 1.0)}), seed).plan(trials) for seed in range(5)]
     assert all(plan.skips_rungs and abs(plan.params["x"] - 0.7) < 0.1 for plan in plans if plan.params)

@@ -52,7 +52,7 @@ def trial(number: int, arm: str = "fast", epochs_done: int = 0) -> Suggestion:
 
 def test_two_workers_finish_epochs_in_the_order_of_the_clock() -> None:
     strategy = Fixed([trial(0, "slow"), trial(1), trial(2)], {})
-    steps = simulate(strategy, Known(), workers=2, budget=7)  # type: ignore[arg-type]
+    steps = simulate(strategy, Known(), workers=2, epochs=7)  # type: ignore[arg-type]
     assert strategy.observed == [(1, 1), (1, 2), (0, 1), (1, 3), (2, 1), (2, 2), (0, 2)]
     assert [step.seconds for step in steps] == [1, 2, 3, 3, 4, 5, 6]
     assert [step.best for step in steps] == [1.1, 1.2, 1.2, 1.3, 2.1, 2.2, 2.2]
@@ -64,7 +64,7 @@ def test_two_workers_finish_epochs_in_the_order_of_the_clock() -> None:
 def test_a_paused_trial_goes_on_after_its_last_epoch() -> None:
     verdicts = {(0, 1): Decision.PAUSE, (1, 2): Decision.STOP}
     strategy = Fixed([trial(0), trial(1), trial(0, epochs_done=1)], verdicts)
-    simulate(strategy, Known(), workers=1, budget=99)  # type: ignore[arg-type]
+    simulate(strategy, Known(), workers=1, epochs=99)  # type: ignore[arg-type]
     assert strategy.observed == [(0, 1), (1, 1), (1, 2), (0, 2), (0, 3)], "no epoch is trained twice"
     assert strategy.finished[:2] == [(1, "stopped"), (0, "completed")]
 
@@ -73,7 +73,7 @@ def run(seed: int, workers: int) -> tuple[Any, Strategy]:
     task = SyntheticTask(seed)
     options = StrategyOptions(task.space, task.goal, task.max_epochs, "tpe", "asha")
     strategy = open_strategy(None, "s", options)
-    return simulate(strategy, task, workers, budget=200), strategy
+    return simulate(strategy, task, workers, epochs=200), strategy
 
 
 def test_a_simulation_repeats_and_leaves_nothing_running() -> None:

@@ -1,0 +1,33 @@
+"""A first guess of what an epoch costs, before any was measured: right up to a factor, the machine's speed."""
+
+from __future__ import annotations
+
+from binsweep.models.settings import Settings
+
+# Billions of multiply-adds for a photo of 224 x 224 pixels: torchvision's model table, and the EfficientNet-Lite page
+# (github.com/tensorflow/tpu, models/official/efficientnet/lite), scaled from their sizes by area.
+_GIGA_OPERATIONS = {
+    "resnet18": 1.81,
+    "resnet34": 3.66,
+    "resnet50": 4.09,
+    "vgg16": 15.47,
+    "inception_v3": 3.21,
+    "efficientnet_b0": 0.39,
+    "mobilenet_v2": 0.30,
+    "efficientnet_lite0": 0.41,
+    "efficientnet_lite1": 0.55,
+    "efficientnet_lite2": 0.67,
+}
+# Depthwise convolutions wait for memory: per operation, these networks take about three times as long.
+_DEPTHWISE = ("efficientnet", "mobilenet")
+_DEPTHWISE_FACTOR = 3.0
+# Of an epoch of the whole network; measured with efficientnet_lite0 at 160 and 224 pixels on a CPU.
+_TRAINED_SHARE = {"head": 1 / 800, "last_stage": 0.2, "later_stages": 0.45, "all": 1.0}
+
+
+def epoch_work(settings: Settings) -> float:
+    """What an epoch of these settings costs, against other settings on the same photos; without unit."""
+    if settings.trainable == "head":  # its features are stored, whatever the backbone
+        return _TRAINED_SHARE["head"]
+    factor = _DEPTHWISE_FACTOR if settings.backbone.startswith(_DEPTHWISE) else 1.0
+    return factor * _GIGA_OPERATIONS[settings.backbone] * _TRAINED_SHARE[settings.trainable]

@@ -1,0 +1,184 @@
+"""A sweep with a budget of minutes: real controller and strategy over a virtual clock and workers."""
+
+import copy
+import heapq
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.resources import TrialResources
+from binsweep.search.execution.trial import ONE_CORE, TrialTask
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
+
+SPEC: dict[str, Any] = {
+    "name": "bins",
+    "data": {"source": "./bins"},
+    "space": {
+        "trainable": ["head", "last_stage", "all"],
+        "lr": {"low": 1.0e-4, "high": 1.0e-1, "log": True},
+        "batch_size": {"low": 16, "high": 256, "log": True},
+    },
+    "model": {"epochs": 9},
+    "budget": {"minutes": 60},
+}
+START_SECONDS = 4.0
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 5000.0
+        for module in ("budget", "controller"):
+            monkeypatch.setattr(f"binsweep.search.execution.{module}.time.monotonic", lambda: self.now)
+
+
+class Sweep:
+    """Workers that take the time of each configuration, with some noise."""
+
+    def __init__(self, raw: dict[str, Any], folder: Path, clock: Clock, path: Path | None = None) -> None:
+        self.spec, self.clock = parse_spec(raw), clock
+        search = self.spec.search
+        options = StrategyOptions(
+            self.spec.space,
+            self.spec.goal,
+            self.spec.max_epochs,
+            search.sampler,
+            search.stopping,
+            search.seed,
+        )
+        self.strategy = open_strategy(path, "bins", options)
+        self.controller = Controller(self.spec, self.strategy, folder, lambda settings: ONE_CORE)
+        self.controller.restore(self.strategy.trials())
+        self.rng = np.random.default_rng(search.seed)
+        self.begun: list[float] = []
+
+    def epoch_seconds(self, task: TrialTask) -> float:
+        settings = task.settings
+        part = {"head": 0.5, "last_stage": 12.0, "all": 60.0}[settings.trainable]
+        return part * (16 / settings.batch_size) ** 0.2 * math.exp(0.05 * self.rng.normal())
+
+    def value(self, task: TrialTask, epoch: int) -> float:
+        part = {"head": 0.3, "last_stage": 0.36, "all": 0.42}[task.settings.trainable]
+        away = abs(math.log10(task.settings.lr) + 2.5)
+        return part - 0.05 * away - 0.1 / epoch
+
+    def run(self, workers: int, until: float = math.inf) -> float:
+        """The seconds until the sweep was over."""
+        started, free, order = self.clock.now, workers, 0
+        events: list[tuple[float, int, int, TrialTask]] = []
+        while True:
+            while free and (task := self.controller.next_task()) is not None:
+                free, order = free - 1, order + 1
+                self.begun.append(self.clock.now - started)
+                end = self.clock.now + START_SECONDS + self.epoch_seconds(task)
+                heapq.heappush(events, (end, order, task.known + 1, task))
+            if not events or events[0][0] - started > until:
+                return self.clock.now - started
+            self.clock.now, _, epoch, task = heapq.heappop(events)
+            value, number = self.value(task, epoch), task.number
+            metrics = {"val_accuracy": value, "val_loss": 1.0, "train_loss": 1.0}
+            if not self.controller.report(number, epoch, metrics):
+                free += 1
+            elif epoch == task.settings.epochs:
+                self.controller.finish(number)
+                free += 1
+            else:
+                order += 1
+                heapq.heappush(events, (self.clock.now + self.epoch_seconds(task), order, epoch + 1, task))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize(
+    ("sampler", "stopping"),
+    [("auto", "auto"), ("auto", "none"), ("random", "auto"), ("tpe", "none"), ("random", "asha")],
+)
+def test_a_sweep_ends_with_its_time_and_every_training_that_counts_with_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, stopping: str, workers: int
+) -> None:
+    """An epoch takes 0.3 to 60 s, a training 3 to 540 s; the budget are 60 minutes, and no number of trials."""
+    for seed in range(3):
+        raw = copy.deepcopy(SPEC) | {"search": {"sampler": sampler, "stopping": stopping, "seed": seed}}
+        sweep = Sweep(raw, tmp_path, Clock(monkeypatch))
+        seconds = sweep.run(workers)
+        controller = sweep.controller
+        assert seconds == pytest.approx(3600, rel=0.05), controller.ended_by
+        assert "budget.minutes" in controller.ended_by
+        cut = [trial for trial in controller.trials.values() if "sweep was over" in trial.reason]
+        assert not cut, "a training was cut in the middle of its schedule"
+        leader = controller.leaderboard()[0]
+        assert leader.state == "completed"
+        lengths = [
+            trial.settings.epochs for trial in controller.trials.values() if trial.state == "completed"
+        ]
+        assert min(lengths) >= 4, "half of a training, less an epoch that took longer than expected"
+
+
+def test_a_length_that_is_searched_is_chosen_to_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = copy.deepcopy(SPEC) | {"search": {"stopping": "none"}}
+    raw["space"] |= {"epochs": {"low": 4, "high": 30}}
+    sweep = Sweep(raw, tmp_path, Clock(monkeypatch))
+    assert sweep.run(2) == pytest.approx(3600, rel=0.05)
+    for trial in sweep.controller.trials.values():
+        assert trial.params["epochs"] == trial.planned_epochs
+        assert trial.settings.epochs in (trial.planned_epochs, trial.epochs_done)
+
+
+def test_time_is_kept_for_the_promotion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = Sweep(copy.deepcopy(SPEC), tmp_path, Clock(monkeypatch))
+    sweep.controller.reserve = lambda controller: 900.0
+    assert sweep.run(2) == pytest.approx(2700, rel=0.05)
+    sweep.controller.next_task()
+    assert "for the promotion" in sweep.controller.ended_by or "in time" in sweep.controller.ended_by
+
+
+def test_a_trial_that_turns_out_slow_is_shortened_and_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, with nothing known before: its first epoch shows that only a part of its training fits."""
+    raw = copy.deepcopy(SPEC) | {"budget": {"minutes": 5}, "search": {"stopping": "none"}}
+    raw["space"]["trainable"] = ["all"]
+    raw["space"]["batch_size"] = [16]
+    sweep = Sweep(raw, tmp_path, Clock(monkeypatch))
+    assert sweep.run(1) == pytest.approx(300, rel=0.2)
+    trial = sweep.controller.trials[0]
+    assert trial.state == "completed" and 3 <= trial.settings.epochs < 9
+    assert trial.planned_epochs == 9 and "shortened from 9" in trial.resumed
+    record = sweep.strategy.trials()[0]
+    assert record.last_epoch == trial.settings.epochs
+
+
+def test_a_resumed_sweep_keeps_the_clock_the_costs_and_the_shortened_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    raw = copy.deepcopy(SPEC) | {"search": {"seed": 3}}
+    first = Sweep(raw, tmp_path, clock, tmp_path / "study.db")
+    first.run(2, until=3000)
+    known = first.strategy.epoch_seconds()
+    second = Sweep(raw, tmp_path, clock, tmp_path / "study.db")
+    assert second.strategy.epoch_seconds() == pytest.approx(known)
+    for number, trial in first.controller.trials.items():
+        assert second.controller.trials[number].settings.epochs == trial.settings.epochs
+
+
+def test_cheap_trials_come_first_where_costs_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an hour, whole backbones alone would be seven trainings."""
+    sweep = Sweep(copy.deepcopy(SPEC), tmp_path, Clock(monkeypatch))
+    sweep.run(1)
+    trained = [trial.settings.trainable for trial in sweep.controller.trials.values()]
+    assert len(trained) > 20 and trained.count("all") >= 2
+
+
+def test_gpus_are_a_clock_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = copy.deepcopy(SPEC) | {"budget": {"gpu_hours": 1.0}, "resources": {"gpu_hour_price": 3.0}}
+    sweep = Sweep(raw, tmp_path, Clock(monkeypatch))
+    half = TrialResources({"CPU": 1.0, "GPU": 0.5})
+    sweep.controller._trial_resources = lambda settings: half
+    assert sweep.run(2) == pytest.approx(3600, rel=0.05)
+    assert "budget.gpu_hours" in sweep.controller.ended_by
