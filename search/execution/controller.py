@@ -118,9 +118,9 @@ class Controller:
             if self._has_resources(number):
                 self._waiting.popleft()
                 return self._dispatch(number, reason)
-        elif (suggestion := self._strategy.suggest(len(self.trials) < self._spec.budget.trials)) is not None:
+        elif (suggestion := self._strategy.suggest(self._budget.may_begin(len(self.trials)))) is not None:
             return self._start(suggestion)
-        elif len(self.trials) >= self._spec.budget.trials:
+        elif not self._budget.may_begin(len(self.trials)):
             self.ended_by = f"budget.trials: all {self._spec.budget.trials} were started"
         else:
             self.ended_by = "space: every configuration was tried"
