@@ -31,8 +31,6 @@ from binsweep.search.strategy.factory import StrategyOptions, open_strategy  # n
 from binsweep.search.workflows.preflight import check_before_start  # noqa: E402
 from binsweep.search.workflows.prepare import prepare  # noqa: E402
 
-UNLIMITED = 10_000  # trials of the arm whose time is limited
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the seeds that are missing and print the table of all."""
@@ -53,13 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data: TrialData | None = None
     for seed in missing:
         given = [*options.assignments, f"search.seed={seed}"]
-        auto = _arm(options.spec, given, "auto", "auto", f"budget.trials={options.trials}")
+        auto = _arm(options.spec, given, "auto", "auto", trials=options.trials)
         if data is None:
             check_before_start(auto)
             data = prepare(auto, options.home).data
         first = {"seed": seed, "arm": "auto", **_run(auto, data)}
-        limit = f"budget.minutes={first['seconds'] / 60}"
-        rival = _arm(options.spec, given, "random", "asha", f"budget.trials={UNLIMITED}", limit)
+        rival = _arm(options.spec, given, "random", "asha", minutes=first["seconds"] / 60)
         found = [first, {"seed": seed, "arm": "random + asha", **_run(rival, data)}]
         rows += found
         with options.runs.open("a") as file:
@@ -67,9 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print(rows)
 
 
-def _arm(spec: Path, given: list[str], sampler: str, stopping: str, *budget: str) -> SweepSpec:
-    free = ["budget.minutes=null", f"search.sampler={sampler}", f"search.stopping={stopping}"]
-    return load_spec(spec, [*given, *free, *budget])
+def _arm(
+    spec: Path,
+    given: list[str],
+    sampler: str,
+    stopping: str,
+    trials: int | None = None,
+    minutes: float | None = None,
+) -> SweepSpec:
+    """The spec with this strategy, and the number of trials or the time of this arm in place of its own."""
+    search = [f"search.sampler={sampler}", f"search.stopping={stopping}"]
+    limits = [
+        f"budget.{name}={json.dumps(limit)}" for name, limit in (("trials", trials), ("minutes", minutes))
+    ]
+    return load_spec(spec, [*given, *search, *limits])
 
 
 def _run(spec: SweepSpec, data: TrialData) -> dict[str, Any]:

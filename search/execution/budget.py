@@ -19,6 +19,28 @@ class ResourceUsage:
     gpu_seconds: float = 0.0
 
 
+def _held(running: Sequence[TrialResources]) -> tuple[float, float]:
+    """The CPUs and GPUs of these trials."""
+    return sum(trial.cpus for trial in running), sum(trial.gpus for trial in running)
+
+
+def _metered(spec: SweepSpec, usage: ResourceUsage) -> dict[str, float]:
+    """How much a usage takes of each limit that is spent by the mere passing of time."""
+    money = spec.resources.price_of(usage.cpu_seconds, usage.gpu_seconds)
+    return {"minutes": usage.seconds / 60, "gpu_hours": usage.gpu_seconds / 3600, "money": money or 0.0}
+
+
+def seconds_at_pace(spec: SweepSpec, usage: ResourceUsage, ended: int, epochs: int) -> float | None:
+    """Seconds left at the pace so far, by the limit that is used up most, after so many `ended` trials and `epochs`.
+
+    None before the first progress, and without a limit.
+    """
+    done = {**_metered(spec, usage), "trials": ended, "epochs": epochs}
+    shares = (spent / limit for name, spent in done.items() if (limit := getattr(spec.budget, name)))
+    furthest = min(max(shares, default=0.0), 1.0)
+    return usage.seconds * (1 - furthest) / furthest if furthest > 0 else None
+
+
 class BudgetTracker:
     """Counts what a sweep spends. `spent` is what earlier processes have spent on it.
 
@@ -27,7 +49,7 @@ class BudgetTracker:
 
     def __init__(self, spec: SweepSpec, spent: ResourceUsage | None = None) -> None:
         self.epochs = 0  # trained so far, by all trials
-        self._budget, self._objective = spec.budget, spec.objective
+        self._spec, self._budget, self._objective = spec, spec.budget, spec.objective
         self._counted = (
             spent or ResourceUsage(),
             time.monotonic(),
@@ -48,10 +70,9 @@ class BudgetTracker:
     def _usage_at(self, now: float, running: Sequence[TrialResources]) -> ResourceUsage:
         usage, until = self._counted
         elapsed = now - until
+        cpus, gpus = _held(running)
         return ResourceUsage(
-            usage.seconds + elapsed,
-            usage.cpu_seconds + elapsed * sum(resources.cpus for resources in running),
-            usage.gpu_seconds + elapsed * sum(resources.gpus for resources in running),
+            usage.seconds + elapsed, usage.cpu_seconds + elapsed * cpus, usage.gpu_seconds + elapsed * gpus
         )
 
     def note_value(self, number: int, value: float) -> None:
@@ -63,13 +84,33 @@ class BudgetTracker:
         """Count a trial that has ended."""
         self._ended_since_best = 0 if number == self._best_trial else self._ended_since_best + 1
 
+    def may_begin(self, trials: int) -> bool:
+        """Whether another trial may be started after so many."""
+        return self._budget.trials is None or trials < self._budget.trials
+
+    def seconds_left(self, running: Sequence[TrialResources]) -> float | None:
+        """The seconds until minutes, gpu_hours or money are spent if trials with these resources keep running.
+
+        None if they never are. As in `usage`, the trials count from the last `tick` on: call it before one is added.
+        """
+        spent = _metered(self._spec, self.usage(running))
+        a_second = _metered(self._spec, ResourceUsage(1.0, *_held(running)))
+        left = []
+        for name, amount in spent.items():
+            limit = getattr(self._budget, name)
+            if limit is not None and amount >= limit:
+                left.append(0.0)
+            elif limit is not None and a_second[name] > 0:
+                left.append((limit - amount) / a_second[name])
+        return min(left, default=None)
+
     def exhausted(self, usage: ResourceUsage) -> str:
         """The first limit of the budget that is reached, with the reason; empty if none is."""
         budget = self._budget
-        if budget.minutes is not None and usage.seconds > 60 * budget.minutes:
-            return f"budget.minutes: {budget.minutes:g} are over"
-        if budget.gpu_hours is not None and usage.gpu_seconds > 3600 * budget.gpu_hours:
-            return f"budget.gpu_hours: {budget.gpu_hours:g} are spent"
+        for name, spent in _metered(self._spec, usage).items():
+            limit = getattr(budget, name)
+            if limit is not None and spent >= limit:
+                return f"budget.{name}: {limit:g} are {'over' if name == 'minutes' else 'spent'}"
         if budget.epochs is not None and self.epochs >= budget.epochs:
             return f"budget.epochs: all {budget.epochs} were trained"
         if budget.target is not None and not self._objective.is_better(budget.target, self._best):

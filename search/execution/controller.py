@@ -123,9 +123,9 @@ class Controller:
             if self._has_resources(number):
                 self._waiting.popleft()
                 return self._dispatch(number, reason)
-        elif (suggestion := self._strategy.suggest(len(self.trials) < self._spec.budget.trials)) is not None:
+        elif (suggestion := self._strategy.suggest(self._budget.may_begin(len(self.trials)))) is not None:
             return self._start(suggestion)
-        elif len(self.trials) >= self._spec.budget.trials:
+        elif not self._budget.may_begin(len(self.trials)):
             self.ended_by = f"budget.trials: all {self._spec.budget.trials} were started"
         elif left is not None and self._strategy.epoch_seconds() is not None:
             self.ended_by = f"{self._budget.time_limit()}: nothing more can be trained to its end in time"

@@ -77,12 +77,11 @@ def resources_spent(folder: Path) -> ResourceUsage:
     """
     if not (folder / STATE).exists():
         return ResourceUsage()
-    state, history = load_state(folder), read_history(folder)
-    hours = history.cost
+    state, logged = load_state(folder), read_history(folder).usage
     return ResourceUsage(
-        max(state.get("seconds", 0.0), history.seconds),
-        max(state.get("cpu_seconds", 0.0), 3600 * hours["cpu_hours"]),
-        max(state.get("gpu_seconds", 0.0), 3600 * hours["gpu_hours"]),
+        max(state.get("seconds", 0.0), logged.seconds),
+        max(state.get("cpu_seconds", 0.0), logged.cpu_seconds),
+        max(state.get("gpu_seconds", 0.0), logged.gpu_seconds),
     )
 
 

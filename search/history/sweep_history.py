@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from binsweep.search.execution.budget import ResourceUsage, seconds_at_pace
 from binsweep.search.spec.parser import SweepSpec
 
 ENDED = ("completed", "stopped", "failed")
@@ -99,30 +100,29 @@ class SweepHistory:
         return sum(max(0.0, min(end, at) - start) for start, end in self.active_intervals)
 
     @property
+    def usage(self) -> ResourceUsage:
+        """The seconds in which trials had workers, and their CPU and GPU seconds."""
+        intervals = [interval for trial in self.trials for interval in trial.intervals]
+        return ResourceUsage(
+            self.seconds,
+            sum((one.end - one.start) * one.cpus for one in intervals),
+            sum((one.end - one.start) * one.gpus for one in intervals),
+        )
+
+    @property
     def cost(self) -> dict[str, float]:
         """CPU and GPU hours, and money if the spec has prices."""
-        resources = self.spec.resources
-        intervals = [interval for trial in self.trials for interval in trial.intervals]
-        cost = {
-            "cpu_hours": sum((one.end - one.start) * one.cpus for one in intervals) / 3600,
-            "gpu_hours": sum((one.end - one.start) * one.gpus for one in intervals) / 3600,
-        }
-        if resources.cpu_hour_price is not None or resources.gpu_hour_price is not None:
-            cost["money"] = cost["cpu_hours"] * (resources.cpu_hour_price or 0.0)
-            cost["money"] += cost["gpu_hours"] * (resources.gpu_hour_price or 0.0)
-        return cost
+        usage = self.usage
+        cost = {"cpu_hours": usage.cpu_seconds / 3600, "gpu_hours": usage.gpu_seconds / 3600}
+        money = self.spec.resources.price_of(usage.cpu_seconds, usage.gpu_seconds)
+        return cost if money is None else {**cost, "money": money}
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds left at the pace so far, by the budget that is used up most; None before the first progress."""
-        budget = self.spec.budget
-        spent = [sum(trial.state not in ("running", "waiting") for trial in self.trials) / budget.trials]
-        if budget.minutes:
-            spent.append(self.seconds / (60 * budget.minutes))
-        if budget.epochs:
-            spent.append(sum(trial.epochs_done for trial in self.trials) / budget.epochs)
-        furthest = min(max(spent), 1.0)
-        return self.seconds * (1 - furthest) / furthest if furthest > 0 else None
+        done = sum(trial.state not in ("running", "waiting") for trial in self.trials)
+        epochs = sum(trial.epochs_done for trial in self.trials)
+        return seconds_at_pace(self.spec, self.usage, done, epochs)
 
 
 def as_json(history: SweepHistory) -> str:

@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from binsweep.models.health_rules import HealthFinding
+from binsweep.search.execution.budget import seconds_at_pace
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.parser import SweepSpec
-from binsweep.search.terminal.format import format_duration, format_metric, format_value
+from binsweep.search.terminal.format import format_count, format_duration, format_metric, format_value
 
 MAX_ROWS = 10
 STATE_STYLES = {
@@ -111,7 +112,8 @@ class LiveTable:
     def _summary(self) -> str:
         trials = self._trials()
         states = [trial.state for trial in trials]
-        parts = [f"{len(trials)}/{self._spec.budget.trials} trials"]
+        begun = format_count(len(trials), self._spec.budget.trials)
+        parts = [f"{begun} trial{'s' if begun != '1' else ''}"]
         parts += [f"{states.count(s)} {s}" for s in STATE_STYLES if s in states]
         leaders = self._controller.leaderboard()
         if leaders:
@@ -128,16 +130,8 @@ class LiveTable:
 
     def _left(self) -> float | None:
         """The remaining seconds at the present pace, by the limit of the budget that is closest; None at the start."""
-        budget, controller = self._spec.budget, self._controller
-        elapsed = controller.spent.seconds
         done = sum(trial.state not in ("running", "waiting") for trial in self._trials())
-        fractions = [done / budget.trials]
-        if budget.minutes:
-            fractions.append(elapsed / (60 * budget.minutes))
-        if budget.epochs:
-            fractions.append(controller.epochs / budget.epochs)
-        spent = min(max(fractions), 1.0)
-        return elapsed * (1 - spent) / spent if spent > 0 else None
+        return seconds_at_pace(self._spec, self._controller.spent, done, self._controller.epochs)
 
     def _screen(self) -> RenderableType:
         running = [trial for trial in self._trials() if trial.state == "running"]

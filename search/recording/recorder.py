@@ -95,10 +95,11 @@ class Recorder:
         spec = self._spec
         tags = {**self._tags, "slots": str(self._slots), "seed": str(spec.search.seed)}
         tags["binsweep.kind"] = "sweep"
+        limits = {"trials": spec.budget.trials, "minutes": spec.budget.minutes}
         params = {
             "sampler": spec.search.sampler,
             "stopping": spec.search.stopping,
-            "trials": spec.budget.trials,
+            **{name: limit for name, limit in limits.items() if limit is not None},
             "metric": spec.metric,
             "goal": spec.goal,
             "source": spec.data.source,

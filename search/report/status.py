@@ -19,7 +19,7 @@ from binsweep.search.history.sweep_history import (
     throughput,
     warning_counts,
 )
-from binsweep.search.terminal.format import format_duration, format_metric, format_value
+from binsweep.search.terminal.format import format_count, format_duration, format_metric, format_value
 
 MAX_ROWS = 10  # of the best trials
 REFRESH_SECONDS = 2.0  # at least; longer if a refresh takes long
@@ -52,7 +52,7 @@ def format_lines(history: SweepHistory) -> list[str]:
     lines = [
         f"{history.id}: {history.status}"
         + (f" ({history.ended_by})" if history.status == "finished" else ""),
-        f"trials: {len(history.trials)}/{spec.budget.trials}: {counts}",
+        f"trials: {format_count(len(history.trials), spec.budget.trials)}: {counts}",
     ]
     if leaders := history.leaders:
         best = leaders[0]

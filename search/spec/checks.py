@@ -10,7 +10,7 @@ from binsweep.models.health_rules import RULES, Action, thresholds_of
 from binsweep.models.network import ARCHITECTURES
 from binsweep.models.settings import BOUNDS, CHOICES, TYPES, Settings
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
-from binsweep.search.spec.schema import METRICS, SweepFile
+from binsweep.search.spec.schema import ENDING_LIMITS, METRICS, SweepFile
 from binsweep.search.spec.space import Dimension, Range, SearchSpace, values_of
 from binsweep.search.spec.space_parser import when_problems
 
@@ -179,6 +179,19 @@ def _check_grid(context: SpecContext) -> Iterator[Problem]:
                 yield Problem(f"space.{name}", "a grid needs finitely many values", ABSENT, hint)
 
 
+def _check_budget(context: SpecContext) -> Iterator[Problem]:
+    budget, resources = context.file.budget, context.file.resources
+    # A grid ends when it is used up. A target and the like end nothing for sure: neither may ever be reached.
+    endless = all(getattr(budget, name) is None for name in ENDING_LIMITS)
+    if endless and context.file.search.sampler != "grid":
+        rule = "sets no limit that is surely reached: the sweep would never end"
+        yield Problem("budget", rule, ABSENT, f"add minutes: 60, or one of {', '.join(ENDING_LIMITS)}")
+    if budget.money is not None and not (resources.cpu_hour_price or resources.gpu_hour_price):
+        rule = "nothing has a price, so it would never be spent"
+        hint = "add resources.cpu_hour_price or resources.gpu_hour_price"
+        yield Problem("budget.money", rule, budget.money, hint)
+
+
 def _check_workers(context: SpecContext) -> Iterator[Problem]:
     overrides = context.file.resources.overrides
     for path, kind in context.file.resources.kinds().items():
@@ -226,6 +239,7 @@ CHECKS = (
     _check_initial_points,
     _check_epochs,
     _check_grid,
+    _check_budget,
     _check_workers,
     _check_overrides,
     _check_batch_of_one,

@@ -21,6 +21,7 @@ METRICS: dict[str, Goal] = {
     "val_mae": "minimize",
 }
 MAX_FINALISTS = 5  # a sweep keeps the weights of so many trials
+ENDING_LIMITS = ("trials", "minutes", "epochs", "gpu_hours", "money")  # of a budget
 
 
 class _Part(BaseModel):
@@ -114,12 +115,13 @@ class SearchPart(_Part):
 
 
 class BudgetPart(_Part):
-    """When the sweep ends: at the first limit that is reached."""
+    """When the sweep ends: at the first limit that is reached. It needs one of ENDING_LIMITS, except for a grid."""
 
-    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None  # configurations that are started
     minutes: Annotated[float, Field(gt=0)] | None = None
     epochs: Annotated[int, Field(ge=1)] | None = None  # of all trials together
     gpu_hours: Annotated[float, Field(gt=0)] | None = None  # half a GPU counts half
+    money: Annotated[float, Field(gt=0)] | None = None  # of all trials together, by the prices of `resources`
     no_improvement: Annotated[int, Field(ge=1)] | None = None  # ended trials since the best value
     target: float | None = None  # a metric value that is good enough
     trial_minutes: Annotated[float, Field(gt=0)] | None = None  # at most, for one trial
@@ -152,7 +154,7 @@ class ResourcesPart(_Part):
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     # None: all GPUs, shared by as many trials as the CPUs allow; with `overrides`, none.
     gpus_per_trial: Annotated[float, Field(ge=0), AfterValidator(_whole_if_above_one)] | None = None
-    # In any currency: the report then contains the cost of the sweep.
+    # In any currency: the report then contains the cost of the sweep, and budget.money can limit it.
     cpu_hour_price: Annotated[float, Field(ge=0)] | None = None
     gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
     overrides: ResourceOverridesPart | None = None
@@ -168,6 +170,13 @@ class ResourcesPart(_Part):
                 update=self.overrides.model_dump(exclude={"when"}, exclude_none=True)
             ),
         }
+
+    def price_of(self, cpu_seconds: float, gpu_seconds: float) -> float | None:
+        """What so many seconds on CPUs and GPUs cost; None without prices."""
+        if self.cpu_hour_price is None and self.gpu_hour_price is None:
+            return None
+        hourly = cpu_seconds * (self.cpu_hour_price or 0.0) + gpu_seconds * (self.gpu_hour_price or 0.0)
+        return hourly / 3600
 
     def of(self, settings: Settings) -> ResourcesPart:
         """The resources of a trial with these settings."""

@@ -11,6 +11,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def format_count(count: int, limit: int | None) -> str:
+    """A number of things, with their limit if there is one: 3/20, or 3."""
+    return str(count) if limit is None else f"{count}/{limit}"
+
+
 def format_metric(metric: str, value: float | None) -> str:
     """The value of a metric: accuracies in percent, others with three decimals."""
     if value is None:

@@ -45,6 +45,15 @@ def check_before_start(
     gpus = [trial_resources(kind, nodes).gpus for kind in spec.resources.kinds().values()]
     if runner == "local":
         gpus = [float(torch.cuda.is_available())]
-    if spec.budget.gpu_hours is not None and not any(gpus):
+    _check_budget(spec, any(gpus))
+
+
+def _check_budget(spec: SweepSpec, with_gpus: bool) -> None:
+    """Raise UserError for a limit that is spent by GPUs alone if no trial gets one."""
+    only_gpus_cost = spec.budget.money is not None and not spec.resources.cpu_hour_price
+    if spec.budget.gpu_hours is not None and not with_gpus:
         rule = "budget.gpu_hours: no trial gets a GPU here, so it would never be spent"
         raise UserError(rule, "set budget.minutes instead")
+    if only_gpus_cost and not with_gpus:
+        rule = "budget.money: only GPUs have a price, and no trial gets one here, so it would never be spent"
+        raise UserError(rule, "add resources.cpu_hour_price, or set budget.minutes instead")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from binsweep.models.settings import Settings
-from binsweep.search.execution.budget import ResourceUsage
+from binsweep.search.execution.budget import BudgetTracker, ResourceUsage
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import ONE_CORE
@@ -190,6 +190,82 @@ def test_gpu_hours_count_the_time_on_workers_by_the_share_of_a_gpu(
     assert not controller.report(0, 2, metrics(0.5))
     assert controller.ended_by == "budget.gpu_hours: 1 are spent"
     assert controller.next_task() is None
+
+
+def test_money_is_spent_by_the_prices_also_by_earlier_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("binsweep.search.execution.budget.time.monotonic", lambda: now)
+    prices = {"cpu_hour_price": 1.0, "gpu_hour_price": 6.0}
+    raw = copy.deepcopy(SPEC) | {"budget": {"money": 12}, "resources": prices}
+    trial = TrialResources({"CPU": 2.0, "GPU": 0.5})  # 5 an hour
+    before = ResourceUsage(cpu_seconds=3600, gpu_seconds=3600)  # 7
+    controller = Controller(
+        parse_spec(raw), Scripted(fresh(3), set()), tmp_path, lambda settings: trial, spent=before
+    )
+    assert controller.next_task() is not None
+    now += 3500
+    assert controller.report(0, 1, metrics(0.5)) and controller.ended_by == ""
+    now += 100
+    assert not controller.report(0, 2, metrics(0.5))
+    assert controller.ended_by == "budget.money: 12 are spent"
+    assert controller.next_task() is None
+
+
+WHOLE, HALF = TrialResources({"CPU": 2.0, "GPU": 1.0}), TrialResources({"CPU": 2.0, "GPU": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent", "running", "left"),
+    [
+        ({"trials": 9, "epochs": 5, "target": 0.9}, (0, 0, 0), [WHOLE], None),
+        ({"minutes": 5.0}, (60, 0, 0), [], 240),
+        ({"minutes": 5.0}, (301, 0, 0), [WHOLE], 0),
+        ({"gpu_hours": 1.0}, (0, 0, 600), [WHOLE], 3000),
+        ({"gpu_hours": 1.0}, (0, 0, 600), [WHOLE, HALF], 2000),
+        ({"gpu_hours": 1.0}, (0, 0, 600), [HALF], 6000),
+        ({"gpu_hours": 1.0}, (0, 0, 600), [ONE_CORE], None),
+        ({"gpu_hours": 1.0}, (0, 0, 3600), [], 0),  # spent, whatever runs
+        ({"money": 4.0}, (0, 3600, 0), [ONE_CORE], 3 * 3600),  # 1 an hour
+        ({"money": 4.0}, (0, 3600, 0), [WHOLE, HALF], 3 / 13 * 3600),
+        ({"money": 4.0}, (0, 3600, 0), [], None),
+        ({"money": 4.0}, (0, 0, 3600), [], 0),
+        ({"minutes": 60.0, "gpu_hours": 1.0, "money": 100.0}, (0, 0, 1800), [WHOLE], 1800),
+        ({"minutes": 20.0, "gpu_hours": 1.0, "money": 100.0}, (0, 0, 1800), [WHOLE], 1200),
+        ({"minutes": 20.0, "gpu_hours": 1.0, "money": 4.0}, (0, 0, 1800), [WHOLE], 450),
+    ],
+)
+def test_the_seconds_left_are_those_of_the_first_limit_that_time_spends(
+    monkeypatch: pytest.MonkeyPatch,
+    budget: dict[str, Any],
+    spent: tuple[float, float, float],
+    running: list[TrialResources],
+    left: float | None,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("binsweep.search.execution.budget.time.monotonic", lambda: now)
+    prices = {"cpu_hour_price": 1.0, "gpu_hour_price": 6.0}
+    spec = parse_spec(copy.deepcopy(SPEC) | {"budget": budget, "resources": prices})
+    tracker = BudgetTracker(spec, ResourceUsage(*spent))
+    found = tracker.seconds_left(running)
+    assert found == (None if left is None else pytest.approx(left))
+    assert bool(tracker.exhausted(tracker.usage(running))) == (left == 0)
+    if left:
+        now += left / 3
+        assert tracker.seconds_left(running) == pytest.approx(2 / 3 * left), "they have been running since"
+        now += left
+        assert tracker.seconds_left(running) == 0
+        assert tracker.exhausted(tracker.usage(running))
+
+
+def test_without_a_limit_of_trials_another_may_always_begin(tmp_path: Path) -> None:
+    raw = copy.deepcopy(SPEC) | {"budget": {"minutes": 60}}
+    controller = Controller(parse_spec(raw), Scripted(fresh(30), set()), tmp_path, lambda settings: ONE_CORE)
+    for _ in range(30):
+        assert controller.next_task() is not None
+    assert controller.next_task() is None
+    assert controller.ended_by == "space: every configuration was tried"
 
 
 def test_a_machine_that_sleeps_spends_no_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

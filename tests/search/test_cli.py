@@ -47,7 +47,8 @@ def here(*arguments: str | Path, home: Path, **env: str) -> subprocess.Completed
 
 
 def write_spec(folder: Path, source: Path | str, **changes: object) -> Path:
-    raw = {"name": "cli", "data": {"source": str(source), "image_size": 64}, "space": SPACE, **changes}
+    data = {"source": str(source), "image_size": 64}
+    raw = {"name": "cli", "data": data, "space": SPACE, "budget": {"trials": 20}, **changes}
     file = folder / "spec.yaml"
     file.write_text(yaml.safe_dump(raw))
     return file

@@ -15,7 +15,7 @@ from binsweep.search.workflows.sweep_data import spec_manifest
 
 def spec_of(bins: Path, file: Path) -> SweepSpec:
     data: dict[str, Any] = {"source": str(bins), "exclude": str(file)}
-    return parse_spec({"name": "small", "data": data, "space": {"lr": [0.1, 0.2]}})
+    return parse_spec({"name": "small", "data": data, "space": {"lr": [0.1, 0.2]}, "budget": {"trials": 2}})
 
 
 def test_photos_are_left_out_of_train_and_of_train_alone(
@@ -55,5 +55,6 @@ def test_a_file_of_no_use_is_refused(bins: Path, tmp_path: Path, text: str, said
 
 
 def test_without_a_file_nothing_is_left_out(bins: Path, manifest: Manifest, tmp_path: Path) -> None:
-    spec = parse_spec({"name": "small", "data": {"source": str(bins)}, "space": {"lr": [0.1, 0.2]}})
+    raw = {"name": "small", "data": {"source": str(bins)}, "space": {"lr": [0.1, 0.2]}}
+    spec = parse_spec({**raw, "budget": {"trials": 2}})
     assert spec_manifest(spec, tmp_path) == load_manifest(str(bins), None, Split(), tmp_path) == manifest

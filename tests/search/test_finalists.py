@@ -37,6 +37,7 @@ def spec_of(metric: str = "val_accuracy", **register: Any) -> SweepSpec:
             "data": {"source": "none", "image_size": 64},
             "space": {"lr": [0.01], "epochs": [4]},
             "objective": {"metric": metric},
+            "budget": {"trials": 2},
             "register": {"finalists": 2, "seeds": 2, **register},
         }
     )

@@ -87,7 +87,8 @@ def test_a_sweep_whose_disk_fills_up_ends_with_that_message_and_goes_on(
 def test_a_trial_whose_files_do_not_fit_leaves_no_reason_and_no_half_file(
     trial_data: TrialData, small_disk: Path
 ) -> None:
-    spec = parse_spec({"name": "s", "data": {"source": "none", "image_size": 64}, "space": {"lr": [0.01]}})
+    data = {"source": "none", "image_size": 64}
+    spec = parse_spec({"name": "s", "data": data, "space": {"lr": [0.01]}, "budget": {"trials": 1}})
     folder = small_disk / "trial-0000"
     folder.mkdir()
     fill(small_disk)
@@ -99,7 +100,8 @@ def test_a_trial_whose_files_do_not_fit_leaves_no_reason_and_no_half_file(
 
 
 def test_a_reason_that_did_not_fit_is_no_reason(tmp_path: Path) -> None:
-    spec = parse_spec({"name": "s", "data": {"source": "none"}, "space": {"lr": [0.01]}})
+    data = {"source": "none"}
+    spec = parse_spec({"name": "s", "data": data, "space": {"lr": [0.01]}, "budget": {"trials": 1}})
     controller = Controller(spec, None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
     trial = controller._add(0, {"lr": 0.01}, "")
     trial.folder.mkdir()

@@ -1,5 +1,6 @@
 """The live table is drawn by a thread of its own while the sweep goes on."""
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import ONE_CORE
 from binsweep.search.execution.trial_record import TrialRecord
@@ -48,6 +50,33 @@ def test_a_trial_that_begins_while_the_table_is_drawn_does_not_break_it(controll
     live_table = LiveTable(parse_spec(RAW), controller)
     Console(quiet=True).print(live_table._screen())
     assert live_table._left() is not None and len(controller.trials) > 10
+
+
+@pytest.mark.parametrize(
+    ("budget", "begun", "left"),
+    [
+        ({"trials": 40}, "3/40 trials", None),  # none has ended
+        ({"minutes": 5.0}, "3 trials", 200),
+        ({"minutes": 5.0, "gpu_hours": 1.0}, "3 trials", 100),  # half of the GPU time was spent in 100 s
+        ({"minutes": 5.0, "money": 4.0}, "3 trials", 33.3),  # of which a GPU hour costs 6
+        ({}, "3 trials", None),
+    ],
+)
+def test_the_time_left_is_that_of_the_limit_that_is_used_up_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, Any], begun: str, left: float | None
+) -> None:
+    raw = {**RAW, "space": {"lr": [0.01, 0.02]}, "search": {"sampler": "grid"}, "budget": budget}
+    spec = parse_spec({**raw, "resources": {"gpu_hour_price": 6.0}})
+    before = ResourceUsage(seconds=100, gpu_seconds=1800)
+    now = time.monotonic()
+    monkeypatch.setattr("binsweep.search.execution.budget.time.monotonic", lambda: now)
+    controller = Controller(spec, None, tmp_path, lambda settings: ONE_CORE, spent=before)  # type: ignore[arg-type]
+    for number in range(3):
+        controller._add(number, {"lr": 0.01}, "").state = "running"
+    live_table = LiveTable(spec, controller)
+    assert live_table._left() == (None if left is None else pytest.approx(left, rel=0.01))
+    assert live_table._summary().startswith(f"{begun} | 3 running")
+    assert ("time left unknown" in live_table._summary()) == (left is None)
 
 
 def test_a_warning_that_comes_while_the_table_is_drawn_does_not_break_it(controller: Controller) -> None:

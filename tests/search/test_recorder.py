@@ -18,6 +18,7 @@ RAW: dict[str, Any] = {
     "name": "small",
     "data": {"source": "./bins"},
     "space": {"lr": {"low": 1e-4, "high": 0.03, "log": True}},
+    "budget": {"trials": 20},
 }
 
 

@@ -182,6 +182,18 @@ def test_status_in_plain_lines_and_json(sixty: Path) -> None:
         and answer["trials"]["completed"] + answer["trials"]["stopped"] == 60
     )
     assert answer["rungs"]["1"] == 60 and answer["status"] == "finished"
+    assert "trials: 60/1000: " in text and answer["budget_trials"] == 1000
+
+
+def test_the_status_of_a_sweep_without_a_limit_of_trials(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "s-1", "running", budget={"minutes": 60})
+    sweep.start(0, backbone="resnet18", lr=0.01, weight_decay=0.1, epochs=2)
+    sweep.at += 360
+    sweep.epoch(0, 1, 0.4)
+    course = read_history(sweep.close())
+    text, answer = "\n".join(format_lines(course)), json.loads(as_json(course))
+    assert "trials: 1: " in text and answer["budget_trials"] is None
+    assert course.seconds_left == pytest.approx(54 * 60)
 
 
 @pytest.mark.integration

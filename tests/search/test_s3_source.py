@@ -15,6 +15,7 @@ def first_loss(source: str, home: Path) -> tuple[str, list[Any], float]:
         "data": {"source": source, "image_size": 64, "split": {"by": "group"}},
         "model": {"weights": "none"},
         "space": {"lr": [0.01], "batch_size": [8]},
+        "budget": {"trials": 1},
     }
     prepared = prepare(parse_spec(raw), home)
     losses = []

@@ -13,6 +13,7 @@ from binsweep.data.errors import UserError
 from binsweep.models.settings import Settings
 from binsweep.search.spec.parser import load_spec, parse_spec
 from binsweep.search.spec.renamed_keys import translate_renamed_keys
+from binsweep.search.spec.schema import ENDING_LIMITS
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 GOOD: dict[str, Any] = {
@@ -24,6 +25,7 @@ GOOD: dict[str, Any] = {
         "batch_size": [32, 64],
         "epochs": {"low": 4, "high": 8},
     },
+    "budget": {"minutes": 60},
 }
 
 
@@ -91,6 +93,14 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("budget.minutes", -1, "must be above 0"),
         ("budget.epochs", 0, "must be at least 1"),
         ("budget.gpu_hours", 0, "must be above 0"),
+        ("budget.money", 0, "must be above 0"),
+        ("budget.money", 12, "budget.money: nothing has a price, so it would never be spent, but got 12.0"),
+        (
+            "budget",
+            {},
+            "budget: sets no limit that is surely reached: the sweep would never end (add minutes",
+        ),
+        ("budget", {"target": 0.9, "no_improvement": 3, "trial_minutes": 5}, "the sweep would never end"),
         ("objective.max_latency_ms", 0, "must be above 0"),
         ("objective.cost_objective", "price", "objective.cost_objective"),
         (
@@ -185,6 +195,39 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
 )
 def test_each_mistake_is_named(path: str, value: Any, said: str) -> None:
     assert said in message(broken(path, value))
+
+
+@pytest.mark.parametrize("name", ENDING_LIMITS)
+def test_one_limit_that_is_surely_reached_suffices(name: str) -> None:
+    raw = broken("resources.gpu_hour_price", 2.5)
+    raw["budget"] = {name: 3}
+    spec = parse_spec(raw)
+    assert {key: value for key, value in spec.budget.model_dump().items() if value is not None} == {name: 3}
+
+
+def test_a_spec_without_a_budget_is_refused_unless_it_is_a_grid() -> None:
+    raw = broken("register.model", "counter")
+    del raw["budget"]
+    raw["objective"] = {"metric": "val_loss", "goal": "maximize"}
+    text = message(raw)
+    assert "2 mistakes" in text and "objective.goal: wrong way round" in text
+    assert "budget: sets no limit" in text
+    del raw["objective"]
+    raw["search"], raw["space"] = {"sampler": "grid"}, {"lr": [0.01, 0.1]}
+    assert parse_spec(raw).budget.trials is None
+
+
+def test_prices_of_nothing_spend_no_money() -> None:
+    raw = broken("resources", {"cpu_hour_price": 0.0, "gpu_hour_price": 0.0})
+    raw["budget"] = {"minutes": 60, "money": 5}
+    assert "budget.money: nothing has a price" in message(raw)
+
+
+def test_a_spec_that_was_stored_when_trials_had_a_default_is_read() -> None:
+    stored = copy.deepcopy(parse_spec(broken("budget.trials", 20)).raw)
+    stored["budget"]["minutes"] = None
+    del stored["budget"]["money"]
+    assert parse_spec(stored).budget.trials == 20
 
 
 def test_overrides_are_checked_against_the_trials_that_they_apply_to(tmp_path: Path) -> None:
@@ -332,7 +375,7 @@ def mistakes(tmp_path: Path, text: str | bytes, *assignments: str) -> str:
 
 
 def test_a_key_that_is_written_twice_is_a_mistake_among_the_others(tmp_path: Path) -> None:
-    text = yaml.safe_dump(GOOD)
+    text = yaml.safe_dump({key: value for key, value in GOOD.items() if key != "budget"})
     last = text.count("\n")
     said = mistakes(tmp_path, text + "budget: {trials: 5}\nbudget: {trials: 2}\nbudgett: {}\n")
     assert "2 mistakes" in said and "budgett: unknown key" in said

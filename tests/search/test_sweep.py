@@ -406,6 +406,8 @@ def test_mistakes_are_found_before_a_sweep_exists(bins: Path, server: str, tmp_p
     ]
     if not torch.cuda.is_available():
         cases.append(({"budget": {"gpu_hours": 1.0}}, "budget.gpu_hours: no trial gets a GPU"))
+        unpaid = {"budget": {"money": 1.0}, "resources": {"gpu_hour_price": 3.0}}
+        cases.append((unpaid, "budget.money: only GPUs have a price, and no trial gets one"))
     for changes, said in cases:
         with pytest.raises(UserError, match=said):
             sweep(spec_of(bins, **changes), tmp_path, "local", server)
