@@ -18,7 +18,13 @@ from binsweep.models.distributed import SINGLE_PROCESS, ProcessGroup, current_gr
 from binsweep.models.health_monitor import HealthMonitor
 from binsweep.models.health_rules import HealthFinding, HealthRule
 from binsweep.models.metrics import Counts, count_metrics, per_class
-from binsweep.models.optimization import build_average, build_optimizer, build_schedule, class_weights, end_schedule_at
+from binsweep.models.optimization import (
+    build_average,
+    build_optimizer,
+    build_schedule,
+    class_weights,
+    end_schedule_at,
+)
 from binsweep.models.precision import Precision, choose_precision
 from binsweep.models.predictor import Decoding, decode_indices
 from binsweep.models.profiler import Profile

@@ -91,18 +91,27 @@ class BudgetTracker:
     def seconds_left(self, running: Sequence[TrialResources]) -> float | None:
         """The seconds until minutes, gpu_hours or money are spent if trials with these resources keep running.
 
-        None if they never are. As in `usage`, the trials count from the last `tick` on: call it before one is added.
+        Below 0 if one is spent, None if none ever will be. As in `usage`, the trials count from the last `tick` on.
         """
+        left = self._left(running)
+        return min(left.values()) if left else None
+
+    def time_limit(self, running: Sequence[TrialResources]) -> str:
+        """The limit that `seconds_left` is about, such as `budget.minutes: 60`."""
+        left = self._left(running)
+        name = min(left, key=lambda name: left[name])
+        return f"budget.{name}: {getattr(self._budget, name):g}"
+
+    def _left(self, running: Sequence[TrialResources]) -> dict[str, float]:
+        """The seconds until each limit is spent that is spent by time."""
         spent = _metered(self._spec, self.usage(running))
         a_second = _metered(self._spec, ResourceUsage(1.0, *_held(running)))
-        left = []
-        for name, amount in spent.items():
-            limit = getattr(self._budget, name)
-            if limit is not None and amount >= limit:
-                left.append(0.0)
-            elif limit is not None and a_second[name] > 0:
-                left.append((limit - amount) / a_second[name])
-        return min(left, default=None)
+        limits = {name: getattr(self._budget, name) for name in spent}
+        return {
+            name: (limit - spent[name]) / a_second[name] if a_second[name] > 0 else 0.0
+            for name, limit in limits.items()
+            if limit is not None and (a_second[name] > 0 or spent[name] >= limit)
+        }
 
     def exhausted(self, usage: ResourceUsage) -> str:
         """The first limit of the budget that is reached, with the reason; empty if none is."""

@@ -112,8 +112,10 @@ class Controller:
         """The next trial to run. None if the budget or the space is exhausted (`ended_by` says which), or if the next
         trial waits for resources."""
         self._tick()
-        if (left := self.seconds_left()) is not None:
-            self._strategy.note_time_left(max(0.0, left))
+        # One more trial would run: on GPUs and by money, the time is then over earlier.
+        one_more = self._trial_resources(self._spec.settings)
+        if (left := self.seconds_left(one_more)) is not None:
+            self._strategy.note_time_left(left)
         if over := self._over():
             self.ended_by = over
         elif reason := self._fault():
@@ -128,14 +130,16 @@ class Controller:
         elif not self._budget.may_begin(len(self.trials)):
             self.ended_by = f"budget.trials: all {self._spec.budget.trials} were started"
         elif left is not None and self._strategy.epoch_seconds() is not None:
-            self.ended_by = f"{self._budget.time_limit()}: nothing more can be trained to its end in time"
+            self.ended_by = f"{self._budget.time_limit([one_more])}: nothing more can be trained to its end"
         else:
             self.ended_by = "space: every configuration was tried"
         return None
 
-    def seconds_left(self) -> float | None:
-        """The seconds for which trials may still train, below 0 if the time is over; None without a limit on time."""
-        left = self._budget.seconds_left(self._running_resources())
+    def seconds_left(self, *further: TrialResources) -> float | None:
+        """The seconds for which the running trials and `further` ones may train, below 0 if the time is over; None
+        without a limit on time."""
+        self._tick()
+        left = self._budget.seconds_left([*self._running_resources(), *further])
         return None if left is None else left - self._reserved()
 
     def _reserved(self) -> float:
@@ -147,12 +151,12 @@ class Controller:
 
     def _over(self) -> str:
         """The limit of the budget that is reached, so that no trial may start; empty if there is none."""
+        over = self._budget.exhausted(self.spent)
         left = self.seconds_left()
-        if left is not None and left <= 0:
-            kept = self._reserved()
-            less = f", less about {format_duration(kept)} for the promotion," if kept else ""
-            return f"{self._budget.time_limit()}{less} are over"
-        return self._budget.exhausted(self.spent)
+        if not over and left is not None and left <= 0:
+            limit = self._budget.time_limit(self._running_resources())
+            return f"{limit}, less about {format_duration(self._reserved())} for the promotion, are over"
+        return over
 
     def _tick(self) -> None:
         """Count the time since the last call. To be called before a trial starts or leaves its worker."""
@@ -303,7 +307,8 @@ class Controller:
             elif left <= 0:
                 over = ""  # it ends within the slack
         if over or not fitting:
-            self.ended_by = over or f"{self._budget.time_limit()}: a further epoch would not end in time"
+            limit = self._budget.time_limit(self._running_resources())
+            self.ended_by = over or f"{limit}: a further epoch would not end in time"
             self._end(trial, "stopped", f"the sweep was over ({self.ended_by})")
         elif fitting < trial.settings.epochs - trial.epochs_done:
             self._shorten(trial, trial.epochs_done + fitting)

@@ -173,7 +173,11 @@ class Recorder:
             "gpus": f"{trial.resources.gpus:g}",
             "suggested_because": trial.suggested,
             **({"resumed_because": trial.resumed} if trial.resumed else {}),
-            **({"last_epoch": str(trial.settings.epochs)} if trial.settings.epochs < trial.planned_epochs else {}),
+            **(
+                {"last_epoch": str(trial.settings.epochs)}
+                if trial.settings.epochs < trial.planned_epochs
+                else {}
+            ),
             "binsweep.kind": "trial",
             "state": trial.state,
         }

@@ -257,7 +257,7 @@ class FreezeThaw:
         horizon: float,
         top: float,
     ) -> np.ndarray:
-        """The log expected improvement of each candidate over the best value, after `horizon` more seconds or epochs."""
+        """The log expected improvement of each candidate over the best value, `horizon` seconds or epochs later."""
         trials = [pool.trials[n] for n in paused]
         costs = np.ones(len(paused) + len(fresh))
         if self._times.weighed:

@@ -170,7 +170,9 @@ class OptunaStrategy:
     def _ask_sampler(self) -> Suggestion | None:
         """A new trial by the sampler; None if its space is used up or too little of a typical training fits."""
         longest = self._lengths.max_epochs
-        if not self._times.last_epochs(np.array([0]), np.array([longest]), np.array([self._times.typical()]))[0]:
+        if not self._times.last_epochs(np.array([0]), np.array([longest]), np.array([self._times.typical()]))[
+            0
+        ]:
             return None
         asked = self._policy.sampler(self._storage.study, len(self._storage))
         if asked is None:
@@ -275,6 +277,8 @@ class OptunaStrategy:
 
     def epoch_seconds(self, number: int | None = None) -> float | None:
         """How long an epoch of a trial takes, or one of a typical configuration; None if none was measured yet."""
+        if number is not None and (measured := self._pool.trials[number].seconds) is not None:
+            return measured
         self._times.learn(self._pool)
         if not self._times.is_known:
             return None

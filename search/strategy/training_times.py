@@ -21,7 +21,9 @@ FACTOR_VARIANCE = 100.0  # of the logarithm of the machine's factor: unknown
 TREND_VARIANCE = 4.0  # of a linear effect over a whole range, or of another choice
 REST_VARIANCE, REST_SCALE = 0.25, 1.0
 NOISE_VARIANCE = 0.01  # measured epochs differ by some 10 %
-MAX_MEASURED = 256  # the most recent measured trials that the model is conditioned on; its time is cubic in them
+MAX_MEASURED = (
+    256  # the most recent measured trials that the model is conditioned on; its time is cubic in them
+)
 MAX_STARTS = 32  # the most recent ones, of which a start is expected to take the median
 MIN_SHARE = 0.5  # of a training: a result of less would say too little
 N_TYPICAL = 256  # random configurations, whose median is the typical cost

@@ -125,7 +125,9 @@ class TrialPool:
         return np.array([trial.best for trial in self.trials])
 
 
-def next_promotion(pool: TrialPool, can_end: Callable[[int], bool] = lambda number: True) -> tuple[int, str] | None:
+def next_promotion(
+    pool: TrialPool, can_end: Callable[[int], bool] = lambda number: True
+) -> tuple[int, str] | None:
     """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to resume and why, or None.
 
     From the last rung down: of the sound trials that have reached a rung, the best 1/ETA may go on to the next one,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from untimed import Untimed
 
 from binsweep.models.settings import Settings
 from binsweep.search.execution.budget import BudgetTracker, ResourceUsage
@@ -29,7 +30,7 @@ SPEC: dict[str, Any] = {
 }
 
 
-class Scripted:
+class Scripted(Untimed):
     """Suggests the given trials in turn; pauses at the given (trial, epoch)."""
 
     def __init__(self, suggestions: list[Suggestion], pauses: set[tuple[int, int]]) -> None:
@@ -221,7 +222,7 @@ WHOLE, HALF = TrialResources({"CPU": 2.0, "GPU": 1.0}), TrialResources({"CPU": 2
     [
         ({"trials": 9, "epochs": 5, "target": 0.9}, (0, 0, 0), [WHOLE], None),
         ({"minutes": 5.0}, (60, 0, 0), [], 240),
-        ({"minutes": 5.0}, (301, 0, 0), [WHOLE], 0),
+        ({"minutes": 5.0}, (301, 0, 0), [WHOLE], -1),
         ({"gpu_hours": 1.0}, (0, 0, 600), [WHOLE], 3000),
         ({"gpu_hours": 1.0}, (0, 0, 600), [WHOLE, HALF], 2000),
         ({"gpu_hours": 1.0}, (0, 0, 600), [HALF], 6000),
@@ -250,12 +251,12 @@ def test_the_seconds_left_are_those_of_the_first_limit_that_time_spends(
     tracker = BudgetTracker(spec, ResourceUsage(*spent))
     found = tracker.seconds_left(running)
     assert found == (None if left is None else pytest.approx(left))
-    assert bool(tracker.exhausted(tracker.usage(running))) == (left == 0)
-    if left:
+    assert bool(tracker.exhausted(tracker.usage(running))) == (left is not None and left <= 0)
+    if left is not None and left > 0:
         now += left / 3
         assert tracker.seconds_left(running) == pytest.approx(2 / 3 * left), "they have been running since"
         now += left
-        assert tracker.seconds_left(running) == 0
+        assert tracker.seconds_left(running) == pytest.approx(-left / 3)
         assert tracker.exhausted(tracker.usage(running))
 
 

@@ -4,11 +4,13 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from untimed import Untimed
 
 import binsweep.search.execution.controller
 import binsweep.search.execution.trial
@@ -202,7 +204,8 @@ def test_a_later_process_takes_everything_up(tmp_path: Path) -> None:
     assert {trial.state for trial in second.trials.values()} == {"completed", "stopped", "failed"}
 
 
-class Pausing(NamedTuple):
+@dataclass
+class Pausing(Untimed):
     """A strategy that pauses its one trial at epoch 2 and takes it up again."""
 
     told: list[tuple[Any, ...]]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from untimed import Untimed
+
 from binsweep.search.spec.space import Choice
 from binsweep.search.strategy.base import Decision, Outcome, Strategy, Suggestion, Verdict
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
@@ -15,7 +17,7 @@ from binsweep.search.strategy.simulator import SyntheticTask, simulate
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Fixed:
+class Fixed(Untimed):
     """Suggests the given trials in turn and judges every epoch by a given table."""
 
     def __init__(self, suggestions: list[Suggestion], verdicts: Mapping[tuple[int, int], Decision]) -> None:

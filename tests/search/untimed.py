@@ -1,0 +1,15 @@
+"""What a scripted strategy says about time: nothing."""
+
+
+class Untimed:
+    """Of a strategy that measures nothing, so that no budget changes what it does."""
+
+    def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None: ...
+
+    def note_time_left(self, seconds: float) -> None: ...
+
+    def epoch_seconds(self, number: int | None = None) -> float | None:
+        return None
+
+    def end_at(self, number: int, last_epoch: int) -> None:
+        raise AssertionError("what was not measured is not shortened")
