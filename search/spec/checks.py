@@ -185,7 +185,9 @@ def _check_budget(context: SpecContext) -> Iterator[Problem]:
     endless = all(getattr(budget, name) is None for name in ENDING_LIMITS)
     if endless and context.file.search.sampler != "grid":
         rule = "sets no limit that is surely reached: the sweep would never end"
-        yield Problem("budget", rule, ABSENT, f"add minutes: 60, or one of {', '.join(ENDING_LIMITS)}")
+        yield Problem(
+            "budget", rule, ABSENT, "add minutes: 60; trials, epochs, gpu_hours or money will do, too"
+        )
     if budget.money is not None and not (resources.cpu_hour_price or resources.gpu_hour_price):
         rule = "nothing has a price, so it would never be spent"
         hint = "add resources.cpu_hour_price or resources.gpu_hour_price"
