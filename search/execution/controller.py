@@ -307,7 +307,7 @@ class Controller:
             elif left <= 0:
                 over = ""  # it ends within the slack
         if over or not fitting:
-            limit = self._budget.time_limit(self._running_resources())
+            limit = over or self._budget.time_limit(self._running_resources())
             self.ended_by = over or f"{limit}: a further epoch would not end in time"
             self._end(trial, "stopped", f"the sweep was over ({self.ended_by})")
         elif fitting < trial.settings.epochs - trial.epochs_done:

@@ -58,6 +58,7 @@ class LiveTable:
         self._spec, self._controller = spec, controller
         self._console = Console(stderr=True)
         self._warned: Counter[str] = Counter()  # the number of trials, by rule
+        self._room = ""  # how much more fits into the time left; computed where the controller calls, not while drawing
         self._live: Live | None = None
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._screen, refresh_per_second=2)
@@ -66,6 +67,7 @@ class LiveTable:
         if self._live is not None:
             self._live.start()
         self._controller.listeners.append(self)
+        self._update_room()
         return self
 
     def __exit__(
@@ -85,6 +87,22 @@ class LiveTable:
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         """Epochs appear only in the table: a line for each would hide the rest."""
+        first = not self._room
+        self._update_room()
+        if first and self._room:
+            self._line(f"measured: {self._room}")
+
+    def _update_room(self) -> None:
+        """How many trainings of a typical configuration fit into the time left; empty before anything was measured."""
+        left, epoch = self._controller.seconds_left(), self._controller.epoch_seconds()
+        if left is None or epoch is None:
+            return
+        each = epoch * self._spec.max_epochs
+        workers = max(1, sum(trial.state == "running" for trial in self._trials()))
+        fit = max(0.0, left) * workers / each
+        many = f"{fit:.0f}" if fit >= 9.5 else f"{fit:.1f}"
+        time_left = format_duration(max(0.0, left))
+        self._room = f"about {many} trainings of {format_duration(each)} fit into the {time_left} left"
 
     def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None:
         for finding in found:
@@ -121,7 +139,7 @@ class LiveTable:
         elapsed = self._controller.spent.seconds
         left = self._left()
         ahead = "time left unknown" if left is None else f"about {format_duration(left)} left"
-        parts.append(f"{format_duration(elapsed)} so far, {ahead}")
+        parts.append(f"{format_duration(elapsed)} so far, {self._room or ahead}")
         parts.append(f"cost {format_duration(self._controller.spent.cpu_seconds)} of CPU")
         if self._warned:
             warned = Counter(dict(self._warned)).most_common(3)

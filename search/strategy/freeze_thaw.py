@@ -103,7 +103,8 @@ class FreezeThaw:
             return pool.epochs / self._max_epochs
         seconds = self._times.of_trials(pool, list(range(len(pool.trials))))
         spent = float(seconds @ np.array([trial.epochs for trial in pool.trials]))
-        return spent / (self._max_epochs * self._times.typical())
+        spent += self._times.start * len(pool.trials)
+        return spent / (self._times.start + self._max_epochs * self._times.typical())
 
     def _plan_by_curves(self, pool: TrialPool) -> Plan | None:
         """The paused trial or new configuration with the largest expected improvement within a random horizon."""
@@ -277,7 +278,7 @@ class FreezeThaw:
         """The logarithm of a whole training's seconds, up to a constant."""
         if not self._times.weighed:
             return np.zeros(len(points))
-        return np.asarray(np.log(self._times.of_points(points) * self._lengths(points)))
+        return np.asarray(np.log(self._times.start + self._times.of_points(points) * self._lengths(points)))
 
     def _progress(self, epochs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Logarithmic progress: 0 at one epoch of the longest training, 1 at the training's own end."""

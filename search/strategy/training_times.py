@@ -58,9 +58,7 @@ class TrainingTimes:
 
     def learn(self, pool: TrialPool) -> None:
         """Take in what the trials of a pool have shown until now."""
-        for trial in pool.trials[len(self._points) :]:
-            self._points.append(self.encoder.point(trial.params))
-            self._guesses.append(math.log(self._first_guess(trial.params)))
+        self._take_new(pool)
         known = [(n, trial.seconds) for n, trial in enumerate(pool.trials) if trial.seconds is not None]
         starts = [trial.start for trial in pool.trials if trial.start is not None]
         self.start = float(np.median(starts[-MAX_STARTS:])) if starts else 0.0
@@ -72,6 +70,11 @@ class TrainingTimes:
         rest = np.log([seconds for _, seconds in self._measured]) - np.array(self._guesses)[numbers]
         factor = cholesky_factor(_kernel(self._x, self._x), NOISE_VARIANCE)
         self._weights = cho_solve((factor, True), rest, check_finite=False)
+
+    def _take_new(self, pool: TrialPool) -> None:
+        for trial in pool.trials[len(self._points) :]:
+            self._points.append(self.encoder.point(trial.params))
+            self._guesses.append(math.log(self._first_guess(trial.params)))
 
     @property
     def is_known(self) -> bool:
@@ -88,6 +91,7 @@ class TrainingTimes:
 
     def of_trials(self, pool: TrialPool, numbers: list[int]) -> np.ndarray:
         """The seconds of an epoch of these trials, measured or else predicted, shape [n]."""
+        self._take_new(pool)
         seconds = np.array([pool.trials[n].seconds or math.nan for n in numbers])
         if (missing := np.flatnonzero(np.isnan(seconds))).size:
             which = [numbers[i] for i in missing]
