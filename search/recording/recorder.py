@@ -95,10 +95,10 @@ class Recorder:
         spec = self._spec
         tags = {**self._tags, "slots": str(self._slots), "seed": str(spec.search.seed)}
         tags["binsweep.kind"] = "sweep"
+        tags["trials"] = str(spec.budget.trials)  # --resume may change it; a parameter is final
         params = {
             "sampler": spec.search.sampler,
             "stopping": spec.search.stopping,
-            "trials": spec.budget.trials,
             "metric": spec.metric,
             "goal": spec.goal,
             "source": spec.data.source,
