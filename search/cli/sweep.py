@@ -177,9 +177,10 @@ def _print_next_commands(home: Path, sweep_id: str, model: str, promoted: bool, 
         commands[f"binsweep promote {sweep_id}"] = "test the best model, make it champion if it is better"
     if has_champion or not promoted:
         commands |= {serve: "serve the champion", predict: "count the items in a photo"}
+    width = max(31, *map(len, commands))
     print("\nnext:")
     for command, purpose in commands.items():
-        print(f"  {command:<31}  {purpose}")
+        print(f"  {command:<{width}}  {purpose}")
     if home != Path(".binsweep").absolute():
         print(f"  (with BINSWEEP_HOME={home})")
 
