@@ -110,13 +110,18 @@ def class_imbalance(
 
     Either the largest class has more than `threshold_imbalance` times the training photos of the smallest, and training
     is not `balanced`; or a class with less than half the training photos of the largest is mispredicted in more than
-    `threshold_misprediction` of its validation photos.
+    `threshold_misprediction` of its validation photos. A class without training photos, of which the sweep warns before
+    it starts, is left out: no weight helps it.
     """
-    largest, smallest = max(counts), min(counts)
-    if not balanced and largest > threshold_imbalance * max(smallest, 1):
+    largest, smallest = max(counts), min((count for count in counts if count), default=0)
+    if not balanced and largest > threshold_imbalance * smallest:
         return f"the largest class has {largest} photos in training, the smallest {smallest}: set balance: weights"
     for index, row in enumerate(matrix):
-        if counts[index] < largest / 2 and row.sum() and 1 - row[index] / row.sum() > threshold_misprediction:
+        if (
+            0 < counts[index] < largest / 2
+            and row.sum()
+            and 1 - row[index] / row.sum() > threshold_misprediction
+        ):
             wrong = 1 - row[index] / row.sum()
             rare = f"the bins with {classes[index]}, rare in training,"
             return f"{wrong:.0%} of {rare} are mispredicted: set balance: weights"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -115,7 +116,8 @@ def sweep(
     if as_json:
         print(json.dumps(answer))
     else:
-        _print_next_commands(home, result.id, then_promote)
+        has_champion = answer.get("proof") is not None
+        _print_next_commands(home, result.id, loaded.model_name, then_promote, has_champion)
 
 
 def _check_exclusive(resume: bool, start_new: bool, warm_start: bool, cluster_without_ray: bool) -> None:
@@ -162,13 +164,23 @@ def _answer(result: SweepResult) -> dict[str, Any]:
     return {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
 
 
-def _print_next_commands(home: Path, sweep_id: str, promoted: bool) -> None:
-    print("\nnext:")
-    print("  binsweep ui                      browse the sweep in MLflow")
+def _print_next_commands(home: Path, sweep_id: str, model: str, promoted: bool, has_champion: bool) -> None:
+    """The commands after a sweep. Once it was promoted, those for the champion are left out if there is none."""
+    from binsweep.search.spec.schema import DEFAULT_MODEL
+
+    quoted = shlex.quote(model)
+    serve, predict = "binsweep serve", "binsweep predict PHOTO.jpg"
+    if model != DEFAULT_MODEL:
+        serve, predict = f"{serve} {quoted}", f"{predict} --model {quoted}"
+    commands = {"binsweep ui": "browse the sweep in MLflow"}
     if not promoted:
-        print(f"  binsweep promote {sweep_id:<15} test the best model, make it champion if it is better")
-    print("  binsweep serve                   serve the champion")
-    print("  binsweep predict PHOTO.jpg       count the items in a photo")
+        commands[f"binsweep promote {sweep_id}"] = "test the best model, make it champion if it is better"
+    if has_champion or not promoted:
+        commands |= {serve: "serve the champion", predict: "count the items in a photo"}
+    width = max(31, *map(len, commands))
+    print("\nnext:")
+    for command, purpose in commands.items():
+        print(f"  {command:<{width}}  {purpose}")
     if home != Path(".binsweep").absolute():
         print(f"  (with BINSWEEP_HOME={home})")
 

@@ -20,6 +20,7 @@ METRICS: dict[str, Goal] = {
     "val_rmse": "minimize",
     "val_mae": "minimize",
 }
+DEFAULT_MODEL = "bin-counter"  # also the default of the commands `serve`, `predict` and `rollback`
 MAX_FINALISTS = 5  # a sweep keeps the weights of so many trials
 ENDING_LIMITS = ("trials", "minutes", "epochs", "gpu_hours", "money")  # of a budget
 
@@ -200,7 +201,7 @@ class GatePart(_Part):
 class RegisterPart(_Part):
     """The registered model that `promote` writes to."""
 
-    model: Annotated[str, AfterValidator(_registrable)] = "bin-counter"
+    model: Annotated[str, AfterValidator(_registrable)] = DEFAULT_MODEL
     # Configurations that are trained again. At most as many as the sweep keeps the weights of
     # (search.recording.recorder); 0: the best trial is taken as it is; auto: as half of the sweep's time allows.
     finalists: Annotated[int | Literal["auto"], PlainValidator(_auto_or_finalists)] = 3

@@ -112,7 +112,8 @@ def _open_disk(path: Path) -> RDBStorage:
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(
-            f"{path}: cannot be opened as a study ({reason})", "move it away, or restore it"
+            f"{path}: cannot be opened as a study ({reason})",
+            "put a copy of it back; `binsweep sweep SPEC --new` starts another sweep",
         ) from error
 
 

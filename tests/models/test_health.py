@@ -89,6 +89,9 @@ def test_the_other_side_of_rules_with_two() -> None:
     rare = np.array([[8, 0, 0], [0, 9, 0], [8, 1, 1]])
     assert "rare" in class_imbalance((90, 50, 30), rare, (1, 2, 3), False)
     assert class_imbalance((900, 500, 50), GOOD, (1, 2, 3), True) == ""
+    assert class_imbalance((90, 50, 0), rare, (1, 2, 3), False) == "", (
+        "no weight helps a class without photos"
+    )
 
 
 def findings(

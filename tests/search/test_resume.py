@@ -59,7 +59,9 @@ def test_a_killed_sweep_goes_on_by_the_same_command(
     assert curves(server, name) == curves(server, f"whole-{runner}")
 
 
-def test_a_finished_sweep_is_extended_but_not_changed(bins: Path, server: str, tmp_path: Path) -> None:
+def test_a_finished_sweep_is_extended_but_not_changed(
+    bins: Path, server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     home, name = tmp_path / "home", "extended"
     spec = spec_file(tmp_path, bins, name, trials=2)
     where = {"BINSWEEP_HOME": str(home), "MLFLOW_TRACKING_URI": server}
@@ -70,6 +72,7 @@ def test_a_finished_sweep_is_extended_but_not_changed(bins: Path, server: str, t
     assert go().returncode == 0
     longer = go("--resume", "--set", "budget.trials=4")
     assert longer.returncode == 0, longer.stderr
+    assert runs_of(server, name)[0].data.tags["trials"] == "4" and "MLflow refuses" not in caplog.text
     assert_whole(server, home, name, trials=4)
     changed = go("--resume", "--set", "space.lr.high=0.02")
     assert changed.returncode == 2 and "space.lr" in changed.stderr and "Traceback" not in changed.stderr

@@ -438,8 +438,9 @@ def test_another_goal_or_space_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "study.db").write_text("not a database" * 100)
-    with pytest.raises(UserError, match=r"study\.db"):
+    with pytest.raises(UserError, match=r"study\.db") as caught:
         opened(tmp_path)
+    assert "--new" in caught.value.hint  # a sweep without its study would mix two histories
 
 
 def picks(strategy: OptunaStrategy, trials: int) -> list[dict[str, Any]]:
