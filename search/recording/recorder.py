@@ -95,18 +95,12 @@ class Recorder:
         spec = self._spec
         tags = {**self._tags, "slots": str(self._slots), "seed": str(spec.search.seed)}
         tags["binsweep.kind"] = "sweep"
-<<<<<<< HEAD
+        # --resume may change the budget; MLflow's parameters are final.
         limits = {"trials": spec.budget.trials, "minutes": spec.budget.minutes}
+        tags |= {name: str(limit) for name, limit in limits.items() if limit is not None}
         params = {
             "sampler": spec.search.sampler,
             "stopping": spec.search.stopping,
-            **{name: limit for name, limit in limits.items() if limit is not None},
-=======
-        tags["trials"] = str(spec.budget.trials)  # --resume may change it; a parameter is final
-        params = {
-            "sampler": spec.search.sampler,
-            "stopping": spec.search.stopping,
->>>>>>> faults-run
             "metric": spec.metric,
             "goal": spec.goal,
             "source": spec.data.source,
