@@ -31,6 +31,7 @@ SPACE = SearchSpace(
     }
 )
 VALUES = st.one_of(st.floats(-1, 1), st.sampled_from([math.nan, math.inf, -math.inf]))
+TIMES = st.sampled_from([None, 0.0, 2.0])
 STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -42,6 +43,8 @@ class Sweeps(RuleBasedStateMachine):
         self.home = Path(tempfile.mkdtemp())
         self.params: list[dict[str, Any]] = []
         self.told: list[dict[int, float]] = []
+        self.ends: list[int] = []  # the last epoch of each trial
+        self.limited = False  # whether a time that is left was named
         self.running: set[int] = set()
         self.paused: set[int] = set()
         self.stopped: dict[int, int] = {}  # the epoch at which the trial was told to stop
@@ -65,11 +68,17 @@ class Sweeps(RuleBasedStateMachine):
     def suggest(self, count: int) -> None:
         for _ in range(count):
             suggestion = self.strategy.suggest()
-            assert suggestion is not None
+            if suggestion is None:
+                assert self.limited
+                return
             assert suggestion.number not in self.running
             self.running.add(suggestion.number)
             if suggestion.number in self.paused:
                 assert suggestion.epochs_done == max(self.told[suggestion.number]) > 0
+                if suggestion.last_epoch is not None:
+                    assert self.limited
+                    assert suggestion.epochs_done < suggestion.last_epoch < self.ends[suggestion.number]
+                    self.ends[suggestion.number] = suggestion.last_epoch
                 assert suggestion.params == self.params[suggestion.number]
                 self.paused.remove(suggestion.number)
                 continue
@@ -78,6 +87,8 @@ class Sweeps(RuleBasedStateMachine):
             assert ("y" in suggestion.params) == (suggestion.params["arm"] in ("b", "c"))
             self.params.append(suggestion.params)
             self.told.append({})
+            self.ends.append(suggestion.last_epoch or suggestion.params["epochs"])
+            assert 0 < self.ends[-1] <= suggestion.params["epochs"]
 
     @rule(number=st.integers(0, 40), epoch=st.integers(-1, EPOCHS + 1), value=VALUES)
     def report_anything(self, number: int, epoch: int, value: float) -> None:
@@ -101,7 +112,7 @@ class Sweeps(RuleBasedStateMachine):
             assert verdict.decision is Decision.STOP
             return
         told = self.told[number]
-        if not max(told, default=0) < epoch <= self.params[number]["epochs"]:
+        if not max(told, default=0) < epoch <= self.ends[number]:
             assert verdict.decision is Decision.CONTINUE
             return
         if not math.isfinite(value):
@@ -112,14 +123,29 @@ class Sweeps(RuleBasedStateMachine):
         told[epoch] = value
         if verdict.decision is Decision.PAUSE:
             assert self.kind["stopping"] == "auto"
-            assert epoch < self.params[number]["epochs"]
+            assert epoch < self.ends[number]
             self.running.remove(number)
             self.paused.add(number)
         if verdict.decision is Decision.STOP:
             self.stopped[number] = epoch
-            assert epoch < self.params[number]["epochs"]
+            assert epoch < self.ends[number]
             assert self.kind["stopping"] not in ("none", "auto")
             assert self.kind["stopping"] != "asha" or epoch in RUNGS
+
+    @rule(number=st.integers(0, 40), seconds=st.sampled_from([0.5, 1.0, 30.0, 0.0, math.nan]), start=TIMES)
+    def time_an_epoch(self, number: int, seconds: float, start: float | None) -> None:
+        self.strategy.note_seconds(number, seconds, start)
+
+    @rule(seconds=st.sampled_from([-5.0, 0.0, 4.0, 100.0, 1e6]))
+    def name_the_time_left(self, seconds: float) -> None:
+        self.strategy.note_time_left(seconds)
+        self.limited = True
+
+    @rule(number=st.integers(0, 40))
+    def shorten(self, number: int) -> None:
+        if number in self.running and (done := max(self.told[number], default=0)) + 1 < self.ends[number]:
+            self.strategy.end_at(number, done + 1)
+            self.ends[number] = done + 1
 
     @rule(number=st.integers(0, 40), state=st.sampled_from(["completed", "stopped", "failed"]))
     def finish(self, number: int, state: Any) -> None:
@@ -139,11 +165,17 @@ class Sweeps(RuleBasedStateMachine):
 
     @rule()
     def die_and_come_back(self) -> None:
-        remembered = self.strategy.trials()
-        self.strategy = self.opened()
+        remembered, typical = self.strategy.trials(), self.strategy.epoch_seconds()
+        seconds = [self.strategy.epoch_seconds(number) for number in range(len(remembered))]
+        self.strategy, self.limited = self.opened(), False
+        assert self.strategy.epoch_seconds() == pytest.approx(typical)
+        assert [self.strategy.epoch_seconds(number) for number in range(len(remembered))] == pytest.approx(
+            seconds
+        )
         for old, new in zip(remembered, self.strategy.trials(), strict=True):
             assert new.values == old.values
             assert new.state == old.state
+            assert new.last_epoch == old.last_epoch
         for number in self.running:  # what was not written down is judged again at the next epoch
             self.stopped.pop(number, None)
             self.broken.discard(number)
