@@ -1,6 +1,7 @@
 """Finalists: trained again with fresh seeds, taken up where they were cut short, and what answers in the end."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ from binsweep.models.batches import JoinedBatches
 from binsweep.models.checkpoint import Checkpoint, load_checkpoint
 from binsweep.models.settings import Settings
 from binsweep.models.trial_data import TrialData
-from binsweep.search.execution.trial import TrialTask, run_trial
+from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.trial import ONE_CORE, TrialTask, run_trial
 from binsweep.search.history.run_keys import trial_key, trial_number
 from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.schema import BudgetPart
 from binsweep.search.workflows.final_model import build_final_model, choose_inference
 from binsweep.search.workflows.finalists import (
     Finalist,
     FinalistPlan,
     Training,
     plan_finalists,
+    promotion_seconds,
     train_finalists,
 )
 from binsweep.tracking.runlog.run_log import RunLog
@@ -210,20 +214,20 @@ def test_the_smaller_mistake_is_taken_where_accuracy_is_the_same(trial_data: Tri
 
 
 @pytest.mark.parametrize(
-    ("sweep_seconds", "register", "expected"),
+    ("seconds", "register", "expected"),
     [
-        (1000.0, {}, FinalistPlan(2, 2)),  # no more than there are leaders
-        (60.0, {}, FinalistPlan(1, 2)),
-        (30.0, {}, FinalistPlan(1, 1)),
-        (10.0, {}, FinalistPlan(0, 0)),
-        (50.0, {"refit": True}, FinalistPlan(1, 1)),
-        (90.0, {"refit": True, "ensemble": True}, FinalistPlan(1, 2)),
+        (500.0, {}, FinalistPlan(2, 2)),  # no more than there are leaders
+        (30.0, {}, FinalistPlan(1, 2)),
+        (15.0, {}, FinalistPlan(1, 1)),
+        (5.0, {}, FinalistPlan(0, 0)),
+        (25.0, {"refit": True}, FinalistPlan(1, 1)),
+        (45.0, {"refit": True, "ensemble": True}, FinalistPlan(1, 2)),
     ],
 )
-def test_a_plan_that_fits_half_of_the_sweeps_time(
+def test_a_plan_that_fits_the_time(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    sweep_seconds: float,
+    seconds: float,
     register: dict[str, Any],
     expected: FinalistPlan,
 ) -> None:
@@ -232,9 +236,30 @@ def test_a_plan_that_fits_half_of_the_sweeps_time(
     checkpoint.save(tmp_path / "best.pt")
     leaders = [{"number": number, "value": 0.5, "checkpoint": "best.pt"} for number in (0, 1)]
     spec = spec_of(**{**register, "finalists": "auto"})
-    assert plan_finalists(tmp_path, spec, leaders, sweep_seconds) == expected
+    assert plan_finalists(tmp_path, spec, leaders, seconds) == expected
     assert "one training takes about 10 s" in capsys.readouterr().err
-    assert plan_finalists(tmp_path, spec_of(), leaders, sweep_seconds) == FinalistPlan(2, 2)
+    assert plan_finalists(tmp_path, spec_of(), leaders, seconds) == FinalistPlan(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("register", "seconds"),
+    [
+        ({"finalists": 3, "seeds": 2}, 60 + 6 * 10),
+        ({"finalists": 0}, 60),
+        ({"finalists": "auto", "seeds": 2}, 60 + 2 * 10),  # a third of a minute: one finalist, two seeds
+    ],
+)
+def test_a_sweep_keeps_the_time_that_its_promotion_will_take(
+    tmp_path: Path, register: dict[str, Any], seconds: float
+) -> None:
+    """The leader has five epochs of 2 s."""
+    spec = replace(spec_of(**register), budget=BudgetPart(minutes=1.0))
+    controller = Controller(spec, None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
+    assert promotion_seconds(spec, controller) == 60, "no leader yet"
+    trial = controller._add(0, {"lr": 0.01}, "")
+    trial.settings, trial.value, trial.state = Settings(epochs=5), 0.5, "completed"
+    controller.epoch_seconds = lambda number=None: 2.0  # type: ignore[method-assign]
+    assert promotion_seconds(spec, controller) == pytest.approx(seconds)
 
 
 def test_a_mean_of_trainings_is_taken_only_beyond_chance(trial_data: TrialData) -> None:
