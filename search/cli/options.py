@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import click
 
@@ -76,6 +77,11 @@ def home_folder() -> Path:
     if "?" in str(home):  # in a database URL, the query starts there
         raise UserError(
             f"BINSWEEP_HOME: {home} has a question mark, which a database URL cannot contain", HOME_HINT
+        )
+    if unquote(str(home)) != str(home):  # SQLAlchemy would decode it, and open a database in another folder
+        raise UserError(
+            f"BINSWEEP_HOME: {home} has a percent sign with two hexadecimal digits, which a database URL decodes",
+            HOME_HINT,
         )
     return home
 

@@ -76,7 +76,13 @@ def test_an_answer_without_a_reader_or_room_is_one_line_at_most(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("home", "command"),
-    [("file", "status"), ("what?", "status"), ("~nobody-of-this-name/x", "status"), ("/proc/none", "sweep")],
+    [
+        ("file", "status"),
+        ("what?", "status"),
+        ("a%20b", "sweep"),
+        ("~nobody-of-this-name/x", "status"),
+        ("/proc/none", "sweep"),
+    ],
 )
 def test_a_home_that_cannot_be_used_is_told_before_any_work(
     home: str, command: str, tmp_path: Path, bins: Path
