@@ -67,17 +67,11 @@ def _ours(task: Task, seed: int, sampler: Any, stopping: Any) -> Strategy:
     return open_strategy(None, "s", options)
 
 
-class WithoutTimes:
+class WithoutTimes(NoCosts):
     """A strategy that is never told how long an epoch took."""
 
     def __init__(self, strategy: Strategy) -> None:
         self.suggest, self.observe, self.finish = strategy.suggest, strategy.observe, strategy.finish
-
-    def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None:
-        """Forgotten."""
-
-    def note_time_left(self, seconds: float) -> None:
-        """Without the times of epochs, nothing is known of what can end in it."""
 
 
 STRATEGIES: dict[str, Callable[[Task, int], Strategy]] = {

@@ -24,7 +24,7 @@ LEAST, ETA = 2, 3
 
 
 class NoCosts:
-    """What has no use for the costs of trials."""
+    """What has no use for the costs and times of trials."""
 
     def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None:
         """Not used."""

@@ -116,7 +116,7 @@ class Controller:
         one_more = self._trial_resources(self._spec.settings)
         if (left := self.seconds_left(one_more)) is not None:
             self._strategy.note_time_left(left)
-        if over := self._over():
+        if over := self._over(self.seconds_left()):
             self.ended_by = over
         elif reason := self._fault():
             self.suspend(reason)
@@ -149,10 +149,10 @@ class Controller:
         """How long an epoch of a trial takes, or one of a typical configuration; None if none was measured yet."""
         return self._strategy.epoch_seconds(number)
 
-    def _over(self) -> str:
-        """The limit of the budget that is reached, so that no trial may start; empty if there is none."""
+    def _over(self, left: float | None) -> str:
+        """The limit of the budget that is reached with so many seconds `left`, so that no trial may start; empty if
+        there is none."""
         over = self._budget.exhausted(self.spent)
-        left = self.seconds_left()
         if not over and left is not None and left <= 0:
             limit = self._budget.time_limit(self._running_resources())
             return f"{limit}, less about {format_duration(self._reserved())} for the promotion, are over"
@@ -299,10 +299,11 @@ class Controller:
     def _keep_to_budget(self, trial: TrialRecord) -> None:
         """Stop a running trial if the budget is spent; let it end earlier if the rest of it would take too long."""
         left, seconds = self.seconds_left(), self._strategy.epoch_seconds(trial.number)
-        over, fitting = self._over(), trial.settings.epochs - trial.epochs_done
+        over, planned = self._over(left), trial.settings.epochs - trial.epochs_done
+        fitting = planned
         if left is not None and seconds is not None:
             slack = SLACK * (self.spent.seconds + max(0.0, left))
-            if seconds * fitting > left + slack:
+            if seconds * planned > left + slack:
                 fitting = max(0, math.floor(left / seconds))
             elif left <= 0:
                 over = ""  # it ends within the slack
@@ -310,7 +311,7 @@ class Controller:
             limit = over or self._budget.time_limit(self._running_resources())
             self.ended_by = over or f"{limit}: a further epoch would not end in time"
             self._end(trial, "stopped", f"the sweep was over ({self.ended_by})")
-        elif fitting < trial.settings.epochs - trial.epochs_done:
+        elif fitting < planned:
             self._shorten(trial, trial.epochs_done + fitting)
 
     def _shorten(self, trial: TrialRecord, last_epoch: int) -> None:

@@ -94,8 +94,8 @@ class LiveTable:
 
     def _update_room(self) -> None:
         """How many trainings of a typical configuration fit into the time left; empty before anything was measured."""
-        left, epoch = self._controller.seconds_left(), self._controller.epoch_seconds()
-        if left is None or epoch is None:
+        left = self._controller.seconds_left()
+        if left is None or (epoch := self._controller.epoch_seconds()) is None:
             return
         each = epoch * self._spec.max_epochs
         workers = max(1, sum(trial.state == "running" for trial in self._trials()))

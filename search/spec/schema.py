@@ -203,7 +203,8 @@ class RegisterPart(_Part):
 
     model: Annotated[str, AfterValidator(_registrable)] = DEFAULT_MODEL
     # Configurations that are trained again. At most as many as the sweep keeps the weights of
-    # (search.recording.recorder); 0: the best trial is taken as it is; auto: as half of the sweep's time allows.
+    # (search.recording.recorder); 0: the best trial is taken as it is; auto: as its time allows
+    # (search.workflows.promote).
     finalists: Annotated[int | Literal["auto"], PlainValidator(_auto_or_finalists)] = 3
     seeds: Annotated[int, Field(ge=1, le=20)] = 2  # fresh seeds for each finalist
     ensemble: bool = False  # try averaging up to three trainings

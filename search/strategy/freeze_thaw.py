@@ -51,7 +51,6 @@ class FreezeThaw:
         self._seed, self._max_epochs = seed % 2**32, max_epochs
         self._curves = CurveModel(self._encoder.feature_groups())
         self._final_values = FinalValueModel(self._encoder)
-        self._points: list[np.ndarray] = []  # by trial
         self._threads = ThreadpoolController()  # kept, because finding the libraries takes 3 ms
 
     @property
@@ -94,8 +93,7 @@ class FreezeThaw:
 
     def _can_end(self, points: Points) -> np.ndarray:
         """Which new configurations can be trained in the time left, shape [n]."""
-        lengths = self._lengths(points)
-        return self._times.last_epochs(np.zeros(len(points)), lengths, self._times.of_points(points)) > 0
+        return self._times.last_epochs_of_new(points, self._lengths(points)) > 0
 
     def _trainings(self, pool: TrialPool) -> float:
         """How many of the longest trainings of a typical configuration the epochs so far would be, by their seconds."""
@@ -295,9 +293,7 @@ class FreezeThaw:
         return self._encoder.features(self._points_of(pool, trial))
 
     def _points_of(self, pool: TrialPool, trial: np.ndarray) -> Points:
-        new = pool.trials[len(self._points) :]
-        self._points += [self._encoder.point(trial.params) for trial in new]
-        return np.array([self._points[n] for n in trial]).reshape(len(trial), len(self._encoder.names))
+        return self._times.points_of(pool, trial)
 
 
 def _sample_of(running: list[int], rng: np.random.Generator) -> list[int]:

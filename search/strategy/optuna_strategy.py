@@ -184,9 +184,8 @@ class OptunaStrategy:
 
     def _reachable(self, params: Mapping[str, Any], min_share: float = MIN_SHARE) -> int:
         """The epoch that a new trial can get to in the time left, 0 if that is too little of its training."""
-        length = np.array([self._lengths.of(params)])
-        seconds = self._times.of_points(self._times.encoder.point(params)[None])
-        return int(self._times.last_epochs(np.zeros(1), length, seconds, min_share)[0])
+        point, length = self._times.encoder.point(params), self._lengths.of(params)
+        return int(self._times.last_epochs_of_new(point[None], np.array([length]), min_share)[0])
 
     def _begin(self, params: dict[str, Any], attributes: dict[str, Any]) -> Suggestion:
         """Begin a trial, shortened to the time left: by its searched length where there is one."""

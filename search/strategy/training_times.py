@@ -7,7 +7,7 @@ are linear in few features).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class TrainingTimes:
         self.seconds_left: float | None = None
         self.start = 0.0  # seconds from handing a trial to a worker to its first epoch
         self._measured: list[tuple[int, float]] = []
+        self._is_conditioned = False  # on what was measured; only predictions need it
         self._x, self._weights = np.empty((0, 0)), np.empty(0)
 
     def learn(self, pool: TrialPool) -> None:
@@ -62,14 +63,22 @@ class TrainingTimes:
         known = [(n, trial.seconds) for n, trial in enumerate(pool.trials) if trial.seconds is not None]
         starts = [trial.start for trial in pool.trials if trial.start is not None]
         self.start = float(np.median(starts[-MAX_STARTS:])) if starts else 0.0
-        if known[-MAX_MEASURED:] == self._measured:
-            return
-        self._measured = known[-MAX_MEASURED:]
+        if known[-MAX_MEASURED:] != self._measured:
+            self._measured, self._is_conditioned = known[-MAX_MEASURED:], False
+
+    def _condition(self) -> None:
+        self._is_conditioned = True
         numbers = [number for number, _ in self._measured]
         self._x = self.encoder.features(np.array([self._points[n] for n in numbers]))
         rest = np.log([seconds for _, seconds in self._measured]) - np.array(self._guesses)[numbers]
         factor = cholesky_factor(_kernel(self._x, self._x), NOISE_VARIANCE)
         self._weights = cho_solve((factor, True), rest, check_finite=False)
+
+    def points_of(self, pool: TrialPool, numbers: Sequence[int] | np.ndarray) -> Points:
+        """The points of these trials, each of which is encoded once."""
+        self._take_new(pool)
+        points = np.array([self._points[n] for n in numbers])
+        return points.reshape(len(numbers), len(self.encoder.names))
 
     def _take_new(self, pool: TrialPool) -> None:
         for trial in pool.trials[len(self._points) :]:
@@ -95,9 +104,13 @@ class TrainingTimes:
         seconds = np.array([pool.trials[n].seconds or math.nan for n in numbers])
         if (missing := np.flatnonzero(np.isnan(seconds))).size:
             which = [numbers[i] for i in missing]
-            x = self.encoder.features(np.array([self._points[n] for n in which]))
+            x = self.encoder.features(self.points_of(pool, which))
             seconds[missing] = np.exp(self._log_costs(x, np.array(self._guesses)[which]))
         return seconds
+
+    @property
+    def _is_limited(self) -> bool:
+        return self.seconds_left is not None and self.is_known
 
     @property
     def weighed(self) -> bool:
@@ -118,12 +131,26 @@ class TrainingTimes:
 
     def last_epoch(self, pool: TrialPool, number: int) -> int:
         """The epoch that a trial can get to in the time left, 0 if that is too little of its training."""
-        trial, seconds = pool.trials[number], self.of_trials(pool, [number])
-        return int(self.last_epochs(np.array([trial.epochs]), np.array([trial.rungs[-1]]), seconds)[0])
+        trial = pool.trials[number]
+        if not self._is_limited:
+            return trial.rungs[-1]
+        done, last = np.array([trial.epochs]), np.array([trial.rungs[-1]])
+        return int(self.last_epochs(done, last, self.of_trials(pool, [number]))[0])
+
+    def last_epochs_of_new(
+        self, points: Points, lengths: np.ndarray, min_share: float = MIN_SHARE
+    ) -> np.ndarray:
+        """The epoch that new configurations with trainings of these lengths can get to in the time left, 0 where it is
+        less than `min_share` of them; shape [n]."""
+        if not self._is_limited:  # predictions for hundreds of candidates would slow each plan down
+            return lengths
+        return self.last_epochs(np.zeros(len(points)), lengths, self.of_points(points), min_share)
 
     def _log_costs(self, x: np.ndarray, guesses: np.ndarray) -> np.ndarray:
         if not self._measured:
             return guesses
+        if not self._is_conditioned:
+            self._condition()
         return np.asarray(guesses + _kernel(x, self._x) @ self._weights)
 
     def _log_guesses(self, points: Points) -> np.ndarray:

@@ -6,10 +6,11 @@ import contextlib
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -130,7 +131,11 @@ def new_folder(home: Path, name: str) -> Path:
 
 
 def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) -> OptunaStrategy:
-    search = spec.search
+    search, fixed = spec.search, spec.settings
+
+    def epoch_cost(params: Mapping[str, Any]) -> float:
+        return epoch_work(params.get("backbone", fixed.backbone), params.get("trainable", fixed.trainable))
+
     options = StrategyOptions(
         spec.space,
         spec.goal,
@@ -138,7 +143,7 @@ def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) 
         search.sampler,
         search.stopping,
         search.seed,
-        epoch_cost=lambda params: epoch_work(spec.trial_settings(params, 0)),
+        epoch_cost=epoch_cost,
         # With a number of trials or epochs, those are what is spent, and the same seed repeats the search.
         weigh_seconds=spec.budget.trials is None and spec.budget.epochs is None,
     )
