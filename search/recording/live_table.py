@@ -93,7 +93,10 @@ class LiveTable:
             self._line(f"measured: {self._room}")
 
     def _update_room(self) -> None:
-        """How many trainings of a typical configuration fit into the time left; empty before anything was measured."""
+        """How many trainings of a typical configuration fit into the time left; empty before anything was measured, and
+        where a number of trials or epochs may end the sweep earlier."""
+        if self._spec.budget.counts_work:
+            return
         left = self._controller.seconds_left()
         if left is None or (epoch := self._controller.epoch_seconds()) is None:
             return

@@ -127,6 +127,11 @@ class BudgetPart(_Part):
     target: float | None = None  # a metric value that is good enough
     trial_minutes: Annotated[float, Field(gt=0)] | None = None  # at most, for one trial
 
+    @property
+    def counts_work(self) -> bool:
+        """Whether trials or epochs are limited, so that the same seed spends the budget on the same work each time."""
+        return self.trials is not None or self.epochs is not None
+
 
 def _whole_if_above_one(gpus: float) -> float:
     if gpus > 1 and gpus != int(gpus):

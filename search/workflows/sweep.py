@@ -144,8 +144,7 @@ def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) 
         search.stopping,
         search.seed,
         epoch_cost=epoch_cost,
-        # With a number of trials or epochs, those are what is spent, and the same seed repeats the search.
-        weigh_seconds=spec.budget.trials is None and spec.budget.epochs is None,
+        weigh_seconds=not spec.budget.counts_work,
     )
     strategy = open_strategy(folder / "study.db", folder.name, options)
     known = warm_start or WarmStart("", [], [])

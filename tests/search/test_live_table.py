@@ -90,3 +90,25 @@ def test_a_warning_that_comes_while_the_table_is_drawn_does_not_break_it(control
 
     live_table._warned = Growing({"overfit": 2})
     assert "overfit in 2" in live_table._summary()
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"), [({"minutes": 5.0}, True), ({"minutes": 5.0, "trials": 40}, False)]
+)
+def test_how_many_trainings_fit_is_said_where_time_alone_ends_the_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], budget: dict[str, Any], says: bool
+) -> None:
+    spec = parse_spec({**RAW, "budget": budget})
+    controller = Controller(spec, None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
+    controller.epoch_seconds = lambda number=None: 3.0  # type: ignore[method-assign]
+    trial = controller._add(0, {"lr": 0.01}, "")
+    live_table = LiveTable(spec, controller)
+    live_table.epoch_done(trial, 1, {})
+    live_table.epoch_done(trial, 2, {})
+    told = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "measured: about 10 trainings of 30 s" in line
+    ]
+    assert len(told) == says
+    assert ("trainings" in live_table._summary()) == says
