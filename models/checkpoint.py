@@ -11,6 +11,7 @@ from torch import Tensor
 
 from binsweep.data.atomic_write import atomic_path
 from binsweep.models.build import build_model
+from binsweep.models.levels import Level
 from binsweep.models.network import CountingModel
 from binsweep.models.settings import Settings
 
@@ -27,6 +28,9 @@ class Checkpoint:
     state: dict[str, Tensor]  # of the trained part only; the settings name the frozen part
     log_probabilities: Tensor  # float32 [N validation, K]
     head_classes: tuple[int, ...] = ()  # of the head, where it was trained on more than `classes`
+    earlier: tuple[
+        Level, ...
+    ] = ()  # the sections that were trained before, whose weights this one began with
 
     def save(self, path: Path) -> None:
         """Write the file atomically; `load_checkpoint` reads it."""
@@ -37,7 +41,8 @@ class Checkpoint:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint without unpickling code."""
     raw: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return Checkpoint(**{**raw, "settings": Settings(**raw["settings"])})
+    earlier = tuple(Level.from_dict(level) for level in raw.get("earlier", ()))
+    return Checkpoint(**{**raw, "settings": Settings(**raw["settings"]), "earlier": earlier})
 
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> CountingModel:

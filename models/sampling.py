@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,15 +18,29 @@ from binsweep.models.settings import Settings
 
 def epoch_rows(labels: Tensor, settings: Settings, generator: torch.Generator) -> list[Tensor]:
     """The rows of every batch of one epoch. A last batch of one row joins the batch before it, for batch norm."""
+    rows = shared_rows(labels, settings.train_share)
     if settings.balance == "sampler":
-        weights = class_weights(labels, int(labels.max()) + 1)[labels]
-        order = torch.multinomial(weights, len(labels), replacement=True, generator=generator)
+        weights = class_weights(labels, int(labels.max()) + 1)[labels[rows]]
+        order = rows[torch.multinomial(weights, len(rows), replacement=True, generator=generator)]
     else:
-        order = torch.randperm(len(labels), generator=generator)
+        order = rows[torch.randperm(len(rows), generator=generator)]
     batches = list(order.split(settings.batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def shared_rows(labels: Tensor, share: float) -> Tensor:
+    """The rows of a share of each class, rounded up, int64 and ascending; a smaller share is part of a larger one."""
+    if share == 1.0:
+        return torch.arange(len(labels))
+    # Of the photos in an order that is the same for every trial, the first ones of each class.
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    kept = []
+    for label in labels.unique():
+        rows = order[labels[order] == label]
+        kept.append(rows[: math.ceil(share * len(rows))])
+    return torch.cat(kept).sort().values
 
 
 def training_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
@@ -35,6 +36,9 @@ class Settings:
     augment: Augment = "flip"
     views: int = 8  # of each photo in a feature bank, for flip_shift and full
     balance: Balance = "none"  # weights: in the loss; sampler: draw every class equally often
+    train_share: float = (
+        1.0  # of the training photos, an equal share of each class; a smaller one is part of a larger
+    )
     precision: PrecisionChoice = "auto"
     seed: int = 0
 
@@ -52,6 +56,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "momentum": (0.0, 1.0),
     "label_smoothing": (0.0, 1.0),
     "ema": (0.0, 1.0),
+    "train_share": (0.01, math.nextafter(1.0, 2.0)),  # 1 included
     "seed": (0, 2**63),
 }
 TYPES: dict[str, type] = {field.name: type(field.default) for field in fields(Settings)}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from binsweep.models.checkpoint import Checkpoint
 from binsweep.models.distributed import SINGLE_PROCESS, ProcessGroup, current_group
 from binsweep.models.health_monitor import HealthMonitor
 from binsweep.models.health_rules import HealthFinding, HealthRule
+from binsweep.models.levels import Level, total_epochs
 from binsweep.models.metrics import Counts, count_metrics, per_class
 from binsweep.models.optimization import (
     build_average,
@@ -30,7 +31,7 @@ from binsweep.models.predictor import Decoding, decode_indices
 from binsweep.models.profiler import Profile
 from binsweep.models.sampling import epoch_rows, training_batches
 from binsweep.models.settings import Settings
-from binsweep.models.training_state import TrainingState, capture, restore
+from binsweep.models.training_state import TrainingState, capture, judged_weights, restore
 from binsweep.models.trial_data import (
     INFERENCE_BATCH,
     NO_AUGMENT,
@@ -51,10 +52,12 @@ class TrainOptions:
     as well, so that its `val_*` metrics are no evidence. `decoding` makes counts of the validation split's
     probabilities. `trace` is the file for a torch.profiler trace of a few steps.
     `rules` overrides the action or thresholds of individual health rules. Without `use_feature_bank`, the frozen part
-    runs again for every batch, to the same losses.
+    runs again for every batch, to the same losses. The sections `earlier` are trained before: the training begins with
+    their weights, and counts their epochs.
     """
 
     use_feature_bank: bool = True
+    earlier: tuple[Level, ...] = ()
     start_from: TrainingState | None = None
     micro_batches: int = 1
     refit: bool = False
@@ -97,17 +100,53 @@ def train(
     from random weights differ by percents, because training magnifies rounding.
 
     Metrics: `train_*` (running, in training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr`
-    of the epoch's last step; `images_per_second` of training; `seconds` of the whole epoch.
+    of the epoch's last step; `images_per_second` of training; `seconds` of the whole epoch; `level` from 1, if there
+    are several.
     """
-    trainer = _Trainer(settings, data, options)
-    for epoch in range(len(trainer.history) + 1, settings.epochs + 1):
+    levels = (*options.earlier, Level(settings, data.image_size))
+    state, begin = options.start_from, Beginning()
+    for number, level in enumerate(levels, 1):
+        end = begin.epoch + level.settings.epochs
+        if state is not None and state.epoch >= end and number < len(levels):
+            begin = Beginning(end)
+            continue
+        if state is not None:
+            begin = begin.at(state)
+        trainer = _Trainer(levels[:number], data.at_size(level.image_size), options, begin)
+        if not _train_level(trainer, end, report):
+            return
+        begin, state = trainer.ending(), None
+        del trainer  # before the next network is built
+
+
+def _train_level(trainer: _Trainer, last_epoch: int, report: Report) -> bool:
+    """Train and report the epochs up to the last one; returns whether to continue."""
+    for epoch in range(len(trainer.history) + 1, last_epoch + 1):
         trained = trainer.train_epoch(epoch)
         log_probabilities = trainer.validate()
         metrics, findings = trainer.score(epoch, trained, log_probabilities)
         snapshot = trainer.snapshot(epoch, metrics, log_probabilities, findings)
         proceed = trainer.group.rank > 0 or report(epoch, metrics, snapshot)
         if not trainer.group.from_first(proceed):
-            return
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a section begins: after `epoch`, with the metrics of the epochs until then, and the weights of the section
+    before it, if there is one. With a `state` of its own it goes on from there."""
+
+    epoch: int = 0
+    history: Sequence[dict[str, float]] = ()
+    weights: Mapping[str, Tensor] | None = None
+    state: TrainingState | None = None
+
+    def at(self, state: TrainingState) -> Beginning:
+        """The same section, after what is stored: its own epochs, or the end of the section before it."""
+        if state.epoch > self.epoch:
+            return Beginning(self.epoch, state.history, state=state)
+        return Beginning(self.epoch, state.history, judged_weights(state))
 
 
 @dataclass(frozen=True)
@@ -123,16 +162,23 @@ class _TrainedEpoch:
 
 
 class _Trainer:
-    """Network, data and optimiser of one training, and the steps that an epoch consists of."""
+    """Network, data and optimiser of the last of `levels`, and the steps that an epoch consists of."""
 
-    def __init__(self, settings: Settings, data: TrialData, options: TrainOptions) -> None:
+    def __init__(
+        self, levels: Sequence[Level], data: TrialData, options: TrainOptions, begin: Beginning
+    ) -> None:
+        settings = levels[-1].settings
         self.settings, self.data, self.options = settings, data, options
+        self.earlier, self.begin = tuple(levels[:-1]), begin
         self.group = current_group()
         self.precision = choose_precision(settings.precision)
         self.profile = Profile(self.precision.device, torch.get_num_threads(), options.trace)
         self.generator = torch.Generator().manual_seed(settings.seed)
         torch.manual_seed(settings.seed)  # dropout draws from the global generator
         self._open_data_and_network()
+        if begin.weights is not None:
+            # Stages that were frozen until now are not among them.
+            self.net.load_state_dict({**self.net.state_dict(), **begin.weights})
         self.optimizer = build_optimizer(self.net, settings)
         self.average = build_average(self.net, settings)
         self.judged_net = self.net if self.average is None else self.average.module
@@ -146,16 +192,18 @@ class _Trainer:
         self.monitor = HealthMonitor(
             self.net, settings, own_labels, data.classes, options.rules, len(data.head_classes)
         )
-        self.history: list[dict[str, float]] = []
-        if (state := options.start_from) is not None:
+        self.history = list(begin.history)
+        if (state := begin.state) is not None:
             restore(state, self.net, self.optimizer, self.schedule, self.generator, self.average)
             end_schedule_at(self.schedule, steps)  # the trial may have been shortened since
-            self.history = list(state.history)
             self.monitor.restore(state.health)
 
     def _open_data_and_network(self) -> None:
         settings, data, options = self.settings, self.data, self.options
-        model = build_trial_model(settings, data, self.precision)
+        # A part that was frozen until now must be the one that the section before was trained on: the one of seed 0,
+        # where it has no pre-trained weights. The head's weights are replaced.
+        drawn = replace(settings, seed=0) if self.earlier else settings
+        model = build_trial_model(drawn, data, self.precision)
         batches = BatchFactory(
             model, settings, data.banks, self.precision, options.use_feature_bank, options.micro_batches
         )
@@ -278,8 +326,18 @@ class _Trainer:
             "seconds": time.perf_counter() - trained.started,
             **figures,
         }
+        if self.options.earlier:
+            metrics["level"] = float(len(self.earlier) + 1)
         self.history.append(metrics)
-        return metrics, (*self.monitor.epoch_done(epoch, self.history, predicted, labels.numpy()), *advice)
+        # What happened at another level says nothing about this one.
+        before = self.begin.epoch
+        found = self.monitor.epoch_done(epoch, self.history[before:], predicted, labels.numpy())
+        return metrics, (*found, *advice)
+
+    def ending(self) -> Beginning:
+        """Where the next section begins."""
+        weights = {key: value.detach().cpu().clone() for key, value in self.judged_net.state_dict().items()}
+        return Beginning(len(self.history), self.history, weights)
 
     def snapshot(
         self,
@@ -304,6 +362,7 @@ class _Trainer:
                 weights,
                 log_probabilities,
                 () if data.head_classes == data.classes else data.head_classes,
+                self.earlier,
             )
 
         def state() -> TrainingState:

@@ -45,6 +45,14 @@ def load_training_state(path: Path) -> TrainingState | None:
         return None
 
 
+def judged_weights(state: TrainingState) -> dict[str, Tensor]:
+    """The weights that validation judges: the averaged ones, where there are any."""
+    if not state.average:
+        return state.net
+    prefix = "module."  # of AveragedModel, beside its number of averaged steps
+    return {key.removeprefix(prefix): value for key, value in state.average.items() if key.startswith(prefix)}
+
+
 def capture(
     epoch: int,
     history: list[dict[str, float]],

@@ -39,6 +39,7 @@ class TrialData:
 
     Models answer with the `classes`, ascending; the labels of `train` and `validation` are their indices. The head
     tells apart `head_classes` in training, which the labels of `train_also` are indices of; () stands for `classes`.
+    `other_sizes` holds the same photos at the image sizes of other fidelity levels.
     """
 
     classes: tuple[int, ...]
@@ -48,6 +49,11 @@ class TrialData:
     banks: Path  # the folder of the feature banks
     train_also: PixelBank | None = None  # photos of other counts
     head_classes: tuple[int, ...] = ()
+    other_sizes: tuple[TrialData, ...] = ()
+
+    def at_size(self, image_size: int) -> TrialData:
+        """The same photos at one of the sizes that they were decoded at."""
+        return next(data for data in (self, *self.other_sizes) if data.image_size == image_size)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head_classes", self.head_classes or self.classes)

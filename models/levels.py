@@ -1,0 +1,48 @@
+"""Fidelity levels: a training in sections, from cheap to dear, each of which begins with the weights of the one before.
+
+A cheap section (small photos, a share of them, a head on stored features) tells something about a configuration for
+little time, and nothing of it is lost. Epochs are counted through all sections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from binsweep.models.settings import Settings
+
+
+@dataclass(frozen=True)
+class Level:
+    """One section: its settings, whose `epochs` are its own, and the side of its photos in pixels."""
+
+    settings: Settings
+    image_size: int
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Level:
+        """A level as `dataclasses.asdict` writes it."""
+        return cls(Settings(**stored["settings"]), stored["image_size"])
+
+    def __str__(self) -> str:
+        settings = self.settings
+        share = f", {settings.train_share:.0%} of the photos" if settings.train_share < 1 else ""
+        epochs = f"{settings.epochs} epoch{'s' if settings.epochs != 1 else ''}"
+        return f"{settings.trainable} at {self.image_size} px{share}, {epochs}"
+
+
+def total_epochs(levels: Sequence[Level]) -> int:
+    """The epochs of a training in these sections."""
+    return sum(level.settings.epochs for level in levels)
+
+
+def ending_at(levels: Sequence[Level], last_epoch: int) -> tuple[Level, ...]:
+    """The sections of a training that ends at this epoch: later ones are left out, and the last one is shorter."""
+    kept, before = [], 0
+    for level in levels:
+        epochs = min(level.settings.epochs, last_epoch - before)
+        if epochs > 0:
+            kept.append(replace(level, settings=replace(level.settings, epochs=epochs)))
+        before += level.settings.epochs
+    return tuple(kept)
