@@ -65,7 +65,7 @@ def fill(path: Path, count: int) -> None:
     partial_file = path.with_suffix(".tmp")
     partial_file.unlink(missing_ok=True)
     task, rng = SyntheticTask(0), np.random.default_rng(0)
-    encoder, ends = Encoder(task.space), training_rungs(task.max_epochs)
+    encoder, ends = Encoder(task.space), training_rungs([task.max_epochs])
     study = optuna.create_study(storage=f"sqlite:///{partial_file}", study_name="s", direction=task.goal)
     for point in encoder.random(rng, count):
         params = encoder.params(point)

@@ -17,7 +17,7 @@ from binsweep.models.checkpoint import Checkpoint
 from binsweep.models.distributed import SINGLE_PROCESS, ProcessGroup, current_group
 from binsweep.models.health_monitor import HealthMonitor
 from binsweep.models.health_rules import HealthFinding, HealthRule
-from binsweep.models.levels import Level, total_epochs
+from binsweep.models.levels import Level
 from binsweep.models.metrics import Counts, count_metrics, per_class
 from binsweep.models.optimization import (
     build_average,
@@ -31,7 +31,7 @@ from binsweep.models.predictor import Decoding, decode_indices
 from binsweep.models.profiler import Profile
 from binsweep.models.sampling import epoch_rows, training_batches
 from binsweep.models.settings import Settings
-from binsweep.models.training_state import TrainingState, capture, judged_weights, restore
+from binsweep.models.training_state import Beginning, TrainingState, capture, restore
 from binsweep.models.trial_data import (
     INFERENCE_BATCH,
     NO_AUGMENT,
@@ -130,23 +130,6 @@ def _train_level(trainer: _Trainer, last_epoch: int, report: Report) -> bool:
         if not trainer.group.from_first(proceed):
             return False
     return True
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """Where a section begins: after `epoch`, with the metrics of the epochs until then, and the weights of the section
-    before it, if there is one. With a `state` of its own it goes on from there."""
-
-    epoch: int = 0
-    history: Sequence[dict[str, float]] = ()
-    weights: Mapping[str, Tensor] | None = None
-    state: TrainingState | None = None
-
-    def at(self, state: TrainingState) -> Beginning:
-        """The same section, after what is stored: its own epochs, or the end of the section before it."""
-        if state.epoch > self.epoch:
-            return Beginning(self.epoch, state.history, state=state)
-        return Beginning(self.epoch, state.history, judged_weights(state))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,23 @@ def judged_weights(state: TrainingState) -> dict[str, Tensor]:
         return state.net
     prefix = "module."  # of AveragedModel, beside its number of averaged steps
     return {key.removeprefix(prefix): value for key, value in state.average.items() if key.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a section begins: after `epoch`, with the metrics of the epochs until then, and the weights of the section
+    before it, if there is one. With a `state` of its own it goes on from there."""
+
+    epoch: int = 0
+    history: Sequence[dict[str, float]] = ()
+    weights: Mapping[str, Tensor] | None = None
+    state: TrainingState | None = None
+
+    def at(self, state: TrainingState) -> Beginning:
+        """The same section, after what is stored: its own epochs, or the end of the section before it."""
+        if state.epoch > self.epoch:
+            return Beginning(self.epoch, state.history, state=state)
+        return Beginning(self.epoch, state.history, judged_weights(state))
 
 
 def capture(

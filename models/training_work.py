@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from binsweep.models.levels import Level
+
 # Billions of multiply-adds for a photo of 224 x 224 pixels: torchvision's model table, and the EfficientNet-Lite page
 # (github.com/tensorflow/tpu, models/official/efficientnet/lite), scaled from their sizes by area.
 _GIGA_OPERATIONS = {
@@ -23,9 +25,11 @@ _DEPTHWISE_FACTOR = 3.0
 _TRAINED_SHARE = {"head": 1 / 800, "last_stage": 0.2, "later_stages": 0.45, "all": 1.0}
 
 
-def epoch_work(backbone: str, trainable: str) -> float:
-    """What an epoch costs, against other settings on the same photos; without unit."""
-    if trainable == "head":  # its features are stored, whatever the backbone
-        return _TRAINED_SHARE["head"]
-    factor = _DEPTHWISE_FACTOR if backbone.startswith(_DEPTHWISE) else 1.0
-    return factor * _GIGA_OPERATIONS[backbone] * _TRAINED_SHARE[trainable]
+def level_work(level: Level) -> float:
+    """What an epoch of a section costs, against other sections on the same photos; without unit."""
+    settings = level.settings
+    pixels = (level.image_size / 224) ** 2 * settings.train_share
+    if settings.trainable == "head":  # its features are stored, whatever the backbone and the size
+        return _TRAINED_SHARE["head"] * settings.train_share
+    factor = _DEPTHWISE_FACTOR if settings.backbone.startswith(_DEPTHWISE) else 1.0
+    return factor * _GIGA_OPERATIONS[settings.backbone] * _TRAINED_SHARE[settings.trainable] * pixels

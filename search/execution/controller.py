@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from binsweep.models.health_rules import HealthFinding
+from binsweep.models.levels import ending_at
 from binsweep.models.precision import threads_of
 from binsweep.models.settings import Settings
 from binsweep.search.execution.budget import BudgetTracker, ResourceUsage
@@ -129,7 +130,7 @@ class Controller:
             return self._start(suggestion)
         elif not self._budget.may_begin(len(self.trials)):
             self.ended_by = f"budget.trials: all {self._spec.budget.trials} were started"
-        elif left is not None and self._strategy.epoch_seconds() is not None:
+        elif left is not None and self._strategy.training_seconds() is not None:
             self.ended_by = f"{self._budget.time_limit([one_more])}: nothing more can be trained to its end"
         else:
             self.ended_by = "space: every configuration was tried"
@@ -145,9 +146,10 @@ class Controller:
     def _reserved(self) -> float:
         return 0.0 if self.reserve is None else self.reserve(self)
 
-    def epoch_seconds(self, number: int | None = None) -> float | None:
-        """How long an epoch of a trial takes, or one of a typical configuration; None if none was measured yet."""
-        return self._strategy.epoch_seconds(number)
+    def training_seconds(self, number: int | None = None) -> float | None:
+        """How long a trial's whole training takes, or the longest one of a typical configuration; None if nothing was
+        measured yet."""
+        return self._strategy.training_seconds(number)
 
     def _over(self, left: float | None) -> str:
         """The limit of the budget that is reached with so many seconds `left`, so that no trial may start; empty if
@@ -188,9 +190,9 @@ class Controller:
         folder = self._folder / trial_key(number)
         resources = self._trial_resources(settings)
         threads = threads_of(settings.trainable, int(resources.each["CPU"]))
-        trial = TrialRecord(number, params, settings, folder, suggested, resources, threads)
-        trial.planned_epochs = settings.epochs
-        trial.end_at(last_epoch or settings.epochs)
+        levels = self._spec.levels(settings)
+        trial = TrialRecord(number, params, levels, folder, suggested, resources, threads)
+        trial.last_epoch = last_epoch or trial.planned_epochs
         self.trials[number] = trial
         return trial
 
@@ -200,7 +202,7 @@ class Controller:
             self._add(number, suggestion.params, suggestion.reason)
             reason = ""
         if suggestion.last_epoch is not None:
-            self.trials[number].end_at(suggestion.last_epoch)
+            self.trials[number].last_epoch = suggestion.last_epoch
         if self._has_resources(number):
             return self._dispatch(number, reason)
         trial = self.trials[number]
@@ -227,9 +229,10 @@ class Controller:
         trial.state, trial.resumed = "running", reason
         trial.since, trial.reported = time.monotonic(), False
         self._tell(lambda listener: listener.trial_started(trial))
+        *earlier, last = ending_at(trial.levels, trial.last_epoch)
         return TrialTask(
             number,
-            trial.settings,
+            last.settings,
             trial.folder,
             self._spec.metric,
             self._spec.goal,
@@ -240,6 +243,8 @@ class Controller:
             bool(self._spec.limits or self._spec.objective.cost_objective),
             trial.resources,
             self._spec.health,
+            tuple(earlier),
+            last.image_size,
         )
 
     @uninterrupted()
@@ -280,7 +285,7 @@ class Controller:
             self._tell(lambda listener: listener.trial_suspended(trial, verdict.reason))
         elif verdict.decision is Decision.STOP:
             self._end(trial, "stopped" if math.isfinite(value) else "failed", verdict.reason)
-        elif epoch < trial.settings.epochs:
+        elif epoch < trial.last_epoch:
             self._keep_to_budget(trial)
         return trial.state == "running"
 
@@ -298,13 +303,16 @@ class Controller:
 
     def _keep_to_budget(self, trial: TrialRecord) -> None:
         """Stop a running trial if the budget is spent; let it end earlier if the rest of it would take too long."""
-        left, seconds = self.seconds_left(), self._strategy.epoch_seconds(trial.number)
-        over, planned = self._over(left), trial.settings.epochs - trial.epochs_done
+        left, remaining = (
+            self.seconds_left(),
+            self._strategy.training_seconds(trial.number, trial.epochs_done),
+        )
+        over, planned = self._over(left), trial.last_epoch - trial.epochs_done
         fitting = planned
-        if left is not None and seconds is not None:
+        if left is not None and remaining is not None:
             slack = SLACK * (self.spent.seconds + max(0.0, left))
-            if seconds * planned > left + slack:
-                fitting = max(0, math.floor(left / seconds))
+            if remaining > left + slack:
+                fitting = self._strategy.reachable(trial.number, left) - trial.epochs_done
             elif left <= 0:
                 over = ""  # it ends within the slack
         if over or not fitting:
@@ -316,9 +324,9 @@ class Controller:
 
     def _shorten(self, trial: TrialRecord, last_epoch: int) -> None:
         """Let a running trial end earlier: it is resumed at once, by a schedule that ends there."""
-        reason = f"shortened from {trial.settings.epochs} to {last_epoch} epochs, to end within the budget"
+        reason = f"shortened from {trial.last_epoch} to {last_epoch} epochs, to end within the budget"
         self._strategy.end_at(trial.number, last_epoch)
-        trial.end_at(last_epoch)
+        trial.last_epoch = last_epoch
         trial.state = "waiting"
         self._waiting.appendleft((trial.number, reason))
         self._tell(lambda listener: listener.trial_suspended(trial, reason))

@@ -16,6 +16,7 @@ import torch
 from binsweep.models.distributed import current_group
 from binsweep.models.health_rules import HealthRule
 from binsweep.models.inference_cost import photo_costs
+from binsweep.models.levels import Level
 from binsweep.models.precision import release_gpu_memory
 from binsweep.models.predictor import BEST_DECODING
 from binsweep.models.settings import Settings
@@ -72,6 +73,8 @@ class TrialTask:
     rules: Mapping[str, HealthRule] = field(
         default_factory=dict
     )  # the health rules that differ from the defaults
+    earlier: tuple[Level, ...] = ()  # the sections before the one of `settings`
+    image_size: int | None = None  # of the section of `settings`; None: the data's own
 
 
 def run_trial(task: TrialTask, data: TrialData, send: Send) -> None:
@@ -147,6 +150,7 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     objective = Objective(task.goal, task.metric)
     best: float | None = None
     state = group.from_first(load_training_state(task.folder / LAST) if group.rank == 0 else None)
+    data = data.at_size(task.image_size or data.image_size)
     measured = task.costs and group.rank == 0
     costs = photo_costs(task.settings, data.classes, data.image_size) if measured else {}
     for epoch, metrics in enumerate(state.history if state else [], 1):
@@ -174,7 +178,12 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     trace = task.folder / TRACE if task.trace and not state and group.rank == 0 else None
     decoding = BEST_DECODING.get(task.metric.removeprefix("val_"), "argmax")
     options = TrainOptions(
-        start_from=state, micro_batches=parts, decoding=decoding, trace=trace, rules=task.rules
+        start_from=state,
+        micro_batches=parts,
+        decoding=decoding,
+        trace=trace,
+        rules=task.rules,
+        earlier=task.earlier,
     )
     train(task.settings, data, report, options)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from binsweep.data.atomic_write import write_json
+from binsweep.models.levels import Level, total_epochs
 from binsweep.models.settings import Settings
 from binsweep.models.training_state import load_training_state
 from binsweep.search.execution.resources import TrialResources
@@ -27,7 +28,7 @@ class TrialRecord:
 
     number: int
     params: dict[str, object]
-    settings: Settings
+    levels: tuple[Level, ...]  # the sections of its training, as its configuration says
     folder: Path
     suggested: str
     resources: TrialResources = ONE_CORE
@@ -43,13 +44,19 @@ class TrialRecord:
     losses: int = 0  # workers lost since the last epoch
     feasible: bool = True  # whether it keeps every limit of the objective
     resumed: str = ""  # why it was last resumed
-    planned_epochs: int = 0  # as its configuration says; `settings.epochs` is less if it was shortened
+    last_epoch: int = 0  # where it ends; less than `planned_epochs` if it was shortened
     since: float = 0.0  # time.monotonic() of its last report, or of when it was handed to a worker
     reported: bool = False  # whether it has reported an epoch since it was handed to a worker
 
-    def end_at(self, last_epoch: int) -> None:
-        """Let it end at another epoch than its configuration says."""
-        self.settings = replace(self.settings, epochs=last_epoch)
+    @property
+    def settings(self) -> Settings:
+        """The settings of its configuration, at the last level."""
+        return self.levels[-1].settings
+
+    @property
+    def planned_epochs(self) -> int:
+        """The epochs of its configuration's whole training."""
+        return total_epochs(self.levels)
 
     def save(self) -> None:
         """Write what the study does not store about an ended trial, for a process that resumes the sweep."""

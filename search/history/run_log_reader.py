@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from binsweep.models.levels import total_epochs
 from binsweep.models.settings import TYPES
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.history.run_keys import SWEEP, trial_number
@@ -151,7 +152,8 @@ def _apply_start(
     text, tags = record["params"], record["tags"]
     if number not in trials:
         params = spec.space.active({name: TYPES[name](text[name]) for name in spec.space})
-        trials[number] = TrialHistory(number, params, int(text["epochs"]))
+        levels = spec.levels(spec.trial_settings(params, seed=0))
+        trials[number] = TrialHistory(number, params, total_epochs(levels))
     trial = trials[number]
     if (
         trial.state == "running" and trial.intervals
@@ -178,7 +180,7 @@ def _apply_epoch(
     trial: TrialHistory, epoch: int, metrics: dict[str, float], at: float, spec: SweepSpec
 ) -> None:
     trial.last, trial.times[epoch] = metrics, at
-    trial.curve[epoch] = spec.objective.value_of(metrics)
+    trial.curve[epoch], trial.epoch_seconds[epoch] = spec.objective.value_of(metrics), metrics["seconds"]
     if spec.objective.is_better(trial.curve[epoch], trial.value):
         trial.value, trial.epoch, trial.best = trial.curve[epoch], epoch, metrics
 

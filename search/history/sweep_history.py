@@ -40,6 +40,7 @@ class TrialHistory:
     best: dict[str, float] = field(default_factory=dict)  # metrics of its best epoch
     times: dict[int, float] = field(default_factory=dict)
     curve: dict[int, float] = field(default_factory=dict)  # the sweep's metric by epoch; NaN if diverged
+    epoch_seconds: dict[int, float] = field(default_factory=dict)  # of its worker, by epoch
     intervals: list[RunInterval] = field(default_factory=list)
     warnings: dict[str, str] = field(default_factory=dict)  # texts by health.RULE or profile.RULE
     value: float | None = None

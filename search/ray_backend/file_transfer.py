@@ -36,17 +36,24 @@ Upload = Callable[[], None]
 
 
 @dataclass(frozen=True)
+class PhotoFiles:
+    """The pixel banks of the photos at one image size."""
+
+    image_size: int
+    train: Path
+    validation: Path
+    train_also: Path | None
+
+
+@dataclass(frozen=True)
 class DriverFiles:
     """Where a worker finds a sweep's files; small to send. Without a `file_server`, all are on the driver's node."""
 
     node: str  # Ray's id of the driver's node
     classes: tuple[int, ...]
-    image_size: int
-    train: Path
-    validation: Path
-    banks: Path
-    train_also: Path | None
     head_classes: tuple[int, ...]
+    photos: tuple[PhotoFiles, ...]  # at each image size, the data's own first
+    banks: Path
     open: tuple[str, ...]  # names of the banks that the sweep uses
     file_server: Any = None
 
@@ -58,9 +65,16 @@ class DriverFiles:
             for name in self.open:
                 fetch = functools.partial(_fetch_bank, self.file_server, name)
                 open_bank(banks / name, "copy of a bank", _complete, fetch)
-        train, validation = (PixelBank(banks / path.name) for path in (self.train, self.validation))
-        also = PixelBank(banks / self.train_also.name) if self.train_also else None
-        return TrialData(self.classes, self.image_size, train, validation, banks, also, self.head_classes)
+
+        def at_size(photos: PhotoFiles) -> TrialData:
+            train, validation = (PixelBank(banks / path.name) for path in (photos.train, photos.validation))
+            also = PixelBank(banks / photos.train_also.name) if photos.train_also else None
+            return TrialData(
+                self.classes, photos.image_size, train, validation, banks, also, self.head_classes
+            )
+
+        data, *others = (at_size(photos) for photos in self.photos)
+        return replace(data, other_sizes=tuple(others))
 
     @contextlib.contextmanager
     def at_hand(self, task: TrialTask) -> Iterator[tuple[TrialTask, Upload]]:
@@ -176,18 +190,16 @@ def open_driver_files(data: TrialData, folder: Path, shared: bool) -> DriverFile
             .remote(folder, data.banks)
         )
     names = tuple(path.name for path in banks_in_use(data.banks))
-    return DriverFiles(
-        node,
-        data.classes,
-        data.image_size,
-        data.train.path,
-        data.validation.path,
-        data.banks,
-        data.train_also.path if data.train_also else None,
-        data.head_classes,
-        names,
-        file_server,
+    photos = tuple(
+        PhotoFiles(
+            one.image_size,
+            one.train.path,
+            one.validation.path,
+            one.train_also.path if one.train_also else None,
+        )
+        for one in (data, *data.other_sizes)
     )
+    return DriverFiles(node, data.classes, data.head_classes, photos, data.banks, names, file_server)
 
 
 def copy_banks(driver_files: DriverFiles, cpus: float) -> int:

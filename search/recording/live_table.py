@@ -44,7 +44,7 @@ def leaderboard_table(
             str(trial.number),
             format_metric(spec.metric, trial.value),
             format_metric("val_rmse", trial.metrics.get("val_rmse")),
-            f"{trial.epochs_done}/{trial.settings.epochs}",
+            f"{trial.epochs_done}/{trial.last_epoch}",
             Text(trial.state, STATE_STYLES[trial.state]),
             *(format_value(trial.params.get(name, "-")) for name in spec.space),
         )
@@ -98,9 +98,8 @@ class LiveTable:
         if self._spec.budget.counts_work:
             return
         left = self._controller.seconds_left()
-        if left is None or (epoch := self._controller.epoch_seconds()) is None:
+        if left is None or (each := self._controller.training_seconds()) is None:
             return
-        each = epoch * self._spec.max_epochs
         workers = max(1, sum(trial.state == "running" for trial in self._trials()))
         fit = max(0.0, left) * workers / each
         many = f"{fit:.0f}" if fit >= 9.5 else f"{fit:.1f}"
@@ -163,7 +162,7 @@ class LiveTable:
             now.add_row(
                 "running",
                 f"trial {trial.number}",
-                f"{trial.epochs_done}/{trial.settings.epochs}",
+                f"{trial.epochs_done}/{trial.last_epoch}",
                 value,
                 params,
             )

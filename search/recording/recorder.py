@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -174,11 +174,7 @@ class Recorder:
             "gpus": f"{trial.resources.gpus:g}",
             "suggested_because": trial.suggested,
             **({"resumed_because": trial.resumed} if trial.resumed else {}),
-            **(
-                {"last_epoch": str(trial.settings.epochs)}
-                if trial.settings.epochs < trial.planned_epochs
-                else {}
-            ),
+            **({"last_epoch": str(trial.last_epoch)} if trial.last_epoch < trial.planned_epochs else {}),
             "binsweep.kind": "trial",
             "state": trial.state,
         }
@@ -186,7 +182,9 @@ class Recorder:
         # Short enough for the UI's lists; the description and the parameters hold the rest.
         name = f"{trial.number:03d} {settings.backbone} lr {format_value(settings.lr)} batch {settings.batch_size}"
         # MLflow's parameters never change: a trial that is shortened keeps the length of its configuration there.
-        params: Mapping[str, Any] = asdict(trial.settings) | {"epochs": trial.planned_epochs}
+        params: dict[str, Any] = asdict(trial.settings)
+        if len(trial.levels) > 1:
+            params |= {f"level_{number}": str(level) for number, level in enumerate(trial.levels, 1)}
         self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _describe_params(trial))
         self._log_dataset(trial_key(trial.number))
 
@@ -219,7 +217,7 @@ class Recorder:
 
     def _note_end(self, trial: TrialRecord) -> None:
         key = trial_key(trial.number)
-        state = f"{trial.state} after {trial.epochs_done} of {trial.settings.epochs} epochs: {trial.reason}"
+        state = f"{trial.state} after {trial.epochs_done} of {trial.last_epoch} epochs: {trial.reason}"
         warnings = [
             f"- {finding.name} since epoch {finding.epoch}: {finding.text}"
             for finding in read_findings(trial.folder)

@@ -16,6 +16,7 @@ from binsweep.data.errors import UserError
 from binsweep.models.profiler import PHASES
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory, throughput
+from binsweep.search.report import fidelity
 from binsweep.search.report.advice import balance, importances, improvements, next_steps, verdict
 from binsweep.search.report.axis import Axis, axis_around, axis_of, axis_value
 from binsweep.search.report.svg_charts import BLUE, GREEN, GREY, ORANGE, RED, Chart, parallel, shade
@@ -68,6 +69,8 @@ def contents(history: SweepHistory) -> dict[str, Any]:
         "rows": [_row(trial, metric, names) for trial in leaders],
         "best_so_far": _best_so_far(history),
         "curves": _curves(history),
+        "levels": fidelity.summaries(history),
+        "level_chart": fidelity.chart(history),
         "parallel": _parallel(history),
         "weights": weights,
         "slices": [_slice(history, name) for name in weights or names],

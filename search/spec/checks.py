@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -84,6 +84,8 @@ class SpecContext:
 
     def values(self, name: str) -> list[Any]:
         """The values that a setting may take, of a range its two ends."""
+        if (listed := self.file.fidelity.lists().get(name)) is not None:
+            return listed
         if name in self.space:
             return values_of(self.space[name])
         return [self.file.model.get(name, default_of(name))]
@@ -148,6 +150,32 @@ def _check_train_also(context: SpecContext) -> Iterator[Problem]:
     elif also != "others" and (twice := sorted(set(also) & set(classes))):
         rule = f"names {', '.join(map(str, twice))}, which data.classes has as well"
         yield Problem("data.train_also", rule, also, "name other counts: the classes are trained on anyway")
+
+
+def _check_fidelity(context: SpecContext) -> Iterator[Problem]:
+    lists, data = context.file.fidelity.lists(), context.file.data
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        rule = (
+            f"the lists go together, but are {', '.join(f'{n} ({name})' for name, n in lengths.items())} long"
+        )
+        yield Problem(
+            "fidelity", rule, ABSENT, "give each a value for every level: repeat one that stays the same"
+        )
+    for name in sorted(lists.keys() & (context.file.model.keys() | context.space.keys())):
+        place = "space" if name in context.space else "model"
+        yield Problem(f"fidelity.{name}", f"also in {place}", ABSENT, f"leave {name} out of {place}")
+    orders: dict[str, Sequence[Any]] = {"trainable": CHOICES["trainable"]}
+    for name in lists.keys() & {"image_size", "train_share", "trainable"}:
+        ranks = [orders[name].index(value) if name in orders else value for value in lists[name]]
+        if ranks != sorted(ranks):
+            hint = f"in the order {', '.join(orders[name])}" if name in orders else "the smallest first"
+            yield Problem(f"fidelity.{name}", "must go from cheap to dear", lists[name], hint)
+    if data.image_size != (sizes := lists.get("image_size", [data.image_size]))[-1]:
+        rule = f"must end with data.image_size, which is {data.image_size}"
+        yield Problem("fidelity.image_size", rule, sizes, f"set data.image_size: {sizes[-1]}")
+    if (shares := lists.get("train_share", [1.0]))[-1] != 1:
+        yield Problem("fidelity.train_share", "must end with all photos", shares, "for example [0.3, 1.0]")
 
 
 def _check_initial_points(context: SpecContext) -> Iterator[Problem]:
@@ -217,7 +245,7 @@ def _check_overrides(context: SpecContext) -> Iterator[Problem]:
 
 
 def _check_batch_of_one(context: SpecContext) -> Iterator[Problem]:
-    size, smallest = context.file.data.image_size, min(context.values("batch_size"))
+    size, smallest = _smallest_size(context), min(context.values("batch_size"))
     inception = "inception_v3" in context.values("backbone")
     least = MIN_SIZE_FOR_BATCH_OF_ONE_INCEPTION if inception else MIN_SIZE_FOR_BATCH_OF_ONE
     if smallest < 2 and size < least and set(context.values("trainable")) != {"head"}:
@@ -226,8 +254,12 @@ def _check_batch_of_one(context: SpecContext) -> Iterator[Problem]:
         yield Problem("batch_size", rule, smallest, hint)
 
 
+def _smallest_size(context: SpecContext) -> int:
+    return min(context.file.fidelity.image_size or [context.file.data.image_size])
+
+
 def _check_inception_size(context: SpecContext) -> Iterator[Problem]:
-    size = context.file.data.image_size
+    size = _smallest_size(context)
     if "inception_v3" in context.values("backbone") and size < MIN_SIZE_INCEPTION:
         rule = f"inception_v3 needs at least {MIN_SIZE_INCEPTION}"
         yield Problem("data.image_size", rule, size, "raise it, or leave inception_v3 out")
@@ -238,6 +270,7 @@ CHECKS = (
     _check_health,
     _check_split,
     _check_train_also,
+    _check_fidelity,
     _check_initial_points,
     _check_epochs,
     _check_grid,

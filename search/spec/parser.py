@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from binsweep.data.errors import UserError
 from binsweep.data.split import Split
 from binsweep.models.health_rules import HealthRule
+from binsweep.models.levels import Level
 from binsweep.models.settings import TYPES, Settings
 from binsweep.search.spec.checks import SpecContext, cross_problems, setting_problems, split_health_rule
 from binsweep.search.spec.objective import Goal, Objective
@@ -20,6 +21,7 @@ from binsweep.search.spec.renamed_keys import RENAMED_KEYS
 from binsweep.search.spec.schema import (
     BudgetPart,
     DataPart,
+    FidelityPart,
     RegisterPart,
     ResourcesPart,
     SearchPart,
@@ -49,6 +51,7 @@ class SweepSpec:
     health: dict[str, HealthRule]
     register: RegisterPart
     gate: PromotionCriteria
+    fidelity: FidelityPart
     raw: dict[str, Any]
 
     @property
@@ -78,11 +81,27 @@ class SweepSpec:
 
     @property
     def max_epochs(self) -> int:
-        """The longest training of any trial."""
+        """The longest training of any trial; with fidelity levels, of those whose epochs `fidelity` does not list."""
         return int(max(values_of(self.space["epochs"]))) if "epochs" in self.space else self.settings.epochs
+
+    @property
+    def level_epochs(self) -> tuple[int | None, ...]:
+        """The epochs of each fidelity level; None where they are the configuration's own."""
+        return tuple(self.fidelity.epochs or [None] * self.fidelity.n_levels)
+
+    @property
+    def image_sizes(self) -> list[int]:
+        """The sizes that photos are decoded at, that of the last fidelity level first."""
+        return list(dict.fromkeys([self.data.image_size, *(self.fidelity.image_size or [])]))
+
+    def levels(self, settings: Settings) -> tuple[Level, ...]:
+        """The sections of a training with these settings; one without fidelity levels."""
+        return self.fidelity.levels(settings, self.data.image_size)
 
     def values(self, name: str) -> list[Any]:
         """Every value that a setting may take in this sweep; of a range, its two ends."""
+        if (listed := self.fidelity.lists().get(name)) is not None:
+            return list(dict.fromkeys(listed))
         fixed = [getattr(self.settings, name)]
         if name not in self.space:
             return fixed
@@ -179,13 +198,14 @@ def parse_spec(raw: Any, where: str = "spec", document: YamlDocument | None = No
     _raise([with_yaml_hint(problem, document.bare_words) for problem in problems], where)
     assert file is not None and context is not None
     typed = {name: TYPES[name](value) for name, value in file.model.items()}
+    last = {name: values[-1] for name, values in file.fidelity.lists().items() if name in TYPES}
     resolved = file.model_dump(by_alias=True)
     objective = file.objective.resolved()
     resolved["objective"]["goal"] = objective.goal
     return SweepSpec(
         name=file.name,
         data=file.data,
-        settings=Settings(**typed),
+        settings=Settings(**typed, **last),
         space=context.space,
         objective=objective,
         search=file.search,
@@ -194,6 +214,7 @@ def parse_spec(raw: Any, where: str = "spec", document: YamlDocument | None = No
         health={name: HealthRule(*split_health_rule(rule)) for name, rule in file.health.items()},
         register=file.register_,
         gate=PromotionCriteria(**file.register_.gate.model_dump()),
+        fidelity=file.fidelity,
         raw=resolved,
     )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from binsweep.data.split import SplitBy
-from binsweep.models.settings import Settings
+from binsweep.models.augment import Augment
+from binsweep.models.levels import Level
+from binsweep.models.settings import Settings, Trainable
 from binsweep.search.spec.objective import Goal, Objective
 from binsweep.tracking.promotion.paired_tests import Correction, Measure
 
@@ -84,6 +87,37 @@ class DataPart(_Part):
     split: SplitPart = SplitPart()
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
     exclude: str | None = None  # a CSV file; its column `id` names photos to exclude from training
+
+
+class FidelityPart(_Part):
+    """Fidelity levels, from cheap to dear: place by place, what a training's sections are made with. Each section
+    begins with the weights of the one before."""
+
+    image_size: Annotated[list[Annotated[int, Field(ge=32, le=1024)]], Field(min_length=2)] | None = None
+    train_share: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2)] | None = None
+    trainable: Annotated[list[Trainable], Field(min_length=2)] | None = None
+    augment: Annotated[list[Augment], Field(min_length=2)] | None = None
+    epochs: Annotated[list[Annotated[int, Field(ge=1, le=100_000)]], Field(min_length=2)] | None = None
+
+    def lists(self) -> dict[str, list[Any]]:
+        """The lists that are given."""
+        return {
+            name: values for name in type(self).model_fields if (values := getattr(self, name)) is not None
+        }
+
+    @property
+    def n_levels(self) -> int:
+        """The number of sections of a training."""
+        return len(next(iter(self.lists().values()), [None]))
+
+    def levels(self, settings: Settings, image_size: int) -> tuple[Level, ...]:
+        """The sections of a training with these settings, which are those of the last one."""
+        found = []
+        for place in range(self.n_levels):
+            changes = {name: values[place] for name, values in self.lists().items()}
+            size = changes.pop("image_size", image_size)
+            found.append(Level(replace(settings, **changes), size))
+        return tuple(found)
 
 
 class ObjectivePart(_Part):
@@ -226,6 +260,7 @@ class SweepFile(_Part):
     data: DataPart
     model: dict[str, Any] = {}
     space: dict[str, Any]
+    fidelity: FidelityPart = FidelityPart()
     objective: ObjectivePart = ObjectivePart()
     search: SearchPart = SearchPart()
     budget: BudgetPart = BudgetPart()

@@ -71,8 +71,12 @@ class Strategy(Protocol):
     def note_time_left(self, seconds: float) -> None:
         """From now on, only what can end in so many seconds is suggested, and no trial waits that should be ended."""
 
-    def epoch_seconds(self, number: int | None = None) -> float | None:
-        """How long an epoch of a trial takes, or one of a typical configuration; None if none was measured yet."""
+    def training_seconds(self, number: int | None = None, done: int = 0) -> float | None:
+        """How long a trial trains from epoch `done` to its end, or the longest training of a typical configuration;
+        None if nothing was measured yet."""
+
+    def reachable(self, number: int, seconds: float) -> int:
+        """The last epoch that a running trial gets to within so many seconds."""
 
     def end_at(self, number: int, last_epoch: int) -> None:
         """Let a trial end at an earlier epoch than its configuration says."""

@@ -10,8 +10,9 @@ from binsweep.search.spec.space import SearchSpace
 from binsweep.search.strategy.asha import asha
 from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.freeze_thaw import FreezeThaw
+from binsweep.search.strategy.lengths import TrainingLengths
 from binsweep.search.strategy.median import median
-from binsweep.search.strategy.optuna_strategy import OptunaStrategy, Policy, TrainingLengths
+from binsweep.search.strategy.optuna_strategy import OptunaStrategy, Policy
 from binsweep.search.strategy.planner import Halving, Planner
 from binsweep.search.strategy.samplers import make_sampler
 from binsweep.search.strategy.stopping_rule import StoppingRule, never
@@ -28,8 +29,9 @@ class StrategyOptions:
     """How a strategy searches.
 
     `max_epochs` is the longest training of any trial; a trial whose parameters contain `epochs_name` trains for that
-    many epochs instead. `stopping: auto` pauses trials, which needs a runner that can resume from a checkpoint;
-    `sampler: auto` then decides which trial is resumed, with any other sampler successive halving does.
+    many epochs instead. With several fidelity levels, that holds for those without `sections` of their own.
+    `stopping: auto` pauses trials, which needs a runner that can resume from a checkpoint; `sampler: auto` then decides
+    which trial is resumed, with any other sampler successive halving does.
     """
 
     space: SearchSpace
@@ -39,6 +41,7 @@ class StrategyOptions:
     stopping: StoppingName = "auto"
     seed: int = 0
     epochs_name: str = "epochs"
+    sections: tuple[int | None, ...] = (None,)  # the epochs of each fidelity level, as in TrainingLengths
     epoch_cost: FirstGuess = same_cost  # a first guess of an epoch's seconds, right up to a factor
     weigh_seconds: bool = True  # where times are measured; else epochs are what a search spends
 
@@ -55,16 +58,16 @@ def open_strategy(path: Path | None, study_name: str, options: StrategyOptions) 
     sampler = make_sampler("random" if options.sampler == "auto" else options.sampler, space, seed)
     storage = StudyStorage(path, study_name, goal)
     _check_space(storage, space, study_name)
-    times = TrainingTimes(Encoder(space), options.epoch_cost, options.weigh_seconds)
+    lengths = TrainingLengths(options.max_epochs, options.epochs_name, options.sections)
+    times = TrainingTimes(Encoder(space), lengths, options.epoch_cost, options.weigh_seconds)
     planner: Planner | None = None
     if options.sampler == "auto":
-        planner = FreezeThaw(times, seed, options.max_epochs, options.epochs_name)
+        planner = FreezeThaw(times, seed)
     elif options.stopping == "auto":
         planner = Halving(times)
-    rule = _stopping_rule(options.stopping, options.max_epochs)
+    rule = _stopping_rule(options.stopping, lengths.longest[-1])
     policy = Policy(sampler, rule, times, planner, pauses=options.stopping == "auto")
-    lengths = TrainingLengths(options.max_epochs, options.epochs_name)
-    return OptunaStrategy(storage, space, Objective(goal), lengths, policy)
+    return OptunaStrategy(storage, space, Objective(goal), policy)
 
 
 def _stopping_rule(stopping: StoppingName, max_epochs: int) -> StoppingRule:

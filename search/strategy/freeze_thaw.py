@@ -21,6 +21,7 @@ from binsweep.search.strategy.curve_gp import CurveData, CurveModel
 from binsweep.search.strategy.encoding import Points
 from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.kernel import log_improvement
+from binsweep.search.strategy.lengths import epochs_by_section, progress_of, reached_within, section_of
 from binsweep.search.strategy.planner import Plan
 from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import PooledTrial, TrialPool, next_promotion
@@ -45,10 +46,9 @@ MIN_DISTANCE = 0.03  # relative to a range, in at least one dimension; closer co
 class FreezeThaw:
     """Implements `Planner` by two Gaussian processes."""
 
-    def __init__(self, times: TrainingTimes, seed: int, max_epochs: int, epochs_name: str) -> None:
+    def __init__(self, times: TrainingTimes, seed: int) -> None:
         self._encoder, self._times = times.encoder, times
-        self._epochs_name = epochs_name
-        self._seed, self._max_epochs = seed % 2**32, max_epochs
+        self._seed, self._longest = seed % 2**32, times.lengths.longest
         self._curves = CurveModel(self._encoder.feature_groups())
         self._final_values = FinalValueModel(self._encoder)
         self._threads = ThreadpoolController()  # kept, because finding the libraries takes 3 ms
@@ -79,7 +79,8 @@ class FreezeThaw:
                 straight = spent >= SKIP_RUNGS_FROM and sum(t.is_full for t in pool.trials) >= MIN_FULL_TRIALS
                 full_training = self._plan_full_training(pool) if straight else None
                 return full_training or self._plan_by_curves(pool)
-        promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0)
+        shares = self._times.promotion_shares()
+        promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0, shares)
         if promotion is not None:
             return Plan(promotion[1], number=promotion[0])
         point = self._encoder.sobol_point(self._seed, len(pool.trials))
@@ -93,16 +94,15 @@ class FreezeThaw:
 
     def _can_end(self, points: Points) -> np.ndarray:
         """Which new configurations can be trained in the time left, shape [n]."""
-        return self._times.last_epochs_of_new(points, self._lengths(points)) > 0
+        return self._times.last_epochs_of_new(points) > 0
 
     def _trainings(self, pool: TrialPool) -> float:
-        """How many of the longest trainings of a typical configuration the epochs so far would be, by their seconds."""
-        if not self._times.weighed:
-            return pool.epochs / self._max_epochs
-        seconds = self._times.of_trials(pool, list(range(len(pool.trials))))
-        spent = float(seconds @ np.array([trial.epochs for trial in pool.trials]))
-        spent += self._times.start * len(pool.trials)
-        return spent / (self._times.start + self._max_epochs * self._times.typical())
+        """How many of the longest trainings of a typical configuration the epochs so far would be, by their cost."""
+        times, numbers = self._times, range(len(pool.trials))
+        done = np.array([trial.epochs for trial in pool.trials])
+        epochs = epochs_by_section(done, times.ends_of(pool, numbers))
+        spent = float((times.costs_of_trials(pool, numbers) * epochs).sum()) + times.start_cost * len(epochs)
+        return spent / (times.start_cost + float(np.diff([0, *self._longest]) @ times.typical_cost()))
 
     def _plan_by_curves(self, pool: TrialPool) -> Plan | None:
         """The paused trial or new configuration with the largest expected improvement within a random horizon."""
@@ -114,11 +114,8 @@ class FreezeThaw:
         data, top = self._observations(pool, rows, _cost_penalties(known, pool, rng))
         self._curves.refit_if_due(data, sum(len(trial.best_at_rung) for trial in pool.trials))
         pending = _sample_of(running, rng)
-        next_rungs = np.array([pool.trials[n].next_rung() for n in pending])
-        self._curves.condition(self._with_pending(data, pool, pending, next_rungs))
-        horizon = math.exp(rng.random() * math.log(self._max_epochs))
-        if self._times.weighed:
-            horizon *= self._times.typical()
+        self._curves.condition(self._with_pending(data, pool, pending))
+        horizon = self._horizon(rng)
         paused = [
             n for n in known if pool.trials[n].state == "paused" and self._times.last_epoch(pool, n) > 0
         ]
@@ -135,6 +132,12 @@ class FreezeThaw:
         if chosen < len(paused):
             return Plan(reason, number=paused[chosen])
         return Plan(reason, params=self._encoder.params(fresh[chosen - len(paused)]))
+
+    def _horizon(self, rng: np.random.Generator) -> float:
+        """Log-uniform from one epoch to the longest training of a typical configuration, in its cost."""
+        costs = self._times.typical_cost()
+        trainings = np.diff([0, *self._longest]) @ (costs / costs[-1])  # in epochs of the last section
+        return float(math.exp(rng.random() * math.log(trainings)) * costs[-1])
 
     def _plan_full_training(self, pool: TrialPool) -> Plan | None:
         """The new configuration with the largest expected improvement of its final value.
@@ -197,8 +200,8 @@ class FreezeThaw:
         )
         broken = pool.broken()[-MAX_BROKEN_TRIALS:]
         trial = np.array([row[0] for row in rows] + broken)
-        lengths = np.array([pool.trials[n].rungs[-1] for n, _, _ in rows])
-        progress = self._progress(np.array([epoch for _, epoch, _ in rows]), lengths)
+        ends = self._times.ends_of(pool, [n for n, _, _ in rows])
+        progress = progress_of(np.array([epoch for _, epoch, _ in rows]), ends, self._longest)
         values = np.concatenate([values, np.full(len(broken), values.min())])
         mean, deviation = values.mean(), values.std() + 1e-9
         x = self._features(pool, trial)
@@ -207,17 +210,15 @@ class FreezeThaw:
         )
         return data, float(-mean / deviation)
 
-    def _with_pending(
-        self, data: CurveData, pool: TrialPool, running: list[int], epochs: np.ndarray
-    ) -> CurveData:
-        """The data with the predicted values of running trials at those epochs, so that parallel workers do not all do
-        the same (the kriging believer of Ginsbourger et al., 2010)."""
+    def _with_pending(self, data: CurveData, pool: TrialPool, running: list[int]) -> CurveData:
+        """The data with the predicted values of running trials at their next rungs, so that parallel workers do not all
+        do the same (the kriging believer of Ginsbourger et al., 2010)."""
         if not running:
             return data
         self._curves.condition(data)
         trial = np.array(running)
-        lengths = np.array([pool.trials[n].rungs[-1] for n in running])
-        progress = self._progress(epochs, lengths)
+        epochs = np.array([pool.trials[n].next_rung() for n in running])
+        progress = progress_of(epochs, self._times.ends_of(pool, running), self._longest)
         x = self._features(pool, trial)
         mean, _ = self._curves.predict(x, progress, trial)
         return CurveData(
@@ -257,37 +258,27 @@ class FreezeThaw:
         top: float,
     ) -> np.ndarray:
         """The log expected improvement of each candidate over the best value, `horizon` seconds or epochs later."""
-        trials = [pool.trials[n] for n in paused]
-        costs = np.ones(len(paused) + len(fresh))
-        if self._times.weighed:
-            costs = np.concatenate([self._times.of_trials(pool, paused), self._times.of_points(fresh)])
-        further = horizon / costs
-        epochs = np.array([trial.epochs for trial in trials] + [0] * len(fresh)) + np.maximum(further, 1.0)
-        lengths = np.concatenate([[trial.rungs[-1] for trial in trials], self._lengths(fresh)])
-        progress = self._progress(epochs, lengths)
+        times = self._times
+        done = np.array([pool.trials[n].epochs for n in paused] + [0] * len(fresh))
+        ends = np.concatenate([times.ends_of(pool, paused), times.ends_of_new(fresh)])
+        costs = np.concatenate([times.costs_of_trials(pool, paused), times.costs_of_points(fresh)])
+        epochs = np.maximum(reached_within(done, ends, costs, horizon), done + 1.0)
         known = self._features(pool, np.array(paused, int))
         x = np.concatenate([known, self._encoder.features(fresh)])
         trial = np.array(paused + [NEW_TRIAL] * len(fresh))
-        mean, deviation = self._curves.predict(x, progress, trial)
+        mean, deviation = self._curves.predict(x, progress_of(epochs, ends, self._longest), trial)
         # Where not even one epoch fits, only a share of what it would bring.
-        return np.asarray(log_improvement(mean, deviation, top) + np.log(np.minimum(further, 1.0)))
+        next_epoch = np.take_along_axis(costs, section_of(done, ends)[:, None], axis=1)[:, 0]
+        return np.asarray(
+            log_improvement(mean, deviation, top) + np.log(np.minimum(horizon / next_epoch, 1.0))
+        )
 
     def _log_cost_of_training(self, points: Points) -> np.ndarray:
         """The logarithm of a whole training's seconds, up to a constant."""
         if not self._times.weighed:
             return np.zeros(len(points))
-        return np.asarray(np.log(self._times.start + self._times.of_points(points) * self._lengths(points)))
-
-    def _progress(self, epochs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Logarithmic progress: 0 at one epoch of the longest training, 1 at the training's own end."""
-        done = np.log(np.minimum(1.0, epochs / lengths)) / math.log(max(self._max_epochs, 2))
-        return np.asarray(np.maximum(0.0, 1 + done))
-
-    def _lengths(self, points: Points) -> np.ndarray:
-        """The training length of each configuration, in epochs."""
-        if self._epochs_name not in self._encoder.names:
-            return np.full(len(points), self._max_epochs)
-        return np.array([self._encoder.value(point, self._epochs_name) for point in points])
+        lengths = np.diff(self._times.ends_of_new(points), axis=1, prepend=0)
+        return np.asarray(np.log(self._times.start + (self._times.of_points(points) * lengths).sum(axis=1)))
 
     def _features(self, pool: TrialPool, trial: np.ndarray) -> np.ndarray:
         return self._encoder.features(self._points_of(pool, trial))

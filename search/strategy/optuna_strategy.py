@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from binsweep.search.spec.objective import Objective
 from binsweep.search.spec.space import SearchSpace
 from binsweep.search.strategy.base import Decision, Outcome, Record, Suggestion, Verdict
+from binsweep.search.strategy.lengths import epochs_by_section, reached_within, section_of
 from binsweep.search.strategy.planner import Plan, Planner
 from binsweep.search.strategy.samplers import Sampler
 from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
@@ -52,7 +53,8 @@ class _RunningTrial:
 
     stop: Verdict | None = None
     broken: bool = False
-    seconds: float = 0.0  # of the epochs that were timed
+    section: int = 0  # that its last timed epoch was of
+    seconds: float = 0.0  # of the epochs of this section that were timed
     timed: int = 0
 
 
@@ -65,17 +67,6 @@ class Policy:
     times: TrainingTimes
     planner: Planner | None = None
     pauses: bool = False
-
-
-@dataclass(frozen=True)
-class TrainingLengths:
-    """The length of each training in epochs: the parameter `epochs_name`, or else `max_epochs`."""
-
-    max_epochs: int
-    epochs_name: str = "epochs"
-
-    def of(self, params: Mapping[str, Any]) -> int:
-        return int(params.get(self.epochs_name, self.max_epochs))
 
 
 class OptunaStrategy:
@@ -91,11 +82,10 @@ class OptunaStrategy:
         storage: StudyStorage,
         space: SearchSpace,
         objective: Objective,
-        lengths: TrainingLengths,
         policy: Policy,
     ) -> None:
-        self._storage, self._policy, self._lengths = storage, policy, lengths
-        self._times = policy.times
+        self._storage, self._policy = storage, policy
+        self._times, self._lengths = policy.times, policy.times.lengths
         self._space, self._distributions = space, space.distributions
         self._objective, self._sign = objective, objective.sign
         self._running: dict[int, _RunningTrial] = {}
@@ -110,10 +100,11 @@ class OptunaStrategy:
             curve, state = self._curves[trial.number], _state_of(trial)
             broken = BROKEN_ATTR in trial.user_attrs or INFEASIBLE_ATTR in trial.system_attrs
             skips_rungs = SKIPS_RUNGS_ATTR in trial.user_attrs
-            self._pool.add(dict(trial.params), curve, state, broken, skips_rungs)
+            ends = self._lengths.ends(trial.params)
+            self._pool.add(dict(trial.params), curve, state, broken, skips_rungs, ends)
             pooled, attributes = self._pool.trials[trial.number], trial.user_attrs
-            pooled.cost, pooled.seconds = attributes.get(COST_ATTR), attributes.get(SECONDS_ATTR)
-            pooled.start = attributes.get(START_ATTR)
+            pooled.cost, pooled.start = attributes.get(COST_ATTR), attributes.get(START_ATTR)
+            pooled.seconds = _seconds_by_section(attributes.get(SECONDS_ATTR))
             if state == "running":
                 self._running[trial.number] = _RunningTrial()  # its process died: it may be resumed
 
@@ -169,10 +160,8 @@ class OptunaStrategy:
 
     def _ask_sampler(self) -> Suggestion | None:
         """A new trial by the sampler; None if its space is used up or too little of a typical training fits."""
-        longest = self._lengths.max_epochs
-        if not self._times.last_epochs(np.array([0]), np.array([longest]), np.array([self._times.typical()]))[
-            0
-        ]:
+        longest, seconds = np.array([self._lengths.longest]), self._times.typical()[None]
+        if not self._times.last_epochs(np.array([0]), longest, seconds)[0]:
             return None
         asked = self._policy.sampler(self._storage.study, len(self._storage))
         if asked is None:
@@ -184,8 +173,8 @@ class OptunaStrategy:
 
     def _reachable(self, params: Mapping[str, Any], min_share: float = MIN_SHARE) -> int:
         """The epoch that a new trial can get to in the time left, 0 if that is too little of its training."""
-        point, length = self._times.encoder.point(params), self._lengths.of(params)
-        return int(self._times.last_epochs_of_new(point[None], np.array([length]), min_share)[0])
+        point = self._times.encoder.point(params)
+        return int(self._times.last_epochs_of_new(point[None], min_share)[0])
 
     def _begin(self, params: dict[str, Any], attributes: dict[str, Any]) -> Suggestion:
         """Begin a trial, shortened to the time left: by its searched length where there is one."""
@@ -193,7 +182,7 @@ class OptunaStrategy:
         name = self._lengths.epochs_name
         if not 0 < reached < length:
             return self._record_start(self._add_point(params, attributes))
-        if name in params and self._space.contains(name, reached):
+        if self._times.n_sections == 1 and name in params and self._space.contains(name, reached):
             return self._record_start(self._add_point({**params, name: reached}, attributes))
         return self._with_last_epoch(self._record_start(self._add_point(params, attributes)), reached)
 
@@ -208,8 +197,8 @@ class OptunaStrategy:
     def _record_start(self, frozen: FrozenTrial) -> Suggestion:
         self._running[frozen.number] = _RunningTrial()
         self._curves[frozen.number] = self._curve(frozen)
-        skips_rungs = SKIPS_RUNGS_ATTR in frozen.user_attrs
-        self._pool.add(dict(frozen.params), self._curves[frozen.number], skips_rungs=skips_rungs)
+        skips_rungs, ends = SKIPS_RUNGS_ATTR in frozen.user_attrs, self._lengths.ends(frozen.params)
+        self._pool.add(dict(frozen.params), self._curves[frozen.number], skips_rungs=skips_rungs, ends=ends)
         self._next_plan = None
         return Suggestion(frozen.number, dict(frozen.params), frozen.user_attrs[SUGGESTED_ATTR])
 
@@ -263,25 +252,42 @@ class OptunaStrategy:
         if start is not None:
             self._pool.trials[number].start = start
             self._storage.set_trial_attr(number, START_ATTR, start)
+        trial = self._pool.trials[number]
+        section = int(section_of(np.array([trial.epochs]), np.array([trial.ends]))[0])
+        if section != live.section:
+            live.section, live.seconds, live.timed = section, 0.0, 0
         live.seconds, live.timed = live.seconds + seconds, live.timed + 1
-        trial, mean = self._pool.trials[number], live.seconds / live.timed
-        if trial.seconds is None or abs(mean / trial.seconds - 1) > MIN_CHANGE:
-            trial.seconds = mean
-            self._storage.set_trial_attr(number, SECONDS_ATTR, mean)
+        mean, known = live.seconds / live.timed, trial.seconds.get(section)
+        if known is None or abs(mean / known - 1) > MIN_CHANGE:
+            trial.seconds[section] = mean
+            stored = [trial.seconds.get(index) for index in range(self._times.n_sections)]
+            self._storage.set_trial_attr(number, SECONDS_ATTR, mean if len(stored) == 1 else stored)
             self._next_plan = None
 
     def note_time_left(self, seconds: float) -> None:
         """Suggest only what can end in so many seconds from now on."""
         self._times.seconds_left = seconds
 
-    def epoch_seconds(self, number: int | None = None) -> float | None:
-        """How long an epoch of a trial takes, or one of a typical configuration; None if none was measured yet."""
-        if number is not None and (measured := self._pool.trials[number].seconds) is not None:
-            return measured
+    def training_seconds(self, number: int | None = None, done: int = 0) -> float | None:
+        """How long a trial trains from epoch `done` to its end, or the longest training of a typical configuration;
+        None if nothing was measured yet."""
         self._times.learn(self._pool)
-        if not self._times.is_known:
+        if number is None:
+            ends, seconds = np.array([self._lengths.longest]), self._times.typical()[None]
+        else:
+            ends = self._times.ends_of(self._pool, [number])
+            seconds = self._times.of_trials(self._pool, [number])
+        if not (self._times.is_known or (number is not None and self._pool.trials[number].seconds)):
             return None
-        return self._times.typical() if number is None else self._times.of_trials(self._pool, [number])[0]
+        todo = epochs_by_section(ends[:, -1], ends) - epochs_by_section(np.array([done]), ends)
+        return float((todo * seconds).sum())
+
+    def reachable(self, number: int, seconds: float) -> int:
+        """The last epoch that a running trial gets to within so many seconds."""
+        self._times.learn(self._pool)
+        done, ends = np.array([self._pool.trials[number].epochs]), self._times.ends_of(self._pool, [number])
+        costs = self._times.of_trials(self._pool, [number])
+        return int(reached_within(done, ends, costs, max(0.0, seconds), whole=True)[0])
 
     def end_at(self, number: int, last_epoch: int) -> None:
         """Let a running or paused trial end at another epoch than its configuration says."""
@@ -344,8 +350,8 @@ class OptunaStrategy:
         left, leader = self._times.seconds_left, self._leader()
         if left is None or leader is None or self._pool.trials[leader].state != "paused":
             return None
-        trial, seconds = self._pool.trials[leader], self.epoch_seconds(leader) or 0.0
-        needed = self._times.start + seconds * (trial.rungs[-1] - trial.epochs)
+        remaining = self.training_seconds(leader, self._pool.trials[leader].epochs) or 0.0
+        needed = self._times.start + remaining
         if needed <= left * MAX_LEADER_SHARE or not self._times.last_epoch(self._pool, leader):
             return None
         return Plan("the leading trial is trained to its end while there is time", number=leader)
@@ -389,7 +395,7 @@ class OptunaStrategy:
         def can_end(number: int) -> bool:
             return trials[number].state == "paused" and self._times.last_epoch(self._pool, number) > 0
 
-        if (found := next_promotion(self._pool, can_end)) is not None:
+        if (found := next_promotion(self._pool, can_end, self._times.promotion_shares())) is not None:
             return Plan(found[1], number=found[0])
         for number in self._pool.pareto_front():
             if can_end(number):
@@ -445,6 +451,12 @@ class OptunaStrategy:
             feasible=INFEASIBLE_ATTR not in trial.system_attrs,
             last_epoch=trial.user_attrs.get(LAST_EPOCH_ATTR),
         )
+
+
+def _seconds_by_section(stored: float | list[float | None] | None) -> dict[int, float]:
+    """The seconds of an epoch, as stored: one number where there is one section."""
+    listed = stored if isinstance(stored, list) else [stored]
+    return {section: seconds for section, seconds in enumerate(listed) if seconds is not None}
 
 
 def _state_of(trial: FrozenTrial) -> PooledState:

@@ -39,5 +39,6 @@ class Halving:
         self._times = times
 
     def plan(self, pool: TrialPool) -> Plan:
-        promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0)
+        shares = self._times.promotion_shares()
+        promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0, shares)
         return Plan() if promotion is None else Plan(promotion[1], number=promotion[0])

@@ -8,6 +8,7 @@ are linear in few features).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from scipy.linalg import cho_solve
 
 from binsweep.search.strategy.encoding import Encoder, Points
 from binsweep.search.strategy.kernel import cholesky_factor, matern
-from binsweep.search.strategy.trial_pool import TrialPool
+from binsweep.search.strategy.lengths import TrainingLengths, epochs_by_section, reached_within
+from binsweep.search.strategy.trial_pool import TrialPool, training_rungs
 
 FACTOR_VARIANCE = 100.0  # of the logarithm of the machine's factor: unknown
 TREND_VARIANCE = 4.0  # of a linear effect over a whole range, or of another choice
@@ -26,41 +28,56 @@ MAX_MEASURED = (
 )
 MAX_STARTS = 32  # the most recent ones, of which a start is expected to take the median
 MIN_SHARE = 0.5  # of a training: a result of less would say too little
+MIN_PROMOTED, MAX_PROMOTED = 1 / 27, 1 / 1.5  # shares that go on from a rung
 N_TYPICAL = 256  # random configurations, whose median is the typical cost
 
-FirstGuess = Callable[[Mapping[str, Any]], float]
+# The first guess of an epoch's seconds, by the parameters and the index of the section.
+FirstGuess = Callable[[Mapping[str, Any], int], float]
 
 
-def same_cost(params: Mapping[str, Any]) -> float:
+def same_cost(params: Mapping[str, Any], section: int = 0) -> float:
     """The first guess where nothing is known: all epochs cost the same."""
     return 1.0
 
 
 class TrainingTimes:
-    """Predicts the seconds of epochs. `first_guess` need only be right up to a factor.
+    """Predicts the seconds of epochs in each section of trainings. `first_guess` need only be right up to a factor.
 
     `seconds_left` is the time that trials may still train, None without a limit. With `weigh`, a search counts what it
-    spends in seconds; else in epochs, and the measured times, which differ from run to run, change its choices only
-    where the time is nearly over.
+    spends in seconds; else in epochs (of several sections, by what they typically cost in the first guess), and the
+    measured times, which differ from run to run, change its choices only where the time is nearly over.
     """
 
-    def __init__(self, encoder: Encoder, first_guess: FirstGuess = same_cost, weigh: bool = True) -> None:
-        self.encoder, self._first_guess = encoder, first_guess
+    def __init__(
+        self,
+        encoder: Encoder,
+        lengths: TrainingLengths,
+        first_guess: FirstGuess = same_cost,
+        weigh: bool = True,
+    ) -> None:
+        self.encoder, self.lengths, self._first_guess = encoder, lengths, first_guess
+        self.n_sections = len(lengths.sections)
         self._points: list[np.ndarray] = []  # by trial
-        self._guesses: list[float] = []  # by trial, logarithms
-        typical = encoder.random(np.random.default_rng(0), N_TYPICAL)
-        self._typical = (encoder.features(typical), self._log_guesses(typical))
+        self._guesses: list[np.ndarray] = []  # by trial, logarithms [L]
+        self._typical = encoder.random(np.random.default_rng(0), N_TYPICAL)
+        self._typical_guesses = self._log_guesses(self._typical)
+        relative = np.exp(np.median(self._typical_guesses, axis=0))
+        self._relative = relative / relative[-1]
         self._weigh = weigh
         self.seconds_left: float | None = None
         self.start = 0.0  # seconds from handing a trial to a worker to its first epoch
-        self._measured: list[tuple[int, float]] = []
+        self._measured: list[tuple[int, int, float]] = []  # trial, section, seconds
         self._is_conditioned = False  # on what was measured; only predictions need it
         self._x, self._weights = np.empty((0, 0)), np.empty(0)
 
     def learn(self, pool: TrialPool) -> None:
         """Take in what the trials of a pool have shown until now."""
         self._take_new(pool)
-        known = [(n, trial.seconds) for n, trial in enumerate(pool.trials) if trial.seconds is not None]
+        known = [
+            (n, section, seconds)
+            for n, trial in enumerate(pool.trials)
+            for section, seconds in sorted(trial.seconds.items())
+        ]
         starts = [trial.start for trial in pool.trials if trial.start is not None]
         self.start = float(np.median(starts[-MAX_STARTS:])) if starts else 0.0
         if known[-MAX_MEASURED:] != self._measured:
@@ -68,11 +85,20 @@ class TrainingTimes:
 
     def _condition(self) -> None:
         self._is_conditioned = True
-        numbers = [number for number, _ in self._measured]
-        self._x = self.encoder.features(np.array([self._points[n] for n in numbers]))
-        rest = np.log([seconds for _, seconds in self._measured]) - np.array(self._guesses)[numbers]
+        points = np.array([self._points[n] for n, _, _ in self._measured])
+        sections = np.array([section for _, section, _ in self._measured])
+        self._x = self._features(points, sections)
+        guesses = np.array([self._guesses[n][section] for n, section, _ in self._measured])
+        rest = np.log([seconds for _, _, seconds in self._measured]) - guesses
         factor = cholesky_factor(_kernel(self._x, self._x), NOISE_VARIANCE)
         self._weights = cho_solve((factor, True), rest, check_finite=False)
+
+    def _features(self, points: Points, sections: np.ndarray) -> np.ndarray:
+        """What the seconds of an epoch depend on: the configuration and, if there are several, the section [n]."""
+        features = self.encoder.features(points)
+        if self.n_sections == 1:
+            return features
+        return np.concatenate([features, np.eye(self.n_sections)[sections] / math.sqrt(2)], axis=1)
 
     def points_of(self, pool: TrialPool, numbers: Sequence[int] | np.ndarray) -> Points:
         """The points of these trials, each of which is encoded once."""
@@ -80,32 +106,47 @@ class TrainingTimes:
         points = np.array([self._points[n] for n in numbers])
         return points.reshape(len(numbers), len(self.encoder.names))
 
+    def ends_of(self, pool: TrialPool, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The ends of the sections of these trials, shape [n, L]."""
+        return np.array([pool.trials[n].ends for n in numbers], int).reshape(len(numbers), self.n_sections)
+
+    def ends_of_new(self, points: Points) -> np.ndarray:
+        """The ends of the sections of new configurations, shape [n, L]."""
+        name, own = self.lengths.epochs_name, np.full(len(points), self.lengths.max_epochs)
+        if name in self.encoder.names:
+            own = np.array([self.encoder.value(point, name) for point in points], int)
+        columns = [own if fixed is None else np.full(len(points), fixed) for fixed in self.lengths.sections]
+        return np.cumsum(np.stack(columns, axis=1), axis=1)
+
     def _take_new(self, pool: TrialPool) -> None:
         for trial in pool.trials[len(self._points) :]:
             self._points.append(self.encoder.point(trial.params))
-            self._guesses.append(math.log(self._first_guess(trial.params)))
+            self._guesses.append(self._log_guesses_of(trial.params))
 
     @property
     def is_known(self) -> bool:
         """Whether any epoch was measured; without, predictions are right up to a factor only."""
         return bool(self._measured)
 
-    def typical(self) -> float:
-        """The predicted seconds of an epoch of the median configuration of the space."""
-        return float(np.exp(np.median(self._log_costs(*self._typical))))
+    def typical(self) -> np.ndarray:
+        """The predicted seconds of an epoch of the median configuration of the space, in each section [L]."""
+        return np.asarray(np.exp(np.median(self._log_costs(self._typical, self._typical_guesses), axis=0)))
 
     def of_points(self, points: Points) -> np.ndarray:
-        """The predicted seconds of an epoch at each point, shape [n]."""
-        return np.asarray(np.exp(self._log_costs(self.encoder.features(points), self._log_guesses(points))))
+        """The predicted seconds of an epoch at each point, in each section; shape [n, L]."""
+        return np.asarray(np.exp(self._log_costs(points, self._log_guesses(points))))
 
-    def of_trials(self, pool: TrialPool, numbers: list[int]) -> np.ndarray:
-        """The seconds of an epoch of these trials, measured or else predicted, shape [n]."""
+    def of_trials(self, pool: TrialPool, numbers: Sequence[int]) -> np.ndarray:
+        """The seconds of an epoch of these trials in each section, measured or else predicted; shape [n, L]."""
         self._take_new(pool)
-        seconds = np.array([pool.trials[n].seconds or math.nan for n in numbers])
-        if (missing := np.flatnonzero(np.isnan(seconds))).size:
-            which = [numbers[i] for i in missing]
-            x = self.encoder.features(self.points_of(pool, which))
-            seconds[missing] = np.exp(self._log_costs(x, np.array(self._guesses)[which]))
+        sections = range(self.n_sections)
+        measured = [[pool.trials[n].seconds.get(section, math.nan) for section in sections] for n in numbers]
+        seconds = np.array(measured).reshape(len(numbers), self.n_sections)
+        if (missing := np.flatnonzero(np.isnan(seconds).any(axis=1))).size:
+            which = [numbers[int(i)] for i in missing]
+            guesses = np.array([self._guesses[n] for n in which])
+            predicted = np.exp(self._log_costs(self.points_of(pool, which), guesses))
+            seconds[missing] = np.where(np.isnan(seconds[missing]), predicted, seconds[missing])
         return seconds
 
     @property
@@ -117,16 +158,45 @@ class TrainingTimes:
         """Whether choices weigh what is gained against seconds."""
         return self._weigh and self.is_known
 
+    @property
+    def start_cost(self) -> float:
+        """What the start of a trial counts, in what `typical_cost` counts."""
+        return self.start if self.weighed else 0.0
+
+    def typical_cost(self) -> np.ndarray:
+        """What an epoch of a typical configuration counts in each section [L]: seconds, or else parts of an epoch of
+        the last one."""
+        return self.typical() if self.weighed else self._relative
+
+    def costs_of_points(self, points: Points) -> np.ndarray:
+        """What an epoch at each point counts, shape [n, L]."""
+        return self.of_points(points) if self.weighed else np.tile(self._relative, (len(points), 1))
+
+    def costs_of_trials(self, pool: TrialPool, numbers: Sequence[int]) -> np.ndarray:
+        """What an epoch of these trials counts, shape [n, L]."""
+        return self.of_trials(pool, numbers) if self.weighed else np.tile(self._relative, (len(numbers), 1))
+
+    def promotion_shares(self) -> list[float]:
+        """Of trainings in several sections, the share of the trials at each rung that goes on to the next one, so that
+        about as much time is spent between any two rungs; empty where successive halving's own share will do."""
+        if self.n_sections == 1:
+            return []
+        longest = np.array([self.lengths.longest])
+        rungs = training_rungs(self.lengths.longest)
+        work = epochs_by_section(np.array([0, *rungs]), np.repeat(longest, len(rungs) + 1, axis=0))
+        costs = np.diff(work @ self.typical_cost()) + self.start_cost
+        return [float(np.clip(a / b, MIN_PROMOTED, MAX_PROMOTED)) for a, b in pairwise(costs)]
+
     def last_epochs(
-        self, done: np.ndarray, last: np.ndarray, seconds: np.ndarray, min_share: float = MIN_SHARE
+        self, done: np.ndarray, ends: np.ndarray, seconds: np.ndarray, min_share: float = MIN_SHARE
     ) -> np.ndarray:
-        """The epoch that trainings can get to in the time left, from `done` towards `last`; 0 where it is less than
-        `min_share` of a training. `seconds` are those of an epoch; all have shape [n]."""
+        """The epoch that trainings can get to in the time left, from `done` [n] towards the last of `ends` [n, L]; 0
+        where it is less than `min_share` of a training's seconds. `seconds` [n, L] are those of an epoch."""
         if self.seconds_left is None or not self.is_known:
-            return last
-        further = np.floor(max(0.0, self.seconds_left - self.start) / seconds)
-        reached = np.minimum(last, done + further)
-        enough = (reached > done) & (reached >= min_share * last)
+            return np.asarray(ends[:, -1])
+        reached = reached_within(done, ends, seconds, max(0.0, self.seconds_left - self.start), whole=True)
+        work, whole = ((epochs_by_section(at, ends) * seconds).sum(axis=1) for at in (reached, ends[:, -1]))
+        enough = (reached > done) & (work >= min_share * whole)
         return np.asarray(np.where(enough, reached, 0).astype(int))
 
     def last_epoch(self, pool: TrialPool, number: int) -> int:
@@ -134,29 +204,36 @@ class TrainingTimes:
         trial = pool.trials[number]
         if not self._is_limited:
             return trial.rungs[-1]
-        done, last = np.array([trial.epochs]), np.array([trial.rungs[-1]])
-        return int(self.last_epochs(done, last, self.of_trials(pool, [number]))[0])
+        done, ends = np.array([trial.epochs]), np.array([trial.ends])
+        return int(self.last_epochs(done, ends, self.of_trials(pool, [number]))[0])
 
-    def last_epochs_of_new(
-        self, points: Points, lengths: np.ndarray, min_share: float = MIN_SHARE
-    ) -> np.ndarray:
-        """The epoch that new configurations with trainings of these lengths can get to in the time left, 0 where it is
-        less than `min_share` of them; shape [n]."""
+    def last_epochs_of_new(self, points: Points, min_share: float = MIN_SHARE) -> np.ndarray:
+        """The epoch that new configurations can get to in the time left, 0 where it is less than `min_share` of their
+        trainings; shape [n]."""
+        ends = self.ends_of_new(points)
         if not self._is_limited:  # predictions for hundreds of candidates would slow each plan down
-            return lengths
-        return self.last_epochs(np.zeros(len(points)), lengths, self.of_points(points), min_share)
+            return np.asarray(ends[:, -1])
+        return self.last_epochs(np.zeros(len(points)), ends, self.of_points(points), min_share)
 
-    def _log_costs(self, x: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+    def _log_costs(self, points: Points, guesses: np.ndarray) -> np.ndarray:
+        """Shape [n, L], by first guesses of this shape."""
         if not self._measured:
             return guesses
         if not self._is_conditioned:
             self._condition()
-        return np.asarray(guesses + _kernel(x, self._x) @ self._weights)
+        columns = [
+            _kernel(self._features(points, np.full(len(points), section)), self._x) @ self._weights
+            for section in range(self.n_sections)
+        ]
+        return np.asarray(guesses + np.stack(columns, axis=1))
 
     def _log_guesses(self, points: Points) -> np.ndarray:
         if self._first_guess is same_cost:
-            return np.zeros(len(points))
-        return np.array([math.log(self._first_guess(self.encoder.params(point))) for point in points])
+            return np.zeros((len(points), self.n_sections))
+        return np.array([self._log_guesses_of(self.encoder.params(point)) for point in points])
+
+    def _log_guesses_of(self, params: Mapping[str, Any]) -> np.ndarray:
+        return np.log([self._first_guess(params, section) for section in range(self.n_sections)])
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

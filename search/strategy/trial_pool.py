@@ -6,24 +6,32 @@ learning-rate schedules of different lengths are comparable. Planners account fo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 
 from binsweep.search.spec.objective import pareto_front
+from binsweep.search.strategy.lengths import shortened
 from binsweep.search.strategy.stopping_rule import Curve
 
 ETA = 3
+MIN_PAIRS, MIN_IN_ORDER = 6, 0.75  # of full trials, to believe a section about the end
+MAX_COMPARED = 64  # the most recent full trials
 N_RUNGS = 4  # the first is at a 27th of the training, so that one training's worth of epochs tries 27 trials
 
 State = Literal["running", "paused", "over"]
 
 
-def training_rungs(last_epoch: int) -> list[int]:
-    """The rungs of a training of `last_epoch` epochs, ascending, its end included."""
-    return sorted({max(1, round(last_epoch / ETA**power)) for power in range(N_RUNGS)})
+def training_rungs(ends: Sequence[int]) -> list[int]:
+    """The rungs of a training whose sections end at these epochs, ascending: the ends, and those within the last
+    section. Where there are several sections, a cheap one stands for the first of these."""
+    before = ends[-2] if len(ends) > 1 else 0
+    length, n_rungs = ends[-1] - before, N_RUNGS if len(ends) == 1 else N_RUNGS - 1
+    within = {before + max(1, round(length / ETA**power)) for power in range(n_rungs)} if length else set()
+    return sorted({*ends, *within})
 
 
 @dataclass
@@ -31,7 +39,7 @@ class PooledTrial:
     """One trial: its parameters, how far it is trained, and its best value so far at each rung (larger is better)."""
 
     params: dict[str, Any]
-    rungs: list[int]
+    ends: list[int]  # the epochs after which its sections end
     state: State = "running"
     epochs: int = 0
     best: float = -math.inf
@@ -39,13 +47,17 @@ class PooledTrial:
     broken: bool = False  # its value was not finite, or it exceeded a limit: a bad configuration
     skips_rungs: bool = False  # it trains to its end, unless it falls below the median
     cost: float | None = None  # if the Pareto front of value and cost is searched
-    seconds: float | None = None  # of an epoch, if it was measured
+    seconds: dict[int, float] = field(default_factory=dict)  # of an epoch, by section, if they were measured
     start: float | None = None  # seconds that its last start took, if it was measured
+
+    def __post_init__(self) -> None:
+        self.rungs = training_rungs(self.ends)
 
     @property
     def is_full(self) -> bool:
-        """Whether it was trained to its end."""
-        return self.epochs >= self.rungs[-1] and not self.broken
+        """Whether it was trained to its end, without leaving out a section."""
+        has_all = len(self.ends) == 1 or self.ends[-1] > self.ends[-2]
+        return has_all and self.epochs >= self.rungs[-1] and not self.broken
 
     @property
     def last_rung(self) -> int:
@@ -62,7 +74,8 @@ class PooledTrial:
 
     def end_at(self, last_epoch: int, curve: Curve) -> None:
         """Train to another last epoch than planned: its rungs are those of a training of that length."""
-        self.rungs = training_rungs(last_epoch)
+        self.ends = shortened(self.ends, last_epoch)
+        self.rungs = training_rungs(self.ends)
         self.best_at_rung = {
             rung: curve.best_until(rung) for rung in self.rungs if curve.values and rung <= self.epochs
         }
@@ -86,10 +99,11 @@ class TrialPool:
         state: State = "running",
         broken: bool = False,
         skips_rungs: bool = False,
+        ends: Sequence[int] = (),
     ) -> None:
-        """Add the next trial, with its values so far."""
-        rungs = training_rungs(curve.last_epoch)
-        self.trials.append(PooledTrial(params, rungs, state, broken=broken, skips_rungs=skips_rungs))
+        """Add the next trial, with its values so far. Without the `ends` of its sections it has one."""
+        sections = shortened(ends or [curve.last_epoch], curve.last_epoch)
+        self.trials.append(PooledTrial(params, sections, state, broken=broken, skips_rungs=skips_rungs))
         for epoch in sorted(curve.values):
             self.add_epoch(len(self.trials) - 1, epoch, curve.values[epoch])
 
@@ -126,18 +140,19 @@ class TrialPool:
 
 
 def next_promotion(
-    pool: TrialPool, can_end: Callable[[int], bool] = lambda number: True
+    pool: TrialPool, can_end: Callable[[int], bool] = lambda number: True, shares: Sequence[float] = ()
 ) -> tuple[int, str] | None:
     """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to resume and why, or None.
 
-    From the last rung down: of the sound trials that have reached a rung, the best 1/ETA may go on to the next one,
-    and the best of those that is paused at this rung, and can end in the time left, does.
+    From the last rung down: of the sound trials that have reached a rung, the best 1/ETA (or the share that is given
+    for the rung) may go on to the next one, and the best of those that is paused at this rung, and can end in the time
+    left, does.
     """
-    for rung in reversed(range(N_RUNGS - 1)):
+    for rung in reversed(range(len(shares) or N_RUNGS - 1)):
         sound = [(number, trial) for number, trial in enumerate(pool.trials) if not trial.broken]
         values = [(trial.value_at(rung), -number) for number, trial in sound]
         values = sorted((item for item in values if item[0] > -math.inf), reverse=True)
-        places = len(values) // ETA
+        places = int(len(values) * shares[rung]) if shares else len(values) // ETA
         for place, (_, minus) in enumerate(values[:places], 1):
             trial = pool.trials[-minus]
             if trial.state == "paused" and trial.last_rung == rung and can_end(-minus):
@@ -147,13 +162,41 @@ def next_promotion(
 
 
 def behind(pool: TrialPool, number: int) -> str | None:
-    """Why a trial at a third of its training is paused: it is below the median of the trials that have reached theirs
-    (the median rule of Golovin et al., 2017, Vizier). None elsewhere, and for trials on the Pareto front."""
+    """Why a trial is paused that does not wait at rungs: it is below the median of the trials that have got as far
+    (the median rule of Golovin et al., 2017, Vizier). None for trials on the Pareto front, and elsewhere than at a
+    third of the training and at the end of a section that has told the order of final values."""
     trial = pool.trials[number]
-    if trial.last_rung != len(trial.rungs) - 2 or number in pool.pareto_front():
+    sections = trial.ends[:-1]
+    if trial.epochs in sections:
+        section = sections.index(trial.epochs)
+        if not tells_the_end(pool, section):
+            return None
+        reached = [other.best_at_rung.get(other.ends[section]) for other in pool.trials if not other.broken]
+        where = f"the end of fidelity level {section + 1}"
+    elif trial.last_rung == len(trial.rungs) - 2:
+        reached = [other.value_before_end() for other in pool.trials if not other.broken]
+        where = "a third of their training"
+    else:
         return None
-    reached = [other.value_before_end() for other in pool.trials if not other.broken]
     values = [value for value in reached if value is not None]
-    if trial.best >= np.median(values):
+    if number in pool.pareto_front() or trial.best >= np.median(values):
         return None
-    return f"below the median of {len(values)} trials at a third of their training"
+    return f"below the median of {len(values)} trials at {where}"
+
+
+def pairs_in_order(values: Sequence[tuple[float, float]]) -> tuple[int, int]:
+    """Of the pairs of trials with different final values, how many were in the same order at an earlier moment (Kendall,
+    1938), and how many there are; `values` are each trial's (earlier, final) ones."""
+    pairs = [(a, b) for a, b in combinations(values, 2) if a[1] != b[1]]
+    return sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in pairs), len(pairs)
+
+
+def tells_the_end(pool: TrialPool, section: int) -> bool:
+    """Whether the values at the end of a section have been seen to tell the order of final ones."""
+    full = [
+        (trial.best_at_rung[trial.ends[section]], trial.best)
+        for trial in pool.trials
+        if trial.is_full and trial.ends[section] in trial.best_at_rung
+    ]
+    right, pairs = pairs_in_order(full[-MAX_COMPARED:])
+    return pairs >= MIN_PAIRS and right >= MIN_IN_ORDER * pairs

@@ -80,8 +80,10 @@ def choose_inference(spec: SweepSpec, data: TrialData, checkpoints: Sequence[Che
         return p < ALPHA
 
     members, flip, table = [0], False, _mean(checkpoints[:1])
-    while spec.register.ensemble and len(members) < min(MAX_MEMBERS, len(checkpoints)):
-        others = [place for place in range(len(checkpoints)) if place not in members]
+    # A served model reads photos at one size.
+    alike = [place for place, one in enumerate(checkpoints) if one.image_size == checkpoints[0].image_size]
+    while spec.register.ensemble and len(members) < min(MAX_MEMBERS, len(alike)):
+        others = [place for place in alike if place not in members]
         tables = {one: _mean([checkpoints[place] for place in (*members, one)]) for one in others}
         best = min(others, key=lambda one: log_losses(tables[one], labels).mean())
         if not is_better(f"mean of {len(members) + 1} trainings", tables[best], table):
@@ -173,7 +175,7 @@ def _mean(checkpoints: Sequence[Checkpoint]) -> NDArray[np.float32]:
 def _predict(predictor: Predictor, data: TrialData) -> NDArray[np.float32]:
     """The probabilities on the validation split, float32 [N, K]."""
     predictor.eval().to(memory_format=torch.channels_last)
-    pixels = data.validation.pixels
+    pixels = data.at_size(predictor.image_size).validation.pixels
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), PREDICT_BATCH_SIZE):

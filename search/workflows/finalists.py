@@ -22,10 +22,12 @@ from binsweep.data.atomic_write import write_json
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores
 from binsweep.models.checkpoint import Checkpoint, load_checkpoint
+from binsweep.models.levels import Level, total_epochs
 from binsweep.models.precision import threads_of
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state
+from binsweep.models.training_work import level_work
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import BEST, LAST, TrialTask, run_trial
@@ -89,7 +91,7 @@ def plan_finalists(
     if spec.register.finalists != "auto":
         return FinalistPlan(spec.register.finalists, spec.register.seeds)
     checkpoint = _leader_checkpoint(folder, leaders[0], 1)
-    each = _training_seconds(spec, checkpoint.settings, checkpoint.metrics["seconds"])
+    each = _training_seconds(spec, checkpoint)
     plan = _largest_plan(spec, len(leaders), each, seconds)
     seeds = f"{plan.seeds} seed{'s' if plan.seeds > 1 else ''} each"
     what = f"{plan.finalists} with {seeds}" if plan.finalists else "none, the best trial is taken as it is"
@@ -105,10 +107,10 @@ def promotion_seconds(spec: SweepSpec, controller: Controller) -> float:
     """How much of a sweep's time is kept for its promotion: for the finalists' trainings, if the present leader is
     theirs, and for what comes after. With `finalists: auto` at most a third of the time is planned for trainings."""
     leader = next(iter(controller.leaderboard()), None)
-    epoch = None if leader is None else controller.epoch_seconds(leader.number)
-    if leader is None or epoch is None or spec.budget.minutes is None:
+    seconds = None if leader is None else controller.training_seconds(leader.number)
+    if leader is None or seconds is None or spec.budget.minutes is None:
         return GATE_SECONDS
-    each = _training_seconds(spec, leader.settings, epoch)
+    each = _on_all_cores(spec, leader.settings, seconds)
     register = spec.register
     if register.finalists == "auto":
         plan = _largest_plan(spec, MAX_AUTO_FINALISTS, each, 60 * spec.budget.minutes * MAX_AUTO_SHARE)
@@ -117,9 +119,18 @@ def promotion_seconds(spec: SweepSpec, controller: Controller) -> float:
     return GATE_SECONDS + _n_trainings(spec, plan) * each
 
 
-def _training_seconds(spec: SweepSpec, settings: Settings, epoch_seconds: float) -> float:
-    """How long a configuration's training takes on all cores, by the seconds of its epochs in the sweep."""
-    seconds = settings.epochs * epoch_seconds
+def _training_seconds(spec: SweepSpec, checkpoint: Checkpoint) -> float:
+    """How long a checkpoint's training takes on all cores, by the seconds of its epoch and what epochs of earlier
+    sections cost against it."""
+    own = Level(checkpoint.settings, checkpoint.image_size)
+    epochs = sum(
+        level.settings.epochs * level_work(level) / level_work(own) for level in (*checkpoint.earlier, own)
+    )
+    return _on_all_cores(spec, checkpoint.settings, epochs * checkpoint.metrics["seconds"])
+
+
+def _on_all_cores(spec: SweepSpec, settings: Settings, seconds: float) -> float:
+    """How long a training takes on all cores that took so many seconds in the sweep."""
     cpus = spec.resources.of(settings).cpus_per_trial
     if threads_of(settings.trainable, cores()) > cpus:  # in the sweep, other trials had the other cores
         seconds *= max(cpus / cores() / SHARED_EFFICIENCY, 1 / cores())
@@ -158,6 +169,10 @@ def _with_fresh_seed(settings: Settings, number: int) -> Settings:
     return replace(settings, seed=(settings.seed + number * SEED_STRIDE) % 2**31)
 
 
+def _with_settings(levels: Sequence[Level], **changes: Any) -> tuple[Level, ...]:
+    return tuple(replace(level, settings=replace(level.settings, **changes)) for level in levels)
+
+
 def train_finalists(
     folder: Path,
     spec: SweepSpec,
@@ -174,11 +189,11 @@ def train_finalists(
     finalists = []
     chosen = leaders[: plan.finalists]
     for place, leader in enumerate(chosen, 1):
-        settings = _leader_checkpoint(folder, leader, place).settings
+        checkpoint = _leader_checkpoint(folder, leader, place)
         trainings = []
         for seed in range(1, plan.seeds + 1):
             name = f"trial {leader['number']}, seed {seed} of {plan.seeds}"
-            training = _train_again(folder, spec, data, leader["number"], seed, settings, runlog)
+            training = _train_again(folder, spec, data, leader["number"], seed, checkpoint, runlog)
             outcome = (
                 "diverged"
                 if training is None
@@ -204,17 +219,27 @@ def _train_again(
     data: TrialData,
     number: int,
     seed: int,
-    settings: Settings,
+    checkpoint: Checkpoint,
     runlog: RunLog,
 ) -> Training | None:
     """One training of a finalist, unless an earlier call has finished it; None if it diverged."""
     key = finalist_key(number, seed)
     place = folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
-    fresh = _with_fresh_seed(settings, seed)
+    fresh = _with_fresh_seed(checkpoint.settings, seed)
     if not (place / DONE_FILE).exists():
         _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, fresh)
         threads = threads_of(fresh.trainable, cores())
-        task = TrialTask(number, fresh, place, spec.metric, spec.goal, threads, rules=spec.health)
+        task = TrialTask(
+            number,
+            fresh,
+            place,
+            spec.metric,
+            spec.goal,
+            threads,
+            rules=spec.health,
+            earlier=_with_settings(checkpoint.earlier, seed=fresh.seed),
+            image_size=checkpoint.image_size,
+        )
         diverged = False
 
         def send(epoch: int, metrics: dict[str, float]) -> bool:
@@ -254,7 +279,7 @@ def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, sett
 def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: bool) -> None:
     if not diverged:
         checkpoint = load_checkpoint(place / BEST)
-        bank, classes = data.validation, data.classes
+        bank, classes = data.at_size(checkpoint.image_size).validation, data.classes
         probabilities = checkpoint.log_probabilities.exp().numpy()
         actual = np.asarray(classes)[bank.labels]
         title = f"validation, epoch {checkpoint.epoch}: accuracy {checkpoint.metrics['val_accuracy']:.1%}"
@@ -278,10 +303,11 @@ def refit(
     place = training.checkpoint.parent / f"refit-{epochs}"
     if not (place / DONE_FILE).exists():
         place.mkdir(exist_ok=True)
-        settings = load_checkpoint(training.checkpoint).settings
-        _begin_run(runlog, key, f"refit of {training.key}", "refit", training.trial, settings)
+        checkpoint = load_checkpoint(training.checkpoint)
+        name = f"refit of {training.key}"
+        _begin_run(runlog, key, name, "refit", training.trial, checkpoint.settings)
         with _restored_threads():
-            _train_on_both(settings, data, epochs, place, key, runlog)
+            _train_on_both(checkpoint, data, epochs, place, key, runlog)
         runlog.artifact(key, place / BEST, "weights")
         runlog.end_run(key, "FINISHED")
         write_json(place / DONE_FILE, {"epochs": epochs})
@@ -290,7 +316,7 @@ def refit(
 
 
 def _train_on_both(
-    settings: Settings, data: TrialData, epochs: int, place: Path, key: str, runlog: RunLog
+    checkpoint: Checkpoint, data: TrialData, epochs: int, place: Path, key: str, runlog: RunLog
 ) -> None:
     """Train `epochs` epochs on both splits; resumes an interrupted training."""
 
@@ -303,7 +329,11 @@ def _train_on_both(
             snapshot.state().save(place / LAST)
         return epoch < epochs
 
+    settings = checkpoint.settings
+    # Another seed may have been best in a later section than this one.
+    epochs = min(epochs, total_epochs([*checkpoint.earlier, Level(settings, checkpoint.image_size)]))
     torch.set_num_threads(threads_of(settings.trainable, cores()))
-    options = TrainOptions(start_from=load_training_state(place / LAST), refit=True)
-    train(settings, data, report, options)
+    state = load_training_state(place / LAST)
+    options = TrainOptions(start_from=state, refit=True, earlier=checkpoint.earlier)
+    train(settings, data.at_size(checkpoint.image_size), report, options)
     (place / LAST).unlink(missing_ok=True)

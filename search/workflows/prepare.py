@@ -11,10 +11,14 @@ from binsweep.data.banks.pixels import open_pixel_bank
 from binsweep.data.banks.store import bank_folder
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, format_skipped
+from binsweep.data.parallel import Progress
 from binsweep.models.trial_data import TrialData, build_banks
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.progress import ProgressBar
 from binsweep.search.workflows.sweep_data import spec_manifest
+
+# What a feature bank depends on, besides the photos.
+BANK_SETTINGS = ("backbone", "weights", "trainable", "precision", "augment", "views")
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,31 @@ def prepare(spec: SweepSpec, home: Path) -> PreparedSweep:
             f"set it to at most {train}",
         )
     data = open_data(spec, manifest, home)
-    names = ("backbone", "weights", "trainable", "precision", "augment", "views")
+    built = set()
+    names = [name for name in BANK_SETTINGS if name not in spec.fidelity.lists()]
     for values in itertools.product(*(spec.values(name) for name in names)):
         settings = replace(spec.settings, **dict(zip(names, values, strict=True)))
-        with ProgressBar(f"features of {settings.backbone}") as progress:
-            build_banks(settings, data, progress)
+        for level in spec.levels(settings):
+            own = (level.image_size, *(getattr(level.settings, name) for name in BANK_SETTINGS))
+            if own in built:
+                continue
+            built.add(own)
+            with ProgressBar(f"features of {settings.backbone}") as progress:
+                build_banks(level.settings, data.at_size(level.image_size), progress)
     return PreparedSweep(spec, manifest, data, home)
 
 
 def open_data(spec: SweepSpec, manifest: Manifest, home: Path) -> TrialData:
     """Decode the photos for training and validation, or open their banks."""
     with ProgressBar("decoding") as progress:
-        size = spec.data.image_size
-        train = open_pixel_bank(manifest, "train", size, home, progress)
-        validation = open_pixel_bank(manifest, "validation", size, home, progress)
-        also = open_pixel_bank(manifest, "train_also", size, home, progress) if manifest.train_also else None
+        data, *others = (_open_size(manifest, size, home, progress) for size in spec.image_sizes)
+    return replace(data, other_sizes=tuple(others))
+
+
+def _open_size(manifest: Manifest, size: int, home: Path, progress: Progress) -> TrialData:
+    train = open_pixel_bank(manifest, "train", size, home, progress)
+    validation = open_pixel_bank(manifest, "validation", size, home, progress)
+    also = open_pixel_bank(manifest, "train_also", size, home, progress) if manifest.train_also else None
     return TrialData(
         manifest.classes, size, train, validation, bank_folder(home), also, manifest.head_classes
     )

@@ -8,7 +8,7 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from binsweep.data.resource_limits import cores
 from binsweep.models.settings import Settings
-from binsweep.models.training_work import epoch_work
+from binsweep.models.training_work import level_work
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.interrupts import acknowledge_interrupt
@@ -133,8 +133,8 @@ def new_folder(home: Path, name: str) -> Path:
 def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) -> OptunaStrategy:
     search, fixed = spec.search, spec.settings
 
-    def epoch_cost(params: Mapping[str, Any]) -> float:
-        return epoch_work(params.get("backbone", fixed.backbone), params.get("trainable", fixed.trainable))
+    def epoch_cost(params: Mapping[str, Any], section: int) -> float:
+        return level_work(spec.levels(replace(fixed, **params))[section])
 
     options = StrategyOptions(
         spec.space,
@@ -143,6 +143,7 @@ def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) 
         search.sampler,
         search.stopping,
         search.seed,
+        sections=spec.level_epochs,
         epoch_cost=epoch_cost,
         weigh_seconds=not spec.budget.counts_work,
     )

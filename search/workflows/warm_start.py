@@ -43,7 +43,7 @@ def load_warm_start(folder: Path, spec: SweepSpec, fingerprint: str) -> WarmStar
     strategy = open_strategy(folder / "study.db", state["id"], options)
     names = [field.name for field in fields(Settings) if field.name != "seed"]
     same = state["fingerprint"] == fingerprint and before.metric == spec.metric
-    same = same and before.data.image_size == spec.data.image_size
+    same = same and before.data.image_size == spec.data.image_size and before.fidelity == spec.fidelity
     records, fitting = [], []
     for record in strategy.trials():
         settings = asdict(before.trial_settings(record.params, seed=0))

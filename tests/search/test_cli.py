@@ -222,7 +222,9 @@ def test_a_leaderboard_that_nobody_reads_ends_no_promotion(
 ) -> None:
     """rich would end the process with 1, without a word."""
     spec = load_spec(QUICK)
-    trial = TrialRecord(0, {"lr": 0.1}, spec.settings, tmp_path, "for a test", value=0.5, state="completed")
+    trial = TrialRecord(
+        0, {"lr": 0.1}, spec.levels(spec.settings), tmp_path, "for a test", value=0.5, state="completed"
+    )
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream, monkeypatch.context() as patch:

@@ -257,8 +257,8 @@ def test_a_sweep_keeps_the_time_that_its_promotion_will_take(
     controller = Controller(spec, None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
     assert promotion_seconds(spec, controller) == 60, "no leader yet"
     trial = controller._add(0, {"lr": 0.01}, "")
-    trial.settings, trial.value, trial.state = Settings(epochs=5), 0.5, "completed"
-    controller.epoch_seconds = lambda number=None: 2.0  # type: ignore[method-assign]
+    trial.value, trial.state = 0.5, "completed"
+    controller.training_seconds = lambda number=None: 10.0  # type: ignore[method-assign]
     assert promotion_seconds(spec, controller) == pytest.approx(seconds)
 
 

@@ -15,6 +15,7 @@ from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.freeze_thaw import MIN_DISTANCE, MIN_FULL_TRIALS, MODEL_FROM, FreezeThaw
 from binsweep.search.strategy.kernel import log_improvement
+from binsweep.search.strategy.lengths import TrainingLengths
 from binsweep.search.strategy.stopping_rule import Curve
 from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import ETA, TrialPool, behind, next_promotion, training_rungs
@@ -190,7 +191,7 @@ def test_the_logarithm_of_an_improvement_keeps_the_order_where_it_is_nought() ->
     ("last", "expected"), [(52, [2, 6, 17, 52]), (27, [1, 3, 9, 27]), (4, [1, 4]), (1, [1])]
 )
 def test_rungs_are_thirds_of_a_trials_own_length(last: int, expected: list[int]) -> None:
-    assert training_rungs(last) == expected
+    assert training_rungs([last]) == expected
 
 
 def standing(*curves: tuple[list[float], str], last: int = 9) -> TrialPool:
@@ -228,7 +229,7 @@ def equal_cost(points: np.ndarray) -> np.ndarray:
 
 
 def freeze_thaw(space: SearchSpace, seed: int) -> FreezeThaw:
-    return FreezeThaw(TrainingTimes(Encoder(space)), seed, 9, "epochs")
+    return FreezeThaw(TrainingTimes(Encoder(space), TrainingLengths(9)), seed)
 
 
 def planned(trials: TrialPool) -> list[Any]:

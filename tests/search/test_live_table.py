@@ -100,7 +100,7 @@ def test_how_many_trainings_fit_is_said_where_time_alone_ends_the_sweep(
 ) -> None:
     spec = parse_spec({**RAW, "budget": budget})
     controller = Controller(spec, None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
-    controller.epoch_seconds = lambda number=None: 3.0  # type: ignore[method-assign]
+    controller.training_seconds = lambda number=None: 30.0  # type: ignore[method-assign]
     trial = controller._add(0, {"lr": 0.01}, "")
     live_table = LiveTable(spec, controller)
     live_table.epoch_done(trial, 1, {})

@@ -165,11 +165,11 @@ class Sweeps(RuleBasedStateMachine):
 
     @rule()
     def die_and_come_back(self) -> None:
-        remembered, typical = self.strategy.trials(), self.strategy.epoch_seconds()
-        seconds = [self.strategy.epoch_seconds(number) for number in range(len(remembered))]
+        remembered, typical = self.strategy.trials(), self.strategy.training_seconds()
+        seconds = [self.strategy.training_seconds(number) for number in range(len(remembered))]
         self.strategy, self.limited = self.opened(), False
-        assert self.strategy.epoch_seconds() == pytest.approx(typical)
-        assert [self.strategy.epoch_seconds(number) for number in range(len(remembered))] == pytest.approx(
+        assert self.strategy.training_seconds() == pytest.approx(typical)
+        assert [self.strategy.training_seconds(number) for number in range(len(remembered))] == pytest.approx(
             seconds
         )
         for old, new in zip(remembered, self.strategy.trials(), strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from binsweep.models.settings import Settings
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import ONE_CORE, TrialTask
@@ -51,6 +52,7 @@ class Sweep:
             search.sampler,
             search.stopping,
             search.seed,
+            sections=self.spec.level_epochs,
         )
         self.strategy = open_strategy(path, "bins", options)
         self.controller = Controller(self.spec, self.strategy, folder, lambda settings: ONE_CORE)
@@ -58,13 +60,22 @@ class Sweep:
         self.rng = np.random.default_rng(search.seed)
         self.begun: list[float] = []
 
-    def epoch_seconds(self, task: TrialTask) -> float:
-        settings = task.settings
+    def level(self, task: TrialTask, epoch: int) -> tuple[Settings, int]:
+        """The settings of the section that an epoch is in, and its number in it."""
+        for level in task.earlier:
+            if epoch <= level.settings.epochs:
+                return level.settings, epoch
+            epoch -= level.settings.epochs
+        return task.settings, epoch
+
+    def epoch_seconds(self, task: TrialTask, epoch: int) -> float:
+        settings, _ = self.level(task, epoch)
         part = {"head": 0.5, "last_stage": 12.0, "all": 60.0}[settings.trainable]
         return part * (16 / settings.batch_size) ** 0.2 * math.exp(0.05 * self.rng.normal())
 
     def value(self, task: TrialTask, epoch: int) -> float:
-        part = {"head": 0.3, "last_stage": 0.36, "all": 0.42}[task.settings.trainable]
+        settings, epoch = self.level(task, epoch)
+        part = {"head": 0.3, "last_stage": 0.36, "all": 0.42}[settings.trainable]
         away = abs(math.log10(task.settings.lr) + 2.5)
         return part - 0.05 * away - 0.1 / epoch
 
@@ -76,7 +87,7 @@ class Sweep:
             while free and (task := self.controller.next_task()) is not None:
                 free, order = free - 1, order + 1
                 self.begun.append(self.clock.now - started)
-                end = self.clock.now + START_SECONDS + self.epoch_seconds(task)
+                end = self.clock.now + START_SECONDS + self.epoch_seconds(task, task.known + 1)
                 heapq.heappush(events, (end, order, task.known + 1, task))
             if not events or events[0][0] - started > until:
                 return self.clock.now - started
@@ -85,12 +96,13 @@ class Sweep:
             metrics = {"val_accuracy": value, "val_loss": 1.0, "train_loss": 1.0}
             if not self.controller.report(number, epoch, metrics):
                 free += 1
-            elif epoch == task.settings.epochs:
+            elif epoch == self.controller.trials[number].last_epoch:
                 self.controller.finish(number)
                 free += 1
             else:
                 order += 1
-                heapq.heappush(events, (self.clock.now + self.epoch_seconds(task), order, epoch + 1, task))
+                end = self.clock.now + self.epoch_seconds(task, epoch + 1)
+                heapq.heappush(events, (end, order, epoch + 1, task))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,7 @@ def test_a_length_that_is_searched_is_chosen_to_fit(tmp_path: Path, monkeypatch:
     assert sweep.run(2) == pytest.approx(3600, rel=0.05)
     for trial in sweep.controller.trials.values():
         assert trial.params["epochs"] == trial.planned_epochs
-        assert trial.settings.epochs in (trial.planned_epochs, trial.epochs_done)
+        assert trial.last_epoch in (trial.planned_epochs, trial.epochs_done)
 
 
 def test_time_is_kept_for_the_promotion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +163,10 @@ def test_a_trial_that_turns_out_slow_is_shortened_and_not_cut(
     sweep = Sweep(raw, tmp_path, Clock(monkeypatch))
     assert sweep.run(1) == pytest.approx(300, rel=0.2)
     trial = sweep.controller.trials[0]
-    assert trial.state == "completed" and 3 <= trial.settings.epochs < 9
+    assert trial.state == "completed" and 3 <= trial.last_epoch < 9
     assert trial.planned_epochs == 9 and "shortened from 9" in trial.resumed
     record = sweep.strategy.trials()[0]
-    assert record.last_epoch == trial.settings.epochs
+    assert record.last_epoch == trial.last_epoch
 
 
 def test_a_resumed_sweep_keeps_the_clock_the_costs_and_the_shortened_ends(
@@ -164,11 +176,11 @@ def test_a_resumed_sweep_keeps_the_clock_the_costs_and_the_shortened_ends(
     raw = copy.deepcopy(SPEC) | {"search": {"seed": 3}}
     first = Sweep(raw, tmp_path, clock, tmp_path / "study.db")
     first.run(2, until=3000)
-    known = first.strategy.epoch_seconds()
+    known = first.strategy.training_seconds()
     second = Sweep(raw, tmp_path, clock, tmp_path / "study.db")
-    assert second.strategy.epoch_seconds() == pytest.approx(known)
+    assert second.strategy.training_seconds() == pytest.approx(known)
     for number, trial in first.controller.trials.items():
-        assert second.controller.trials[number].settings.epochs == trial.settings.epochs
+        assert second.controller.trials[number].last_epoch == trial.last_epoch
 
 
 def test_cheap_trials_come_first_where_costs_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,3 +198,43 @@ def test_gpus_are_a_clock_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     sweep.controller._trial_resources = lambda settings: half
     assert sweep.run(2) == pytest.approx(3600, rel=0.05)
     assert "budget.gpu_hours" in sweep.controller.ended_by
+
+
+LADDER = {
+    **{key: value for key, value in SPEC.items() if key not in ("space", "model")},
+    "space": {name: value for name, value in SPEC["space"].items() if name not in ("trainable", "epochs")},
+    "fidelity": {"trainable": ["head", "last_stage", "all"], "epochs": [10, 4, 5]},
+}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "stopping", "workers"),
+    [("auto", "auto", 2), ("auto", "auto", 8), ("tpe", "auto", 2), ("random", "none", 2), ("tpe", "asha", 1)],
+)
+def test_trainings_in_sections_end_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, stopping: str, workers: int
+) -> None:
+    raw = copy.deepcopy(LADDER) | {"search": {"sampler": sampler, "stopping": stopping}}
+    sweep = Sweep(raw, tmp_path, Clock(monkeypatch))
+    assert sweep.run(workers) == pytest.approx(3600, rel=0.05), sweep.controller.ended_by
+    trials = sweep.controller.trials.values()
+    assert not any("the sweep was over" in trial.reason for trial in trials), "none was cut"
+    leader = sweep.controller.leaderboard()[0]
+    assert leader.state == "completed" and leader.epochs_done > 14, "it was trained through all sections"
+    if stopping == "auto":
+        reached = [sum(trial.epochs_done >= end for trial in trials) for end in (10, 14, 19)]
+        assert reached[0] > 1.5 * reached[1] > 1.5 * reached[2], f"more are tried cheaply: {reached}"
+
+
+def test_a_resumed_sweep_keeps_the_times_of_each_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, raw = Clock(monkeypatch), copy.deepcopy(LADDER) | {"search": {"seed": 3}}
+    first = Sweep(raw, tmp_path, clock, tmp_path / "study.db")
+    first.run(2, until=3000)
+    second = Sweep(raw, tmp_path, clock, tmp_path / "study.db")
+    assert second.strategy.training_seconds() == pytest.approx(first.strategy.training_seconds())
+    for number, trial in first.controller.trials.items():
+        assert second.controller.trials[number].last_epoch == trial.last_epoch
+        ours, theirs = (sweep.strategy.training_seconds(number, 12) for sweep in (first, second))
+        assert ours == pytest.approx(theirs, rel=0.1)

@@ -8,10 +8,18 @@ import pytest
 
 from binsweep.search.spec.space import Choice, Range, SearchSpace
 from binsweep.search.strategy.encoding import Encoder
+from binsweep.search.strategy.lengths import (
+    TrainingLengths,
+    epochs_by_section,
+    progress_of,
+    reached_within,
+    section_of,
+)
 from binsweep.search.strategy.stopping_rule import Curve
-from binsweep.search.strategy.training_times import TrainingTimes, same_cost
+from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import TrialPool
 
+LENGTHS = TrainingLengths(10)
 SPACE = SearchSpace(
     {
         "trainable": Choice(("head", "all")),
@@ -31,60 +39,123 @@ def measured(encoder: Encoder, count: int, noise: float = 0.05) -> TrialPool:
     for point in encoder.random(rng, count):
         params = encoder.params(point)
         pool.add(params, Curve(10))
-        pool.trials[-1].seconds = seconds_of(params) * math.exp(noise * rng.normal())
+        pool.trials[-1].seconds = {0: seconds_of(params) * math.exp(noise * rng.normal())}
     return pool
 
 
 @pytest.mark.parametrize(("count", "factor"), [(4, 1.6), (12, 1.25)])
 def test_few_trials_show_what_others_cost(count: int, factor: float) -> None:
     encoder = Encoder(SPACE)
-    times = TrainingTimes(encoder)
+    times = TrainingTimes(encoder, LENGTHS)
     assert not times.is_known
     times.learn(measured(encoder, count))
     assert times.is_known
     points = encoder.random(np.random.default_rng(2), 200)
     true = np.array([seconds_of(encoder.params(point)) for point in points])
-    off = np.abs(np.log(times.of_points(points) / true))
+    off = np.abs(np.log(times.of_points(points)[:, 0] / true))
     assert np.median(off) < math.log(factor)
 
 
 def test_a_first_guess_is_right_up_to_a_factor_that_one_trial_shows() -> None:
     encoder = Encoder(SPACE)
-    times = TrainingTimes(encoder, lambda params: 7 * seconds_of(params))
+    times = TrainingTimes(encoder, LENGTHS, lambda params, section: 7 * seconds_of(params))
     points = encoder.random(np.random.default_rng(2), 50)
     true = np.array([seconds_of(encoder.params(point)) for point in points])
-    before = times.of_points(points)
+    before = times.of_points(points)[:, 0]
     assert np.allclose(before / before[0], true / true[0])
     times.learn(measured(encoder, 1, noise=0.0))
-    assert np.abs(np.log(times.of_points(points) / true)).max() < math.log(2)
+    assert np.abs(np.log(times.of_points(points)[:, 0] / true)).max() < math.log(2)
 
 
 def test_a_measured_trial_has_its_own_time_and_an_unknown_one_a_predicted_one() -> None:
     encoder = Encoder(SPACE)
-    pool, times = measured(encoder, 8), TrainingTimes(encoder)
-    pool.trials[3].seconds = 5000.0  # on a slow worker
+    pool, times = measured(encoder, 8), TrainingTimes(encoder, LENGTHS)
+    pool.trials[3].seconds = {0: 5000.0}  # on a slow worker
     pool.add({"trainable": "head", "batch": 16, "lr": 0.01}, Curve(10))
     times.learn(pool)
-    own, predicted = times.of_trials(pool, [3, 8])
+    own, predicted = times.of_trials(pool, [3, 8])[:, 0]
     assert own == 5000.0 and 0.01 < predicted < 10
 
 
 def test_trainings_that_end_in_time_are_shortened_by_half_at_most() -> None:
     encoder = Encoder(SPACE)
-    times, pool = TrainingTimes(encoder), measured(encoder, 3)
-    done, last, seconds = np.array([0, 0, 0, 8]), np.full(4, 10), np.array([1.0, 7.0, 15.0, 40.0])
+    times, pool = TrainingTimes(encoder, LENGTHS), measured(encoder, 3)
+    done, last = np.array([0, 0, 0, 8]), np.full((4, 1), 10)
+    seconds = np.array([1.0, 7.0, 15.0, 40.0])[:, None]
     times.seconds_left = 70.0
-    assert times.last_epochs(done, last, seconds).tolist() == last.tolist(), "nothing was measured yet"
+    assert times.last_epochs(done, last, seconds).tolist() == [10, 10, 10, 10], "nothing was measured yet"
     times.learn(pool)
     assert times.last_epochs(done, last, seconds).tolist() == [10, 10, 0, 9]
     pool.trials[0].start = 10.0  # a start takes time, too
     times.learn(pool)
     assert times.last_epochs(done, last, seconds).tolist() == [10, 8, 0, 9]
     times.seconds_left = None
-    assert times.last_epochs(done, last, seconds).tolist() == last.tolist()
+    assert times.last_epochs(done, last, seconds).tolist() == [10, 10, 10, 10]
 
 
 def test_without_a_guess_all_cost_the_same() -> None:
-    times = TrainingTimes(Encoder(SPACE), same_cost)
-    assert times.typical() == 1.0
-    assert set(times.of_points(times.encoder.random(np.random.default_rng(0), 5))) == {1.0}
+    times = TrainingTimes(Encoder(SPACE), LENGTHS)
+    assert times.typical().tolist() == [1.0]
+    assert set(times.of_points(times.encoder.random(np.random.default_rng(0), 5)).flat) == {1.0}
+
+
+ENDS = np.array([[20, 25, 30], [20, 25, 30], [20, 23, 23]])  # the last one was shortened
+SECONDS = np.tile([1.0, 10.0, 100.0], (3, 1))
+
+
+def test_a_given_time_leads_through_sections_of_different_cost() -> None:
+    done = np.array([0, 22, 22])
+    assert section_of(done, ENDS).tolist() == [0, 1, 1]
+    assert section_of(np.array([20, 25, 23]), ENDS).tolist() == [1, 2, 2]
+    assert epochs_by_section(done, ENDS).tolist() == [[0, 0, 0], [20, 2, 0], [20, 2, 0]]
+    assert reached_within(done, ENDS, SECONDS, 45.0).tolist() == [22.5, 25.15, 23.0]
+    assert reached_within(done, ENDS, SECONDS, 45.0, whole=True).tolist() == [22.0, 25.0, 23.0]
+    assert reached_within(done, ENDS, SECONDS, 1e9).tolist() == [30.0, 30.0, 23.0]
+
+
+def test_sections_count_equally_in_the_progress_of_a_training() -> None:
+    at = [progress_of(np.full(3, epoch), ENDS, [20, 25, 30]) for epoch in (20, 23, 30)]
+    assert np.allclose(at[0], 1 / 3)
+    assert at[1][0] == pytest.approx(1 / 3 + (1 + math.log(3 / 5) / math.log(5)) / 3)
+    assert at[1][2] == pytest.approx(2 / 3), "its second section has ended"
+    assert np.allclose(at[2], [1, 1, 2 / 3]), "without its last section a training is not complete"
+
+
+def test_times_of_each_section_are_learnt_from_those_that_were_measured() -> None:
+    encoder = Encoder(SPACE)
+    lengths = TrainingLengths(5, sections=(20, None, None))
+    guess = {0: 1.0, 1: 8.0, 2: 50.0}
+    times = TrainingTimes(encoder, lengths, lambda params, section: guess[section])
+    pool, rng = TrialPool(), np.random.default_rng(1)
+    for point in encoder.random(rng, 12):
+        params = encoder.params(point)
+        pool.add(params, Curve(30), ends=lengths.ends(params))
+        pool.trials[-1].seconds = {0: 2.0 * seconds_of(params), 1: 20.0 * seconds_of(params)}
+    times.learn(pool)
+    points = encoder.random(np.random.default_rng(2), 50)
+    true = np.array([seconds_of(encoder.params(point)) for point in points])
+    found = times.of_points(points)
+    for section, factor in enumerate((2.0, 20.0)):
+        assert np.median(np.abs(np.log(found[:, section] / true / factor))) < math.log(1.4)
+    # Nothing is known of the last section but that the first guess is off by a factor.
+    assert np.all(found[:, 2] > found[:, 1])
+    assert times.of_trials(pool, [0])[0, 1] == 20.0 * seconds_of(pool.trials[0].params)
+    shares = times.promotion_shares()
+    assert len(shares) == 4 and shares[0] < 1 / 3, (
+        "a dear section takes few of the trials that a cheap one tried"
+    )
+
+
+def test_half_of_a_training_in_sections_is_half_of_its_seconds() -> None:
+    encoder = Encoder(SPACE)
+    lengths = TrainingLengths(5, sections=(20, None))
+    times, pool = TrainingTimes(encoder, lengths), measured(encoder, 3)
+    times.learn(pool)
+    ends, seconds = np.array([[20, 25]]), np.array([[0.1, 100.0]])
+    found = []
+    for left in (200.0, 260.0, 1000.0):
+        times.seconds_left = left
+        found += times.last_epochs(np.array([0]), ends, seconds).tolist()
+    assert found == [0, 0, 25], "twenty cheap epochs are not half of a training"
+    times.seconds_left = 310.0
+    assert times.last_epochs(np.array([0]), ends, seconds).tolist() == [23]

@@ -8,8 +8,11 @@ class Untimed:
 
     def note_time_left(self, seconds: float) -> None: ...
 
-    def epoch_seconds(self, number: int | None = None) -> float | None:
+    def training_seconds(self, number: int | None = None, done: int = 0) -> float | None:
         return None
+
+    def reachable(self, number: int, seconds: float) -> int:
+        raise AssertionError("what was not measured is not shortened")
 
     def end_at(self, number: int, last_epoch: int) -> None:
         raise AssertionError("what was not measured is not shortened")
