@@ -185,8 +185,8 @@ def behind(pool: TrialPool, number: int) -> str | None:
 
 
 def pairs_in_order(values: Sequence[tuple[float, float]]) -> tuple[int, int]:
-    """Of the pairs of trials with different final values, how many were in the same order at an earlier moment (Kendall,
-    1938), and how many there are; `values` are each trial's (earlier, final) ones."""
+    """Of the pairs of trials with different final values, how many were in the same order at an earlier moment
+    (Kendall, 1938), and how many there are; `values` are each trial's (earlier, final) ones."""
     pairs = [(a, b) for a, b in combinations(values, 2) if a[1] != b[1]]
     return sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in pairs), len(pairs)
 

@@ -52,6 +52,23 @@ def test_every_shipped_sweep_is_valid(path: Path) -> None:
     assert {"lr", "batch_size", "epochs", "backbone"} <= set(spec.space)
 
 
+def test_fidelity_levels_are_settings_of_their_own_from_cheap_to_dear() -> None:
+    raw = broken("fidelity", {"image_size": [112, 160, 224], "trainable": ["head", "last_stage", "all"]})
+    del raw["model"]
+    spec = parse_spec(raw)
+    assert spec.image_sizes == [224, 112, 160] and spec.level_epochs == (None, None, None)
+    assert spec.settings.trainable == "all" and spec.values("trainable") == ["head", "last_stage", "all"]
+    trial = spec.trial_settings({"lr": 0.01, "batch_size": 32, "epochs": 6}, seed=1)
+    names = [
+        (level.settings.trainable, level.image_size, level.settings.epochs) for level in spec.levels(trial)
+    ]
+    assert names == [("head", 112, 6), ("last_stage", 160, 6), ("all", 224, 6)]
+    assert spec.levels(trial)[-1].settings == trial
+    again = parse_spec(spec.raw)
+    assert again.levels(trial) == spec.levels(trial), "as it is stored"
+    assert len(parse_spec(GOOD).levels(trial)) == 1
+
+
 def test_defaults_are_filled_in_and_the_goal_follows_the_metric() -> None:
     spec = parse_spec(GOOD)
     assert (spec.metric, spec.goal) == ("val_accuracy", "maximize")
@@ -116,6 +133,30 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("budget.no_improvement", 0, "must be at least 1, but got 0 (choose a larger number)"),
         ("budget.target", "high", "budget.target"),
         ("search.sampler", "magic", "search.sampler: must be 'auto', 'tpe'"),
+        ("fidelity.depth", [1, 2], "fidelity.depth: unknown key"),
+        ("fidelity.trainable", ["head", "tail"], "fidelity.trainable.1: must be 'head'"),
+        (
+            "fidelity.trainable",
+            ["last_stage", "all", "head"],
+            "fidelity.trainable: must go from cheap to dear",
+        ),
+        ("fidelity.trainable", ["last_stage", "all"], "fidelity.trainable: also in model"),
+        ("fidelity.epochs", [4, 5], "fidelity.epochs: also in space"),
+        ("fidelity.epochs", [4], "fidelity.epochs: must have at least 2 items"),
+        ("fidelity.image_size", [224, 112], "fidelity.image_size: must go from cheap to dear"),
+        (
+            "fidelity.image_size",
+            [112, 160],
+            "fidelity.image_size: must end with data.image_size, which is 224",
+        ),
+        ("fidelity.image_size", [16, 224], "fidelity.image_size.0: must be at least 32"),
+        ("fidelity.train_share", [0.2, 0.5], "fidelity.train_share: must end with all photos"),
+        ("fidelity.train_share", [0.0, 1.0], "fidelity.train_share.0: must be above 0"),
+        (
+            "fidelity",
+            {"image_size": [112, 160, 224], "train_share": [0.5, 1.0]},
+            "fidelity: the lists go together, but are 3 (image_size), 2 (train_share) long",
+        ),
         ("data.train_also", "all", "data.train_also: must be others, or a list of different counts"),
         ("data.train_also", [0, 0], "data.train_also: must be others, or a list of different counts"),
         ("data", {"source": "x", "train_also": "others"}, "data.train_also: needs data.classes"),

@@ -141,9 +141,7 @@ def test_times_of_each_section_are_learnt_from_those_that_were_measured() -> Non
     assert np.all(found[:, 2] > found[:, 1])
     assert times.of_trials(pool, [0])[0, 1] == 20.0 * seconds_of(pool.trials[0].params)
     shares = times.promotion_shares()
-    assert len(shares) == 4 and shares[0] < 1 / 3, (
-        "a dear section takes few of the trials that a cheap one tried"
-    )
+    assert len(shares) == 4 and 0.3 < shares[0] < 0.5, "as much time for each of them"
 
 
 def test_half_of_a_training_in_sections_is_half_of_its_seconds() -> None:
