@@ -32,6 +32,11 @@ class Checkpoint:
         Level, ...
     ] = ()  # the sections that were trained before, whose weights this one began with
 
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The sections of its training."""
+        return (*self.earlier, Level(self.settings, self.image_size))
+
     def save(self, path: Path) -> None:
         """Write the file atomically; `load_checkpoint` reads it."""
         with atomic_path(path) as temporary:

@@ -230,7 +230,8 @@ class TrainingTimes:
     def _log_guesses(self, points: Points) -> np.ndarray:
         if self._first_guess is same_cost:
             return np.zeros((len(points), self.n_sections))
-        return np.array([self._log_guesses_of(self.encoder.params(point)) for point in points])
+        guesses = [self._log_guesses_of(self.encoder.params(point)) for point in points]
+        return np.array(guesses).reshape(len(points), self.n_sections)
 
     def _log_guesses_of(self, params: Mapping[str, Any]) -> np.ndarray:
         return np.log([self._first_guess(params, section) for section in range(self.n_sections)])

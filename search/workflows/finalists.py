@@ -122,10 +122,8 @@ def promotion_seconds(spec: SweepSpec, controller: Controller) -> float:
 def _training_seconds(spec: SweepSpec, checkpoint: Checkpoint) -> float:
     """How long a checkpoint's training takes on all cores, by the seconds of its epoch and what epochs of earlier
     sections cost against it."""
-    own = Level(checkpoint.settings, checkpoint.image_size)
-    epochs = sum(
-        level.settings.epochs * level_work(level) / level_work(own) for level in (*checkpoint.earlier, own)
-    )
+    levels = checkpoint.levels
+    epochs = sum(level.settings.epochs * level_work(level) / level_work(levels[-1]) for level in levels)
     return _on_all_cores(spec, checkpoint.settings, epochs * checkpoint.metrics["seconds"])
 
 
@@ -331,7 +329,7 @@ def _train_on_both(
 
     settings = checkpoint.settings
     # Another seed may have been best in a later section than this one.
-    epochs = min(epochs, total_epochs([*checkpoint.earlier, Level(settings, checkpoint.image_size)]))
+    epochs = min(epochs, total_epochs(checkpoint.levels))
     torch.set_num_threads(threads_of(settings.trainable, cores()))
     state = load_training_state(place / LAST)
     options = TrainOptions(start_from=state, refit=True, earlier=checkpoint.earlier)

@@ -114,12 +114,14 @@ def _candidate(
             f"the run {final.key} of {folder.name} has not reached {tracking_uri}",
             "try again when the server answers; nothing is lost",
         )
-    settings = load_checkpoint(finalists[0].trainings[0].checkpoint).settings
+    checkpoint = load_checkpoint(finalists[0].trainings[0].checkpoint)
+    settings, levels = checkpoint.settings, checkpoint.levels
     origin = {
         "sweep": f"[{folder.name}]({page})" if page else folder.name,
         "searched": f"{spec.goal} {spec.metric} over {', '.join(spec.space)}",
         "cost": f"{len(state['leaderboard'])} trials with a result in {format_duration(state['seconds'])}",
         "settings": ", ".join(f"{name} {format_value(value)}" for name, value in asdict(settings).items()),
+        **({"trained in sections": ", then ".join(map(str, levels))} if len(levels) > 1 else {}),
         "licence of the data": spec.data.licence,
         "licence of the weights": weights_licence(settings.backbone, settings.weights),
     }

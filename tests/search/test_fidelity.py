@@ -61,3 +61,6 @@ def test_from_small_photos_and_heads_to_a_champion(
     checkpoint = load_checkpoint(again)
     assert (checkpoint.image_size, len(checkpoint.earlier)) in ((48, 0), (64, 1))
     assert checkpoint.settings.lr == best.params["lr"]
+    version = MlflowClient(server).get_model_version(name, decision.version)
+    card = "trained in sections: head at 48 px, 50% of the photos, 3 epochs, then last_stage"
+    assert (card in version.description) == (len(checkpoint.earlier) == 1)

@@ -135,6 +135,7 @@ def test_times_of_each_section_are_learnt_from_those_that_were_measured() -> Non
     points = encoder.random(np.random.default_rng(2), 50)
     true = np.array([seconds_of(encoder.params(point)) for point in points])
     found = times.of_points(points)
+    assert times.of_points(points[:0]).shape == (0, 3)
     for section, factor in enumerate((2.0, 20.0)):
         assert np.median(np.abs(np.log(found[:, section] / true / factor))) < math.log(1.4)
     # Nothing is known of the last section but that the first guess is off by a factor.
