@@ -24,7 +24,7 @@ from binsweep.search.strategy.kernel import log_improvement
 from binsweep.search.strategy.lengths import epochs_by_section, progress_of, reached_within, section_of
 from binsweep.search.strategy.planner import Plan
 from binsweep.search.strategy.training_times import TrainingTimes
-from binsweep.search.strategy.trial_pool import PooledTrial, TrialPool, next_promotion
+from binsweep.search.strategy.trial_pool import PooledTrial, TrialPool
 
 # Phases begin after this many trainings' worth of epochs.
 MODEL_FROM = 4.0  # successive halving before, the model of curves from here on
@@ -79,8 +79,7 @@ class FreezeThaw:
                 straight = spent >= SKIP_RUNGS_FROM and sum(t.is_full for t in pool.trials) >= MIN_FULL_TRIALS
                 full_training = self._plan_full_training(pool) if straight else None
                 return full_training or self._plan_by_curves(pool)
-        shares = self._times.promotion_shares()
-        promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0, shares)
+        promotion = self._times.next_promotion(pool)
         if promotion is not None:
             return Plan(promotion[1], number=promotion[0])
         point = self._encoder.sobol_point(self._seed, len(pool.trials))

@@ -18,7 +18,7 @@ from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
 from binsweep.search.strategy.study_storage import INFEASIBLE_ATTR, StudyStorage
 from binsweep.search.strategy.training_times import MIN_SHARE, TrainingTimes
 from binsweep.search.strategy.trial_pool import State as PooledState
-from binsweep.search.strategy.trial_pool import TrialPool, behind, next_promotion
+from binsweep.search.strategy.trial_pool import TrialPool, behind
 
 # User attributes of a trial, as stored in the study
 SUGGESTED_ATTR = "suggested_because"
@@ -395,7 +395,7 @@ class OptunaStrategy:
         def can_end(number: int) -> bool:
             return trials[number].state == "paused" and self._times.last_epoch(self._pool, number) > 0
 
-        if (found := next_promotion(self._pool, can_end, self._times.promotion_shares())) is not None:
+        if (found := self._times.next_promotion(self._pool)) is not None:
             return Plan(found[1], number=found[0])
         for number in self._pool.pareto_front():
             if can_end(number):

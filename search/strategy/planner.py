@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from binsweep.search.strategy.training_times import TrainingTimes
-from binsweep.search.strategy.trial_pool import TrialPool, next_promotion
+from binsweep.search.strategy.trial_pool import TrialPool
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,5 @@ class Halving:
         self._times = times
 
     def plan(self, pool: TrialPool) -> Plan:
-        shares = self._times.promotion_shares()
-        promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0, shares)
+        promotion = self._times.next_promotion(pool)
         return Plan() if promotion is None else Plan(promotion[1], number=promotion[0])

@@ -17,7 +17,7 @@ from scipy.linalg import cho_solve
 from binsweep.search.strategy.encoding import Encoder, Points
 from binsweep.search.strategy.kernel import cholesky_factor, matern
 from binsweep.search.strategy.lengths import TrainingLengths, epochs_by_section, reached_within
-from binsweep.search.strategy.trial_pool import TrialPool, training_rungs
+from binsweep.search.strategy.trial_pool import TrialPool, next_climb, next_promotion, training_rungs
 
 FACTOR_VARIANCE = 100.0  # of the logarithm of the machine's factor: unknown
 TREND_VARIANCE = 4.0  # of a linear effect over a whole range, or of another choice
@@ -28,7 +28,7 @@ MAX_MEASURED = (
 )
 MAX_STARTS = 32  # the most recent ones, of which a start is expected to take the median
 MIN_SHARE = 0.5  # of a training: a result of less would say too little
-MIN_PROMOTED, MAX_PROMOTED = 1 / 27, 1 / 1.5  # shares that go on from a rung
+MIN_PROMOTED, MAX_PROMOTED = 1 / 6, 1 / 1.5  # shares that go on from a rung
 N_TYPICAL = 256  # random configurations, whose median is the typical cost
 
 # The first guess of an epoch's seconds, by the parameters and the index of the section.
@@ -176,16 +176,26 @@ class TrainingTimes:
         """What an epoch of these trials counts, shape [n, L]."""
         return self.of_trials(pool, numbers) if self.weighed else np.tile(self._relative, (len(numbers), 1))
 
-    def promotion_shares(self) -> list[float]:
-        """Of trainings in several sections, the share of the trials at each rung that goes on to the next one, so that
-        about as much time is spent between any two rungs; empty where successive halving's own share will do."""
-        if self.n_sections == 1:
-            return []
+    def _promotion_shares(self) -> list[float]:
+        """The share of the trials at each rung that goes on to the next one, so that about as much time is spent
+        between any two rungs."""
         longest = np.array([self.lengths.longest])
         rungs = training_rungs(self.lengths.longest)
         work = epochs_by_section(np.array([0, *rungs]), np.repeat(longest, len(rungs) + 1, axis=0))
         costs = np.diff(work @ self.typical_cost()) + self.start_cost
         return [float(np.clip(a / b, MIN_PROMOTED, MAX_PROMOTED)) for a, b in pairwise(costs)]
+
+    def next_promotion(
+        self, pool: TrialPool, may_resume: Callable[[int], bool] = lambda number: True
+    ) -> tuple[int, str] | None:
+        """What successive halving resumes of the trials that can end in the time left, and why; None for nothing."""
+
+        def can_end(number: int) -> bool:
+            return may_resume(number) and self.last_epoch(pool, number) > 0
+
+        if self.n_sections == 1:
+            return next_promotion(pool, can_end)
+        return next_climb(pool, self._promotion_shares(), can_end)
 
     def last_epochs(
         self, done: np.ndarray, ends: np.ndarray, seconds: np.ndarray, min_share: float = MIN_SHARE

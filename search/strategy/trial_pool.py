@@ -140,25 +140,62 @@ class TrialPool:
 
 
 def next_promotion(
-    pool: TrialPool, can_end: Callable[[int], bool] = lambda number: True, shares: Sequence[float] = ()
+    pool: TrialPool, can_end: Callable[[int], bool] = lambda number: True
 ) -> tuple[int, str] | None:
     """Asynchronous successive halving by promotion (Li et al., MLSys 2020): the trial to resume and why, or None.
 
-    From the last rung down: of the sound trials that have reached a rung, the best 1/ETA (or the share that is given
-    for the rung) may go on to the next one, and the best of those that is paused at this rung, and can end in the time
-    left, does.
+    From the last rung down: of the sound trials that have reached a rung, the best 1/ETA may go on to the next one,
+    and the best of those that is paused at this rung, and can end in the time left, does.
     """
-    for rung in reversed(range(len(shares) or N_RUNGS - 1)):
-        sound = [(number, trial) for number, trial in enumerate(pool.trials) if not trial.broken]
-        values = [(trial.value_at(rung), -number) for number, trial in sound]
-        values = sorted((item for item in values if item[0] > -math.inf), reverse=True)
-        places = int(len(values) * shares[rung]) if shares else len(values) // ETA
+    for rung in reversed(range(N_RUNGS - 1)):
+        values = _ranked(pool, rung)
+        places = len(values) // ETA
         for place, (_, minus) in enumerate(values[:places], 1):
             trial = pool.trials[-minus]
             if trial.state == "paused" and trial.last_rung == rung and can_end(-minus):
                 where = f"the rung of epoch {trial.epochs}"
                 return -minus, f"rank {place} of {len(values)} at {where}: the best {places} go on"
     return None
+
+
+def _ranked(pool: TrialPool, rung: int) -> list[tuple[float, int]]:
+    """The sound trials that have reached a rung, as (value, -number), best first."""
+    found = [(trial.value_at(rung), -n) for n, trial in enumerate(pool.trials) if not trial.broken]
+    return sorted((item for item in found if item[0] > -math.inf), reverse=True)
+
+
+def next_climb(
+    pool: TrialPool, shares: Sequence[float], can_end: Callable[[int], bool] = lambda number: True
+) -> tuple[int, str] | None:
+    """Successive halving through fidelity levels: the trial to resume and why, or None.
+
+    Of the trials that have reached a rung, the share that is given for it goes on: the best one that waits there. At
+    the end of a cheap level that is so only once its order has been seen to agree with the order at the next rung;
+    until then every second one is the one that waits longest, whatever its value, since a cheap level may mislead.
+    """
+    for rung in reversed(range(len(shares))):
+        order = [-minus for _, minus in _ranked(pool, rung)]
+        here = [n for n in order if pool.trials[n].last_rung == rung and pool.trials[n].state != "running"]
+        waiting = [n for n in here if pool.trials[n].state == "paused" and can_end(n)]
+        gone = len(order) - len(here)
+        if not waiting or gone >= int(len(order) * shares[rung]):
+            continue
+        best = pool.trials[waiting[0]]
+        where = f"the rung of epoch {best.epochs}"
+        if best.epochs in best.ends[:-1] and gone % 2 and not agrees(pool, rung):
+            return min(waiting), f"whatever its value at {where}: how far that tells is not known"
+        place = 1 + order.index(waiting[0])
+        return waiting[0], f"rank {place} of {len(order)} at {where}: {shares[rung]:.0%} go on"
+    return None
+
+
+def agrees(pool: TrialPool, rung: int) -> bool:
+    """Whether the order of values at a rung has been seen to be that of the values at the next one."""
+    sound = [trial for trial in pool.trials if not trial.broken and trial.last_rung > rung]
+    right, pairs = pairs_in_order(
+        [(trial.value_at(rung), trial.value_at(rung + 1)) for trial in sound[-MAX_COMPARED:]]
+    )
+    return pairs >= MIN_PAIRS and right >= MIN_IN_ORDER * pairs
 
 
 def behind(pool: TrialPool, number: int) -> str | None:

@@ -141,7 +141,7 @@ def test_times_of_each_section_are_learnt_from_those_that_were_measured() -> Non
     # Nothing is known of the last section but that the first guess is off by a factor.
     assert np.all(found[:, 2] > found[:, 1])
     assert times.of_trials(pool, [0])[0, 1] == 20.0 * seconds_of(pool.trials[0].params)
-    shares = times.promotion_shares()
+    shares = times._promotion_shares()
     assert len(shares) == 4 and 0.3 < shares[0] < 0.5, "as much time for each of them"
 
 
