@@ -256,8 +256,8 @@ def changes_champion_without_a_gap(stack: Stack, photo: bytes) -> None:
     """Another version becomes champion, and the first one again, under 32 clients: each request is answered."""
     first, name = stack.champion(), "bin-counter"
     path = f"model-versions/get?name={name}&version={first}"
-    source = stack.tracking(path, "serving").json()["model_version"]["source"]
-    copy = {"name": name, "source": source}
+    known = stack.tracking(path, "serving").json()["model_version"]
+    copy = {key: known[key] for key in ("name", "source", "run_id", "model_id") if known.get(key)}
     second = stack.tracking("model-versions/create", "sweeps", copy).json()["model_version"]["version"]
     over, seen = threading.Event(), list[str]()
 

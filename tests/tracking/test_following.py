@@ -256,6 +256,7 @@ def test_a_version_that_cannot_be_served_is_said_once_and_tried_again(
     assert ping(f"http://127.0.0.1:{port}") is None
 
 
+@pytest.mark.integration
 def test_a_server_that_dies_is_replaced_and_requests_meanwhile_are_answered(
     client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
 ) -> None:
@@ -272,6 +273,7 @@ def test_a_server_that_dies_is_replaced_and_requests_meanwhile_are_answered(
     assert requests.get(f"{url}/ping", timeout=30).headers["Model-Version"] == "1"
 
 
+@pytest.mark.integration
 def test_a_follower_that_is_killed_leaves_no_server_behind(
     client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
 ) -> None:
