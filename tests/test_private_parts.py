@@ -135,6 +135,18 @@ PARTS: dict[str, tuple[str, Callable[[], bool]]] = {
         # It is replaced in its module, which helps only as long as the application looks it up there.
         lambda: "to_thread(invocations, " in source("mlflow.pyfunc.scoring_server"),
     ),
+    "uvicorn.Server listens on further sockets by startup": (
+        "uvicorn",
+        lambda: (
+            "self.servers: list" in source("uvicorn.server:Server.startup")
+            and parameters("uvicorn.server:Server.startup") == {"self", "sockets"}
+            and hasattr(find("uvicorn.server:ServerState")(), "connections")
+        ),
+    ),
+    "mlflow.pyfunc.scoring_server.init": (
+        "mlflow",
+        lambda: parameters("mlflow.pyfunc.scoring_server:init") == {"model"},
+    ),
     "registered_model_meta": (
         "mlflow",
         lambda: (

@@ -21,6 +21,7 @@ from binsweep.data.errors import UserError
 from binsweep.data.python_process import python_module, without_working_folder
 
 LOOPBACK = "127.0.0.1"
+BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
 # The servers that this process started and has not ended yet, for an exit that leaves no time to terminate them.
 _started: list["Server"] = []
 
@@ -38,8 +39,7 @@ class Server:
     @property
     def url(self) -> str:
         """Its address for clients on this machine: the loopback if it listens on every address."""
-        host = {"0.0.0.0": LOOPBACK, "::": "::1", "": LOOPBACK}.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return local_url(self.host, self.port)
 
     def process(self) -> psutil.Process | None:
         """The running process, or None if it has ended or its id now belongs to another one."""
@@ -58,6 +58,12 @@ class Server:
                 return session.get(self.url + path, timeout=timeout).status_code == 200
         except requests.RequestException:
             return False
+
+
+def local_url(host: str, port: int) -> str:
+    """The URL at which clients on this machine reach what listens on `host`:`port`."""
+    host = {"0.0.0.0": LOOPBACK, "::": "::1", "": LOOPBACK}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def free_port(host: str = LOOPBACK) -> int:
@@ -94,6 +100,18 @@ def require_port(port: int, host: str = LOOPBACK) -> None:
             f"port: {port} on {host} is taken{_describe(listening_process(port))}",
             "end what listens there, or choose another port with --port",
         )
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on `port` of each address of `host`, for processes that share them: whichever accepts first
+    has the connection, so accepting does not block. Raises the errors of `require_port`."""
+    require_port(port, host)
+    sockets = []
+    for family, address in _socket_addresses(host, port):
+        listener = socket.create_server(address, family=family, backlog=BACKLOG)
+        listener.setblocking(False)
+        sockets.append(listener)
+    return sockets
 
 
 def listening_process(port: int) -> psutil.Process | None:
@@ -151,8 +169,12 @@ def spawn(
     log: Path,
     environment: Mapping[str, str],
     host: str = LOOPBACK,
+    module: str = "mlflow",
+    pass_fds: Sequence[int] = (),
 ) -> Server:
-    """Start `python -m mlflow ARGUMENTS` in `folder` as a session of its own, its output appended to `log`.
+    """Start `python -m MODULE ARGUMENTS` in `folder` as a session of its own, its output appended to `log`.
+
+    It inherits the file descriptors `pass_fds`.
 
     In a session (and so a process group) of its own, a Ctrl-C at the terminal does not end it before its users have
     sent their last records.
@@ -161,13 +183,14 @@ def spawn(
     try:
         with _signals_deferred(), log.open("ab") as output:
             child = subprocess.Popen(
-                python_module("mlflow", *arguments),
+                python_module(module, *arguments),
                 cwd=folder,
                 env=without_working_folder(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
             server = Server(child.pid, psutil.Process(child.pid).create_time(), port, host)
             _started.append(server)

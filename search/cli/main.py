@@ -25,7 +25,7 @@ from binsweep.search.cli.machine import doctor, migrate, ui
 from binsweep.search.cli.models import evaluate, predict, promote, rollback, serve
 from binsweep.search.cli.sweep import report, status, sweep, sync
 from binsweep.search.execution.interrupts import interrupt
-from binsweep.search.terminal.streams import redirect_to_null, settle_streams
+from binsweep.search.terminal.streams import OutputError, redirect_to_null, settle_streams
 from binsweep.tracking.mlflow_server.credentials import normalize_tracking_uri
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is closed
@@ -129,17 +129,22 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         pass
-    except OSError as error:
+    except OutputError as error:
         redirect_to_null(sys.stdout.fileno())  # Python's last flush must not fail again
         if code == 0:  # otherwise the failure is reported already
-            print(f"binsweep: the result cannot be written: {error.strerror}", file=sys.stderr)
-            code = 1
+            code = _report_lost_result(error)
     if _stdout_has_no_reader():
         redirect_to_null(sys.stdout.fileno())
         # A mistake or an interruption counts more; click ends with 1 when it meets the closed pipe.
         if code < 2:
             code = 128 + signal.SIGPIPE  # like any program ended by a closed pipe
     sys.exit(code)
+
+
+def _report_lost_result(error: OutputError) -> int:
+    """Say why stdout did not take the result; returns the exit code."""
+    print(f"binsweep: the result cannot be written: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def _run(debug: bool) -> int:
@@ -161,6 +166,8 @@ def _run(debug: bool) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except OutputError as error:
+        return _report_lost_result(error)
     except Exception as error:
         if debug:
             traceback.print_exc()

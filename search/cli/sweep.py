@@ -198,11 +198,14 @@ def status(sweep_id: str | None, dashboard: str | None, as_json: bool) -> None:
         found = [job_of(sweep_id, dashboard)] if sweep_id else jobs(dashboard)
         print(json.dumps([asdict(job) for job in found]) if as_json else "\n".join(map(format_job, found)))
         return
-    from binsweep.search.history.sweep_state import find_folder, newest_folder
-    from binsweep.search.report.status import show
+    from binsweep.search.history.sweep_state import find_folder
+    from binsweep.search.report.status import show, show_newest
 
     home = home_folder()
-    show(find_folder(home, sweep_id) if sweep_id else newest_folder(home), as_json)
+    if sweep_id:
+        show(find_folder(home, sweep_id), as_json)
+    else:
+        show_newest(home, as_json)
 
 
 @click.command()

@@ -26,7 +26,7 @@ def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
     state = load_state(folder)
     if ended_by:
         state |= {"status": "finished", "ended_by": ended_by}
-    spec = parse_spec(state["spec"])
+    spec = parse_spec(state["spec"], str(folder / STATE))
     # The run log may also be open in a process that promotes the sweep or sends waiting records.
     owner = owner_of(folder / "spool")
     alive = owner is not None and owner == str(state.get("process", owner))
@@ -61,7 +61,7 @@ def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
         state["id"],
         spec,
         status,
-        state["ended_by"],
+        state.get("ended_by", ""),
         ordered,
         int(parent.get("slots", lanes)),
         guess,

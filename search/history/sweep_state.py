@@ -64,7 +64,11 @@ def load_state(folder: Path) -> dict[str, Any]:
         state = json.loads(file.read_text())
     except ValueError:
         state = None
-    if not isinstance(state, dict) or not {"id", "status", "spec"} <= state.keys():
+    if (
+        not isinstance(state, dict)
+        or not {"id", "status", "spec"} <= state.keys()
+        or not isinstance(state["spec"], dict)
+    ):
         raise UserError(
             f"{file} is damaged: nothing can be done with this sweep",
             "restore the file, or move its folder away; `binsweep sweep SPEC --new` starts another sweep",
@@ -94,12 +98,12 @@ def find_folder(home: Path, sweep: str) -> Path:
     return found
 
 
-def newest_folder(home: Path) -> Path:
-    """The folder of the sweep that was started last. Raises UserError if there is none."""
+def folders_by_age(home: Path) -> list[Path]:
+    """The folders of all sweeps, the one that was started last first. Raises UserError if there is none."""
     folders = sweep_folders(home)
     if not folders:
         raise UserError(f"no sweep in {home}", "start one with `binsweep sweep SPEC`, or set BINSWEEP_HOME")
-    return max(folders, key=_begun)
+    return sorted(folders, key=_begun, reverse=True)
 
 
 def _begun(folder: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from binsweep.data.errors import UserError
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_history import (
     SweepHistory,
@@ -19,10 +21,31 @@ from binsweep.search.history.sweep_history import (
     throughput,
     warning_counts,
 )
+from binsweep.search.history.sweep_state import folders_by_age, load_state
 from binsweep.search.terminal.format import format_count, format_duration, format_metric, format_value
 
 MAX_ROWS = 10  # of the best trials
 REFRESH_SECONDS = 2.0  # at least; longer if a refresh takes long
+
+
+def show_newest(home: Path, json: bool) -> None:
+    """Show the sweep that was started last. Raises UserError if there is none, or if its state is damaged: another
+    sweep in its place could be taken for it, so the error names the newest one that can be shown."""
+    newest, *older = folders_by_age(home)
+    try:
+        show(newest, json)
+    except UserError as error:
+        other = next((folder.name for folder in older if _is_readable(folder)), None)
+        hint = f"; `binsweep status {shlex.quote(other)}` shows the newest of the others" if other else ""
+        raise UserError(error.message, f"{error.hint}{hint}") from error
+
+
+def _is_readable(folder: Path) -> bool:
+    try:
+        load_state(folder)
+    except UserError:
+        return False
+    return True
 
 
 def show(folder: Path, json: bool) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import locale
 import os
 import sys
+from collections.abc import Iterator
 
 from binsweep.data.python_process import restart_in_utf8_mode
 
@@ -17,7 +19,8 @@ def settle_streams() -> None:
 
     Text is UTF-8 whatever the locale, also in files and in child processes. A closed stream is redirected to
     /dev/null: otherwise the next opened file would get its number, and with it the output of other processes. A
-    character that stdout cannot encode, such as one of a file name that is not UTF-8, is escaped.
+    character that stdout cannot encode, such as one of a file name that is not UTF-8, is escaped. A result that stdout
+    cannot take raises OutputError wherever it is written: without a buffer (PYTHONUNBUFFERED) already in `print`.
     """
     _open_closed_streams()
     if not sys.flags.utf8_mode and locale.getencoding().lower() not in ("utf-8", "utf8"):
@@ -25,7 +28,14 @@ def settle_streams() -> None:
         restart_in_utf8_mode()
     # A caller in Python may have replaced a stream.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        _replaced.append(sys.stdout)
+        sys.stdout = _ResultStream(
+            sys.stdout.buffer,
+            sys.stdout.encoding,
+            "backslashreplace",
+            line_buffering=sys.stdout.line_buffering,
+            write_through=sys.stdout.write_through,
+        )
     if isinstance(sys.stderr, io.TextIOWrapper):
         _replaced.append(sys.stderr)
         sys.stderr = _TolerantStream(
@@ -45,6 +55,33 @@ def _open_closed_streams() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+class OutputError(OSError):
+    """Stdout cannot take the result, for example because its disk is full; it has the errno of the reason."""
+
+
+class _ResultStream(io.TextIOWrapper):
+    """stdout whose errors can be told from those of other files; a pipe without a reader stays a BrokenPipeError."""
+
+    def write(self, text: str) -> int:
+        with _output_errors():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _output_errors():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+    """Turn the errors of a stream into OutputError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror) from error
 
 
 class _TolerantStream(io.TextIOWrapper):

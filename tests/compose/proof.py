@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -250,6 +252,32 @@ def only_the_owner_moves_the_alias(stack: Stack) -> None:
     assert stack.tracking("registered-models/alias", "serving", move).status_code == 403
 
 
+def changes_champion_without_a_gap(stack: Stack, photo: bytes) -> None:
+    """Another version becomes champion, and the first one again, under 32 clients: each request is answered."""
+    first, name = stack.champion(), "bin-counter"
+    path = f"model-versions/get?name={name}&version={first}"
+    known = stack.tracking(path, "serving").json()["model_version"]
+    copy = {key: known[key] for key in ("name", "source", "run_id", "model_id") if known.get(key)}
+    second = stack.tracking("model-versions/create", "sweeps", copy).json()["model_version"]["version"]
+    over, seen = threading.Event(), list[str]()
+
+    def ask() -> None:
+        while not over.is_set():
+            seen.append(predict(stack.model, [photo], timeout=60)[0]["model_version"])
+
+    with ThreadPoolExecutor(32) as pool:
+        clients = [pool.submit(ask) for _ in range(32)]
+        try:
+            for version in (second, first):
+                move = {"name": name, "alias": "champion", "version": version}
+                assert stack.tracking("registered-models/alias", "sweeps", move).status_code == 200
+                until(f"all see version {version}", lambda: set(seen[-32:]) == {version})  # noqa: B023
+        finally:
+            over.set()
+    for client in clients:
+        client.result()  # raises if a request failed
+
+
 def no_secret_lies_about(stack: Stack, job_log: str) -> None:
     token = stack.env["RAY_AUTH_TOKEN"]
     texts = {f"the log of {name}": podman("logs", name) for name in stack.containers()}
@@ -331,6 +359,8 @@ def main(work: Path) -> None:
             row = predict(stack.model, [photo], timeout=60)[0]
             version = stack.champion()
         only_the_owner_moves_the_alias(stack)
+        with step("another champion and back under 32 clients: no request is lost"):
+            changes_champion_without_a_gap(stack, photo)
         with step("no secret in logs, runs, artifacts, database, home or jobs"):
             no_secret_lies_about(stack, log)
         runs = len(stack.runs())

@@ -14,7 +14,7 @@ from recorded_sweeps import Recorded
 
 from binsweep.data.errors import UserError
 from binsweep.search.history.run_log_reader import resources_spent
-from binsweep.search.history.sweep_state import find_unfinished, load_state, newest_folder
+from binsweep.search.history.sweep_state import find_unfinished, folders_by_age, load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.tracking.runlog.run_log import RunLog
 from binsweep.tracking.runlog.spool import Spool, owner_of
@@ -62,7 +62,7 @@ def test_a_sweep_with_keys_of_an_earlier_version_is_read(tmp_path: Path) -> None
 def test_status_shows_a_sweep_that_has_no_spec_file_yet(tmp_path: Path) -> None:
     sweep = Recorded(tmp_path / "sweeps" / "s-1", status="running")
     (sweep.folder / "spec.yaml").unlink()
-    assert newest_folder(tmp_path) == sweep.folder
+    assert folders_by_age(tmp_path)[0] == sweep.folder
     done = run_here("status", BINSWEEP_HOME=str(tmp_path))
     assert done.returncode == 0 and done.stdout.startswith("s-1: running"), done.stderr
     sweep.close()
@@ -139,7 +139,7 @@ def test_the_newest_unfinished_sweep_goes_on_and_not_only_the_newest(tmp_path: P
     "content", ["", "{", "[]", "{}", "\x00" * 9], ids=["empty", "cut", "list", "none", "zeros"]
 )
 def test_a_damaged_sweep_is_named_and_does_not_hinder_the_others(content: str, tmp_path: Path) -> None:
-    good, bad = (Recorded(tmp_path / "sweeps" / name).close() for name in ("good-1", "recorded-1"))
+    _, bad = (Recorded(tmp_path / "sweeps" / name).close() for name in ("good-1", "recorded-1"))
     spec = spec_of(bad)
     (bad / "sweep.json").write_text(content)
     with pytest.raises(UserError, match=r"recorded-1/sweep\.json is damaged") as refused:
@@ -150,7 +150,27 @@ def test_a_damaged_sweep_is_named_and_does_not_hinder_the_others(content: str, t
         assert done.returncode == 2 and "recorded-1/sweep.json is damaged" in done.stderr, done.stderr
     done = run_here("status", "good", BINSWEEP_HOME=str(tmp_path))
     assert done.returncode == 0 and "good-1: finished" in done.stdout
-    assert newest_folder(tmp_path) in (good, bad)
+
+
+@pytest.mark.parametrize("content", ["{", '{"id": "b-1", "status": "finished", "spec": 3}', "cut spec"])
+def test_status_of_the_newest_sweep_names_its_damaged_file_and_another_sweep(
+    content: str, tmp_path: Path
+) -> None:
+    folders = [Recorded(tmp_path / "sweeps" / name).close() for name in ("old-1", "cut-1", "new-1")]
+    for age, folder in enumerate(reversed(folders)):
+        os.utime(folder / "spec.yaml", (1e9 - age, 1e9 - age))
+    (folders[1] / "sweep.json").write_text("")
+    if content == "cut spec":
+        note(folders[2], spec={"name": "new"})
+    else:
+        (folders[2] / "sweep.json").write_text(content)
+    for words in (["status"], ["status", "--json"]):
+        done = run_here(*words, BINSWEEP_HOME=str(tmp_path))
+        assert done.returncode == 2 and not done.stdout
+        assert "new-1/sweep.json" in done.stderr.splitlines()[0]
+        assert "`binsweep status old-1` shows" in done.stderr.splitlines()[-1]
+    (folders[0] / "sweep.json").unlink()
+    assert "binsweep status" not in run_here("status", BINSWEEP_HOME=str(tmp_path)).stderr
 
 
 def test_sync_sends_what_the_other_sweeps_have(server: str, tmp_path: Path) -> None:
@@ -198,7 +218,7 @@ def test_a_listing_outlives_a_sweep_that_is_deleted_meanwhile(tmp_path: Path) ->
     thread = threading.Thread(target=come_and_go)
     thread.start()
     try:
-        assert {newest_folder(tmp_path) for _ in range(500)} <= {kept, gone}
+        assert {folders_by_age(tmp_path)[0] for _ in range(500)} <= {kept, gone}
     finally:
         over.set()
         thread.join()

@@ -1,18 +1,20 @@
-"""`binsweep serve --follow` as a process beside a real MLflow server."""
+"""`binsweep serve --follow` next to a real MLflow server: every request is answered, whichever version is champion."""
 
 import contextlib
+import itertools
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
+import psutil
 import pytest
 import requests
 from flaky import flaky
@@ -95,7 +97,7 @@ def test_whoever_is_champion_is_served(
 def test_what_keeps_a_version_from_being_served_is_told_and_tried_again(
     server: str, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow away from the start and later, and a port that somebody takes while nobody serves."""
+    """MLflow is away from the start and later; the port is held all the time."""
     monkeypatch.setattr(following, "POLL_SECONDS", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with contextlib.suppress(MlflowException):
@@ -121,16 +123,10 @@ def test_what_keeps_a_version_from_being_served_is_told_and_tried_again(
         assert reply.status_code == 503 and proxy in reply.json()["error"]
         fate[0] = "pass"
         assert said.get(timeout=PATIENCE) == "not serving: there is no champion of followed yet"
-        taken = f"port: {port} on 127.0.0.1 is taken"
-        with take(port):
-            client.set_registered_model_alias("followed", "champion", "1")
-            assert taken in said.get(timeout=PATIENCE)
-            time.sleep(1.0)
-            assert follower.is_alive()
-        # It may be told once more, without the process that holds the port, if asked just as the port is given back.
-        while (text := said.get(timeout=PATIENCE)) == f"not serving followed version 1: {taken}":
-            pass
-        assert text == f"serving followed version 1 at {url}"
+        with pytest.raises(UserError, match=f"port: {port} on 127.0.0.1 is taken"):
+            following.follow_champion("followed", "127.0.0.1", port, server, tell)
+        client.set_registered_model_alias("followed", "champion", "1")
+        assert said.get(timeout=PATIENCE) == f"serving followed version 1 at {url}"
         fate[0] = "down"
         time.sleep(1.0)
         assert ping(url) is not None and ping(url).status_code == 200  # type: ignore[union-attr]
@@ -144,20 +140,151 @@ def test_what_keeps_a_version_from_being_served_is_told_and_tried_again(
     assert not follower.is_alive()
 
 
-def take(port: int) -> socket.socket:
-    """A socket that listens on a port which is free now and then only."""
-    taken = socket.socket()
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            taken.bind(("127.0.0.1", port))
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        else:
-            taken.listen()
-            return taken
+class Clients:
+    """32 clients that ask without a pause, half of them with one connection each and half with one per request."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.over, self.failures = url, threading.Event(), list[str]()
+        self.seen: list[list[str]] = [[] for _ in range(32)]  # each client's versions, in order
+        self.threads = [threading.Thread(target=self.ask, args=(number,)) for number in range(32)]
+
+    def ask(self, number: int) -> None:
+        session = requests.Session()
+        body = {"inputs": {"image": ["YWJj"]}}
+        while not self.over.is_set():
+            if number % 2:
+                session = requests.Session()
+            try:
+                reply = session.post(f"{self.url}/invocations", json=body, timeout=60)
+                assert (reply.status_code, reply.json()["predictions"][0]["count"]) == (200, 3), reply.text
+                self.seen[number].append(reply.headers["Model-Version"])
+            except (requests.RequestException, AssertionError) as error:
+                self.failures.append(repr(error))
+            finally:
+                if number % 2:
+                    session.close()
+        session.close()
+
+    def until_all_see(self, version: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not all(seen and seen[-1] == version for seen in self.seen):
+            assert time.monotonic() < deadline and not self.failures, self.failures[:3]
+            time.sleep(0.05)
+
+    def __enter__(self) -> "Clients":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join(PATIENCE)
+
+
+def register_sick(server: str, loads: bool) -> str:
+    """Another version of `followed`, which cannot be served."""
+    mlflow.set_tracking_uri(server)
+    with mlflow.start_run():
+        made = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).parent / "sick_model.py"),
+            model_config={"loads": loads},
+            registered_model_name="followed",
+            pip_requirements=["mlflow"],
+        )
+    return str(made.registered_model_version)
+
+
+@pytest.mark.integration
+def test_no_request_is_lost_when_the_champion_changes(
+    server: str, client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
+) -> None:
+    """Not to another version and back, and not to one that does not load or that loads and counts nothing."""
+    url, process = follower
+    client.set_registered_model_alias("followed", "champion", "1")
+    while told(process) != f"serving followed version 1 at {url}":
+        pass
+    with Clients(url) as clients:
+        clients.until_all_see("1")
+        for version, before in (("2", "1"), ("1", "2"), ("2", "1")):
+            client.set_registered_model_alias("followed", "champion", version)
+            assert told(process) == f"serving followed version {version} at {url}"
+            clients.until_all_see(version)
+            for seen in clients.seen:  # each has moved once, and none was sent back
+                changes = [new for old, new in itertools.pairwise(seen) if new != old]
+                assert changes == [version] and seen[0] == before
+                del seen[:-1]
+        for loads, reason in ((False, "ended while starting"), (True, "no engine for this processor")):
+            sick = register_sick(server, loads)
+            client.set_registered_model_alias("followed", "champion", sick)
+            while not (said := told(process)).startswith("still serving followed version 2: "):
+                pass  # the end of the last one's log
+            assert f"version {sick} cannot be served" in said and reason in said
+        clients.until_all_see("2")
+    assert not clients.failures, clients.failures[:3]
+    assert {version for seen in clients.seen for version in seen} == {"2"}
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len([one for one in family if one.status() != psutil.STATUS_ZOMBIE]) == 1
+
+
+def test_a_version_that_cannot_be_served_is_said_once_and_tried_again(
+    server: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(following, "RETRY_SECONDS", 0.2)
+    attempts, open_replica = list[str](), following.open_replica
+
+    def counted(name: str, version: str, *more: Any) -> Any:
+        attempts.append(version)
+        if attempts.count(sick) > 3:
+            raise KeyboardInterrupt
+        return open_replica(name, version, *more)
+
+    monkeypatch.setattr(following, "open_replica", counted)
+    sick, said, port = register_sick(server, loads=False), list[str](), free_port()
+    client.set_registered_model_alias("followed", "champion", "1")
+
+    def tell(text: str) -> None:
+        said.append(text.partition("\n")[0])
+        if "serving followed version 1 at" in text:
+            client.set_registered_model_alias("followed", "champion", sick)
+
+    assert following.follow_champion("followed", "127.0.0.1", port, server, tell) == 130
+    assert attempts == ["1", *4 * [sick]]
+    assert len(said) == 2 and said[1].startswith("still serving followed version 1: version"), said
+    assert ping(f"http://127.0.0.1:{port}") is None
+
+
+@pytest.mark.integration
+def test_a_server_that_dies_is_replaced_and_requests_meanwhile_are_answered(
+    client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
+) -> None:
+    url, process = follower
+    client.set_registered_model_alias("followed", "champion", "1")
+    while told(process) != f"serving followed version 1 at {url}":
+        pass
+    (worker,) = psutil.Process(process.pid).children()
+    worker.kill()
+    assert told(process) == "not serving: the server of followed version 1 has ended"
+    refused = requests.get(f"{url}/ping", timeout=30)
+    assert refused.status_code in (200, 503)
+    assert told(process) == f"serving followed version 1 at {url}"
+    assert requests.get(f"{url}/ping", timeout=30).headers["Model-Version"] == "1"
+
+
+@pytest.mark.integration
+def test_a_follower_that_is_killed_leaves_no_server_behind(
+    client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
+) -> None:
+    url, process = follower
+    client.set_registered_model_alias("followed", "champion", "1")
+    while told(process) != f"serving followed version 1 at {url}":
+        pass
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    gone, left = psutil.wait_procs(workers, timeout=30)
+    assert gone and not left
 
 
 @pytest.mark.parametrize(

@@ -1,80 +1,193 @@
 """Serve a model's champion over HTTP: a new version as soon as the alias moves, 503 while there is none."""
 
-import contextlib
-import json
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from mlflow.exceptions import MlflowException
 
 from binsweep.data.errors import UserError
-from binsweep.tracking.processes import Server, interrupted_by_sigterm, require_port
+from binsweep.tracking.processes import interrupted_by_sigterm, listen, local_url
 from binsweep.tracking.registry.versions import champion_of
-from binsweep.tracking.serving.model_server import serve_model
+from binsweep.tracking.serving.refusals import Refusals
+from binsweep.tracking.serving.replica import DRAIN_SECONDS, Replica, open_replica
 
 POLL_SECONDS = 5.0
+RETRY_SECONDS = (
+    60.0  # between attempts to start a version while another one is served: loading takes its processor
+)
 TRACKING_ERRORS = (MlflowException, OSError)  # MLflow does not answer, or something else answers
-MAX_REFUSED_BYTES = 64 * 2**20  # that are read of a request before it is refused
 
 
 def follow_champion(name: str, host: str, port: int, tracking_uri: str, report: Callable[[str], None]) -> int:
     """Serve the champion of the model `name` on `host`:`port`, whichever version it is, until Ctrl-C or SIGTERM: 130.
 
-    The alias is looked up every 5 s. When it moves, the old version's server ends before the new one's starts, and
-    requests are refused while the new one loads. If a version cannot be served (no champion, no answer from MLflow,
-    the model does not load, the port is taken), the reason goes to `report` and, with 503, to clients, and serving is
-    tried again. While MLflow does not answer, the present version stays served. Raises UserError only at the start,
-    if the port is taken then.
+    The alias is looked up every 5 s. When it moves, the new version's server starts next to the old one, is warmed, and
+    takes the requests; then the old one answers those that it has, and ends. The port is open all the time. If a
+    version cannot be served (it is gone, does not load or does not count a photo), the reason goes to `report`, the old
+    one stays, and the new one is tried again every 60 s. While there is none to serve, requests are answered with 503
+    and the reason. While MLflow does not answer, the present version stays served. Raises UserError if the port is
+    taken.
     """
-    require_port(port, host)
-    report = _without_repetition(report)
-    with interrupted_by_sigterm():
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in listen(host, port)]
+        stack.enter_context(interrupted_by_sigterm())
+        follower = _Follower(name, local_url(host, port), listeners, tracking_uri, report)
         try:
             while True:
-                version = _await_champion(name, host, port, tracking_uri, report)
-                try:
-                    with serve_model(f"models:/{name}/{version}", tracking_uri, port, host) as served:
-                        report(f"serving {name} version {version} at {served.url}")
-                        _wait_for_change(served.server, name, version, tracking_uri)
-                except (UserError, *TRACKING_ERRORS) as error:
-                    reason = error.message if isinstance(error, UserError) else _first_line(error)
-                    report(f"not serving {name} version {version}: {reason}")
-                    _refuse_until_next_poll(host, port, reason)
+                follower.poll()
+                time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             return 130
+        finally:
+            follower.close()
 
 
-def _await_champion(name: str, host: str, port: int, tracking_uri: str, report: Callable[[str], None]) -> str:
-    """The champion's version, once there is one; until then every request is refused."""
-    while True:
+class _Follower:
+    """What is served now: a version, or refusals; and the version before it, as long as it still answers."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        listeners: Sequence[socket.socket],
+        tracking_uri: str,
+        report: Callable[[str], None],
+    ) -> None:
+        self._name = name
+        self._url = url
+        self._listeners = listeners
+        self._tracking_uri = tracking_uri
+        self._report = _without_repetition(report)
+        self._served: tuple[Replica, ExitStack] | None = None
+        self._draining: tuple[Replica, ExitStack] | None = None
+        self._drained_by = 0.0  # monotonic time
+        self._refusals: Refusals | None = None
+        self._failed, self._retry_at = "", 0.0  # the version that did not start last, monotonic time
+
+    def poll(self) -> None:
+        """Look the champion up, and serve it if it is not served yet."""
+        self._remove_ended()
         try:
-            version = _champion_version(name, tracking_uri)
-            reason = f"there is no champion of {name} yet"
+            version = self._champion()
         except TRACKING_ERRORS as error:
-            version, reason = None, f"MLflow at {tracking_uri} cannot be queried: {_first_line(error)}"
-        if version is not None:
-            return version
-        report(f"not serving: {reason}")
-        _refuse_until_next_poll(host, port, reason)
+            if self._served is None:
+                self._refuse(f"MLflow at {self._tracking_uri} cannot be queried: {_first_line(error)}")
+            return
+        if version is None:
+            self._refuse(f"there is no champion of {self._name} yet")
+        elif self._served is None or self._served[0].version != version:
+            self._start(version)
 
+    def close(self) -> None:
+        """End every server."""
+        for replica in filter(None, (self._served, self._draining)):
+            replica[1].close()
+        if self._refusals is not None:
+            self._refusals.close()
 
-def _champion_version(name: str, tracking_uri: str) -> str | None:
-    champion = champion_of(tracking_uri, name)
-    return None if champion is None else str(champion.version)
+    def _champion(self) -> str | None:
+        champion = champion_of(self._tracking_uri, self._name)
+        return None if champion is None else str(champion.version)
+
+    def _remove_ended(self) -> None:
+        """Take note of servers that have ended: the served one by itself, the one before it as it should."""
+        if self._served is not None and not self._served[0].is_alive():
+            (replica, stack), self._served = self._served, None
+            stack.close()
+            self._refuse(f"the server of {self._name} version {replica.version} has ended")
+        if self._draining is not None and not self._draining[0].is_answering(self._drained_by):
+            self._finish_draining()
+
+    def _start(self, version: str) -> None:
+        """Start `version` next to what is served, and switch to it once it is warm."""
+        failed = version == self._failed
+        if self._served is not None and failed and time.monotonic() < self._retry_at:
+            return
+        if self._served is None and not failed:
+            self._answer_with(f"version {version} of {self._name} is being loaded")
+        self._finish_draining()  # never three versions in memory
+        try:
+            with ExitStack() as stack:
+                replica = stack.enter_context(
+                    open_replica(self._name, version, self._tracking_uri, self._listeners)
+                )
+                if not self._is_champion(version):
+                    return
+                self._switch(replica, stack.pop_all())
+        except (UserError, *TRACKING_ERRORS) as error:
+            self._failed, self._retry_at = version, time.monotonic() + RETRY_SECONDS
+            reason = error.message if isinstance(error, UserError) else _first_line(error)
+            if self._served is None:
+                self._report(f"not serving {self._name} version {version}: {reason}")
+                self._answer_with(reason)
+            else:
+                kept = self._served[0].version
+                self._report(
+                    f"still serving {self._name} version {kept}: version {version} cannot be served: {reason}"
+                )
+
+    def _is_champion(self, version: str) -> bool:
+        """Whether `version` is champion still, as far as MLflow answers."""
+        try:
+            return self._champion() == version
+        except TRACKING_ERRORS:
+            return True
+
+    def _switch(self, replica: Replica, stack: ExitStack) -> None:
+        before, self._served = self._served, (replica, stack)
+        self._failed = ""
+        self._stop_refusing()
+        replica.accept()
+        self._drain(before)
+        self._report(f"serving {self._name} version {replica.version} at {self._url}")
+
+    def _drain(self, served: tuple[Replica, ExitStack] | None) -> None:
+        """Let a server answer what it has, and end."""
+        if served is not None:
+            self._finish_draining()
+            served[0].drain()
+            self._draining = served
+            self._drained_by = time.monotonic() + DRAIN_SECONDS + POLL_SECONDS
+
+    def _finish_draining(self) -> None:
+        """Wait until the server of the version before has ended, and remove its files."""
+        if self._draining is not None:
+            replica, stack = self._draining
+            while replica.is_answering(self._drained_by):
+                time.sleep(0.1)
+            stack.close()
+            self._draining = None
+
+    def _refuse(self, reason: str) -> None:
+        """Serve no version, but answer with `reason`."""
+        before, self._served = self._served, None
+        self._answer_with(reason)
+        self._drain(before)
+        self._report(f"not serving: {reason}")
+
+    def _answer_with(self, reason: str) -> None:
+        if self._refusals is None:
+            self._refusals = Refusals(self._listeners, reason, POLL_SECONDS)
+        self._refusals.reason = reason
+
+    def _stop_refusing(self) -> None:
+        if self._refusals is not None:
+            self._refusals.close()
+            self._refusals = None
 
 
 def _without_repetition(report: Callable[[str], None]) -> Callable[[str], None]:
-    """`report` that skips a text equal to the last one: an attempt every 5 s would fill the log."""
+    """`report` that skips a text whose first line is the last one's: attempts without end would fill the log. Further
+    lines are the end of a server's log, with times and numbers of processes."""
     last = ""
 
     def report_news(text: str) -> None:
         nonlocal last
-        if text != last:
-            last = text
+        first = text.partition("\n")[0]
+        if first != last:
+            last = first
             report(text)
 
     return report_news
@@ -82,57 +195,3 @@ def _without_repetition(report: Callable[[str], None]) -> Callable[[str], None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _wait_for_change(server: Server, name: str, version: str, tracking_uri: str) -> None:
-    """Return once `server` has ended or the champion is another version; go on while MLflow does not answer."""
-    while server.process() is not None:
-        with contextlib.suppress(*TRACKING_ERRORS):
-            if _champion_version(name, tracking_uri) != version:
-                return
-        time.sleep(POLL_SECONDS)
-
-
-def _refuse_until_next_poll(host: str, port: int, reason: str) -> None:
-    """Refuse requests until the next attempt; only wait if the port is taken."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            stack.enter_context(_refusing(host, port, reason))
-        time.sleep(POLL_SECONDS)
-
-
-@contextmanager
-def _refusing(host: str, port: int, reason: str) -> Iterator[None]:
-    """Answer every request with 503 and `reason` during this block."""
-    body = json.dumps({"error": reason}).encode()
-
-    class Refusal(BaseHTTPRequestHandler):
-        timeout = 10.0  # seconds for a client to send its request
-
-        def do_GET(self) -> None:
-            # A client that is still sending would see a broken connection instead of the answer.
-            self.rfile.read(min(int(self.headers.get("Content-Length") or 0), MAX_REFUSED_BYTES))
-            self.send_response(503)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Retry-After", str(int(POLL_SECONDS)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Log nothing: the client gets the reason."""
-
-    class Listener(ThreadingHTTPServer):
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-
-    with Listener((host, port), Refusal) as server:
-        server.daemon_threads = True
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()

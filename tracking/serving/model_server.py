@@ -69,7 +69,7 @@ def serve_model(
         log = folder / "serve.log"
         command = ["models", "serve", "-m", model_uri, "--env-manager", "local"]
         command += ["--host", host, "-p", str(port)]
-        server = spawn(command, port, folder, log, _environment(folder, tracking_uri), host)
+        server = spawn(command, port, folder, log, server_environment(folder, tracking_uri), host)
         try:
             if not wait_until_answers(server, "/ping", START_SECONDS):
                 reason = describe_failed_start(server, START_SECONDS)
@@ -207,7 +207,7 @@ def require_model(model_uri: str, tracking_uri: str) -> None:
             ) from error
 
 
-def _environment(folder: Path, tracking_uri: str) -> Mapping[str, str]:
+def server_environment(folder: Path, tracking_uri: str) -> Mapping[str, str]:
     """The environment of the serving process, which downloads the model from our server into `folder`.
 
     MLflow finds uvicorn by PATH, and this Python's virtual environment may not be active.

@@ -1,0 +1,109 @@
+"""One model server of `serve --follow`: a process that its parent starts, warms, switches to, and ends.
+
+    python -m binsweep.tracking.serving.worker MODEL_URI VERSION PORT CONTROL LISTENER...
+
+It loads the model and serves MLflow's own application on PORT of the loopback. After one byte on the file descriptor
+CONTROL, a pipe, it also accepts connections of the listening sockets LISTENER..., file descriptors that it shares with
+the parent and the other version's server. Once the pipe is closed, also by the parent's death, it accepts no more
+connections, answers the requests that it has, and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+import mlflow
+import uvicorn
+from mlflow.pyfunc import scoring_server
+
+from binsweep.tracking.processes import LOOPBACK
+from binsweep.tracking.serving.replica import DRAIN_SECONDS
+
+END_SECONDS = 5  # for requests that a signal finds unanswered
+VERSION_HEADER = "Model-Version"
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Any, Any, Send], Awaitable[None]]
+
+
+class ModelApp:
+    """An ASGI application whose answers name the model's version; while it is `closing`, each answer also ends its
+    connection, so that the client's next request opens another one, to the next version's server."""
+
+    def __init__(self, app: Application, version: str) -> None:
+        self.closing = False
+        self._app = app
+        self._version = version.encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message["headers"], (VERSION_HEADER.lower().encode(), self._version)]
+                if self.closing:
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which begins and ceases to accept connections of further sockets while it runs."""
+
+    async def obey(self, app: ModelApp, control: int, listeners: Sequence[socket.socket]) -> None:
+        """Do what the pipe `control` orders; the server ends with it."""
+        try:
+            orders = asyncio.StreamReader()
+            loop = asyncio.get_running_loop()
+            await loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(orders), os.fdopen(control, "rb", 0)
+            )
+            while not self.started:
+                await asyncio.sleep(0.01)
+            if await orders.read(1):
+                inner = self.servers
+                await self.startup(list(listeners))
+                self.servers += inner
+                await orders.read()
+            app.closing = True
+            # Not by closing the asyncio server: it drops a connection that it has accepted in the same moment.
+            for listener in listeners:
+                loop.remove_reader(listener)
+            await self._drain()
+        finally:
+            self.should_exit = True
+
+    async def _drain(self) -> None:
+        """Wait until every connection has had its last answer, or was idle for uvicorn's 5 s, at most DRAIN_SECONDS."""
+        deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        await asyncio.sleep(0.1)  # connections that were accepted just now are counted a little later
+        while self.server_state.connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+
+
+async def _serve(model_uri: str, version: str, port: int, control: int, descriptors: Sequence[int]) -> None:
+    app = ModelApp(scoring_server.init(mlflow.pyfunc.load_model(model_uri)), version)
+    listeners = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    server = _Server(
+        uvicorn.Config(app, lifespan="off", access_log=False, timeout_graceful_shutdown=END_SECONDS)
+    )
+    obeying = asyncio.create_task(server.obey(app, control, listeners))
+    await server.serve(sockets=[socket.create_server((LOOPBACK, port))])
+    await obeying
+
+
+def main() -> None:
+    """The entry point."""
+    model_uri, version, *numbers = sys.argv[1:]
+    port, control, *descriptors = map(int, numbers)
+    asyncio.run(_serve(model_uri, version, port, control, descriptors))
+
+
+if __name__ == "__main__":
+    main()
