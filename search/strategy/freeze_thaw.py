@@ -12,23 +12,30 @@ median at a third of their training are paused.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.spatial import cKDTree
 from threadpoolctl import ThreadpoolController
 
-from binsweep.search.strategy.curve_gp import CurveData, CurveModel
+from binsweep.search.strategy.curve_gp import CurveData, CurveModel, log_distances, log_progress
+from binsweep.search.strategy.earlier_sweeps import EarlierSweep, earlier_models
 from binsweep.search.strategy.encoding import Points
 from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.kernel import log_improvement
 from binsweep.search.strategy.planner import Plan
 from binsweep.search.strategy.training_times import TrainingTimes
-from binsweep.search.strategy.trial_pool import PooledTrial, TrialPool, next_promotion
+from binsweep.search.strategy.trial_pool import TrialPool, next_promotion
 
 # Phases begin after this many trainings' worth of epochs.
 MODEL_FROM = 4.0  # successive halving before, the model of curves from here on
 SKIP_RUNGS_FROM = 5.0  # new trials skip the rungs from here on,
 MIN_FULL_TRIALS = 3  # if at least this many trials were trained to their end
+
+# With earlier sweeps, whose models say from the start where to look:
+EARLIER_MODEL_FROM = 1.0  # the model of curves from here on
+GUIDED_SHARE = 2  # before it, every so many-th configuration is the best of
+N_GUIDED = 16  # random ones by those models
 
 MAX_MODEL_TRIALS = 128  # that a model is conditioned on; its time is cubic in them
 MAX_BROKEN_TRIALS = 20  # the most recent broken trials that a model is conditioned on
@@ -69,11 +76,16 @@ class FreezeThaw:
             if own:  # an earlier version stored the first model only
                 model.n_fitted, model.theta = int(own[0]), np.array(own[1:])
 
+    def use_earlier(self, sweeps: Sequence[EarlierSweep]) -> None:
+        """Let earlier sweeps whose values do not count here say where to look first."""
+        self._curves.earlier = self._final_values.earlier = earlier_models(sweeps, self._encoder)
+
     def plan(self, pool: TrialPool) -> Plan | None:
         """What a free worker should do next; None if nothing new can end in the time left."""
         self._times.learn(pool)
         spent = self._trainings(pool)
-        if spent >= MODEL_FROM and any(trial.best_at_rung and not trial.broken for trial in pool.trials):
+        model_from = EARLIER_MODEL_FROM if self._curves.earlier else MODEL_FROM
+        if spent >= model_from and any(trial.best_at_rung and not trial.broken for trial in pool.trials):
             # Trials occupy all cores: with several BLAS threads, which wait for one, a plan took 2 to 7 times as long.
             with self._threads.limit(limits=1):
                 straight = spent >= SKIP_RUNGS_FROM and sum(t.is_full for t in pool.trials) >= MIN_FULL_TRIALS
@@ -82,6 +94,8 @@ class FreezeThaw:
         promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0)
         if promotion is not None:
             return Plan(promotion[1], number=promotion[0])
+        if self._curves.earlier and len(pool.trials) % GUIDED_SHARE == 0:
+            return self._plan_by_earlier(pool)
         point = self._encoder.sobol_point(self._seed, len(pool.trials))
         if not self._can_end(point[None])[0]:
             others = self._encoder.random(self._generator(pool, pool.running()), N_RANDOM)
@@ -90,6 +104,16 @@ class FreezeThaw:
                 return None
             point = others[0]
         return Plan("one of the evenly spread initial configurations", params=self._encoder.params(point))
+
+    def _plan_by_earlier(self, pool: TrialPool) -> Plan | None:
+        points = self._encoder.random(self._generator(pool, pool.running()), N_GUIDED)
+        points = points[self._can_end(points)]
+        if not len(points):
+            return None
+        x = self._encoder.features(points)
+        predicted = np.sum([model(x) for model in self._curves.earlier], axis=0)
+        reason = f"the best of {len(points)} random configurations by models of earlier sweeps"
+        return Plan(reason, params=self._encoder.params(points[predicted.argmax()]))
 
     def _can_end(self, points: Points) -> np.ndarray:
         """Which new configurations can be trained in the time left, shape [n]."""
@@ -110,7 +134,7 @@ class FreezeThaw:
         rng = self._generator(pool, running)
         shown = [n for n, trial in enumerate(pool.trials) if trial.best_at_rung and not trial.broken]
         known = self._known(shown, pool, rng)
-        rows = [(n, epoch, value) for n in known for epoch, value in _curve_points(pool.trials[n])]
+        rows = [(n, epoch, value) for n in known for epoch, value in pool.trials[n].curve_points()]
         data, top = self._observations(pool, rows, _cost_penalties(known, pool, rng))
         self._curves.refit_if_due(data, sum(len(trial.best_at_rung) for trial in pool.trials))
         pending = _sample_of(running, rng)
@@ -189,12 +213,7 @@ class FreezeThaw:
         """Rows of (trial, epoch, value) less the cost penalty, standardised, and the best value on that scale."""
         trials = sorted({n for n, _, _ in rows})
         best = np.array([pool.trials[n].best - penalties.get(n, 0.0) for n in trials])
-        ceiling, middle = best.max(), np.median(best)
-        unit = 0.2 * (ceiling - middle) + 1e-12 + 1e-9 * abs(ceiling)
-        # The distance from the best on a log scale, because order at the top matters more than among bad values.
-        values = -np.log1p(
-            (ceiling - np.array([value - penalties.get(n, 0.0) for n, _, value in rows])) / unit
-        )
+        values = log_distances(np.array([value - penalties.get(n, 0.0) for n, _, value in rows]), best)
         broken = pool.broken()[-MAX_BROKEN_TRIALS:]
         trial = np.array([row[0] for row in rows] + broken)
         lengths = np.array([pool.trials[n].rungs[-1] for n, _, _ in rows])
@@ -280,8 +299,7 @@ class FreezeThaw:
 
     def _progress(self, epochs: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Logarithmic progress: 0 at one epoch of the longest training, 1 at the training's own end."""
-        done = np.log(np.minimum(1.0, epochs / lengths)) / math.log(max(self._max_epochs, 2))
-        return np.asarray(np.maximum(0.0, 1 + done))
+        return log_progress(epochs, lengths, self._max_epochs)
 
     def _lengths(self, points: Points) -> np.ndarray:
         """The training length of each configuration, in epochs."""
@@ -332,12 +350,6 @@ def _expected_ends(pool: TrialPool, full: list[int], known: list[int]) -> dict[i
     gains = [end - third for end, third in thirds if third is not None]
     gain = np.median(gains) if gains else 0.0
     return {n: float(max(trials[n].best + (0.0 if trials[n].is_full else gain), least)) for n in known}
-
-
-def _curve_points(trial: PooledTrial) -> list[tuple[int, float]]:
-    """(epoch, best value so far) at the last rung and halfway there; more rungs add little information."""
-    reached = list(trial.best_at_rung.items())
-    return [reached[-1]] if len(reached) < 3 else [reached[len(reached) // 2], reached[-1]]
 
 
 def _distinct(points: Points, count: int) -> Points:
