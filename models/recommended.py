@@ -8,8 +8,8 @@ They are starting points, not optima: a search goes on from them. Sources:
   that for the first layers; 3e-4 is in between, for one rate for all layers.
 - Kornblith et al., 2019 (arXiv 1805.08974), and Kolesnikov et al., 2019 (BiT, arXiv 1912.11370): fine-tuning by SGD
   with momentum 0.9 at 3e-3 to 1e-2.
-- Girshick, 2015 (Fast R-CNN, arXiv 1504.08083): VGG16, which has no batch norm, by SGD at 1e-3; for AdamW a tenth of it,
-  by custom.
+- Girshick, 2015 (Fast R-CNN, arXiv 1504.08083): VGG16, which has no batch norm, by SGD at 1e-3; for AdamW a tenth of
+  it, by custom.
 """
 
 from __future__ import annotations

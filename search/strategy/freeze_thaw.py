@@ -24,6 +24,7 @@ from binsweep.search.strategy.encoding import Points
 from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.kernel import log_improvement
 from binsweep.search.strategy.planner import Plan
+from binsweep.search.strategy.prior_mean import rank_weights
 from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import TrialPool, next_promotion
 
@@ -95,7 +96,9 @@ class FreezeThaw:
         if promotion is not None:
             return Plan(promotion[1], number=promotion[0])
         if self._curves.earlier and len(pool.trials) % GUIDED_SHARE == 0:
-            return self._plan_by_earlier(pool)
+            guided = self._plan_by_earlier(pool)
+            if guided is not None:
+                return guided
         point = self._encoder.sobol_point(self._seed, len(pool.trials))
         if not self._can_end(point[None])[0]:
             others = self._encoder.random(self._generator(pool, pool.running()), N_RANDOM)
@@ -106,12 +109,17 @@ class FreezeThaw:
         return Plan("one of the evenly spread initial configurations", params=self._encoder.params(point))
 
     def _plan_by_earlier(self, pool: TrialPool) -> Plan | None:
+        """The best of a few random configurations by the models of earlier sweeps that the new trials agree with."""
+        reached = [n for n, trial in enumerate(pool.trials) if trial.rungs[0] in trial.best_at_rung]
+        values = np.array([pool.trials[n].value_at(0) for n in reached])
+        models, shown = self._curves.earlier, self._features(pool, np.array(reached, int))
+        weights = rank_weights(models, shown, values)
         points = self._encoder.random(self._generator(pool, pool.running()), N_GUIDED)
         points = points[self._can_end(points)]
-        if not len(points):
+        if not len(points) or not weights.any():
             return None
         x = self._encoder.features(points)
-        predicted = np.sum([model(x) for model in self._curves.earlier], axis=0)
+        predicted = np.sum([w * model(x) for w, model in zip(weights, models, strict=True)], axis=0)
         reason = f"the best of {len(points)} random configurations by models of earlier sweeps"
         return Plan(reason, params=self._encoder.params(points[predicted.argmax()]))
 

@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
+from scipy.stats import kendalltau
 
 from binsweep.search.strategy.kernel import matern, matern_slope, scaled_distance
 
 # The weights' normal prior: the mean of their sum (of standardised values: a correlation), and the deviation of each.
 TOTAL_WEIGHT = 0.7
 WEIGHT_DEVIATION = 0.5
+MIN_RANKED = 8  # new trials, from which on their order says whether an earlier sweep is believed
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,17 @@ class PriorMean:
     def __str__(self) -> str:
         shares = [f"{model.sweep} {w:.2f}" for model, w in zip(self.models, self.weights, strict=True)]
         return "; weight of " + ", of ".join(shares) if shares else ""
+
+
+def rank_weights(models: Sequence[EarlierModel], x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """How well each model orders new trials with features `x` [n, d] by their `values` [n]: Kendall's tau, at least 0.
+
+    Of fewer than `MIN_RANKED` trials every model gets the same weight.
+    """
+    if len(values) < MIN_RANKED:
+        return np.ones(len(models))
+    taus = [kendalltau(model(x), values).statistic for model in models]
+    return np.maximum(0.0, np.nan_to_num(taus))  # nan: all values are alike
 
 
 def fitted_mean(

@@ -52,7 +52,8 @@ def _recommended_point(spec: SweepSpec, backbone: str) -> dict[str, Any]:
 
     Where nothing is recommended, a range is begun in its middle and a choice at the default, or its first value.
     """
-    space, params = spec.space, {}
+    space = spec.space
+    params: dict[str, Any] = {}
     # Named choices come first: what is recommended for numbers depends on them.
     for is_named in (True, False):
         for name in space:

@@ -23,7 +23,7 @@ from binsweep.search.strategy.earlier_sweeps import (
 from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 
-MAX_POINTS = 5  # configurations to try first if no earlier value counts
+MAX_POINTS = 3  # configurations to try first if no earlier value counts
 
 
 @dataclass(frozen=True)
