@@ -13,7 +13,7 @@ from binsweep.search.strategy.curve_gp import CurveData, CurveModel, log_distanc
 from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.prior_mean import EarlierModel
 from binsweep.search.strategy.stopping_rule import Curve
-from binsweep.search.strategy.trial_pool import TrialPool
+from binsweep.search.strategy.trial_pool import TrialPool, training_rungs
 
 MAX_TRIALS = 64  # of one sweep: its model's time is cubic in them
 MIN_TRIALS = 3  # of which a model is made
@@ -86,14 +86,20 @@ class FirstGuesses:
 
 
 def earlier_models(sweeps: Sequence[EarlierSweep], encoder: Encoder) -> list[EarlierModel]:
-    """A model of each sweep that has at least `MIN_TRIALS` trials. The same sweeps give the same models."""
-    return [_model(sweep, encoder) for sweep in sweeps if len(sweep.trials) >= MIN_TRIALS]
+    """A model of each sweep of which `MIN_TRIALS` trials reached a rung. The same sweeps give the same models."""
+    models = []
+    for sweep in sweeps:
+        pool = TrialPool()
+        for trial in sweep.trials:
+            curve = Curve(trial.last_epoch, trial.values)
+            if max(trial.values) >= training_rungs(trial.last_epoch)[0]:
+                pool.add(trial.params, curve, "over")
+        if len(pool.trials) >= MIN_TRIALS:
+            models.append(_model(sweep, pool, encoder))
+    return models
 
 
-def _model(sweep: EarlierSweep, encoder: Encoder) -> EarlierModel:
-    pool = TrialPool()
-    for trial in sweep.trials:
-        pool.add(trial.params, Curve(trial.last_epoch, trial.values), "over")
+def _model(sweep: EarlierSweep, pool: TrialPool, encoder: Encoder) -> EarlierModel:
     rows = [(n, *row) for n, trial in enumerate(pool.trials) for row in trial.curve_points()]
     number, epochs, values = (np.array(column) for column in zip(*rows, strict=True))
     values = log_distances(values, pool.best_values())

@@ -33,10 +33,9 @@ MODEL_FROM = 4.0  # successive halving before, the model of curves from here on
 SKIP_RUNGS_FROM = 5.0  # new trials skip the rungs from here on,
 MIN_FULL_TRIALS = 3  # if at least this many trials were trained to their end
 
-# With earlier sweeps, whose models say from the start where to look:
-EARLIER_MODEL_FROM = 1.0  # the model of curves from here on
-GUIDED_SHARE = 2  # before it, every so many-th configuration is the best of
-N_GUIDED = 16  # random ones by those models
+# Before the model of curves, with earlier sweeps: every so many-th configuration is the best, by their models,
+GUIDED_SHARE = 2
+N_GUIDED = 16  # of this many random ones
 
 MAX_MODEL_TRIALS = 128  # that a model is conditioned on; its time is cubic in them
 MAX_BROKEN_TRIALS = 20  # the most recent broken trials that a model is conditioned on
@@ -85,8 +84,7 @@ class FreezeThaw:
         """What a free worker should do next; None if nothing new can end in the time left."""
         self._times.learn(pool)
         spent = self._trainings(pool)
-        model_from = EARLIER_MODEL_FROM if self._curves.earlier else MODEL_FROM
-        if spent >= model_from and any(trial.best_at_rung and not trial.broken for trial in pool.trials):
+        if spent >= MODEL_FROM and any(trial.best_at_rung and not trial.broken for trial in pool.trials):
             # Trials occupy all cores: with several BLAS threads, which wait for one, a plan took 2 to 7 times as long.
             with self._threads.limit(limits=1):
                 straight = spent >= SKIP_RUNGS_FROM and sum(t.is_full for t in pool.trials) >= MIN_FULL_TRIALS
@@ -163,7 +161,7 @@ class FreezeThaw:
         chosen = int(gain.argmax())
         of = f"of {len(paused)} paused trials and {len(fresh)} new configurations"
         within = f"{horizon:.3g} s" if self._times.weighed else f"{max(1, round(horizon))} epochs"
-        reason = f"largest expected improvement within {within}, {of}"
+        reason = f"largest expected improvement within {within}, {of}{self._curves.mean}"
         if chosen < len(paused):
             return Plan(reason, number=paused[chosen])
         return Plan(reason, params=self._encoder.params(fresh[chosen - len(paused)]))
@@ -199,6 +197,7 @@ class FreezeThaw:
             new = not close.any() and all(trial.params != params for trial in trials)
             if new and self._can_end(point[None])[0]:
                 reason = f"largest expected improvement of its final value, by a model of {len(known)} trials"
+                reason += str(self._final_values.mean)
                 return Plan(reason, params=params, skips_rungs=True)
         return None
 

@@ -12,6 +12,7 @@ the idea of Feurer et al., 2018 (RGPE, arXiv 1802.02219), where a model of the n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,9 +23,9 @@ from scipy.stats import kendalltau
 
 from binsweep.search.strategy.kernel import matern, matern_slope, scaled_distance
 
-# The weights' normal prior: the mean of their sum (of standardised values: a correlation), and the deviation of each.
-TOTAL_WEIGHT = 0.7
-WEIGHT_DEVIATION = 0.5
+WEIGHT_DEVIATION = (
+    0.5  # of the weights' normal prior around 0; between standardised values they are correlations
+)
 MIN_RANKED = 8  # new trials, from which on their order says whether an earlier sweep is believed
 
 
@@ -74,14 +75,18 @@ class PriorMean:
 
 
 def rank_weights(models: Sequence[EarlierModel], x: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How well each model orders new trials with features `x` [n, d] by their `values` [n]: Kendall's tau, at least 0.
+    """How well each model orders new trials with features `x` [n, d] by their `values` [n]: Kendall's tau, or 0.
 
-    Of fewer than `MIN_RANKED` trials every model gets the same weight.
+    It is 0 unless tau exceeds its standard error, that of n values without any relation. Of fewer than `MIN_RANKED`
+    trials every model gets the same weight.
     """
-    if len(values) < MIN_RANKED:
+    n = len(values)
+    if n < MIN_RANKED:
         return np.ones(len(models))
-    taus = [kendalltau(model(x), values).statistic for model in models]
-    return np.maximum(0.0, np.nan_to_num(taus))  # nan: all values are alike
+    taus = np.nan_to_num(
+        [kendalltau(model(x), values).statistic for model in models]
+    )  # nan: all values are alike
+    return np.asarray(np.where(taus > math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1))), taus, 0.0))
 
 
 def fitted_mean(
@@ -98,8 +103,7 @@ def fitted_mean(
     whitened = solve_triangular(
         factor, np.column_stack([predicted - average, values]), lower=True, check_finite=False
     )
-    # The prior of each weight is one more observation of it.
-    prior = np.full(len(models), TOTAL_WEIGHT / len(models))
+    # The prior of each weight is one more observation of it: 0.
     rows = np.concatenate([whitened[:, :-1], np.eye(len(models)) / WEIGHT_DEVIATION])
-    weights, _ = nnls(rows, np.concatenate([whitened[:, -1], prior / WEIGHT_DEVIATION]))
+    weights, _ = nnls(rows, np.concatenate([whitened[:, -1], np.zeros(len(models))]))
     return PriorMean(models, weights, float(average @ weights))
