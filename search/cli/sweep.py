@@ -104,7 +104,8 @@ def sweep(
     if unfinished in sources:  # a warm start from an unfinished sweep does not resume it
         unfinished = None
     if unfinished is not None:
-        print(f"going on with {unfinished.name} (--new starts another sweep instead)", file=sys.stderr)
+        kept = "; it keeps the warm start that it began with" if sources else ""
+        print(f"going on with {unfinished.name} (--new starts another sweep instead){kept}", file=sys.stderr)
     warm = None
     if earlier and unfinished is None:
         found = make_warm_start(earlier, loaded, fingerprint)

@@ -22,6 +22,7 @@ from binsweep.search.strategy.earlier_sweeps import (
 )
 from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
+from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.freeze_thaw import FreezeThaw
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 from binsweep.search.strategy.prior_mean import MIN_RANKED, fitted_mean, rank_weights
@@ -249,3 +250,19 @@ def test_without_earlier_sweeps_nothing_changes() -> None:
     known.warm_start(FirstGuesses())
     steps = [simulate(strategy, TASK, 1, epochs=6 * TASK.max_epochs) for strategy in (plain, known)]
     assert steps[0] == steps[1]
+
+
+def test_the_model_of_final_values_climbs_to_the_top_of_what_it_knows_and_of_the_prior(
+    helpful: EarlierSweep,
+) -> None:
+    """No small step leads to a larger expected improvement: the prior's slope is part of the ascent."""
+    model, rng = FinalValueModel(ENCODER), np.random.default_rng(5)
+    model.earlier = earlier_models([helpful], ENCODER)
+    points = ENCODER.rounded(ENCODER.random(rng, 12))
+    values = values_at(points)
+    model.refit_if_due(points, values, len(points))
+    top = model.best(points, values, points[:0], rng, lambda asked: np.zeros(len(asked)))[:1]
+    assert model.mean.weights[0] > 0.1
+    posterior = model._condition_on(ENCODER.features(points), standardised(values)[:, None])
+    steps = np.repeat(top, 400, axis=0) + rng.normal(0, 0.01, (400, top.shape[1])) * (np.arange(5) < 4)
+    assert model._gain(posterior, np.clip(steps, 0, 1)).max() <= model._gain(posterior, top)[0] + 1e-3
