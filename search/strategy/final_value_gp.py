@@ -5,7 +5,7 @@ hyperparameters at their posterior mode under the same priors. It is faster, bec
 only when the observations have grown, gradients are exact, and many points are evaluated at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,6 @@ from binsweep.search.strategy.kernel import (
     matern_slope,
     scaled_distance,
 )
-from binsweep.search.strategy.prior_mean import EarlierModel, PriorMean, fitted_mean
 
 REFIT_GROWTH = 1.05  # refit the hyperparameters when the observations have grown by this factor
 MIN_NOISE = 1e-6  # relative to the values' variance
@@ -55,16 +54,12 @@ class FinalValueModel:
         self._encoder, self._groups = encoder, encoder.feature_groups()
         self.theta = np.zeros(len(encoder.names) + 2)
         self.n_fitted = 0
-        self.earlier: Sequence[EarlierModel] = ()  # sweeps on other data, for the prior mean
-        self.mean = PriorMean()
 
     def refit_if_due(self, points: Points, values: np.ndarray, n_observed: int) -> None:
         """Refit `theta` if the observations have grown enough since the last fit."""
         if n_observed >= self.n_fitted * REFIT_GROWTH:
             self.n_fitted = n_observed
-            x, y = self._encoder.features(points), _standardised(values)
-            self._weigh_earlier(x, y)
-            self.fit(x, y - self.mean(x))
+            self.fit(self._encoder.features(points), _standardised(values))
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> None:
         """Set `theta` to its posterior mode, starting at zeros each time."""
@@ -110,9 +105,7 @@ class FinalValueModel:
         The final values of `pending` points are sampled, and the improvement is averaged over the samples (Snoek et
         al., 2012).
         """
-        y = _standardised(values)
-        self._weigh_earlier(self._encoder.features(points), y)
-        posterior = self._condition(points, y, pending, rng)
+        posterior = self._condition(points, _standardised(values), pending, rng)
 
         def gain(candidates: Points) -> np.ndarray:
             return np.asarray(self._gain(posterior, candidates) - log_cost(candidates))
@@ -130,17 +123,9 @@ class FinalValueModel:
     def predict(self, posterior: _Posterior, points: Points) -> tuple[np.ndarray, np.ndarray]:
         """Means of each fantasy, shape [n, fantasies], and standard deviations (without noise), shape [n, 1]."""
         scale, variance, _ = self._unpacked(self.theta)
-        x = self._encoder.features(points)
-        cross = variance * matern(posterior.x, x, scale)
+        cross = variance * matern(posterior.x, self._encoder.features(points), scale)
         left = variance - (cross * (posterior.inverse @ cross)).sum(axis=0)
-        mean = cross.T @ posterior.weights + self.mean(x)[:, None]
-        return mean, np.sqrt(np.maximum(left, 1e-10))[:, None]
-
-    def _weigh_earlier(self, x: np.ndarray, y: np.ndarray) -> None:
-        if self.earlier:
-            scale, variance, noise = self._unpacked(self.theta)
-            factor = cholesky_factor(variance * matern(x, x, scale), noise + JITTER)
-            self.mean = fitted_mean(self.earlier, x, y, factor)
+        return cross.T @ posterior.weights, np.sqrt(np.maximum(left, 1e-10))[:, None]
 
     def _condition(
         self, points: Points, y: np.ndarray, pending: Points, rng: np.random.Generator
@@ -156,8 +141,7 @@ class FinalValueModel:
         spread = cholesky_factor(
             variance * matern(x, x, scale) - part.T @ part, MIN_NOISE * variance + JITTER
         )
-        ends = cross.T @ posterior.weights + self.mean(x)[:, None]
-        ends = ends + spread @ rng.standard_normal((len(pending), N_FANTASIES))
+        ends = cross.T @ posterior.weights + spread @ rng.standard_normal((len(pending), N_FANTASIES))
         both = np.concatenate([np.repeat(y[:, None], N_FANTASIES, axis=1), ends])
         return self._condition_on(np.concatenate([posterior.x, x]), both)
 
@@ -165,7 +149,7 @@ class FinalValueModel:
         scale, variance, noise = self._unpacked(self.theta)
         factor = cholesky_factor(variance * matern(x, x, scale), noise + JITTER)
         inverse = cho_solve((factor, True), np.eye(len(x)), check_finite=False)
-        return _Posterior(x, factor, inverse, inverse @ (y - self.mean(x)[:, None]), y.max(axis=0))
+        return _Posterior(x, factor, inverse, inverse @ y, y.max(axis=0))
 
     def _gain(self, posterior: _Posterior, points: Points) -> np.ndarray:
         mean, deviation = self.predict(posterior, points)
@@ -190,8 +174,7 @@ class FinalValueModel:
             cross = variance * (1 + r + r * r / 3) * np.exp(-r)  # [trials, n]
             back = posterior.inverse @ cross
             deviation = np.sqrt(np.maximum(variance - (cross * back).sum(axis=0), 1e-10))[:, None]
-            mean = cross.T @ posterior.weights + self.mean(x)[:, None]
-            z = (mean - posterior.top) / deviation  # [n, fantasies]
+            z = (cross.T @ posterior.weights - posterior.top) / deviation  # [n, fantasies]
             log_unit = log_unit_improvement(z)
             gain = np.logaddexp.reduce(log_unit, axis=1)
             # The weight of each fantasy, and the derivatives of its log improvement by mean and deviation, times the
@@ -203,10 +186,7 @@ class FinalValueModel:
             by_cross = posterior.weights @ by_mean.T - back * (by_deviation / deviation[:, 0])
             slopes = 2 * variance * by_cross * matern_slope(r)
             gradient = slopes.sum(axis=0)[:, None] * x[:, features] - slopes.T @ posterior.x[:, features]
-            gradient = (
-                gradient / scales + by_mean.sum(axis=1)[:, None] * self.mean.gradient(x)[:, features] * scales
-            )
-            gradient = np.where(free, gradient, 0.0)
+            gradient = np.where(free, gradient / scales, 0.0)
             return -float((gain + np.log(deviation[:, 0])).sum()), -gradient.ravel()
 
         start = x[:, features] / scales

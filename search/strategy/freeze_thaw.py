@@ -78,7 +78,7 @@ class FreezeThaw:
 
     def use_earlier(self, sweeps: Sequence[EarlierSweep]) -> None:
         """Let earlier sweeps whose values do not count here say where to look first."""
-        self._curves.earlier = self._final_values.earlier = earlier_models(sweeps, self._encoder)
+        self._curves.earlier = earlier_models(sweeps, self._encoder)
 
     def plan(self, pool: TrialPool) -> Plan | None:
         """What a free worker should do next; None if nothing new can end in the time left."""
@@ -197,7 +197,6 @@ class FreezeThaw:
             new = not close.any() and all(trial.params != params for trial in trials)
             if new and self._can_end(point[None])[0]:
                 reason = f"largest expected improvement of its final value, by a model of {len(known)} trials"
-                reason += str(self._final_values.mean)
                 return Plan(reason, params=params, skips_rungs=True)
         return None
 

@@ -3,9 +3,9 @@
     mean(x) = sum over sweeps s of w_s (m_s(x) - the average of m_s over the new trials),    w_s >= 0
 
 m_s is the final value of a configuration by a model of the earlier sweep alone. Its offset and scale, which differ
-between data, do not matter: only how it orders configurations does. The models of the new sweep learn what this mean
-leaves unexplained. The weights have a normal prior and follow the new trials by generalised least squares, with the
-covariance of the model that asks: early values, which tell little of the end, move them little. A sweep that
+between data, do not matter: only how it orders configurations does. The new sweep's model of curves learns what this
+mean leaves unexplained. The weights have a normal prior and follow the new trials by generalised least squares, with
+that model's covariance: early values, which tell little of the end, move them little. A sweep that
 contradicts the new trials gets no weight. To weigh models of earlier tasks by how they order the new task's trials is
 the idea of Feurer et al., 2018 (RGPE, arXiv 1802.02219), where a model of the new trials competes for the weight.
 """
@@ -21,7 +21,7 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 from scipy.stats import kendalltau
 
-from binsweep.search.strategy.kernel import matern, matern_slope, scaled_distance
+from binsweep.search.strategy.kernel import matern
 
 WEIGHT_DEVIATION = (
     0.5  # of the weights' normal prior around 0; between standardised values they are correlations
@@ -42,11 +42,6 @@ class EarlierModel:
         """The predictions at features [n, d], shape [n]."""
         return np.asarray(matern(x, self.x, self.scale) @ self.weights)
 
-    def gradient(self, x: np.ndarray) -> np.ndarray:
-        """Their derivatives by the features, shape [n, d]."""
-        slopes = 2 * matern_slope(scaled_distance(x, self.x, self.scale)) * self.weights
-        return np.asarray((slopes.sum(axis=1)[:, None] * x - slopes @ self.x) / self.scale**2)
-
 
 @dataclass(frozen=True)
 class PriorMean:
@@ -60,11 +55,6 @@ class PriorMean:
         """The mean at features [n, d], shape [n]."""
         terms = [weight * model(x) for model, weight in self._used()]
         return np.asarray(sum(terms, np.zeros(len(x))) - self.average)
-
-    def gradient(self, x: np.ndarray) -> np.ndarray:
-        """Its derivatives by the features, shape [n, d]."""
-        terms = [weight * model.gradient(x) for model, weight in self._used()]
-        return np.asarray(sum(terms, np.zeros_like(x)))
 
     def _used(self) -> list[tuple[EarlierModel, float]]:
         return [(model, float(w)) for model, w in zip(self.models, self.weights, strict=True) if w > 0]

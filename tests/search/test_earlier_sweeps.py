@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.optimize import check_grad
 
 from binsweep.search.spec.space import Choice, Range, SearchSpace
 from binsweep.search.strategy.base import Decision, Outcome, Suggestion
@@ -22,7 +21,6 @@ from binsweep.search.strategy.earlier_sweeps import (
 )
 from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
-from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.freeze_thaw import FreezeThaw
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 from binsweep.search.strategy.prior_mean import MIN_RANKED, fitted_mean, rank_weights
@@ -102,20 +100,6 @@ def test_trials_that_reached_no_rung_are_left_out() -> None:
     assert earlier_models([EarlierSweep("a", 54, short + long[:2])], encoder) == [], "two are too few"
     (model,) = earlier_models([EarlierSweep("a", 54, short + long)], encoder)
     assert model(np.array([[0.9]])) > model(np.array([[0.1]]))
-
-
-def test_gradients_are_those_of_the_predictions(helpful: EarlierSweep, misleading: EarlierSweep) -> None:
-    models = earlier_models([helpful, misleading], ENCODER)
-    points = ENCODER.random(np.random.default_rng(1), 20)
-    x, y = ENCODER.features(points), standardised(values_at(points))
-    mean = fitted_mean(models, x, y, 0.1 * np.eye(20))
-    assert mean.weights[0] > 0
-    for predict in (models[0], mean):
-        for row in x[:5]:
-            error = check_grad(
-                lambda z, f=predict: f(z[None])[0], lambda z, f=predict: f.gradient(z[None])[0], row
-            )
-            assert error < 1e-5
 
 
 def test_weights_follow_the_new_trials(helpful: EarlierSweep, misleading: EarlierSweep) -> None:
@@ -203,7 +187,7 @@ def test_a_misleading_prior_is_overruled(misleading: EarlierSweep) -> None:
     reasons = [record.suggested_because for record in strategy.trials()]
     guided = [n for n, reason in enumerate(reasons) if "configurations by models of earlier" in reason]
     assert guided and max(guided) < 2 * MIN_RANKED, "believed at first, and not for long"
-    assert "weight of b 0.00" in reasons[-1]
+    assert "weight of b 0.00" in [reason for reason in reasons if "weight of b" in reason][-1]
 
 
 def test_where_sweeps_disagree_the_one_that_is_right_is_believed(
@@ -232,7 +216,7 @@ def test_a_reopened_study_goes_on_as_if_never_closed(tmp_path: Path, helpful: Ea
         for strategy in (whole, parts):
             _train(strategy, suggestion, task)
     reasons = [record.suggested_because for record in whole.trials()]
-    assert any("weight of a" in reason and "final value" in reason for reason in reasons), "models were used"
+    assert any("weight of a" in reason for reason in reasons), "the prior was used"
 
 
 def _train(strategy: OptunaStrategy, suggestion: Suggestion, task: SyntheticTask) -> None:
@@ -250,19 +234,3 @@ def test_without_earlier_sweeps_nothing_changes() -> None:
     known.warm_start(FirstGuesses())
     steps = [simulate(strategy, TASK, 1, epochs=6 * TASK.max_epochs) for strategy in (plain, known)]
     assert steps[0] == steps[1]
-
-
-def test_the_model_of_final_values_climbs_to_the_top_of_what_it_knows_and_of_the_prior(
-    helpful: EarlierSweep,
-) -> None:
-    """No small step leads to a larger expected improvement: the prior's slope is part of the ascent."""
-    model, rng = FinalValueModel(ENCODER), np.random.default_rng(5)
-    model.earlier = earlier_models([helpful], ENCODER)
-    points = ENCODER.rounded(ENCODER.random(rng, 12))
-    values = values_at(points)
-    model.refit_if_due(points, values, len(points))
-    top = model.best(points, values, points[:0], rng, lambda asked: np.zeros(len(asked)))[:1]
-    assert model.mean.weights[0] > 0.1
-    posterior = model._condition_on(ENCODER.features(points), standardised(values)[:, None])
-    steps = np.repeat(top, 400, axis=0) + rng.normal(0, 0.01, (400, top.shape[1])) * (np.arange(5) < 4)
-    assert model._gain(posterior, np.clip(steps, 0, 1)).max() <= model._gain(posterior, top)[0] + 1e-3
