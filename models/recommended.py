@@ -3,7 +3,7 @@
 They are starting points, not optima: a search goes on from them. Sources:
 
 - measured here: the whole EfficientNet-Lite0 and its later stages (benchmarks/RESULTS.md, 2026-11-26 and 2026-11-27;
-  sweeps/abid.yaml), heads on frozen EfficientNet-Lite0 and 1 (docs/results.md).
+  sweeps/abid.yaml); heads on the frozen EfficientNet-Lite0 and 1, which learn alike from 1e-3 to 3e-2.
 - fastai's `Learner.fine_tune`, AdamW with one cycle: 2e-3 for a new head, then up to 1e-3 for it and a hundredth of
   that for the first layers; 3e-4 is in between, for one rate for all layers.
 - Kornblith et al., 2019 (arXiv 1805.08974), and Kolesnikov et al., 2019 (BiT, arXiv 1912.11370): fine-tuning by SGD
