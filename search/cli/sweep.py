@@ -50,8 +50,10 @@ MAX_SYNC_SECONDS = 120.0
 @click.option("--new", "start_new", is_flag=True, help="Start a new sweep even if one was interrupted.")
 @click.option(
     "--warm-start",
+    "warm_starts",
     metavar="SWEEP",
-    help="Start a new sweep with the results of another one (its id or name).",
+    multiple=True,
+    help="Start a new sweep with what another one has found (its id or name); may be given several times.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the spec and print it with all defaults.")
 @promote_option
@@ -64,7 +66,7 @@ def sweep(
     address: str | None,
     resume: bool,
     start_new: bool,
-    warm_start: str | None,
+    warm_starts: Sequence[str],
     dry_run: bool,
     then_promote: bool,
     profile: bool,
@@ -74,37 +76,41 @@ def sweep(
     from binsweep.search.spec.parser import load_spec
     from binsweep.search.workflows.preflight import check_before_start
 
-    _check_exclusive(resume, start_new, warm_start is not None, address is not None and runner == "local")
+    _check_exclusive(resume, start_new, bool(warm_starts), address is not None and runner == "local")
     loaded = load_spec(spec, assignments)
     nodes = _join(address) if address is not None else None
     check_before_start(loaded, nodes, runner)
     if dry_run:
-        print(json.dumps(loaded.raw, indent=1))
+        _print_dry_run(loaded)
         return
 
     # Imported after the spec is checked: they take seconds.
-    from binsweep.search.history.sweep_state import find_folder, find_unfinished
+    from binsweep.search.history.sweep_state import find_unfinished
     from binsweep.search.workflows.prepare import prepare
     from binsweep.search.workflows.sweep import run_sweep
-    from binsweep.search.workflows.warm_start import load_warm_start
+    from binsweep.search.workflows.warm_start import earlier_folders, make_warm_start, read_earlier
     from binsweep.tracking.mlflow_server.embedded import tracking_server
     from binsweep.tracking.mlflow_server.named_server import named_server, require_reachable
 
     home = home_folder()
-    source = find_folder(home, warm_start) if warm_start else None
+    sources = earlier_folders(home, warm_starts)
+    earlier = read_earlier(sources, loaded)
     require_writable(home)
     if remote := named_server():
         require_reachable(remote)  # before minutes are spent on the data
     prepared = prepare(loaded, home)
     fingerprint = prepared.manifest.fingerprint
     unfinished = None if start_new else find_unfinished(home, loaded, fingerprint, asked=resume)
-    if unfinished == source:  # a warm start from an unfinished sweep does not resume it
+    if unfinished in sources:  # a warm start from an unfinished sweep does not resume it
         unfinished = None
     if unfinished is not None:
-        print(f"going on with {unfinished.name} (--new starts another sweep instead)", file=sys.stderr)
-    warm = None if source is None or unfinished else load_warm_start(source, loaded, fingerprint)
-    if warm is not None:
-        print(warm, file=sys.stderr)
+        kept = "; it keeps the warm start that it began with" if sources else ""
+        print(f"going on with {unfinished.name} (--new starts another sweep instead){kept}", file=sys.stderr)
+    warm = None
+    if earlier and unfinished is None:
+        found = make_warm_start(earlier, loaded, fingerprint)
+        warm = found.guesses
+        print("\n".join(found.lines), file=sys.stderr)
     with tracking_server(home) as uri:
         result = run_sweep(prepared, runner, uri, unfinished, warm, profile, nodes, then_promote)
         if not as_json:
@@ -118,6 +124,19 @@ def sweep(
     else:
         has_champion = answer.get("proof") is not None
         _print_next_commands(home, result.id, loaded.model_name, then_promote, has_champion)
+
+
+def _print_dry_run(spec: SweepSpec) -> None:
+    """Print the spec with all defaults, with the configurations that would be tried first."""
+    from binsweep.search.workflows.first_guesses import initial_points
+
+    points = initial_points(spec)
+    for point in points:
+        if point.reason:
+            values = ", ".join(f"{name} {value}" for name, value in point.params.items())
+            print(f"begins with {point.reason}: {values}", file=sys.stderr)
+    search = {**spec.raw["search"], "initial_points": [dict(point.params) for point in points]}
+    print(json.dumps({**spec.raw, "search": search}, indent=1))
 
 
 def _check_exclusive(resume: bool, start_new: bool, warm_start: bool, cluster_without_ray: bool) -> None:

@@ -171,7 +171,9 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             differ += [
                 f"{section}.{name} ({old.get(name)!r}, now {new.get(name)!r})"
                 for name in sorted(old.keys() | new.keys())
+                # Before they had a default, no initial points were written as an empty list.
                 if old.get(name) != new.get(name)
+                and (name, old.get(name), new.get(name)) != ("initial_points", [], None)
             ]
         else:
             differ.append(f"{section} ({old!r}, now {new!r})")

@@ -180,7 +180,7 @@ def _check_fidelity(context: SpecContext) -> Iterator[Problem]:
 
 def _check_initial_points(context: SpecContext) -> Iterator[Problem]:
     space = context.space
-    for number, point in enumerate(context.file.search.initial_points):
+    for number, point in enumerate(context.file.search.initial_points or []):
         path = f"search.initial_points.{number}"
         searched = {name for name in space if space.is_active(name, point)}
         for name in sorted(point.keys() ^ searched):

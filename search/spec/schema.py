@@ -145,7 +145,8 @@ class SearchPart(_Part):
 
     sampler: Literal["auto", "tpe", "gp", "cmaes", "random", "grid"] = "auto"
     stopping: Literal["auto", "asha", "median", "none"] = "auto"
-    initial_points: list[dict[str, Any]] = []  # configurations to try first
+    # Configurations to try first; None: the recommended ones (search.workflows.first_guesses).
+    initial_points: list[dict[str, Any]] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 

@@ -10,13 +10,15 @@ log-normal priors, by L-BFGS with exact gradients.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
 from binsweep.search.strategy.kernel import cholesky_factor, log_scale_gradient, matern
+from binsweep.search.strategy.prior_mean import EarlierModel, PriorMean, fitted_mean
 
 # Prior medians, and spreads on the log scale, for values of unit variance and coordinates of unit range. Besides the
 # two length scales per dimension: variance and length scale of the trend, variance of the final value, variance and
@@ -26,6 +28,16 @@ _REST_MEDIANS = np.log([1.0, 0.5, 0.7, 0.7, 0.5, 0.02, 0.002])
 _SPREAD, _REST_SPREAD = 0.7, np.array([1.0, 0.4, 0.7, 0.7, 0.4, 1.0, 1.0])
 _JITTER = 1e-6
 REFIT_GROWTH = 1.2  # refit the hyperparameters when the observations have grown by this factor
+
+
+def log_distances(values: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Minus the distance of each value from the best on a log scale, given the best value of each trial.
+
+    Order at the top matters more than among bad values. The unit is a fifth of the distance between best and median.
+    """
+    ceiling, middle = best.max(), np.median(best)
+    unit = 0.2 * (ceiling - middle) + 1e-12 + 1e-9 * abs(ceiling)
+    return np.asarray(-np.log1p((ceiling - values) / unit))
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class CurveModel:
         self._spread = np.concatenate([np.full(2 * scales, _SPREAD), _REST_SPREAD])
         self.theta = self.prior.copy()
         self.n_fitted = 0
+        self.earlier: Sequence[EarlierModel] = ()  # sweeps on other data, for the prior mean
+        self.mean = PriorMean()
 
     def refit_if_due(self, data: CurveData, n_observed: int) -> None:
         """Refit `theta` if the observations have grown enough since the last fit."""
@@ -79,6 +93,9 @@ class CurveModel:
         """Move `theta` towards its posterior mode, starting at its present value."""
         bounds = list(zip(self.prior - 3 * self._spread, self.prior + 3 * self._spread, strict=True))
         start = np.clip(self.theta, *np.array(bounds).T)
+        if self.earlier:
+            self.condition(data)
+            data = replace(data, y=data.y - self.mean(data.x))
         found = minimize(
             self.loss, start, (data,), "L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": steps}
         )
@@ -90,7 +107,8 @@ class CurveModel:
         self._data = data
         covariance = self._kernels(self.theta, data, data).total()
         self._factor = cholesky_factor(covariance, math.exp(self.theta[-1]) + _JITTER)
-        self._weights = cho_solve((self._factor, True), data.y, check_finite=False)
+        self.mean = fitted_mean(self.earlier, data.x, data.y, self._factor)
+        self._weights = cho_solve((self._factor, True), data.y - self.mean(data.x), check_finite=False)
 
     def predict(
         self, x: np.ndarray, progress: np.ndarray, trial: np.ndarray
@@ -101,7 +119,14 @@ class CurveModel:
         trend, _, final, early, _, offset, _ = np.exp(self.theta[2 * self._n_scales :])
         prior = trend + final + early * (1 - progress) ** 2 + offset
         known = solve_triangular(self._factor, cross, lower=True, check_finite=False)
-        return cross.T @ self._weights, np.sqrt(np.maximum(prior - (known**2).sum(axis=0), 1e-10))
+        deviation = np.sqrt(np.maximum(prior - (known**2).sum(axis=0), 1e-10))
+        return cross.T @ self._weights + self.mean(x), deviation
+
+    def as_earlier(self, sweep: str, probes: np.ndarray) -> EarlierModel:
+        """The final values that it predicts, up to an offset and with variance 1 over `probes` [n, d]."""
+        final, scale = math.exp(self.theta[2 * self._n_scales + 2]), np.exp(self.theta[: self._n_scales])
+        model = EarlierModel(sweep, self._data.x, scale[self._groups], final * self._weights)
+        return replace(model, weights=model.weights / max(float(model(probes).std()), 1e-9))
 
     def loss(self, theta: np.ndarray, data: CurveData) -> tuple[float, np.ndarray]:
         """The negative log posterior of `theta`, up to a constant, and its gradient."""

@@ -12,24 +12,31 @@ median at a third of their training are paused.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.spatial import cKDTree
 from threadpoolctl import ThreadpoolController
 
-from binsweep.search.strategy.curve_gp import CurveData, CurveModel
+from binsweep.search.strategy.curve_gp import CurveData, CurveModel, log_distances
+from binsweep.search.strategy.earlier_sweeps import EarlierSweep, earlier_models
 from binsweep.search.strategy.encoding import Points
 from binsweep.search.strategy.final_value_gp import FinalValueModel
 from binsweep.search.strategy.kernel import log_improvement
 from binsweep.search.strategy.lengths import epochs_by_section, progress_of, reached_within, section_of
 from binsweep.search.strategy.planner import Plan
+from binsweep.search.strategy.prior_mean import rank_weights
 from binsweep.search.strategy.training_times import TrainingTimes
-from binsweep.search.strategy.trial_pool import PooledTrial, TrialPool
+from binsweep.search.strategy.trial_pool import TrialPool
 
 # Phases begin after this many trainings' worth of epochs.
 MODEL_FROM = 4.0  # successive halving before, the model of curves from here on
 SKIP_RUNGS_FROM = 5.0  # new trials skip the rungs from here on,
 MIN_FULL_TRIALS = 3  # if at least this many trials were trained to their end
+
+# Before the model of curves, with earlier sweeps: every so many-th configuration is the best, by their models,
+GUIDED_SHARE = 2
+N_GUIDED = 16  # of this many random ones
 
 MAX_MODEL_TRIALS = 128  # that a model is conditioned on; its time is cubic in them
 MAX_BROKEN_TRIALS = 20  # the most recent broken trials that a model is conditioned on
@@ -69,6 +76,10 @@ class FreezeThaw:
             if own:  # an earlier version stored the first model only
                 model.n_fitted, model.theta = int(own[0]), np.array(own[1:])
 
+    def use_earlier(self, sweeps: Sequence[EarlierSweep]) -> None:
+        """Let earlier sweeps whose values do not count here say where to look first."""
+        self._curves.earlier = earlier_models(sweeps, self._encoder)
+
     def plan(self, pool: TrialPool) -> Plan | None:
         """What a free worker should do next; None if nothing new can end in the time left."""
         self._times.learn(pool)
@@ -82,6 +93,10 @@ class FreezeThaw:
         promotion = self._times.next_promotion(pool)
         if promotion is not None:
             return Plan(promotion[1], number=promotion[0])
+        if self._curves.earlier and len(pool.trials) % GUIDED_SHARE == 0:
+            guided = self._plan_by_earlier(pool)
+            if guided is not None:
+                return guided
         point = self._encoder.sobol_point(self._seed, len(pool.trials))
         if not self._can_end(point[None])[0]:
             others = self._encoder.random(self._generator(pool, pool.running()), N_RANDOM)
@@ -90,6 +105,21 @@ class FreezeThaw:
                 return None
             point = others[0]
         return Plan("one of the evenly spread initial configurations", params=self._encoder.params(point))
+
+    def _plan_by_earlier(self, pool: TrialPool) -> Plan | None:
+        """The best of a few random configurations by the models of earlier sweeps that the new trials agree with."""
+        reached = [n for n, trial in enumerate(pool.trials) if trial.rungs[0] in trial.best_at_rung]
+        values = np.array([pool.trials[n].value_at(0) for n in reached])
+        models, shown = self._curves.earlier, self._features(pool, np.array(reached, int))
+        weights = rank_weights(models, shown, values)
+        points = self._encoder.random(self._generator(pool, pool.running()), N_GUIDED)
+        points = points[self._can_end(points)]
+        if not len(points) or not weights.any():
+            return None
+        x = self._encoder.features(points)
+        predicted = np.sum([w * model(x) for w, model in zip(weights, models, strict=True)], axis=0)
+        reason = f"the best of {len(points)} random configurations by models of earlier sweeps"
+        return Plan(reason, params=self._encoder.params(points[predicted.argmax()]))
 
     def _can_end(self, points: Points) -> np.ndarray:
         """Which new configurations can be trained in the time left, shape [n]."""
@@ -109,7 +139,7 @@ class FreezeThaw:
         rng = self._generator(pool, running)
         shown = [n for n, trial in enumerate(pool.trials) if trial.best_at_rung and not trial.broken]
         known = self._known(shown, pool, rng)
-        rows = [(n, epoch, value) for n in known for epoch, value in _curve_points(pool.trials[n])]
+        rows = [(n, epoch, value) for n in known for epoch, value in pool.trials[n].curve_points()]
         data, top = self._observations(pool, rows, _cost_penalties(known, pool, rng))
         self._curves.refit_if_due(data, sum(len(trial.best_at_rung) for trial in pool.trials))
         pending = _sample_of(running, rng)
@@ -127,7 +157,7 @@ class FreezeThaw:
         chosen = int(gain.argmax())
         of = f"of {len(paused)} paused trials and {len(fresh)} new configurations"
         within = f"{horizon:.3g} s" if self._times.weighed else f"{max(1, round(horizon))} epochs"
-        reason = f"largest expected improvement within {within}, {of}"
+        reason = f"largest expected improvement within {within}, {of}{self._curves.mean}"
         if chosen < len(paused):
             return Plan(reason, number=paused[chosen])
         return Plan(reason, params=self._encoder.params(fresh[chosen - len(paused)]))
@@ -191,12 +221,7 @@ class FreezeThaw:
         """Rows of (trial, epoch, value) less the cost penalty, standardised, and the best value on that scale."""
         trials = sorted({n for n, _, _ in rows})
         best = np.array([pool.trials[n].best - penalties.get(n, 0.0) for n in trials])
-        ceiling, middle = best.max(), np.median(best)
-        unit = 0.2 * (ceiling - middle) + 1e-12 + 1e-9 * abs(ceiling)
-        # The distance from the best on a log scale, because order at the top matters more than among bad values.
-        values = -np.log1p(
-            (ceiling - np.array([value - penalties.get(n, 0.0) for n, _, value in rows])) / unit
-        )
+        values = log_distances(np.array([value - penalties.get(n, 0.0) for n, _, value in rows]), best)
         broken = pool.broken()[-MAX_BROKEN_TRIALS:]
         trial = np.array([row[0] for row in rows] + broken)
         ends = self._times.ends_of(pool, [n for n, _, _ in rows])
@@ -322,12 +347,6 @@ def _expected_ends(pool: TrialPool, full: list[int], known: list[int]) -> dict[i
     gains = [end - third for end, third in thirds if third is not None]
     gain = np.median(gains) if gains else 0.0
     return {n: float(max(trials[n].best + (0.0 if trials[n].is_full else gain), least)) for n in known}
-
-
-def _curve_points(trial: PooledTrial) -> list[tuple[int, float]]:
-    """(epoch, best value so far) at the last rung and halfway there; more rungs add little information."""
-    reached = list(trial.best_at_rung.items())
-    return [reached[-1]] if len(reached) < 3 else [reached[len(reached) // 2], reached[-1]]
 
 
 def _distinct(points: Points, count: int) -> Points:

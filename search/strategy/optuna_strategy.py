@@ -1,7 +1,7 @@
 """A strategy over one Optuna study, by a sampler, a stopping rule and perhaps a planner."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from binsweep.search.spec.objective import Objective
 from binsweep.search.spec.space import SearchSpace
 from binsweep.search.strategy.base import Decision, Outcome, Record, Suggestion, Verdict
+from binsweep.search.strategy.earlier_sweeps import EarlierSweep, FirstGuesses
 from binsweep.search.strategy.lengths import epochs_by_section, reached_within, section_of
 from binsweep.search.strategy.planner import Plan, Planner
 from binsweep.search.strategy.samplers import Sampler
@@ -34,6 +35,8 @@ LAST_EPOCH_ATTR = "last_epoch"  # if it ends earlier than its configuration says
 PRIOR_ATTR = "prior"  # the earlier sweep that it belongs to
 # User attributes of the study
 INITIAL_POINTS_ATTR = "first"  # configurations to try before any other
+INITIAL_REASONS_ATTR = "first_because"  # why each of them is tried
+EARLIER_ATTR = "earlier"  # sweeps whose values do not count, as a prior
 HYPERPARAMETERS_ATTR = "learned"  # of the planner's models
 
 MIN_CHANGE = 0.1  # relative
@@ -94,6 +97,7 @@ class OptunaStrategy:
         self._next_plan: Plan | None = None  # valid until something changes
         self._n_prior = sum(PRIOR_ATTR in trial.user_attrs for trial in storage.trials())
         self._may_begin = True  # whether a free worker may begin a trial
+        self._use_earlier()
         if policy.planner is not None and (hyperparameters := storage.study_attr(HYPERPARAMETERS_ATTR)):
             policy.planner.hyperparameters = hyperparameters
         for trial in storage.trials():
@@ -108,16 +112,24 @@ class OptunaStrategy:
             if state == "running":
                 self._running[trial.number] = _RunningTrial()  # its process died: it may be resumed
 
-    def warm_start(self, sweep: str, records: Sequence[Record], points: Sequence[Mapping[str, Any]]) -> None:
-        """Before the first trial: add `records` of an earlier sweep as results, and plan to try `points` first.
+    def _use_earlier(self) -> None:
+        """Hand the earlier sweeps that the study has to the planner, before its hyperparameters are set."""
+        if self._policy.planner is not None and (stored := self._storage.study_attr(EARLIER_ATTR)):
+            self._policy.planner.use_earlier([EarlierSweep.from_json(sweep) for sweep in stored])
+
+    def warm_start(self, known: FirstGuesses) -> None:
+        """Before the first trial: store what is known, and add what counts as results.
 
         Earlier trials do not belong to this sweep: `trials` and `best` exclude them, and this sweep's numbers follow
-        theirs. A study that has trials is left as it is.
+        theirs. A study that knows its first guesses is left as it is.
         """
-        if len(self._storage):
+        if len(self._storage) or self._storage.study_attr(INITIAL_POINTS_ATTR) is not None:
             return
-        self._storage.set_study_attr(INITIAL_POINTS_ATTR, [dict(point) for point in points])
-        for record in records:
+        self._storage.set_study_attr(INITIAL_POINTS_ATTR, [dict(point.params) for point in known.points])
+        self._storage.set_study_attr(INITIAL_REASONS_ATTR, [point.reason for point in known.points])
+        self._storage.set_study_attr(EARLIER_ATTR, [sweep.as_json() for sweep in known.earlier])
+        self._use_earlier()
+        for sweep, record in known.results:
             note = {SUGGESTED_ATTR: record.suggested_because, PRIOR_ATTR: sweep}
             self._n_prior += 1
             number = self._record_start(self._add_point(record.params, note)).number
@@ -139,8 +151,11 @@ class OptunaStrategy:
         self._times.learn(self._pool)
         first, own = self._storage.study_attr(INITIAL_POINTS_ATTR) or [], len(self._storage) - self._n_prior
         if begin and own < len(first) and self._reachable(first[own]):
-            note = {SUGGESTED_ATTR: f"initial point {own + 1} of {len(first)}"}
-            return self._begin(first[own], note)
+            reasons = self._storage.study_attr(INITIAL_REASONS_ATTR) or [""] * len(first)
+            reason = f"initial point {own + 1} of {len(first)}" + (
+                f": {reasons[own]}" if reasons[own] else ""
+            )
+            return self._begin(first[own], {SUGGESTED_ATTR: reason})
         plan = self._plan()
         if plan is not None and plan.number is None and plan.params is None:
             found = self._ask_sampler()

@@ -1,8 +1,10 @@
 """Planners: what a free worker does next, for trials that can be paused and resumed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from binsweep.search.strategy.earlier_sweeps import EarlierSweep
 from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import TrialPool
 
@@ -25,6 +27,9 @@ class Planner(Protocol):
 
     hyperparameters: list[float]  # of its models: stored, and set again after a restart; may be empty
 
+    def use_earlier(self, sweeps: Sequence[EarlierSweep]) -> None:
+        """Take earlier sweeps as a prior; before `hyperparameters` are set and before the first plan."""
+
     def plan(self, pool: TrialPool) -> Plan | None:
         """What a free worker should do next; None if nothing new can end in the time left."""
 
@@ -37,6 +42,9 @@ class Halving:
     def __init__(self, times: TrainingTimes) -> None:
         self.hyperparameters = []
         self._times = times
+
+    def use_earlier(self, sweeps: Sequence[EarlierSweep]) -> None:
+        """It has no model that a prior could inform."""
 
     def plan(self, pool: TrialPool) -> Plan:
         promotion = self._times.next_promotion(pool)

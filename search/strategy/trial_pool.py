@@ -72,6 +72,11 @@ class PooledTrial:
         """Its best value up to the last rung before its end, a third of its training; None if it is not there."""
         return self.best_at_rung.get(self.rungs[-2]) if len(self.rungs) > 1 else None
 
+    def curve_points(self) -> list[tuple[int, float]]:
+        """(epoch, best value so far) at the last rung and halfway there; more rungs add little information."""
+        reached = list(self.best_at_rung.items())
+        return [reached[-1]] if len(reached) < 3 else [reached[len(reached) // 2], reached[-1]]
+
     def end_at(self, last_epoch: int, curve: Curve) -> None:
         """Train to another last epoch than planned: its rungs are those of a training of that length."""
         self.ends = shortened(self.ends, last_epoch)

@@ -30,12 +30,13 @@ from binsweep.search.recording.decision_log import DecisionLog
 from binsweep.search.recording.live_table import LiveTable
 from binsweep.search.recording.recorder import Recorder
 from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.strategy.earlier_sweeps import FirstGuesses
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 from binsweep.search.workflows.finalists import promotion_seconds
+from binsweep.search.workflows.first_guesses import initial_points
 from binsweep.search.workflows.preflight import Runner
 from binsweep.search.workflows.prepare import PreparedSweep
-from binsweep.search.workflows.warm_start import WarmStart
 from binsweep.tracking.runlog.run_log import RunLog
 
 MAX_STALLED_SECONDS = (
@@ -63,7 +64,7 @@ def run_sweep(
     runner: Runner,
     tracking_uri: str,
     unfinished: Path | None = None,
-    warm_start: WarmStart | None = None,
+    warm_start: FirstGuesses | None = None,
     trace: bool = False,
     cluster: Sequence[Node] | None = None,
     then_promote: bool = False,
@@ -130,7 +131,7 @@ def new_folder(home: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) -> OptunaStrategy:
+def _open_strategy(spec: SweepSpec, folder: Path, warm_start: FirstGuesses | None) -> OptunaStrategy:
     search, fixed = spec.search, spec.settings
 
     def epoch_cost(params: Mapping[str, Any], section: int) -> float:
@@ -148,8 +149,10 @@ def _open_strategy(spec: SweepSpec, folder: Path, warm_start: WarmStart | None) 
         weigh_seconds=not spec.budget.counts_work,
     )
     strategy = open_strategy(folder / "study.db", folder.name, options)
-    known = warm_start or WarmStart("", [], [])
-    strategy.warm_start(known.sweep, known.records, [*search.initial_points, *known.points])
+    known, points = warm_start or FirstGuesses(), initial_points(spec)
+    if warm_start is not None and search.initial_points is None:
+        points = []  # what earlier sweeps found is better than what is recommended for any data
+    strategy.warm_start(replace(known, points=[*points, *known.points]))
     return strategy
 
 

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from binsweep.data.errors import UserError
 from binsweep.search.spec.space import Choice, Dimension, Range, SearchSpace
 from binsweep.search.strategy.base import Decision, Outcome, Suggestion
+from binsweep.search.strategy.earlier_sweeps import FirstGuesses, InitialPoint
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.strategy.freeze_thaw import MIN_FULL_TRIALS, SKIP_RUNGS_FROM
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
@@ -363,12 +364,16 @@ def test_what_an_earlier_sweep_found_counts_but_is_no_trial_of_this_one(tmp_path
             first.observe(suggestion.number, epoch, -abs(suggestion.params["x"] - 0.7))
         first.finish(suggestion.number, Outcome("completed"))
     second = opened(tmp_path / "b", sampler, "none", space=space)
-    second.warm_start("a", first.trials(), [{"x": 0.25}, {"x": 0.75}])
+    results = [("a", record) for record in first.trials()]
+    points = [InitialPoint({"x": 0.25}), InitialPoint({"x": 0.75}, "one of the best of b")]
+    second.warm_start(FirstGuesses(points, results))
     assert second.trials() == [] and second.best() is None
     told = [second.suggest(), second.suggest()]
     assert [suggestion and suggestion.params["x"] for suggestion in told] == [0.25, 0.75]
+    reasons = ["initial point 1 of 2", "initial point 2 of 2: one of the best of b"]
+    assert [suggestion and suggestion.reason for suggestion in told] == reasons
     again = opened(tmp_path / "b", sampler, "none", space=space)
-    again.warm_start("a", first.trials(), [])  # known already
+    again.warm_start(FirstGuesses([], results))  # known already
     assert [record.number for record in again.trials()] == [20, 21]
     third = again.suggest()
     assert third is not None and third.number == 22
