@@ -1,7 +1,6 @@
 """A strategy over one Optuna study, by a sampler, a stopping rule and perhaps a planner."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,12 +11,13 @@ from binsweep.search.spec.objective import Objective
 from binsweep.search.spec.space import SearchSpace
 from binsweep.search.strategy.base import Decision, Outcome, Record, Suggestion, Verdict
 from binsweep.search.strategy.earlier_sweeps import EarlierSweep, FirstGuesses
-from binsweep.search.strategy.lengths import epochs_by_section, reached_within, section_of
-from binsweep.search.strategy.planner import Plan, Planner
+from binsweep.search.strategy.lengths import section_of
+from binsweep.search.strategy.next_step import NextStep
+from binsweep.search.strategy.planner import Planner
 from binsweep.search.strategy.samplers import Sampler
 from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
 from binsweep.search.strategy.study_storage import INFEASIBLE_ATTR, StudyStorage
-from binsweep.search.strategy.training_times import MIN_SHARE, TrainingTimes
+from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import State as PooledState
 from binsweep.search.strategy.trial_pool import TrialPool, behind
 
@@ -40,7 +40,6 @@ EARLIER_ATTR = "earlier"  # sweeps whose values do not count, as a prior
 HYPERPARAMETERS_ATTR = "learned"  # of the planner's models
 
 MIN_CHANGE = 0.1  # relative
-MAX_LEADER_SHARE = 0.5  # of the time left; a leader that needs more to its end is not left waiting
 
 _STATES = {
     TrialState.RUNNING: "running",
@@ -94,7 +93,7 @@ class OptunaStrategy:
         self._running: dict[int, _RunningTrial] = {}
         self._curves = {trial.number: self._curve(trial) for trial in storage.trials()}
         self._pool = TrialPool()
-        self._next_plan: Plan | None = None  # valid until something changes
+        self._next = NextStep(self._pool, self._times, policy.planner, self._save_hyperparameters)
         self._n_prior = sum(PRIOR_ATTR in trial.user_attrs for trial in storage.trials())
         self._may_begin = True  # whether a free worker may begin a trial
         self._use_earlier()
@@ -111,6 +110,9 @@ class OptunaStrategy:
             pooled.seconds = _seconds_by_section(attributes.get(SECONDS_ATTR))
             if state == "running":
                 self._running[trial.number] = _RunningTrial()  # its process died: it may be resumed
+
+    def _save_hyperparameters(self, hyperparameters: list[float]) -> None:
+        self._storage.set_study_attr(HYPERPARAMETERS_ATTR, hyperparameters)
 
     def _use_earlier(self) -> None:
         """Hand the earlier sweeps that the study has to the planner, before its hyperparameters are set."""
@@ -150,19 +152,19 @@ class OptunaStrategy:
         self._may_begin = begin
         self._times.learn(self._pool)
         first, own = self._storage.study_attr(INITIAL_POINTS_ATTR) or [], len(self._storage) - self._n_prior
-        if begin and own < len(first) and self._reachable(first[own]):
+        if begin and own < len(first) and self._times.reachable_by_new(first[own]):
             reasons = self._storage.study_attr(INITIAL_REASONS_ATTR) or [""] * len(first)
             reason = f"initial point {own + 1} of {len(first)}" + (
                 f": {reasons[own]}" if reasons[own] else ""
             )
             return self._begin(first[own], {SUGGESTED_ATTR: reason})
-        plan = self._plan()
+        plan = self._next.plan(self._may_begin)
         if plan is not None and plan.number is None and plan.params is None:
             found = self._ask_sampler()
             if found is not None:
                 return found
             self._may_begin = False
-            plan = self._plan()
+            plan = self._next.plan(self._may_begin)
         if plan is None:
             return None
         if plan.number is not None:
@@ -183,17 +185,15 @@ class OptunaStrategy:
             return None
         found = self._record_start(self._storage.add(asked[0], {SUGGESTED_ATTR: asked[1]}))
         # What was asked cannot be given back: if it takes longer than a typical training, it is cut further.
-        length, reached = self._lengths.of(found.params), self._reachable(found.params, min_share=0.0)
+        length, reached = (
+            self._lengths.of(found.params),
+            self._times.reachable_by_new(found.params, min_share=0.0),
+        )
         return self._with_last_epoch(found, max(1, reached)) if reached < length else found
-
-    def _reachable(self, params: Mapping[str, Any], min_share: float = MIN_SHARE) -> int:
-        """The epoch that a new trial can get to in the time left, 0 if that is too little of its training."""
-        point = self._times.encoder.point(params)
-        return int(self._times.last_epochs_of_new(point[None], min_share)[0])
 
     def _begin(self, params: dict[str, Any], attributes: dict[str, Any]) -> Suggestion:
         """Begin a trial, shortened to the time left: by its searched length where there is one."""
-        length, reached = self._lengths.of(params), self._reachable(params)
+        length, reached = self._lengths.of(params), self._times.reachable_by_new(params)
         name = self._lengths.epochs_name
         if not 0 < reached < length:
             return self._record_start(self._add_point(params, attributes))
@@ -214,7 +214,7 @@ class OptunaStrategy:
         self._curves[frozen.number] = self._curve(frozen)
         skips_rungs, ends = SKIPS_RUNGS_ATTR in frozen.user_attrs, self._lengths.ends(frozen.params)
         self._pool.add(dict(frozen.params), self._curves[frozen.number], skips_rungs=skips_rungs, ends=ends)
-        self._next_plan = None
+        self._next.forget()
         return Suggestion(frozen.number, dict(frozen.params), frozen.user_attrs[SUGGESTED_ATTR])
 
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
@@ -236,7 +236,7 @@ class OptunaStrategy:
         self._storage.report(number, epoch, value)
         curve.values[epoch] = self._sign * value
         self._pool.add_epoch(number, epoch, curve.values[epoch])
-        self._next_plan = None
+        self._next.forget()
         if epoch == curve.last_epoch:
             return Verdict(Decision.CONTINUE, "trained to its end")
         reason = self._policy.rule(self._curves, number, epoch)
@@ -257,7 +257,7 @@ class OptunaStrategy:
         if number in self._running and self._pool.trials[number].cost is None:
             self._storage.set_trial_attr(number, COST_ATTR, cost)
             self._pool.trials[number].cost = cost
-            self._next_plan = None
+            self._next.forget()
 
     def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None:
         """Record how long an epoch of a running trial took, and the start before it."""
@@ -277,7 +277,7 @@ class OptunaStrategy:
             trial.seconds[section] = mean
             stored = [trial.seconds.get(index) for index in range(self._times.n_sections)]
             self._storage.set_trial_attr(number, SECONDS_ATTR, mean if len(stored) == 1 else stored)
-            self._next_plan = None
+            self._next.forget()
 
     def note_time_left(self, seconds: float) -> None:
         """Suggest only what can end in so many seconds from now on."""
@@ -288,28 +288,20 @@ class OptunaStrategy:
         None if nothing was measured yet."""
         self._times.learn(self._pool)
         if number is None:
-            ends, seconds = np.array([self._lengths.longest]), self._times.typical()[None]
-        else:
-            ends = self._times.ends_of(self._pool, [number])
-            seconds = self._times.of_trials(self._pool, [number])
-        if not (self._times.is_known or (number is not None and self._pool.trials[number].seconds)):
-            return None
-        todo = epochs_by_section(ends[:, -1], ends) - epochs_by_section(np.array([done]), ends)
-        return float((todo * seconds).sum())
+            return self._times.typical_training()
+        return self._times.seconds_to_end(self._pool, number, done)
 
     def reachable(self, number: int, seconds: float) -> int:
         """The last epoch that a running trial gets to within so many seconds."""
         self._times.learn(self._pool)
-        done, ends = np.array([self._pool.trials[number].epochs]), self._times.ends_of(self._pool, [number])
-        costs = self._times.of_trials(self._pool, [number])
-        return int(reached_within(done, ends, costs, max(0.0, seconds), whole=True)[0])
+        return self._times.reachable(self._pool, number, seconds)
 
     def end_at(self, number: int, last_epoch: int) -> None:
         """Let a running or paused trial end at another epoch than its configuration says."""
         self._storage.set_trial_attr(number, LAST_EPOCH_ATTR, last_epoch)
         self._curves[number].last_epoch = last_epoch
         self._pool.trials[number].end_at(last_epoch, self._curves[number])
-        self._next_plan = None
+        self._next.forget()
 
     def finish(self, number: int, outcome: Outcome) -> None:
         """End a trial as COMPLETE with its best value, PRUNED or FAIL. An ended trial is left as it is."""
@@ -318,7 +310,7 @@ class OptunaStrategy:
         if live is None and not paused:
             return
         self._pool.trials[number].state = "over"
-        self._next_plan = None
+        self._next.forget()
         curve = self._curves[number]
         stop, broken = (None, False) if live is None else (live.stop, live.broken)
         reason = stop.reason if stop else outcome.reason
@@ -338,52 +330,14 @@ class OptunaStrategy:
             attributes = {ENDED_ATTR: reason or "trained to its end", BEST_EPOCH_ATTR: epoch}
             self._storage.close(number, TrialState.COMPLETE, self._sign * curve.values[epoch], attributes)
 
-    def _plan(self) -> Plan | None:
-        """What a free worker should do, None for nothing. The planner is asked once for the same trials."""
-        if not self._may_begin:
-            return self._plan_without_beginning()
-        if (leader := self._waiting_leader()) is not None:
-            return leader
-        planner = self._policy.planner
-        if planner is None:
-            return Plan()
-        if self._next_plan is None or not self._is_possible(self._next_plan):
-            before = planner.hyperparameters
-            self._next_plan = planner.plan(self._pool)
-            if planner.hyperparameters != before:
-                self._storage.set_study_attr(HYPERPARAMETERS_ATTR, planner.hyperparameters)
-        return self._next_plan or self._plan_without_beginning()
-
-    def _is_possible(self, plan: Plan) -> bool:
-        """Whether what was planned a while ago can still end in the time left."""
-        if plan.number is not None:
-            return self._times.last_epoch(self._pool, plan.number) > 0
-        return plan.params is None or self._reachable(plan.params) > 0
-
-    def _waiting_leader(self) -> Plan | None:
-        """The leading trial, if it is paused and would soon have too little time left to be trained to its end."""
-        left, leader = self._times.seconds_left, self._leader()
-        if left is None or leader is None or self._pool.trials[leader].state != "paused":
-            return None
-        remaining = self.training_seconds(leader, self._pool.trials[leader].epochs) or 0.0
-        needed = self._times.start + remaining
-        if needed <= left * MAX_LEADER_SHARE or not self._times.last_epoch(self._pool, leader):
-            return None
-        return Plan("the leading trial is trained to its end while there is time", number=leader)
-
-    def _leader(self) -> int | None:
-        trials = self._pool.trials
-        sound = [number for number, trial in enumerate(trials) if trial.epochs and not trial.broken]
-        return max(sound, key=lambda number: (trials[number].best, -number), default=None)
-
     def _decide_at_rung(self, number: int, epoch: int) -> Verdict:
         """At a rung: pause the trial, unless it is the one that a free worker would resume."""
         trial = self._pool.trials[number]
         trial.state = "paused"
-        plan = self._plan()
+        plan = self._next.plan(self._may_begin)
         if plan is not None and plan.number == number:
             trial.state = "running"
-            self._next_plan = None
+            self._next.forget()
             return Verdict(Decision.CONTINUE, plan.reason)
         return self._pause(number, epoch, "others may come first")
 
@@ -398,28 +352,10 @@ class OptunaStrategy:
         self._storage.set_trial_attr(number, PAUSED_ATTR, None)
         trial.state = "running"
         self._running[number] = _RunningTrial()
-        self._next_plan = None
+        self._next.forget()
         found = Suggestion(number, dict(trial.params), reason, trial.epochs)
         reached = self._times.last_epoch(self._pool, number)
         return self._with_last_epoch(found, reached) if 0 < reached < trial.rungs[-1] else found
-
-    def _plan_without_beginning(self) -> Plan | None:
-        """What is left to do if no new trial may begin."""
-        trials = self._pool.trials
-
-        def can_end(number: int) -> bool:
-            return trials[number].state == "paused" and self._times.last_epoch(self._pool, number) > 0
-
-        if (found := self._times.next_promotion(self._pool)) is not None:
-            return Plan(found[1], number=found[0])
-        for number in self._pool.pareto_front():
-            if can_end(number):
-                reason = "no further trial begins: trials on the Pareto front are trained to their end"
-                return Plan(reason, number=number)
-        best = self._leader()
-        if best is None or not can_end(best):
-            return None
-        return Plan("no further trial begins: the best one is trained to its end", number=best)
 
     def _is_paused(self, number: int) -> bool:
         known = 0 <= number < len(self._pool.trials)

@@ -185,13 +185,11 @@ class TrainingTimes:
         costs = np.diff(work @ self.typical_cost()) + self.start_cost
         return [float(np.clip(a / b, MIN_PROMOTED, MAX_PROMOTED)) for a, b in pairwise(costs)]
 
-    def next_promotion(
-        self, pool: TrialPool, may_resume: Callable[[int], bool] = lambda number: True
-    ) -> tuple[int, str] | None:
+    def next_promotion(self, pool: TrialPool) -> tuple[int, str] | None:
         """What successive halving resumes of the trials that can end in the time left, and why; None for nothing."""
 
         def can_end(number: int) -> bool:
-            return may_resume(number) and self.last_epoch(pool, number) > 0
+            return self.last_epoch(pool, number) > 0
 
         if self.n_sections == 1:
             return next_promotion(pool, can_end)
@@ -208,6 +206,29 @@ class TrainingTimes:
         work, whole = ((epochs_by_section(at, ends) * seconds).sum(axis=1) for at in (reached, ends[:, -1]))
         enough = (reached > done) & (work >= min_share * whole)
         return np.asarray(np.where(enough, reached, 0).astype(int))
+
+    def reachable_by_new(self, params: Mapping[str, Any], min_share: float = MIN_SHARE) -> int:
+        """The epoch that a new trial can get to in the time left, 0 if that is too little of its training."""
+        return int(self.last_epochs_of_new(self.encoder.point(params)[None], min_share)[0])
+
+    def reachable(self, pool: TrialPool, number: int, seconds: float) -> int:
+        """The last epoch that a running trial gets to within so many seconds."""
+        done, ends = np.array([pool.trials[number].epochs]), self.ends_of(pool, [number])
+        costs = self.of_trials(pool, [number])
+        return int(reached_within(done, ends, costs, max(0.0, seconds), whole=True)[0])
+
+    def typical_training(self) -> float | None:
+        """The seconds of the longest training of a typical configuration; None if nothing was measured yet."""
+        lengths = np.diff([0, *self.lengths.longest])
+        return float(lengths @ self.typical()) if self.is_known else None
+
+    def seconds_to_end(self, pool: TrialPool, number: int, done: int) -> float | None:
+        """The seconds of a trial from epoch `done` to its end; None if nothing was measured yet."""
+        if not (self.is_known or pool.trials[number].seconds):
+            return None
+        ends = self.ends_of(pool, [number])
+        todo = epochs_by_section(ends[:, -1], ends) - epochs_by_section(np.array([done]), ends)
+        return float((todo * self.of_trials(pool, [number])).sum())
 
     def last_epoch(self, pool: TrialPool, number: int) -> int:
         """The epoch that a trial can get to in the time left, 0 if that is too little of its training."""

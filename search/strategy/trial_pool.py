@@ -174,9 +174,7 @@ def next_climb(
 ) -> tuple[int, str] | None:
     """Successive halving through fidelity levels: the trial to resume and why, or None.
 
-    Of the trials that have reached a rung, the share that is given for it goes on: the best one that waits there. At
-    the end of a cheap level that is so only once its order has been seen to agree with the order at the next rung;
-    until then every second one is the one that waits longest, whatever its value, since a cheap level may mislead.
+    Of the trials that have reached a rung, the share that is given for it goes on, the best one that waits first.
     """
     for rung in reversed(range(len(shares))):
         order = [-minus for _, minus in _ranked(pool, rung)]
@@ -185,22 +183,10 @@ def next_climb(
         gone = len(order) - len(here)
         if not waiting or gone >= int(len(order) * shares[rung]):
             continue
-        best = pool.trials[waiting[0]]
-        where = f"the rung of epoch {best.epochs}"
-        if best.epochs in best.ends[:-1] and gone % 2 and not agrees(pool, rung):
-            return min(waiting), f"whatever its value at {where}: how far that tells is not known"
+        where = f"the rung of epoch {pool.trials[waiting[0]].epochs}"
         place = 1 + order.index(waiting[0])
         return waiting[0], f"rank {place} of {len(order)} at {where}: {shares[rung]:.0%} go on"
     return None
-
-
-def agrees(pool: TrialPool, rung: int) -> bool:
-    """Whether the order of values at a rung has been seen to be that of the values at the next one."""
-    sound = [trial for trial in pool.trials if not trial.broken and trial.last_rung > rung]
-    right, pairs = pairs_in_order(
-        [(trial.value_at(rung), trial.value_at(rung + 1)) for trial in sound[-MAX_COMPARED:]]
-    )
-    return pairs >= MIN_PAIRS and right >= MIN_IN_ORDER * pairs
 
 
 def behind(pool: TrialPool, number: int) -> str | None:

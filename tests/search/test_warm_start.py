@@ -124,7 +124,7 @@ def test_other_epochs_are_no_obstacle(tmp_path: Path) -> None:
     sweep = swept(tmp_path, "short", space=space, model={"epochs": 3})
     found = warm(tmp_path, sweep, space=space, model={"epochs": 20})
     assert found.lines[0] == "8 trials of short-1 say only where to look first: epochs 3"
-    assert {trial.last_epoch for trial in found.guesses.earlier[0].trials} == {3}
+    assert {trial.ends[-1] for trial in found.guesses.earlier[0].trials} == {3}
 
 
 def test_other_samplers_take_only_the_best_configurations(tmp_path: Path) -> None:
