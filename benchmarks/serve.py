@@ -30,10 +30,11 @@ from binsweep.data.decode import decode
 from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.models.build import build_model
+from binsweep.models.decoding import MAX_ROWS
 from binsweep.models.network import fold_norms
-from binsweep.models.predictor import MAX_ROWS, Predictor
+from binsweep.models.predictor import Predictor
 from binsweep.models.settings import Settings
-from binsweep.tracking.registry.versions import saved_model
+from binsweep.tracking.registry.registration import saved_model
 from binsweep.tracking.serving.model_server import predict, serve_model
 
 SIZE, ROUNDS, EACH, BATCH = 224, 10, 10, 32

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from binsweep.data.split import SplitBy
+from binsweep.models.engines.names import EngineChoice
 from binsweep.models.settings import Settings
 from binsweep.search.spec.objective import Goal, Objective
 from binsweep.tracking.promotion.paired_tests import Correction, Measure
@@ -215,6 +216,7 @@ class RegisterPart(_Part):
     ensemble: bool = False  # try averaging up to three trainings
     flip: bool = False  # try averaging over the photo and its mirror image
     refit: bool = False  # train once more on train and validation together
+    engine: EngineChoice = "auto"  # what computes the served model
     gate: GatePart = GatePart()
 
 

@@ -25,7 +25,8 @@ from PIL import Image
 from binsweep.models.network import ARCHITECTURES, HEADS, CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.model_source import model_source
-from binsweep.tracking.registry.versions import image_rows, register
+from binsweep.tracking.registry.registration import register
+from binsweep.tracking.registry.versions import image_rows
 
 # Loads a model in a process where the project's packages cannot be imported.
 ALONE = """

@@ -14,9 +14,10 @@ from fuzz import requests as fuzzed
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.decode import MAX_BYTES
+from binsweep.models.decoding import MAX_ROWS
 from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
-from binsweep.models.predictor import MAX_ROWS, Predictor
-from binsweep.tracking.registry.versions import register
+from binsweep.models.predictor import Predictor
+from binsweep.tracking.registry.registration import register
 from binsweep.tracking.serving.model_server import serve_model
 
 pytestmark = pytest.mark.integration  # a server of its own, and thousands of requests
