@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from mlflow import MlflowClient
 
-from binsweep.data.decode import decode
+from binsweep.data.decode import ImageError, decode
+from binsweep.data.errors import UserError
 from binsweep.data.manifest import Item
 from binsweep.models.engines.choice import ServingEngine, choose_engine
 from binsweep.tracking.promotion.candidate import Candidate
@@ -80,7 +81,17 @@ def promote(
 
 
 def _choose_engine(candidate: Candidate, items: Sequence[Item]) -> ServingEngine:
-    """The engine that serves the candidate; it agrees with the trained network about the photos `items`."""
-    size = candidate.predictor.image_size
-    images = np.stack([decode(item.path, size) for item in items])
-    return choose_engine(candidate.engine, candidate.predictor, images)
+    """The engine that serves the candidate; it agrees with the trained network about the photos `items`.
+
+    Raises UserError if none of them can be read; that some cannot, the evaluation reports.
+    """
+    images, size = [], candidate.predictor.image_size
+    for item in items:
+        try:
+            images.append(decode(item.path, size))
+        except ImageError as error:
+            if item is items[-1] and not images:
+                raise UserError(
+                    f"{item.path}: {error}", "have the photos changed since they were read?"
+                ) from error
+    return choose_engine(candidate.engine, candidate.predictor, np.stack(images))

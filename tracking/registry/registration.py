@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 from PIL import Image
 
+from binsweep.data.errors import UserError
 from binsweep.models.engines.choice import ServingEngine
 from binsweep.models.engines.names import EngineName
 from binsweep.models.predictor import Predictor
@@ -132,3 +134,29 @@ def register(
             raise
     tags = {**tags, ENGINE: engine.name, ENGINE_REASON: engine.reason[:5000]}
     return client.create_model_version(name, info.model_uri, run_id, tags, model_id=info.model_id)
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """The network of a stored model, and the ONNX file that an engine computes it from (b"" if PyTorch computes it)."""
+
+    predictor: Predictor
+    onnx: bytes
+
+
+def load_network(model_uri: str, tracking_uri: str) -> StoredNetwork:
+    """Download a model and rebuild its network. Raises UserError for a model that this version cannot rebuild."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            files = Path(mlflow.artifacts.download_artifacts(model_uri, None, None, temporary, tracking_uri))
+            artifacts = files / "artifacts"
+            predictor = Predictor.from_dict(json.loads((artifacts / "config.json").read_text()))
+            predictor.load_state_dict(torch.load(artifacts / "weights.pt", weights_only=True))
+        except (MlflowException, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"the network of {model_uri} cannot be rebuilt: {reason}",
+                "give a model that this version of Binsweep registered; promoting a sweep again registers it anew",
+            ) from error
+        network = artifacts / "network.onnx"
+        return StoredNetwork(predictor.eval(), network.read_bytes() if network.exists() else b"")

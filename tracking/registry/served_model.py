@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,10 @@ from binsweep.data.decode import MAX_BYTES, ImageError, decode
 from binsweep.data.resource_limits import cores
 from binsweep.models.decoding import MAX_ROWS, decode_counts
 
-# Photos in one pass of the network: twice as many per core are no faster (docs/promotion.md), and other requests wait
+# Photos in one pass of the network: twice as many per core are no faster (docs/serving.md), and other requests wait
 # longer. Every batch size up to the maximum is compiled at the start, so the maximum is small.
 PHOTOS_PER_CORE, MAX_CHUNK_PHOTOS = 2, 8
+MAX_REASONS = 3  # of unreadable rows, in the refusal of a request
 
 
 _DATA_ADDRESS = re.compile(r"\s*data:[^,]*;\s*base64\s*,", re.IGNORECASE)
@@ -73,6 +74,15 @@ def _decode_base64(text: Any, size: int) -> np.ndarray | str:
         return decode(content, size)
     except ImageError as error:
         return str(error)
+
+
+def _join_reasons(errors: Sequence[str]) -> str:
+    """The reasons of the first rows, each with its row where there are several."""
+    if len(errors) == 1:
+        return errors[0]
+    rows = [f"row {row} of {len(errors)}: {error[:120]}" for row, error in enumerate(errors, 1)]
+    more = f"; and {len(rows) - MAX_REASONS} more" if len(rows) > MAX_REASONS else ""
+    return "; ".join(rows[:MAX_REASONS]) + more
 
 
 def _error_line(error: Exception) -> str:
@@ -116,7 +126,7 @@ def _settle_server() -> None:
     - Garbage collection regularly scans half a million objects of libraries, which delays every answer by 0.3 s;
       gc.freeze excludes them.
     - glibc returns a layer's memory at once and takes it again page by page, which costs a fifth of a batch's time
-      (docs/promotion.md).
+      (docs/serving.md).
     """
     server = sys.modules.get("mlflow.pyfunc.scoring_server")
     if server is None:
@@ -210,7 +220,7 @@ class ServedCountingModel(PythonModel):
         images = [one for one in decoded if not isinstance(one, str)]
         errors = [one if isinstance(one, str) else "" for one in decoded]
         if not images:
-            raise MlflowException.invalid_parameter_value(f"no readable image: {errors[0]}")
+            raise MlflowException.invalid_parameter_value(f"no readable image: {_join_reasons(errors)}")
         answers = iter(self._answers(np.stack(images)))
         nothing = dict.fromkeys(("count", "expected_count", "confidence", "probabilities"))
         rows = [
