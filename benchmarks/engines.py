@@ -9,89 +9,34 @@ PyTorch's, and how far the probabilities differ from its.
 """
 
 import argparse
+import json
 import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-from binsweep.data.resource_limits import cores
+from binsweep.models.build import build_model
+from binsweep.models.engines.choice import open_engine
+from binsweep.models.engines.names import ENGINE_CLASSES, EngineName
+from binsweep.models.engines.onnx_file import to_onnx
+from binsweep.models.predictor import Predictor
+from binsweep.models.settings import Settings
 
 SIZE, N_WARM_UP = 224, 3
-Network = Callable[[np.ndarray], np.ndarray]
 
 
-def torch_engine(folder: Path) -> Network:
-    import torch
-
-    from binsweep.models.predictor import Predictor
-
-    torch.set_num_threads(cores())
-    predictor: Predictor = torch.load(folder / "network.pt", weights_only=False)
-
-    def compute(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            table: np.ndarray = predictor(torch.from_numpy(images)).numpy()
-        return table
-
-    return compute
-
-
-def openvino_engine(folder: Path, precision: str = "f32", hint: str = "LATENCY") -> Network:
-    import openvino
-
-    options = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": cores(),
-        "PERFORMANCE_HINT": hint,
-    }
-    core = openvino.Core()
-    request = core.compile_model(
-        core.read_model(folder / "network.onnx"), "CPU", options
-    ).create_infer_request()
-
-    def compute(images: np.ndarray) -> np.ndarray:
-        request.infer([images], share_inputs=True)
-        table: np.ndarray = request.get_output_tensor().data.copy()
-        return table
-
-    return compute
-
-
-def onnxruntime_engine(folder: Path) -> Network:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cores()
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # it takes cores from the decoders
-    session = onnxruntime.InferenceSession(folder / "network.onnx", options, ["CPUExecutionProvider"])
-
-    def compute(images: np.ndarray) -> np.ndarray:
-        (table,) = session.run(None, {"images": images})
-        return np.asarray(table)
-
-    return compute
-
-
-ENGINES: dict[str, Callable[[Path], Network]] = {
-    "torch": torch_engine,
-    "openvino": openvino_engine,
-    "onnxruntime": onnxruntime_engine,
-}
-
-
-def work(engine: str, folder: Path, orders: Connection) -> None:
-    """Answer each batch with the seconds and the probabilities; the first answer is the seconds of the start."""
+def work(engine: EngineName, folder: Path, orders: Connection) -> None:
+    """Answer each batch with its seconds and its probabilities; the first answer is the seconds of the start."""
     began = time.perf_counter()
-    compute = ENGINES[engine](folder)
+    files = {"config": "config.json", "weights": "weights.pt", "network": "network.onnx"}
+    compute = open_engine(engine, {name: folder / file for name, file in files.items()})
     compute(np.zeros((1, SIZE, SIZE, 3), np.uint8))
     orders.send(time.perf_counter() - began)
     while (images := orders.recv()) is not None:
@@ -100,43 +45,21 @@ def work(engine: str, folder: Path, orders: Connection) -> None:
         orders.send((time.perf_counter() - began, time.process_time() - busy, table))
 
 
-def write_networks(backbone: str, folder: Path) -> None:
-    """The same network for each engine."""
-    import torch
-
-    from binsweep.models.build import build_model
-    from binsweep.models.network import fold_norms
-    from binsweep.models.predictor import Predictor
-    from binsweep.models.settings import Settings
-
-    predictor = Predictor(
-        [build_model(Settings(backbone=backbone, weights="none"), (1, 2, 3, 4, 5), SIZE)]
-    ).eval()
-    fold_norms(predictor)
-    example = torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8)
-    torch.onnx.export(
-        predictor,
-        (example,),
-        str(folder / "network.onnx"),
-        dynamo=False,
-        input_names=["images"],
-        output_names=["probabilities"],
-        dynamic_axes={"images": {0: "photos"}, "probabilities": {0: "photos"}},
-    )
-    torch.save(predictor.to(memory_format=torch.channels_last), folder / "network.pt")
+def write_network(backbone: str, folder: Path) -> None:
+    """The files of a served model."""
+    predictor = Predictor([build_model(Settings(backbone=backbone, weights="none"), (1, 2, 3, 4, 5), SIZE)])
+    (folder / "config.json").write_text(json.dumps(predictor.to_dict()))
+    torch.save(predictor.state_dict(), folder / "weights.pt")
+    (folder / "network.onnx").write_bytes(to_onnx(predictor))
 
 
 def compare(backbone: str, batches: list[int], rounds: int) -> None:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        writer = context.Process(target=write_networks, args=(backbone, folder))
-        writer.start()
-        writer.join()
-        if writer.exitcode:
-            sys.exit(1)
+        write_network(backbone, folder)
         workers = {}
-        for engine in ENGINES:
+        for engine in ENGINE_CLASSES:
             here, there = context.Pipe()
             context.Process(target=work, args=(engine, folder, there), daemon=True).start()
             there.close()  # so that the end of the worker is noticed

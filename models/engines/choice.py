@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -34,12 +34,14 @@ class ServingEngine:
     onnx: bytes = b""
 
 
-def open_onnx(engine: EngineName, file: Path) -> Network:
-    """The network of an ONNX file, computed by `engine` with all cores."""
+def open_engine(engine: EngineName, files: Mapping[str, Path]) -> Network:
+    """A network computed by `engine` with all cores, from the files of a served model: `network`, an ONNX file, or for
+    PyTorch `config` and `weights`."""
     module = import_module(
         f"binsweep.models.engines.{engine}_engine"
     )  # an engine is imported when it is needed
-    network: Network = getattr(module, ENGINE_CLASSES[engine])({"network": str(file)}, cores())
+    names = {name: str(file) for name, file in files.items()}
+    network: Network = getattr(module, ENGINE_CLASSES[engine])(names, cores())
     return network
 
 
@@ -74,7 +76,7 @@ def _difference(engine: EngineName, onnx: bytes, predictor: Predictor, images: n
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         file.write_bytes(onnx)
-        network = open_onnx(engine, file)
+        network = open_engine(engine, {"network": file})
         # One at a time and together: the batch's size must not matter.
         tables = [np.concatenate([network(images[row : row + 1]) for row in range(len(images))])]
         tables.append(network(images))

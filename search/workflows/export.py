@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from binsweep.data.errors import UserError
-from binsweep.models.engines.choice import MAX_ENGINE_DIFFERENCE, open_onnx
+from binsweep.models.engines.choice import MAX_ENGINE_DIFFERENCE, open_engine
 from binsweep.models.engines.names import EngineName
 from binsweep.models.engines.onnx_file import to_onnx
 from binsweep.models.predictor import Predictor
@@ -89,7 +89,7 @@ def _write(folder: Path, file_format: ExportFormat, name: str, predictor: Predic
     images = _test_images(predictor.image_size)
     with torch.inference_mode():
         expected = predictor(torch.from_numpy(images)).numpy()
-    error = float(np.abs(open_onnx(ENGINES[file_format], file)(images) - expected).max())
+    error = float(np.abs(open_engine(ENGINES[file_format], {"network": file})(images) - expected).max())
     if not error <= MAX_ENGINE_DIFFERENCE:
         raise UserError(
             f"the {file_format} file of {name} computes something else: probabilities differ by {error:.1e} from "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from binsweep.data.errors import UserError
-from binsweep.models.engines.choice import AUTO_ENGINE, MAX_ENGINE_DIFFERENCE, choose_engine, open_onnx
+from binsweep.models.engines.choice import AUTO_ENGINE, MAX_ENGINE_DIFFERENCE, choose_engine, open_engine
 from binsweep.models.engines.names import ENGINE_CLASSES, EngineChoice, EngineName
 from binsweep.models.engines.onnx_file import to_onnx
 from binsweep.models.network import ARCHITECTURES, HEADS, CountingModel, CountingModelConfig
@@ -58,7 +58,7 @@ def test_a_network_is_computed_alike_for_any_number_of_photos(
 ) -> None:
     predictor = Predictor([network(backbone)]).eval()
     (tmp_path / "network.onnx").write_bytes(to_onnx(predictor))
-    compute = open_onnx(engine, tmp_path / "network.onnx")
+    compute = open_engine(engine, {"network": tmp_path / "network.onnx"})
     table = expected(predictor, photos())
     assert table.std(axis=0).max() > 1e-3  # photos are told apart, so that an error shows
     for count in (5, 1, 3):
