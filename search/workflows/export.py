@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from binsweep.data.errors import UserError
+from binsweep.data.output_path import require_folder
 from binsweep.models.engines.choice import MAX_ENGINE_DIFFERENCE, open_engine
 from binsweep.models.engines.names import EngineName
 from binsweep.models.engines.onnx_file import to_onnx
@@ -58,21 +58,19 @@ def export_model(
         raise UserError(
             f"{folder} exists already, and nothing is overwritten", "give another folder with --out"
         )
+    require_folder(folder)
     stored = load_network(f"models:/{version.name}/{version.version}", tracking_uri)
     try:
         onnx = stored.onnx or to_onnx(stored.predictor)
     except Exception as failure:  # the exporter has errors of any type
         reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
         raise UserError(f"{name} cannot be converted: {reason}", "`binsweep serve` serves it") from failure
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".binsweep-export-") as temporary:
-            files = Path(temporary) / "files"
-            files.mkdir()
-            error = _write(files, file_format, name, stored.predictor, onnx)
-            shutil.move(files, folder)
-    except OSError as failure:
-        raise UserError(f"--out {folder}: {failure.strerror}", "a place where you may write") from failure
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".binsweep-export-") as temporary:
+        files = Path(temporary) / "files"
+        files.mkdir()
+        error = _write(files, file_format, name, stored.predictor, onnx)
+        files.rename(folder)
     return folder, error
 
 
