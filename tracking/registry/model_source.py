@@ -14,7 +14,7 @@ from binsweep.models.engines.names import ENGINE_CLASSES, EngineName
 
 # Set before the first import of PyTorch, which reads it. OpenMP threads that wait for each other at the end of a layer
 # then spin for some 30 microseconds. The default of 3 milliseconds takes the cores from other processes, and from the
-# very threads that are waited for (docs/serving.md).
+# very threads that are waited for (benchmarks/RESULTS.md).
 HEAD = """from __future__ import annotations
 
 import os

@@ -30,7 +30,7 @@ from binsweep.data.decode import MAX_BYTES, ImageError, decode
 from binsweep.data.resource_limits import cores
 from binsweep.models.decoding import MAX_ROWS, decode_counts
 
-# Photos in one pass of the network: twice as many per core are no faster (docs/serving.md), and other requests wait
+# Photos in one pass of the network: twice as many per core are no faster (benchmarks/RESULTS.md), and other requests wait
 # longer. Every batch size up to the maximum is compiled at the start, so the maximum is small.
 PHOTOS_PER_CORE, MAX_CHUNK_PHOTOS = 2, 8
 MAX_REASONS = 3  # of unreadable rows, in the refusal of a request
@@ -126,7 +126,7 @@ def _settle_server() -> None:
     - Garbage collection regularly scans half a million objects of libraries, which delays every answer by 0.3 s;
       gc.freeze excludes them.
     - glibc returns a layer's memory at once and takes it again page by page, which costs a fifth of a batch's time
-      (docs/serving.md).
+      (benchmarks/RESULTS.md).
     """
     server = sys.modules.get("mlflow.pyfunc.scoring_server")
     if server is None:
