@@ -30,8 +30,8 @@ from binsweep.data.decode import MAX_BYTES, ImageError, decode
 from binsweep.data.resource_limits import cores
 from binsweep.models.decoding import MAX_ROWS, decode_counts
 
-# Photos in one pass of the network: twice as many per core are no faster (benchmarks/RESULTS.md), and other requests wait
-# longer. Every batch size up to the maximum is compiled at the start, so the maximum is small.
+# Photos in one pass of the network: twice as many per core are no faster (benchmarks/RESULTS.md), and other requests
+# wait longer. Every batch size up to the maximum is compiled at the start, so the maximum is small.
 PHOTOS_PER_CORE, MAX_CHUNK_PHOTOS = 2, 8
 MAX_REASONS = 3  # of unreadable rows, in the refusal of a request
 
