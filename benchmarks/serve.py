@@ -1,13 +1,14 @@
-"""What serving adds to counting: latency against the same work in process, batches, and a sustained run.
+"""What serving adds to counting, and what engines make of it: latency, batches, clients at once, a sustained run.
 
-    python benchmarks/serve.py [--minutes 10] [--backbone efficientnet_lite0] [--photos DIR]
+    python benchmarks/serve.py [--engines torch,onnxruntime,openvino] [--minutes 10] [--backbone efficientnet_lite0]
+                               [--photos DIR] [--rounds 10]
 
-Serves a counter (ImageNet backbone, untrained head) with `mlflow models serve` and asks it over HTTP, one photo of
-224 px at a time and 32 at a time; the baseline decodes and counts the same photos in this process with as many
-threads, once by the network as it was evaluated in training and once by the same with its batch norms folded, as it is
-served. All take turns, so that what else the machine does meets all. Then 8 clients ask at once, and one asks beside
-another's batches of 256. At the end one client asks without a pause for so many minutes, while the memory of the
-server's processes is noted every second.
+Serves a counter (ImageNet backbone, untrained head) with `mlflow models serve`, once for each engine, and asks over
+HTTP, one photo of 224 px at a time and 32 at a time; the baseline decodes and counts the same photos in this process
+with as many threads, by PyTorch as the first engine serves it. All take turns, so that what else the machine does
+meets all. Then 8 clients ask at once, and one asks beside another's batches of 256. At the end one client asks the
+last engine without a pause for so many minutes, while the memory of the server's processes is noted every second.
+Ratios are to the first engine.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +32,20 @@ from binsweep.data.decode import decode
 from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.models.build import build_model
+from binsweep.models.decoding import MAX_ROWS
+from binsweep.models.engines.choice import choose_engine
+from binsweep.models.engines.names import EngineName
 from binsweep.models.network import fold_norms
-from binsweep.models.predictor import MAX_ROWS, Predictor
+from binsweep.models.predictor import Predictor
 from binsweep.models.settings import Settings
-from binsweep.tracking.registry.versions import saved_model
-from binsweep.tracking.serving.model_server import predict, serve_model
+from binsweep.tracking.registry.registration import saved_model
+from binsweep.tracking.serving import model_server
+from binsweep.tracking.serving.model_server import ServedModel, predict, serve_model
 
-SIZE, ROUNDS, EACH, BATCH = 224, 10, 10, 32
-CROWD_SECONDS = 5
+SIZE, EACH, BATCH = 224, 10, 32
+N_CLIENTS, CROWD_SECONDS = 8, 5
 MIB = 2**20
+MAX_START_SECONDS = 600.0  # next to other work PyTorch takes longer than a service waits for it
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -75,60 +82,94 @@ def sustained(url: str, pid: int, photos: list[bytes], minutes: float) -> None:
     )
 
 
-def crowds(url: str, photos: list[bytes]) -> None:
+def singles(url: str, photos: list[bytes], until: float) -> list[float]:
+    times: list[float] = []
+    while time.monotonic() < until:
+        times.append(timed(lambda: predict(url, photos[:1], 60)))
+    return times
+
+
+def crowds(served: dict[str, str], photos: list[bytes], rounds: int) -> None:
     """Many clients with one photo each time, and one beside a client with batches of the most rows."""
 
-    def singles(until: float) -> list[float]:
-        times: list[float] = []
-        while time.monotonic() < until:
-            times.append(timed(lambda: predict(url, photos[:1], 60)))
-        return times
-
-    def large(until: float) -> None:
+    def large(url: str, until: float) -> None:
         while time.monotonic() < until:
             predict(url, (photos * MAX_ROWS)[:MAX_ROWS], 60)
 
-    with ThreadPoolExecutor(8) as clients:
-        until = time.monotonic() + CROWD_SECONDS
-        times = [one for some in clients.map(singles, [until] * 8) for one in some]
-        print(f"8 clients: {len(times) / CROWD_SECONDS:.1f} photos/s, p99 {np.percentile(times, 99):.0f} ms")
-        until = time.monotonic() + CROWD_SECONDS
-        batches = clients.submit(large, until)
-        times = singles(until)
-        batches.result()
-    print(
-        f"beside batches of {MAX_ROWS}: p50 {np.median(times):.0f} ms, p99 {np.percentile(times, 99):.0f} ms"
-    )
+    crowd: dict[str, list[float]] = {engine: [] for engine in served}
+    beside: dict[str, list[float]] = {engine: [] for engine in served}
+    with ThreadPoolExecutor(N_CLIENTS) as clients:
+        for _ in range(rounds):
+            for engine, url in served.items():
+                until = time.monotonic() + CROWD_SECONDS
+                work = [clients.submit(singles, url, photos, until) for _ in range(N_CLIENTS)]
+                crowd[engine] += [took for one in work for took in one.result()]
+        for _ in range(rounds):
+            for engine, url in served.items():
+                until = time.monotonic() + CROWD_SECONDS
+                batches = clients.submit(large, url, until)
+                beside[engine] += singles(url, photos, until)
+                batches.result()
+    first = next(iter(crowd.values()))
+    for engine, times in crowd.items():
+        rate = len(times) / CROWD_SECONDS / rounds
+        print(
+            f"{engine}: {N_CLIENTS} clients {rate:.1f} photos/s ({len(times) / len(first):.2f} times), "
+            f"p99 {np.percentile(times, 99):.0f} ms"
+        )
+    for engine, times in beside.items():
+        print(
+            f"{engine}: beside batches of {MAX_ROWS} p50 {np.median(times):.0f} ms, "
+            f"p99 {np.percentile(times, 99):.0f} ms"
+        )
+
+
+def start(predictor: Predictor, engine: EngineName, photos: list[bytes], open_all: ExitStack) -> ServedModel:
+    """A server whose model is a folder; the tracking address is asked by nobody."""
+    images = np.stack([decode(photo, SIZE) for photo in photos[:8]])
+    taken = choose_engine(engine, predictor, images)
+    model = open_all.enter_context(saved_model(predictor, taken))
+    began = time.monotonic()
+    server = open_all.enter_context(serve_model(str(model), "sqlite:////nowhere/none.db"))
+    predict(server.url, photos[:1], 60)
+    print(f"{engine}: first answer after {time.monotonic() - began:.1f} s ({taken.reason})", flush=True)
+    return server
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--engines", default="torch,onnxruntime,openvino")
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--photos", type=Path, help="a folder of JPEGs; rendered bins without it")
     args = parser.parse_args()
+    model_server.START_SECONDS = MAX_START_SECONDS
     torch.set_num_threads(cores())
     counter = build_model(Settings(backbone=args.backbone), (1, 2, 3, 4, 5), SIZE)
     predictor = Predictor([counter]).eval()
-    with tempfile.TemporaryDirectory() as temporary:
-        home = Path(temporary)
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as open_all:
         folder = args.photos
         if folder is None:
-            write_synthetic(home / "bins", 64, 0, SIZE, [1, 2, 3, 4, 5])
-            folder = home / "bins" / "bin-images"
+            write_synthetic(Path(temporary) / "bins", 64, 0, SIZE, [1, 2, 3, 4, 5])
+            folder = Path(temporary) / "bins" / "bin-images"
         photos = [file.read_bytes() for file in sorted(folder.glob("*.jpg"))[:64]]
-        # A tracking address that nobody asks: the model is a folder.
-        with saved_model(predictor) as model, serve_model(str(model), f"sqlite:///{home}/none.db") as served:
-            measure(served.url, predictor, photos)
-            crowds(served.url, photos)
-            sustained(served.url, served.server.pid, photos, args.minutes)
+        servers = {engine: start(predictor, engine, photos, open_all) for engine in args.engines.split(",")}
+        served = {engine: server.url for engine, server in servers.items()}
+        measure(served, predictor, photos, args.rounds)
+        crowds(served, photos, max(1, args.rounds // 3))
+        for engine, server in servers.items():
+            print(f"{engine}: {memory(server.server.pid):.0f} MiB resident after all of this")
+        engine, server = list(servers.items())[-1]
+        print(f"{engine}, without a pause:")
+        sustained(server.url, server.server.pid, photos, args.minutes)
 
 
-def measure(url: str, predictor: Predictor, photos: list[bytes]) -> None:
-    predictor.to(memory_format=torch.channels_last)
-    folded = copy.deepcopy(predictor)
+def measure(served: dict[str, str], predictor: Predictor, photos: list[bytes], rounds: int) -> None:
+    evaluated = copy.deepcopy(predictor).to(memory_format=torch.channels_last)
+    folded = copy.deepcopy(evaluated)
     fold_norms(folded)
 
     def here(photo: bytes, network: Predictor) -> np.ndarray:
@@ -136,26 +177,33 @@ def measure(url: str, predictor: Predictor, photos: list[bytes]) -> None:
             table: np.ndarray = network(torch.from_numpy(decode(photo, SIZE)[None])).numpy()
         return table
 
-    inside, inside_folded, outside, batches = [], [], [], []
-    said = [list(row["probabilities"].values()) for row in predict(url, photos, 60)]
-    furthest = float(np.abs(np.concatenate([here(photo, predictor) for photo in photos]) - said).max())
-    for number in range(ROUNDS):
+    expected = np.concatenate([here(photo, evaluated) for photo in photos])
+    for engine, url in served.items():
+        answered = [list(row["probabilities"].values()) for row in predict(url, photos, 60)]
+        print(f"{engine}: probabilities differ by at most {float(np.abs(expected - answered).max()):.1e}")
+    inside: list[float] = []
+    outside: dict[str, list[float]] = {engine: [] for engine in served}
+    batches: dict[str, list[float]] = {engine: [] for engine in served}
+    for number in range(rounds):
         some = [photos[(number * EACH + place) % len(photos)] for place in range(EACH)]
-        inside += [timed(lambda: here(photo, predictor)) for photo in some]  # noqa: B023
-        inside_folded += [timed(lambda: here(photo, folded)) for photo in some]  # noqa: B023
-        outside += [timed(lambda: predict(url, [photo], 60)) for photo in some]  # noqa: B023
-        batches.append(timed(lambda: predict(url, (photos * BATCH)[:BATCH], 60)))
-    p50, base = statistics.median(outside), statistics.median(inside)
-    batch = statistics.median(batches)
-    print(f"{len(photos)} photos, {cores()} threads; probabilities differ by at most {furthest:.1e}")
-    print(f"one photo: in process p50 {base:.1f} ms, HTTP p50 {p50:.1f} ms, ratio {p50 / base:.2f}")
-    fair = statistics.median(inside_folded)
-    print(f"against the folded network in process: p50 {fair:.1f} ms, ratio {p50 / fair:.2f}")
-    print(f"HTTP p90 {np.percentile(outside, 90):.1f} ms, p99 {np.percentile(outside, 99):.1f} ms")
-    rates = 1000 / p50, 1000 * BATCH / batch
+        inside += [timed(lambda: here(photo, folded)) for photo in some]  # noqa: B023
+        for engine, url in served.items():
+            outside[engine] += [timed(lambda: predict(url, [photo], 60)) for photo in some]  # noqa: B023
+        for engine, url in served.items():
+            batches[engine].append(timed(lambda: predict(url, (photos * BATCH)[:BATCH], 60)))  # noqa: B023
     print(
-        f"photos/s: singles {rates[0]:.1f}, batches of {BATCH} {rates[1]:.1f}, ratio {rates[1] / rates[0]:.2f}"
+        f"{len(photos)} photos, {cores()} threads; in process, folded: p50 {statistics.median(inside):.1f} ms"
     )
+    first, first_batch = (statistics.median(next(iter(times.values()))) for times in (outside, batches))
+    for engine, times in outside.items():
+        p50, batch = statistics.median(times), statistics.median(batches[engine])
+        print(
+            f"{engine}: one photo p50 {p50:.1f} ms ({p50 / first:.2f} times), at best {min(times):.1f} ms, "
+            f"p90 {np.percentile(times, 90):.1f} ms, p99 {np.percentile(times, 99):.1f} ms; "
+            f"batches of {BATCH} {1000 * BATCH / batch:.1f} photos/s ({first_batch / batch:.2f} times, "
+            f"at best {1000 * BATCH / min(batches[engine]):.1f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from binsweep.models.batches import Batches, JoinedBatches
 from binsweep.models.checkpoint import Checkpoint
+from binsweep.models.decoding import Decoding, decode_indices
 from binsweep.models.distributed import SINGLE_PROCESS, ProcessGroup, current_group
 from binsweep.models.health_monitor import HealthMonitor
 from binsweep.models.health_rules import HealthFinding, HealthRule
@@ -27,7 +28,6 @@ from binsweep.models.optimization import (
     end_schedule_at,
 )
 from binsweep.models.precision import Precision, choose_precision
-from binsweep.models.predictor import Decoding, decode_indices
 from binsweep.models.profiler import Profile
 from binsweep.models.sampling import epoch_rows, training_batches
 from binsweep.models.settings import Settings

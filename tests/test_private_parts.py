@@ -55,6 +55,10 @@ PARTS: dict[str, tuple[str, Callable[[], bool]]] = {
         "torch",
         lambda: isinstance(find("torch.cpu:_is_amx_tile_supported")(), bool),
     ),
+    "torch.onnx.export(dynamo=False), which PyTorch wants to give up": (
+        "torch",
+        lambda: "dynamo" in parameters("torch.onnx:export"),
+    ),
     "torch.distributed.TCPStore on a socket of ours": (
         "torch",
         lambda: "master_listen_fd" in str(find("torch.distributed:TCPStore").__init__.__doc__),

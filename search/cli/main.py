@@ -22,7 +22,7 @@ from binsweep.data.resource_limits import limit_threads
 from binsweep.search.cli.data import data_group
 from binsweep.search.cli.jobs import logs, resume, stop, submit
 from binsweep.search.cli.machine import doctor, migrate, ui
-from binsweep.search.cli.models import evaluate, predict, promote, rollback, serve
+from binsweep.search.cli.models import evaluate, export, predict, promote, rollback, serve
 from binsweep.search.cli.sweep import report, status, sweep, sync
 from binsweep.search.execution.interrupts import interrupt
 from binsweep.search.terminal.streams import OutputError, redirect_to_null, settle_streams
@@ -58,7 +58,7 @@ def cli(debug: bool) -> None:
 
 COMMANDS = (
     *(sweep, status, report, sync),
-    *(promote, rollback, evaluate, serve, predict),
+    *(promote, rollback, evaluate, serve, predict, export),
     *(submit, logs, stop, resume),
     *(ui, migrate, doctor),
     data_group,

@@ -1,4 +1,4 @@
-"""The commands for registered models: promote, rollback, evaluate, serve, predict."""
+"""The commands for registered models: promote, rollback, evaluate, serve, predict, export."""
 
 from __future__ import annotations
 
@@ -236,6 +236,32 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
             host=host,
         )
     sys.exit(code)
+
+
+@click.command()
+@click.argument("model", default="bin-counter")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["onnx", "openvino"]),
+    required=True,
+    help="The kind of file.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The new folder. Default: NAME-VERSION-FORMAT in this one."
+)
+def export(model: str, file_format: Any, out: Path | None) -> None:
+    """Write the network of MODEL (a registered name, NAME@alias or NAME/version) for other programs.
+
+    The file takes the pixels of decoded photos and returns probabilities. A test vector and a README come with it.
+    """
+    from binsweep.search.workflows.export import export_model
+    from binsweep.tracking.mlflow_server.embedded import tracking_server
+
+    with tracking_server(home_folder()) as uri:
+        folder, error = export_model(model_uri(model), file_format, out, uri)
+    print(f"{folder}: the network, a test vector and a README")
+    print(f"  probabilities differ by at most {error:.1e} from PyTorch's")
 
 
 @click.command()

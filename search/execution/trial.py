@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
+from binsweep.models.decoding import BEST_DECODING
 from binsweep.models.distributed import current_group
 from binsweep.models.health_rules import HealthRule
 from binsweep.models.inference_cost import photo_costs
 from binsweep.models.levels import Level
 from binsweep.models.precision import release_gpu_memory
-from binsweep.models.predictor import BEST_DECODING
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import load_training_state

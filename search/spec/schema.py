@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from binsweep.data.split import SplitBy
 from binsweep.models.augment import Augment
+from binsweep.models.engines.names import EngineChoice
 from binsweep.models.levels import Level
 from binsweep.models.settings import Settings, Trainable
 from binsweep.search.spec.objective import Goal, Objective
@@ -250,6 +251,7 @@ class RegisterPart(_Part):
     ensemble: bool = False  # try averaging up to three trainings
     flip: bool = False  # try averaging over the photo and its mirror image
     refit: bool = False  # train once more on train and validation together
+    engine: EngineChoice = "auto"  # what computes the served model
     gate: GatePart = GatePart()
 
 

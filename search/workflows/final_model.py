@@ -18,15 +18,9 @@ from scipy.stats import ttest_rel
 
 from binsweep.models.calibration import fit_temperature, log_losses
 from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
+from binsweep.models.decoding import BEST_DECODING, DECODINGS, Decoding, decode_counts
 from binsweep.models.metrics import Counts, count_metrics
-from binsweep.models.predictor import (
-    BEST_DECODING,
-    DECODINGS,
-    Decoding,
-    Predictor,
-    calibrate,
-    decode_counts,
-)
+from binsweep.models.predictor import Predictor, calibrate
 from binsweep.models.trial_data import TrialData
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.format import format_metric

@@ -136,7 +136,16 @@ def _candidate(
     }
     notes = [*_finalist_notes(spec, plan, finalists), *final.notes]
     return Candidate(
-        run_id, final.predictor, manifest, spec.metric, folder.name, final.validation, notes, origin, photos
+        run_id,
+        final.predictor,
+        manifest,
+        spec.metric,
+        folder.name,
+        final.validation,
+        notes,
+        origin,
+        photos,
+        spec.register.engine,
     )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from binsweep.models.decoding import decode_counts
 from binsweep.models.metrics import (
     all_scores,
     calibration_error,
@@ -13,7 +14,6 @@ from binsweep.models.metrics import (
     per_class,
     reliability,
 )
-from binsweep.models.predictor import decode_counts
 
 ACTUAL = np.array([0, 2, 2, 5])
 PREDICTED = np.array([0, 2, 5, 2])

@@ -231,6 +231,11 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("register.model", "a?b", "register.model"),
         ("register.gate", {"beats_guess": ["f1"]}, "register.gate.beats_guess.0: must be 'accuracy'"),
         ("register.gate", {"correction": "ladder"}, "register.gate.correction: must be 'none'"),
+        (
+            "register.engine",
+            "tensorrt",
+            "register.engine: must be 'auto', 'openvino', 'onnxruntime' or 'torch'",
+        ),
         ("name", "a b", "name"),
     ],
 )

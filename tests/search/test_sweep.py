@@ -18,6 +18,7 @@ from binsweep.data.manifest import load_manifest
 from binsweep.data.resource_limits import cores
 from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.models.checkpoint import load_checkpoint, model_from_checkpoint
+from binsweep.models.engines.choice import AUTO_ENGINE
 from binsweep.models.network import CountingModel
 from binsweep.models.predictor import Predictor
 from binsweep.search.execution.health import read_findings
@@ -281,6 +282,11 @@ def test_promotion_serving_and_prediction(
     parent, _ = children(server, "promoted")
     link = f"- sweep: [{result.id}](#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id})"
     assert link in champion.description
+    # The engine, and why, on the version, its card and in the decision.
+    assert champion.tags["engine"] == AUTO_ENGINE != "torch"
+    reason = champion.tags["engine.reason"]
+    assert "photos differ by at most" in reason
+    assert f"- {reason}\n" in champion.description and reason in first.notes
 
     # Each finalist was trained again, in a child run of the sweep, and a second promotion takes them as they are.
     kinds = [run.data.tags["binsweep.kind"] for run in all_children(server, "promoted")]

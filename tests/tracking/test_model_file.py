@@ -13,26 +13,31 @@ import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import mlflow
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from binsweep.models.engines.choice import choose_engine
+from binsweep.models.engines.names import EngineName
 from binsweep.models.network import ARCHITECTURES, HEADS, CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.model_source import model_source
-from binsweep.tracking.registry.versions import image_rows, register
+from binsweep.tracking.registry.registration import register
+from binsweep.tracking.registry.versions import image_rows
 
 # Loads a model in a process where the project's packages cannot be imported.
 ALONE = """
 import importlib.abc, json, sys
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "binsweep":
+        if name.split(".")[0] in ("binsweep", *sys.argv[3:]):
             raise ImportError(f"{name} must not be needed")
 sys.meta_path.insert(0, Refuse())
 import mlflow, pandas
@@ -63,11 +68,11 @@ ask("\\ufeff" + good)
 ask("\\ufeffimage\\r\\n" + sys.argv[2] + "\\r\\n", "text/csv")
 def fail(*anything):
     raise failure
-forward = served.predictor.forward
+network = served.network
 for failure in (MemoryError("no memory\\nat all"), RuntimeError("out of threads"), OSError(24, "Too many open files")):
-    served.predictor.forward = fail
+    served.network = fail
     ask(good)
-served.predictor.forward = forward
+served.network = network
 ask(good)
 for bad in ("no JSON", "{}", json.dumps({"instances": [{"picture": "x"}]}), json.dumps({"inputs": 5})):
     ask(bad)
@@ -81,7 +86,13 @@ def photo(seed: int, size: int = 96) -> bytes:
     return buffer.getvalue()
 
 
-def registered(server: str, name: str, head: str = "classify") -> tuple[CountingModel, str, str]:
+ENGINES = get_args(EngineName)
+TORCH_PACKAGES = ("torch", "torchvision", "timm")
+
+
+def registered(
+    server: str, name: str, head: str = "classify", engine: EngineName = "torch"
+) -> tuple[CountingModel, str, str]:
     """A counter with random weights, registered as a model of its own; its URI and its run."""
     torch.manual_seed(0)
     architecture = ARCHITECTURES["mobilenet_v2"]
@@ -94,24 +105,36 @@ def registered(server: str, name: str, head: str = "classify") -> tuple[Counting
     )
     mlflow.set_tracking_uri(server)
     mlflow.set_experiment("of somebody else")  # what else a process does must not matter
-    version = register(server, run.info.run_id, name, Predictor([counter]), {"note": "test"})
+    predictor = Predictor([counter])
+    taken = choose_engine(engine, predictor, np.zeros((2, 64, 64, 3), np.uint8))
+    assert taken.name == engine, taken.reason
+    version = register(server, run.info.run_id, name, predictor, {"note": "test"}, taken)
+    assert version.tags["engine"] == engine and version.tags["engine.reason"] == taken.reason
     return counter, f"models:/{name}/{version.version}", run.info.run_id
 
 
-def test_the_source_imports_nothing_of_the_project() -> None:
-    tree = ast.parse(model_source())
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_source_imports_nothing_of_the_project(engine: EngineName) -> None:
+    tree = ast.parse(model_source(engine))
     modules = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert "binsweep" not in {module.split(".")[0] for module in modules}
+    packages = {module.split(".")[0] for module in modules}
+    assert "binsweep" not in packages
+    assert packages.isdisjoint(TORCH_PACKAGES) == (engine != "torch")
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_it_answers_alone_as_the_counter_does(server: str, tmp_path: Path, head: str) -> None:
-    counter, uri, _ = registered(server, f"alone-{head}", head)
+@pytest.mark.parametrize(
+    "head, engine",
+    [*((head, "torch") for head in HEADS), ("classify", "openvino"), ("ordinal", "onnxruntime")],
+)
+def test_it_answers_alone_as_the_counter_does(
+    server: str, tmp_path: Path, head: str, engine: EngineName
+) -> None:
+    counter, uri, _ = registered(server, f"alone-{head}-{engine}", head, engine)
     images = [photo(seed, size=64) for seed in range(3)]
     text = json.dumps([base64.b64encode(image).decode() for image in images])
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, uri, text],
+        [sys.executable, "-c", ALONE, uri, text, *(() if engine == "torch" else TORCH_PACKAGES)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -131,8 +154,9 @@ def test_it_answers_alone_as_the_counter_does(server: str, tmp_path: Path, head:
         assert row["error"] == "" and row["model_version"] == "1"
 
 
-def test_bad_rows_are_told_apart_and_an_all_bad_request_is_refused(server: str) -> None:
-    _, uri, _ = registered(server, "rows")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bad_rows_are_told_apart_and_an_all_bad_request_is_refused(server: str, engine: EngineName) -> None:
+    _, uri, _ = registered(server, f"rows-{engine}", engine=engine)
     mlflow.set_tracking_uri(server)
     model = mlflow.pyfunc.load_model(uri)
     rows = image_rows([photo(1), b"no photo", b""])
@@ -174,8 +198,9 @@ def test_base64_is_read_as_clients_write_it(server: str) -> None:
     assert all(answers["error"][1:])
 
 
-def test_a_server_that_fails_says_so_and_a_bad_request_is_one(server: str) -> None:
-    _, uri, _ = registered(server, "failing")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_server_that_fails_says_so_and_a_bad_request_is_one(server: str, engine: EngineName) -> None:
+    _, uri, _ = registered(server, f"failing-{engine}", engine=engine)
     done = subprocess.run(
         [sys.executable, "-c", FAILING, uri, base64.b64encode(photo(1)).decode()],
         capture_output=True,
@@ -197,10 +222,11 @@ def test_a_server_that_fails_says_so_and_a_bad_request_is_one(server: str) -> No
         assert status == 400 and message and "stack_trace" not in told
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 def test_requests_at_once_are_computed_together_and_each_gets_its_own_answer(
-    server: str, monkeypatch: pytest.MonkeyPatch
+    server: str, monkeypatch: pytest.MonkeyPatch, engine: EngineName
 ) -> None:
-    counter, uri, _ = registered(server, "at-once")
+    counter, uri, _ = registered(server, f"at-once-{engine}", engine=engine)
     mlflow.set_tracking_uri(server)
     model = mlflow.pyfunc.load_model(uri)
     served = model.unwrap_python_model()
@@ -211,14 +237,14 @@ def test_requests_at_once_are_computed_together_and_each_gets_its_own_answer(
         wanted = counter(torch.from_numpy(pixels)).exp().numpy()
     passes: list[int] = []
     broken = threading.Event()
-    forward: Callable[[torch.Tensor], torch.Tensor] = served.predictor.forward
+    network: Callable[[np.ndarray], np.ndarray] = served.network
 
-    def noted(pixels: torch.Tensor) -> torch.Tensor:
+    def noted(pixels: np.ndarray) -> np.ndarray:
         passes.append(len(pixels))
         if broken.is_set():
             broken.clear()
             raise MemoryError("as if")
-        return forward(pixels)
+        return network(pixels)
 
     def probabilities(places: list[int]) -> list[list[float]]:
         answers = model.predict(image_rows([images[place] for place in places]))
@@ -238,7 +264,7 @@ def test_requests_at_once_are_computed_together_and_each_gets_its_own_answer(
         go.set()
         return answers
 
-    monkeypatch.setattr(served.predictor, "forward", noted)
+    monkeypatch.setattr(served, "network", noted)
     with ThreadPoolExecutor(4) as clients:
         requests: list[list[int]] = [[0], [1, 2], [3, 4, 5], [6]]
         for places, answer in zip(requests, ask_at_once(*requests), strict=True):
@@ -268,3 +294,15 @@ def test_the_version_has_signature_example_and_no_pickle(server: str, tmp_path: 
     assert not list(folder.rglob("*.pkl"))
     (weights,) = folder.rglob("weights.pt")
     assert torch.load(weights, weights_only=True)
+    assert not list(folder.rglob("*.onnx"))
+
+
+def test_a_version_with_an_engine_has_its_network_and_needs_no_torch(server: str, tmp_path: Path) -> None:
+    _, uri, _ = registered(server, "stored-network", engine="onnxruntime")
+    mlflow.set_tracking_uri(server)
+    folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path)))
+    assert list(folder.rglob("network.onnx")) and list(folder.rglob("weights.pt"))
+    needed = (folder / "requirements.txt").read_text().splitlines()
+    packages = {line.split("==")[0] for line in needed}
+    assert packages.isdisjoint(TORCH_PACKAGES) and f"onnxruntime=={onnxruntime.__version__}" in needed
+    assert all("==" in line for line in needed), needed

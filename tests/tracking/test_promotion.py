@@ -34,7 +34,8 @@ from binsweep.tracking.registry.photo_splits import (
     seen_contents,
     store_photos,
 )
-from binsweep.tracking.registry.versions import register, versions_of
+from binsweep.tracking.registry.registration import register
+from binsweep.tracking.registry.versions import versions_of
 
 CLASSES = (0, 1, 2)
 

@@ -10,12 +10,12 @@ from tests.limited import limited
 
 from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
-from binsweep.tracking.registry.versions import saved_model
+from binsweep.tracking.registry.registration import saved_model
 
 LOAD = """
-import sys, mlflow, torch
+import sys, mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1]).unwrap_python_model()
-print(model.counting.submit(torch.get_num_threads).result(), model.readers._max_workers)
+print(model.network.threads, model.readers._max_workers)
 """
 
 

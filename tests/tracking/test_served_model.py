@@ -4,8 +4,9 @@ import codecs
 import gzip
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import requests
 import torch
@@ -14,28 +15,33 @@ from fuzz import requests as fuzzed
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.decode import MAX_BYTES
+from binsweep.models.decoding import MAX_ROWS
+from binsweep.models.engines.choice import choose_engine
+from binsweep.models.engines.names import EngineName
 from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
-from binsweep.models.predictor import MAX_ROWS, Predictor
-from binsweep.tracking.registry.versions import register
+from binsweep.models.predictor import Predictor
+from binsweep.tracking.registry.registration import register
 from binsweep.tracking.serving.model_server import serve_model
 
 pytestmark = pytest.mark.integration  # a server of its own, and thousands of requests
 SECONDS = 60
 
 
-@pytest.fixture(scope="module")
-def address(server: str) -> Iterator[str]:
-    """A counter with random weights, registered and served."""
+@pytest.fixture(scope="module", params=get_args(EngineName))
+def address(server: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A counter with random weights, registered and served by each engine."""
     torch.manual_seed(0)
     architecture = ARCHITECTURES["mobilenet_v2"]
     config = CountingModelConfig(
         "mobilenet_v2", "classify", (0, 1, 2), 64, architecture.mean, architecture.std
     )
     client = MlflowClient(server)
-    run = client.create_run(client.create_experiment("served"))
+    name = f"served-by-{request.param}"
+    run = client.create_run(client.create_experiment(name))
     predictor = Predictor([CountingModel(config)], flip=True, decoding="mean").eval()
-    register(server, run.info.run_id, "served", predictor, {})
-    with serve_model("models:/served/1", server) as served:
+    engine = choose_engine(request.param, predictor, np.zeros((2, 64, 64, 3), np.uint8))
+    register(server, run.info.run_id, name, predictor, {}, engine)
+    with serve_model(f"models:/{name}/1", server) as served:
         yield f"{served.url}/invocations"
 
 
@@ -84,9 +90,12 @@ def test_a_bad_row_costs_no_other_its_answer_and_all_bad_is_refused(address: str
     assert [row["count"] is None for row in rows] == [False, True, True, True]
     refused(
         ask(address, wrapped("dataframe_split", cells[1:])),
-        "no readable image",
-        "not a JPEG, PNG, WebP, TIFF, AVIF or HEIC",
+        "no readable image: row 1 of 3: not a JPEG, PNG, WebP, TIFF, AVIF or HEIC",
+        "; row 2 of 3: not base64",
+        "; row 3 of 3: empty file",
     )
+    refused(ask(address, wrapped("inputs", [""] * 5)), "row 3 of 5: empty file (0 bytes); and 2 more")
+    refused(ask(address, wrapped("inputs", ["no base64!"])), "no readable image: not base64")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from binsweep.data.decode import MAX_BYTES, MAX_PIXELS
 from binsweep.data.manifest import Manifest
-from binsweep.models.predictor import MAX_ROWS, Predictor
+from binsweep.models.decoding import MAX_ROWS
+from binsweep.models.predictor import Predictor
 from binsweep.tracking.evaluation.report import SCORE_NAMES, format_score
 from binsweep.tracking.evaluation.scorecard import Scorecard
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from binsweep.models.decoding import DECODINGS, decode_counts
 from binsweep.models.metrics import (
     CalibrationBin,
     Counts,
@@ -16,7 +17,6 @@ from binsweep.models.metrics import (
     per_class,
     reliability,
 )
-from binsweep.models.predictor import DECODINGS, decode_counts
 from binsweep.tracking.evaluation.predictions import Predictions
 
 Scores = dict[str, float]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from binsweep.data.manifest import Manifest
+from binsweep.models.engines.names import EngineChoice
 from binsweep.models.metrics import commonest
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.promotion.paired_tests import Measure
@@ -21,7 +22,7 @@ class Candidate:
 
     `validation` holds the trained model's probabilities on the validation split, [N, K] in the manifest's order.
     `notes` tell how the candidate was chosen, `origin` how the sweep found it, in words for people, and `data` how
-    its photos were selected and divided, for later evaluations.
+    its photos were selected and divided, for later evaluations. `engine` is the specification's `register.engine`.
     """
 
     run_id: str
@@ -33,6 +34,7 @@ class Candidate:
     notes: list[str] = field(default_factory=list)
     origin: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineChoice = "auto"
 
     @property
     def measure(self) -> Measure:

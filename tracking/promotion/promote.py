@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from mlflow import MlflowClient
 
+from binsweep.data.decode import ImageError, decode
+from binsweep.data.errors import UserError
+from binsweep.data.manifest import Item
+from binsweep.models.engines.choice import ServingEngine, choose_engine
 from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.evidence import collect_champion_evidence, collect_evidence
 from binsweep.tracking.promotion.gate import PromotionCriteria
@@ -14,7 +20,10 @@ from binsweep.tracking.promotion.judge import PromotionDecision, judge
 from binsweep.tracking.promotion.lock import promotion_lock
 from binsweep.tracking.promotion.publish import initial_tags, publish, record_not_judged
 from binsweep.tracking.registry.photo_splits import new_test_photos, store_photos
-from binsweep.tracking.registry.versions import CHALLENGER, CHAMPION, champion_of, register, saved_model
+from binsweep.tracking.registry.registration import register, saved_model
+from binsweep.tracking.registry.versions import CHALLENGER, CHAMPION, champion_of
+
+N_ENGINE_PHOTOS = 32  # test photos on which the engine must agree with the trained network
 
 
 def promote(
@@ -30,22 +39,25 @@ def promote(
     """Register the candidate as a new version and make it champion if it passes every rule of the gate.
 
     Candidate and champion are evaluated now, each in its own process, on the test photos that are new to both;
-    without a champion, the bar is the constant guess. The candidate is also served, and must answer as it was
-    evaluated. If the alias moves in the meantime, the candidate is judged against the new champion. A candidate that
-    is refused gets the alias `challenger`, and its reason. A `dry_run` registers nothing and moves no alias.
+    without a champion, the bar is the constant guess. The candidate is evaluated as the engine computes it that will
+    serve it, is also served, and must answer as it was evaluated. If the alias moves in the meantime, the candidate
+    is judged against the new champion. A candidate that is refused gets the alias `challenger`, and its reason. A
+    `dry_run` registers nothing and moves no alias.
 
     An older champion did not store its training photos: they are read again from its data, with the caches of `home`.
     """
     items = new_test_photos(candidate.manifest)
+    engine = _choose_engine(candidate, items[:N_ENGINE_PHOTOS])
+    candidate = replace(candidate, notes=[*candidate.notes, engine.reason])
     current = champion_of(tracking_uri, model_name)
     champion = collect_champion_evidence(tracking_uri, model_name, current, items, home)
     if dry_run:
-        with saved_model(candidate.predictor) as path:
+        with saved_model(candidate.predictor, engine) as path:
             evidence = collect_evidence(tracking_uri, model_name, candidate, items, str(path), champion)
         return judge(candidate, gate, evidence, approved, version=None)
     # Registered only now: a champion that cannot be evaluated must not leave a version that is never judged.
     tags = initial_tags(candidate)
-    registered = register(tracking_uri, candidate.run_id, model_name, candidate.predictor, tags)
+    registered = register(tracking_uri, candidate.run_id, model_name, candidate.predictor, tags, engine)
     version = str(registered.version)
     try:
         store_photos(tracking_uri, registered, candidate.manifest)
@@ -66,3 +78,20 @@ def promote(
     except BaseException as error:
         record_not_judged(tracking_uri, model_name, version, error)
         raise
+
+
+def _choose_engine(candidate: Candidate, items: Sequence[Item]) -> ServingEngine:
+    """The engine that serves the candidate; it agrees with the trained network about the photos `items`.
+
+    Raises UserError if none of them can be read; that some cannot, the evaluation reports.
+    """
+    images, size = [], candidate.predictor.image_size
+    for item in items:
+        try:
+            images.append(decode(item.path, size))
+        except ImageError as error:
+            if item is items[-1] and not images:
+                raise UserError(
+                    f"{item.path}: {error}", "have the photos changed since they were read?"
+                ) from error
+    return choose_engine(candidate.engine, candidate.predictor, np.stack(images))

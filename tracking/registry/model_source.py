@@ -10,9 +10,11 @@ import ast
 import importlib.util
 from pathlib import Path
 
+from binsweep.models.engines.names import ENGINE_CLASSES, EngineName
+
 # Set before the first import of PyTorch, which reads it. OpenMP threads that wait for each other at the end of a layer
 # then spin for some 30 microseconds. The default of 3 milliseconds takes the cores from other processes, and from the
-# very threads that are waited for (docs/promotion.md).
+# very threads that are waited for (benchmarks/RESULTS.md).
 HEAD = """from __future__ import annotations
 
 import os
@@ -21,16 +23,23 @@ import sys
 if "mlflow.pyfunc.scoring_server" in sys.modules:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 """
-PARTS = tuple(
-    f"binsweep.{part}"
-    for part in (
-        "data.resource_limits",
-        "data.decode",
-        "models.network",
-        "models.predictor",
-        "tracking.registry.served_model",
-    )
-)
+# The parts of each engine: they hold a class for it.
+ENGINE_PARTS: dict[EngineName, tuple[str, ...]] = {
+    "openvino": ("models.engines.openvino_engine",),
+    "onnxruntime": ("models.engines.onnxruntime_engine",),
+    "torch": ("models.network", "models.predictor", "models.engines.torch_engine"),
+}
+FOOT = """from mlflow.models import set_model
+
+set_model(ServedCountingModel({engine}))
+"""
+
+
+def parts_of(engine: EngineName) -> tuple[str, ...]:
+    """The modules of which a served model consists."""
+    decoding = ("data.resource_limits", "data.decode", "models.decoding")
+    parts = (*decoding, *ENGINE_PARTS[engine], "tracking.registry.served_model")
+    return tuple(f"binsweep.{part}" for part in parts)
 
 
 def _body(source: str) -> str:
@@ -46,11 +55,10 @@ def _body(source: str) -> str:
     return "\n".join(lines).strip()
 
 
-def model_source() -> str:
+def model_source(engine: EngineName) -> str:
     """The served model's source; asserts that no function or class is defined twice across its parts."""
     bodies = []
-    for part in PARTS:
-        # Not imported: importing the served module would set it as this process's model.
+    for part in parts_of(engine):
         spec = importlib.util.find_spec(part)
         assert spec is not None and spec.origin is not None, part
         bodies.append(_body(Path(spec.origin).read_text(encoding="utf-8")))
@@ -58,4 +66,4 @@ def model_source() -> str:
         n.name for b in bodies for n in ast.parse(b).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))
     ]
     assert len(names) == len(set(names)), sorted(names)
-    return "\n\n".join([HEAD, *bodies]) + "\n"
+    return "\n\n".join([HEAD, *bodies, FOOT.format(engine=ENGINE_CLASSES[engine])])

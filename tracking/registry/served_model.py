@@ -1,4 +1,5 @@
-"""The served model: base64 photos in, counts out. The last part of the one source file in the registry."""
+"""The served model: base64 photos in, counts out, whatever engine computes. It is part of the one source file in the
+registry, whose last line makes a `ServedCountingModel` of the version's engine the model."""
 
 from __future__ import annotations
 
@@ -7,33 +8,32 @@ import ctypes
 import gc
 import json
 import logging
+import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 from mlflow.exceptions import MlflowException
-from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from binsweep.data.decode import MAX_BYTES, ImageError, decode
 from binsweep.data.resource_limits import cores
-from binsweep.models.network import fold_norms
-from binsweep.models.predictor import MAX_ROWS, Predictor, decode_counts
+from binsweep.models.decoding import MAX_ROWS, decode_counts
 
-# Photos in one pass of the network: twice as many per core are no faster (docs/promotion.md), and other requests wait
-# longer. Every batch size up to the maximum is compiled at the start, so the maximum is small.
+# Photos in one pass of the network: twice as many per core are no faster (benchmarks/RESULTS.md), and other requests
+# wait longer. Every batch size up to the maximum is compiled at the start, so the maximum is small.
 PHOTOS_PER_CORE, MAX_CHUNK_PHOTOS = 2, 8
+MAX_REASONS = 3  # of unreadable rows, in the refusal of a request
 
 
 _DATA_ADDRESS = re.compile(r"\s*data:[^,]*;\s*base64\s*,", re.IGNORECASE)
@@ -74,6 +74,15 @@ def _decode_base64(text: Any, size: int) -> np.ndarray | str:
         return decode(content, size)
     except ImageError as error:
         return str(error)
+
+
+def _join_reasons(errors: Sequence[str]) -> str:
+    """The reasons of the first rows, each with its row where there are several."""
+    if len(errors) == 1:
+        return errors[0]
+    rows = [f"row {row} of {len(errors)}: {error[:120]}" for row, error in enumerate(errors, 1)]
+    more = f"; and {len(rows) - MAX_REASONS} more" if len(rows) > MAX_REASONS else ""
+    return "; ".join(rows[:MAX_REASONS]) + more
 
 
 def _error_line(error: Exception) -> str:
@@ -117,7 +126,7 @@ def _settle_server() -> None:
     - Garbage collection regularly scans half a million objects of libraries, which delays every answer by 0.3 s;
       gc.freeze excludes them.
     - glibc returns a layer's memory at once and takes it again page by page, which costs a fifth of a batch's time
-      (docs/promotion.md).
+      (benchmarks/RESULTS.md).
     """
     server = sys.modules.get("mlflow.pyfunc.scoring_server")
     if server is None:
@@ -140,6 +149,24 @@ def _registered_version(model: Path) -> str | None:
     return None
 
 
+def _max_threads() -> int:
+    """The threads that may compute: one for each core, or fewer by OMP_NUM_THREADS."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(wanted)) if wanted.isdigit() and int(wanted) else cores()
+
+
+class Engine(Protocol):
+    """What computes a version's network. It is created and called by one thread."""
+
+    threads: int  # with which it computes
+
+    def __init__(self, files: Mapping[str, str], max_threads: int) -> None:
+        """`files` are the model's files by name."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [N, K] of uint8 photos [N, S, S, 3]."""
+
+
 class ServedCountingModel(PythonModel):
     """Input: a string column `image`, base64 of JPEG, PNG, WebP, TIFF, AVIF or HEIC.
 
@@ -150,30 +177,25 @@ class ServedCountingModel(PythonModel):
     is refused as a whole.
     """
 
+    def __init__(self, engine: type[Engine]) -> None:
+        self.engine = engine
+
     def load_context(self, context: PythonModelContext) -> None:
-        # A single thread loads the network and computes with all cores. If a second thread ever used more than one
-        # core, OpenMP (libgomp) would count more threads than cores and let them sleep after every layer.
+        # A single thread loads the network and computes with all cores.
         self.counting = ThreadPoolExecutor(1, "counting")
-        self.waiting: deque[tuple[torch.Tensor, Future[np.ndarray]]] = deque()
-        config, weights = Path(context.artifacts["config"]), context.artifacts["weights"]
-        threads = self.counting.submit(self._load, config, weights).result()
-        self.chunk = min(PHOTOS_PER_CORE * threads, MAX_CHUNK_PHOTOS)
-        self.readers = ThreadPoolExecutor(threads, "reading")
+        self.waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
+        config = json.loads(Path(context.artifacts["config"]).read_text())
+        # All networks of a model have the same classes and the same size.
+        self.classes, self.image_size = (config["counters"][0][key] for key in ("classes", "image_size"))
+        self.decoding = config["decoding"]
+        self.version = _registered_version(Path(context.artifacts["config"]))
+        self.network = self.counting.submit(self.engine, context.artifacts, _max_threads()).result()
+        self.chunk = min(PHOTOS_PER_CORE * self.network.threads, MAX_CHUNK_PHOTOS)
+        self.readers = ThreadPoolExecutor(self.network.threads, "reading")
         _settle_server()
         # The first pass of each batch size allocates and compiles; no caller should wait for that.
         for rows in range(1, self.chunk + 1):
-            self._probabilities(np.zeros((rows, *2 * (self.predictor.image_size,), 3), np.uint8))
-
-    def _load(self, config: Path, weights: str) -> int:
-        """Load the network; returns how many threads compute it."""
-        if cores() < torch.get_num_threads():  # PyTorch ignores the limits of containers
-            torch.set_num_threads(cores())
-        self.version = _registered_version(config)
-        self.predictor = Predictor.from_dict(json.loads(config.read_text())).eval()
-        self.predictor.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        fold_norms(self.predictor)
-        self.predictor.to(memory_format=torch.channels_last)
-        return torch.get_num_threads()
+            self._probabilities(np.zeros((rows, *2 * (self.image_size,), 3), np.uint8))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -193,12 +215,12 @@ class ServedCountingModel(PythonModel):
             raise
 
     def _predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
-        decode_one = partial(_decode_base64, size=self.predictor.image_size)
+        decode_one = partial(_decode_base64, size=self.image_size)
         decoded = list(self.readers.map(decode_one, model_input["image"]))
         images = [one for one in decoded if not isinstance(one, str)]
         errors = [one if isinstance(one, str) else "" for one in decoded]
         if not images:
-            raise MlflowException.invalid_parameter_value(f"no readable image: {errors[0]}")
+            raise MlflowException.invalid_parameter_value(f"no readable image: {_join_reasons(errors)}")
         answers = iter(self._answers(np.stack(images)))
         nothing = dict.fromkeys(("count", "expected_count", "confidence", "probabilities"))
         rows = [
@@ -211,16 +233,16 @@ class ServedCountingModel(PythonModel):
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, K] for uint8 images [N, S, S, 3]. Requests take turns after each chunk."""
         tables = []
-        for chunk in torch.from_numpy(images).split(self.chunk):
+        for start in range(0, len(images), self.chunk):
             answer: Future[np.ndarray] = Future()
-            self.waiting.append((chunk, answer))
+            self.waiting.append((images[start : start + self.chunk], answer))
             self.counting.submit(self._compute)
             tables.append(answer.result())
         return np.concatenate(tables)
 
     def _compute(self) -> None:
         """Compute the longest waiting chunk, and with it as many of the next ones as fit into one chunk."""
-        chunks: list[torch.Tensor] = []
+        chunks: list[np.ndarray] = []
         answers: list[Future[np.ndarray]] = []
         while self.waiting and sum(len(one) for one in (*chunks, self.waiting[0][0])) <= self.chunk:
             chunk, answer = self.waiting.popleft()
@@ -229,20 +251,20 @@ class ServedCountingModel(PythonModel):
         if not chunks:  # they were computed with an earlier one
             return
         try:
-            with torch.inference_mode():
-                tables = self.predictor(torch.cat(chunks)).split([len(one) for one in chunks])
+            table = self.network(np.concatenate(chunks))
         except Exception as error:
             for answer in answers:
                 answer.set_exception(error)
         else:
-            for answer, table in zip(answers, tables, strict=True):
-                answer.set_result(table.numpy())
+            ends = np.cumsum([len(one) for one in chunks])
+            for answer, part in zip(answers, np.split(table, ends[:-1]), strict=True):
+                answer.set_result(part)
 
     def _answers(self, images: np.ndarray) -> list[dict[str, Any]]:
-        classes = self.predictor.classes
+        classes = self.classes
         table = self._probabilities(images)
         answers = []
-        for row, count in zip(table, decode_counts(table, classes, self.predictor.decoding), strict=True):
+        for row, count in zip(table, decode_counts(table, classes, self.decoding), strict=True):
             spread = {str(one): float(p) for one, p in zip(classes, row, strict=True)}
             expected = float(sum(one * p for one, p in zip(classes, row, strict=True)))
             answers.append(
@@ -254,6 +276,3 @@ class ServedCountingModel(PythonModel):
                 }
             )
         return answers
-
-
-set_model(ServedCountingModel())

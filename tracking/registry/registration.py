@@ -1,0 +1,162 @@
+"""Registration: a trained network becomes a version of a model, with the engine that computes it when it is served."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Map
+from PIL import Image
+
+from binsweep.data.errors import UserError
+from binsweep.models.engines.choice import ServingEngine
+from binsweep.models.engines.names import EngineName
+from binsweep.models.predictor import Predictor
+from binsweep.tracking.registry.model_source import model_source
+from binsweep.tracking.registry.versions import image_rows
+
+ENGINE, ENGINE_REASON = "engine", "engine.reason"  # tags of a version
+TORCH = ServingEngine("torch", "computed by PyTorch")
+# The packages of a served model, besides those of its engine. The small MLflow can serve, and is half of the memory.
+REQUIREMENTS = ("mlflow-skinny", "pi-heif", "pillow", "numpy", "pandas")
+ENGINE_REQUIREMENTS: dict[EngineName, tuple[str, ...]] = {
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime",),
+    "torch": ("torch", "torchvision", "timm"),
+}
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string, "image")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.long, "count", required=False),
+            ColSpec(DataType.double, "expected_count", required=False),
+            ColSpec(DataType.double, "confidence", required=False),
+            ColSpec(Map(DataType.double), "probabilities", required=False),
+            ColSpec(DataType.string, "model_version", required=False),
+            ColSpec(DataType.string, "error"),
+        ]
+    ),
+)
+
+
+def _example(size: int) -> pd.DataFrame:
+    """A small grey ramp, so that the model's page shows what a request looks like."""
+    ramp = np.linspace(60, 190, size, dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([np.broadcast_to(ramp, (size, size))] * 3, axis=2)).save(
+        buffer, "JPEG", quality=40
+    )
+    return image_rows([buffer.getvalue()])
+
+
+@contextlib.contextmanager
+def _reopened(tracking_uri: str, run_id: str) -> Iterator[None]:
+    """Make an ended run the active one; its status and its duration stay as they were."""
+    client = MlflowClient(tracking_uri)
+    before = client.get_run(run_id).info
+    # start_run refuses a run that is not of the process's active experiment.
+    mlflow.set_experiment(experiment_id=before.experiment_id)
+    try:
+        with mlflow.start_run(run_id=run_id):
+            yield
+    finally:
+        client.set_terminated(run_id, before.status, before.end_time)
+
+
+@contextlib.contextmanager
+def _model_arguments(predictor: Predictor, engine: ServingEngine) -> Iterator[dict[str, Any]]:
+    """The arguments from which MLflow builds a model."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "model.py").write_text(model_source(engine.name), encoding="utf-8")
+        files = {"config": folder / "config.json", "weights": folder / "weights.pt"}
+        files["config"].write_text(json.dumps(predictor.to_dict()))
+        torch.save(predictor.state_dict(), files["weights"])
+        if engine.onnx:
+            files["network"] = folder / "network.onnx"
+            files["network"].write_bytes(engine.onnx)
+        packages = (*REQUIREMENTS, *ENGINE_REQUIREMENTS[engine.name])
+        yield {
+            "python_model": str(folder / "model.py"),
+            "artifacts": {name: str(file) for name, file in files.items()},
+            "signature": SIGNATURE,
+            "input_example": _example(64),
+            "pip_requirements": [f"{package}=={version(package)}" for package in packages],
+        }
+
+
+@contextlib.contextmanager
+def saved_model(predictor: Predictor, engine: ServingEngine = TORCH) -> Iterator[Path]:
+    """The model that `register` would store, in a temporary folder for the block."""
+    with tempfile.TemporaryDirectory() as temporary, _model_arguments(predictor, engine) as arguments:
+        folder = Path(temporary) / "model"
+        mlflow.pyfunc.save_model(str(folder), **arguments)
+        yield folder
+
+
+def register(
+    tracking_uri: str,
+    run_id: str,
+    name: str,
+    predictor: Predictor,
+    tags: Mapping[str, str],
+    engine: ServingEngine = TORCH,
+) -> ModelVersion:
+    """Log the predictor to its run and register it as a new version of `name`, without any alias.
+
+    The model consists of one source file that imports nothing of this project, a config, a state dict, and for another
+    engine than PyTorch an ONNX file.
+    """
+    mlflow.set_tracking_uri(tracking_uri)
+    client = MlflowClient(tracking_uri)
+    with _model_arguments(predictor, engine) as arguments, _reopened(tracking_uri, run_id):
+        info = mlflow.pyfunc.log_model(name="model", **arguments)
+    try:
+        client.create_registered_model(name, description="Counts the items in a bin from its photo.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {**tags, ENGINE: engine.name, ENGINE_REASON: engine.reason[:5000]}
+    return client.create_model_version(name, info.model_uri, run_id, tags, model_id=info.model_id)
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """The network of a stored model, and the ONNX file that an engine computes it from (b"" if PyTorch computes it)."""
+
+    predictor: Predictor
+    onnx: bytes
+
+
+def load_network(model_uri: str, tracking_uri: str) -> StoredNetwork:
+    """Download a model and rebuild its network. Raises UserError for a model that this version cannot rebuild."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            files = Path(mlflow.artifacts.download_artifacts(model_uri, None, None, temporary, tracking_uri))
+            artifacts = files / "artifacts"
+            predictor = Predictor.from_dict(json.loads((artifacts / "config.json").read_text()))
+            predictor.load_state_dict(torch.load(artifacts / "weights.pt", weights_only=True))
+        except (MlflowException, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"the network of {model_uri} cannot be rebuilt: {reason}",
+                "give a model that this version of Binsweep registered; promoting a sweep again registers it anew",
+            ) from error
+        network = artifacts / "network.onnx"
+        return StoredNetwork(predictor.eval(), network.read_bytes() if network.exists() else b"")
