@@ -318,7 +318,10 @@ class Controller:
         if over or not fitting:
             limit = over or self._budget.time_limit(self._running_resources())
             self.ended_by = over or f"{limit}: a further epoch would not end in time"
-            self._end(trial, "stopped", f"the sweep was over ({self.ended_by})")
+            if trial.is_at_level_end:  # its learning rate has come down
+                self._end(trial, "completed", f"trained to the end of a level ({self.ended_by})")
+            else:
+                self._end(trial, "stopped", f"the sweep was over ({self.ended_by})")
         elif fitting < planned:
             self._shorten(trial, trial.epochs_done + fitting)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +58,11 @@ class TrialRecord:
     def planned_epochs(self) -> int:
         """The epochs of its configuration's whole training."""
         return total_epochs(self.levels)
+
+    @property
+    def is_at_level_end(self) -> bool:
+        """Whether its last epoch was the last one of a section, so that its learning rate has come down."""
+        return self.epochs_done in accumulate(level.settings.epochs for level in self.levels)
 
     def save(self) -> None:
         """Write what the study does not store about an ended trial, for a process that resumes the sweep."""

@@ -73,15 +73,20 @@ class TrainingTimes:
     def learn(self, pool: TrialPool) -> None:
         """Take in what the trials of a pool have shown until now."""
         self._take_new(pool)
-        known = [
-            (n, section, seconds)
-            for n, trial in enumerate(pool.trials)
-            for section, seconds in sorted(trial.seconds.items())
-        ]
+        # Of each section the most recent ones: few trials get to the last one, and none of them may be among the most
+        # recent of all.
+        known: list[tuple[int, int, float]] = []
+        for section in range(self.n_sections):
+            of_section = [
+                (n, section, trial.seconds[section])
+                for n, trial in enumerate(pool.trials)
+                if section in trial.seconds
+            ]
+            known += of_section[-(MAX_MEASURED // self.n_sections) :]
         starts = [trial.start for trial in pool.trials if trial.start is not None]
         self.start = float(np.median(starts[-MAX_STARTS:])) if starts else 0.0
-        if known[-MAX_MEASURED:] != self._measured:
-            self._measured, self._is_conditioned = known[-MAX_MEASURED:], False
+        if known != self._measured:
+            self._measured, self._is_conditioned = known, False
 
     def _condition(self) -> None:
         self._is_conditioned = True
