@@ -33,7 +33,7 @@ from binsweep.tracking.registry.versions import image_rows
 
 ENGINE, ENGINE_REASON = "engine", "engine.reason"  # tags of a version
 TORCH = ServingEngine("torch", "computed by PyTorch")
-# The packages of a served model, besides those of its engine. The small MLflow can serve, and is half of the memory.
+# The packages of a served model, besides those of its engine. The small MLflow serves as well, and needs less memory.
 REQUIREMENTS = ("mlflow-skinny", "pi-heif", "pillow", "numpy", "pandas")
 ENGINE_REQUIREMENTS: dict[EngineName, tuple[str, ...]] = {
     "openvino": ("openvino",),
