@@ -33,11 +33,15 @@ REFIT_GROWTH = 1.2  # refit the hyperparameters when the observations have grown
 def log_distances(values: np.ndarray, best: np.ndarray) -> np.ndarray:
     """Minus the distance of each value from the best on a log scale, given the best value of each trial.
 
-    Order at the top matters more than among bad values. The unit is a fifth of the distance between best and median.
+    Order at the top matters more than among bad values.
     """
+    return np.asarray(-np.log1p((best.max() - values) / distance_unit(best)))
+
+
+def distance_unit(best: np.ndarray) -> float:
+    """The unit of `log_distances`: a fifth of the distance between best and median."""
     ceiling, middle = best.max(), np.median(best)
-    unit = 0.2 * (ceiling - middle) + 1e-12 + 1e-9 * abs(ceiling)
-    return np.asarray(-np.log1p((ceiling - values) / unit))
+    return float(0.2 * (ceiling - middle) + 1e-12 + 1e-9 * abs(ceiling))
 
 
 @dataclass(frozen=True)

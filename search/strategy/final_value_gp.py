@@ -99,8 +99,9 @@ class FinalValueModel:
         pending: Points,
         rng: np.random.Generator,
         log_cost: Callable[[Points], np.ndarray],
-    ) -> Points:
-        """Points by their expected improvement over the best value for their cost (Snoek et al., 2012), best first.
+    ) -> tuple[Points, np.ndarray]:
+        """Points by their expected improvement over the best value for their cost (Snoek et al., 2012), best first, and
+        the improvement itself, in units of `values`.
 
         The final values of `pending` points are sampled, and the improvement is averaged over the samples (Snoek et
         al., 2012).
@@ -118,7 +119,10 @@ class FinalValueModel:
             more = np.concatenate([climbed, self._encoder.neighbours(climbed)])
             found, gains = np.concatenate([found, more]), np.concatenate([gains, gain(more)])
             leaders = _leaders(found, gains)
-        return found[np.argsort(-gains, kind="stable")]
+        order = np.argsort(-gains, kind="stable")
+        ranked = found[order]
+        improvements = np.exp(gains[order] + log_cost(ranked)) / len(posterior.top) * values.std()
+        return ranked, improvements
 
     def predict(self, posterior: _Posterior, points: Points) -> tuple[np.ndarray, np.ndarray]:
         """Means of each fantasy, shape [n, fantasies], and standard deviations (without noise), shape [n, 1]."""

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 from threadpoolctl import ThreadpoolController
 
-from binsweep.search.strategy.curve_gp import CurveData, CurveModel, log_distances
+from binsweep.search.strategy.curve_gp import CurveData, CurveModel, distance_unit, log_distances
 from binsweep.search.strategy.earlier_sweeps import EarlierSweep, earlier_models
 from binsweep.search.strategy.encoding import Points
 from binsweep.search.strategy.final_value_gp import FinalValueModel
@@ -41,6 +41,8 @@ N_GUIDED = 16  # of this many random ones
 MAX_MODEL_TRIALS = 128  # that a model is conditioned on; its time is cubic in them
 MAX_BROKEN_TRIALS = 20  # the most recent broken trials that a model is conditioned on
 MAX_TAIL_RATIO = 3.0  # values are clipped this many times as far below the median as the best is above it
+
+MIN_NAMED = 1e-6  # smaller expected improvements are not worth a number
 
 NEW_TRIAL = -1  # the trial number of a new configuration
 N_RANDOM = 200  # new configurations drawn from the whole space
@@ -140,7 +142,7 @@ class FreezeThaw:
         shown = [n for n, trial in enumerate(pool.trials) if trial.best_at_rung and not trial.broken]
         known = self._known(shown, pool, rng)
         rows = [(n, epoch, value) for n in known for epoch, value in pool.trials[n].curve_points()]
-        data, top = self._observations(pool, rows, _cost_penalties(known, pool, rng))
+        data, top, unit = self._observations(pool, rows, _cost_penalties(known, pool, rng))
         self._curves.refit_if_due(data, sum(len(trial.best_at_rung) for trial in pool.trials))
         pending = _sample_of(running, rng)
         self._curves.condition(self._with_pending(data, pool, pending))
@@ -157,10 +159,12 @@ class FreezeThaw:
         chosen = int(gain.argmax())
         of = f"of {len(paused)} paused trials and {len(fresh)} new configurations"
         within = f"{horizon:.3g} s" if self._times.weighed else f"{max(1, round(horizon))} epochs"
-        reason = f"largest expected improvement within {within}, {of}{self._curves.mean}"
+        about = _amount(math.exp(gain[chosen]) * unit)
+        reason = f"largest expected improvement within {within} ({about}), {of}{self._curves.mean}"
         if chosen < len(paused):
             return Plan(reason, number=paused[chosen])
-        return Plan(reason, params=self._encoder.params(fresh[chosen - len(paused)]))
+        point = fresh[chosen - len(paused)]
+        return Plan(reason + self._seconds_of_training(point), params=self._encoder.params(point))
 
     def _horizon(self, rng: np.random.Generator) -> float:
         """Log-uniform from one epoch to the longest training of a typical configuration, in its cost."""
@@ -193,14 +197,22 @@ class FreezeThaw:
         skipping = [n for n in running if trials[n].skips_rungs]
         pending = self._points_of(pool, np.array(_sample_of(skipping, rng), int))
         avoid = self._points_of(pool, np.array(running + bad, int))
-        for point in self._final_values.best(tried, observed, pending, rng, self._log_cost_of_training):
+        points, gains = self._final_values.best(tried, observed, pending, rng, self._log_cost_of_training)
+        for point, gain in zip(points, gains, strict=True):
             params = self._encoder.params(point)
             close = np.abs(avoid - point).max(axis=1) < MIN_DISTANCE
             new = not close.any() and all(trial.params != params for trial in trials)
             if new and self._can_end(point[None])[0]:
-                reason = f"largest expected improvement of its final value, by a model of {len(known)} trials"
+                by = f"by a model of {len(known)} trials{self._seconds_of_training(point)}"
+                reason = f"largest expected improvement of its final value ({_amount(gain)}), {by}"
                 return Plan(reason, params=params, skips_rungs=True)
         return None
+
+    def _seconds_of_training(self, point: np.ndarray) -> str:
+        """What a reason says of a training's seconds, where they are weighed."""
+        if not self._times.weighed:
+            return ""
+        return f"; it takes about {math.exp(self._log_cost_of_training(point[None])[0]):.3g} s"
 
     def _generator(self, pool: TrialPool, running: list[int]) -> np.random.Generator:
         return np.random.default_rng([self._seed, len(pool.trials), pool.epochs, len(running)])
@@ -217,8 +229,9 @@ class FreezeThaw:
 
     def _observations(
         self, pool: TrialPool, rows: list[tuple[int, int, float]], penalties: dict[int, float]
-    ) -> tuple[CurveData, float]:
-        """Rows of (trial, epoch, value) less the cost penalty, standardised, and the best value on that scale."""
+    ) -> tuple[CurveData, float, float]:
+        """Rows of (trial, epoch, value) less the cost penalty, standardised; the best value on that scale; and what one
+        unit of the scale is in the metric, at the best value."""
         trials = sorted({n for n, _, _ in rows})
         best = np.array([pool.trials[n].best - penalties.get(n, 0.0) for n in trials])
         values = log_distances(np.array([value - penalties.get(n, 0.0) for n, _, value in rows]), best)
@@ -232,7 +245,7 @@ class FreezeThaw:
         data = CurveData(
             x, np.concatenate([progress, np.ones(len(broken))]), trial, (values - mean) / deviation
         )
-        return data, float(-mean / deviation)
+        return data, float(-mean / deviation), float(deviation * distance_unit(best))
 
     def _with_pending(self, data: CurveData, pool: TrialPool, running: list[int]) -> CurveData:
         """The data with the predicted values of running trials at their next rungs, so that parallel workers do not all
@@ -309,6 +322,11 @@ class FreezeThaw:
 
     def _points_of(self, pool: TrialPool, trial: np.ndarray) -> Points:
         return self._times.points_of(pool, trial)
+
+
+def _amount(gain: float) -> str:
+    """An expected improvement, as reasons name it."""
+    return f"about {gain:.2g}" if gain >= MIN_NAMED else "next to nothing"
 
 
 def _sample_of(running: list[int], rng: np.random.Generator) -> list[int]:

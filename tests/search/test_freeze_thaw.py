@@ -167,10 +167,10 @@ def test_most_is_to_be_gained_at_the_best_and_elsewhere_while_that_is_in_trainin
     encoder, points, values = ends(rng, 30)
     model = FinalValueModel(encoder)
     model.refit_if_due(points, values, 30)
-    first = model.best(points, values, points[:0], rng, equal_cost)[0]
+    first = model.best(points, values, points[:0], rng, equal_cost)[0][0]
     assert abs(first[0] - 0.7) < 0.05 and first[2] == 0
     near = first + 0.02 * rng.normal(size=(6, 3)) * [1, 1, 0]
-    second = model.best(points, values, near, rng, equal_cost)[0]
+    second = model.best(points, values, near, rng, equal_cost)[0][0]
     assert np.abs(near - second).max(axis=1).min() > 0.03
 
 
