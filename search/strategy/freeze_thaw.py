@@ -30,6 +30,8 @@ MODEL_FROM = 4.0  # successive halving before, the model of curves from here on
 SKIP_RUNGS_FROM = 5.0  # new trials skip the rungs from here on,
 MIN_FULL_TRIALS = 3  # if at least this many trials were trained to their end
 
+N_INITIAL = 4  # evenly spread points that the next initial configuration is the cheapest of, if seconds count
+
 MAX_MODEL_TRIALS = 128  # that a model is conditioned on; its time is cubic in them
 MAX_BROKEN_TRIALS = 20  # the most recent broken trials that a model is conditioned on
 MAX_TAIL_RATIO = 3.0  # values are clipped this many times as far below the median as the best is above it
@@ -82,7 +84,7 @@ class FreezeThaw:
         promotion = next_promotion(pool, lambda number: self._times.last_epoch(pool, number) > 0)
         if promotion is not None:
             return Plan(promotion[1], number=promotion[0])
-        point = self._encoder.sobol_point(self._seed, len(pool.trials))
+        point = self._initial_point(len(pool.trials))
         if not self._can_end(point[None])[0]:
             others = self._encoder.random(self._generator(pool, pool.running()), N_RANDOM)
             others = others[self._can_end(others)]
@@ -91,18 +93,28 @@ class FreezeThaw:
             point = others[0]
         return Plan("one of the evenly spread initial configurations", params=self._encoder.params(point))
 
+    def _initial_point(self, number: int) -> np.ndarray:
+        """An evenly spread point for the `number`th trial; if seconds count, the cheapest of several, because cheap
+        configurations tell as much as costly ones (the cost-effective initial design of Lee et al., 2020)."""
+        if not self._times.weighed:
+            return self._encoder.sobol_point(self._seed, number)
+        points = [self._encoder.sobol_point(self._seed, N_INITIAL * number + i) for i in range(N_INITIAL)]
+        return points[int(self._times.of_points(np.array(points)).argmin())]
+
     def _can_end(self, points: Points) -> np.ndarray:
         """Which new configurations can be trained in the time left, shape [n]."""
         return self._times.last_epochs_of_new(points, self._lengths(points)) > 0
 
     def _trainings(self, pool: TrialPool) -> float:
-        """How many of the longest trainings of a typical configuration the epochs so far would be, by their seconds."""
+        """How many of the longest trainings the epochs so far would be; if seconds count, of a typical configuration's
+        by its seconds, where that is more."""
+        trainings = pool.epochs / self._max_epochs
         if not self._times.weighed:
-            return pool.epochs / self._max_epochs
+            return trainings
         seconds = self._times.of_trials(pool, list(range(len(pool.trials))))
         spent = float(seconds @ np.array([trial.epochs for trial in pool.trials]))
         spent += self._times.start * len(pool.trials)
-        return spent / (self._times.start + self._max_epochs * self._times.typical())
+        return max(trainings, spent / (self._times.start + self._max_epochs * self._times.typical()))
 
     def _plan_by_curves(self, pool: TrialPool) -> Plan | None:
         """The paused trial or new configuration with the largest expected improvement within a random horizon."""
