@@ -6,7 +6,8 @@ Normalised regret of an incumbent v: (best - v) / (best - median), where best is
 compared method found on that instance (or one of 3,000 random configurations did) and median is those
 configurations' median, each at its best epoch. A budget of 1 is one full training's epochs. Without
 --surrogate, the built-in synthetic curves are used and instances are their seeds. With `--clock seconds`
-a budget of 1 is the mean seconds of the full trainings of those configurations.
+a budget of 1 is the mean seconds of the full trainings of those configurations. Workers share a budget: with
+eight of them, 50 mean trainings are over after 6.25 of them by the clock.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 
 # A script's own folder comes first on the path, where this file would hide the package of the same name.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         limit: dict[str, Any] = {"epochs": math.ceil(max(budgets) * task.max_epochs)}
         if options.clock == "seconds":
-            limit = {"seconds": max(budgets) * _reference(task)[1]}
+            limit = {"seconds": max(budgets) * _reference(task)[1] / w}
         steps = simulate(STRATEGIES[name](task, seed), task, w, **limit)
         stored[key] = _trace(instance, name, w, seed, steps)
         if options.runs:
@@ -61,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row for instance, task in tasks for row in _regrets(instance, task, wanted, budgets, options.clock)
     ]
     print_table(rows, names, workers, budgets)
+    if options.top:
+        _print_times(options.top, tasks, wanted, names, workers, max(budgets))
     if options.json:
         options.json.write_text(json.dumps(rows))
         options.json.with_suffix(".traces.json").write_text(json.dumps(wanted))
@@ -86,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clock", default="epochs", choices=["epochs", "seconds"], help="of the budgets")
     parser.add_argument("--workers", default="1", help="for example 1,8")
     parser.add_argument(
+        "--cost-ratio", type=float, help="of the dearest to the cheapest synthetic configuration, such as 100"
+    )
+    parser.add_argument(
+        "--top", type=float, help="a share, such as 0.05: also the time until one of the best configurations"
+    )
+    parser.add_argument(
         "--json", type=Path, help="where the results go; traces are written to a file next to it"
     )
     parser.add_argument(
@@ -102,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
 def _tasks(options: argparse.Namespace) -> list[tuple[str, Task]]:
     listed = options.instances.read_text().split() if options.instances else []
     if options.surrogate is None:
-        return [(name, SyntheticTask(int(name))) for name in listed or ["0", "1", "2"]]
+        names = listed or ["0", "1", "2"]
+        return [(name, SyntheticTask(int(name), cost_ratio=options.cost_ratio)) for name in names]
     from benchmarks.surrogate import Columns, Surrogate, SurrogateTask  # onnxruntime is optional
 
     columns = Columns(options.value, options.goal, options.cost, options.fidelity, options.instance_column)
@@ -121,7 +132,8 @@ def _regrets(
     scale = max(best - float(np.median(reference)), 1e-12)  # where all are alike, nothing is to be regretted
     rows = []
     for trace, budget in itertools.product(mine, budgets):
-        spent = budget * mean_seconds if clock == "seconds" else math.ceil(budget * task.max_epochs)
+        seconds = budget * mean_seconds / trace["workers"]
+        spent = seconds if clock == "seconds" else math.ceil(budget * task.max_epochs)
         column = 1 if clock == "seconds" else 0
         # Before the first epoch has ended, any configuration would do as well.
         known = [point[2] for point in trace["trace"] if point[column] <= spent]
@@ -135,12 +147,16 @@ def _regrets(
 def _reference(task: Task) -> tuple[np.ndarray, float]:
     """The best value over epochs of random configurations, the same for every comparison, and their trainings' mean
     seconds."""
-    sampler = optuna.samplers.RandomSampler(seed=20_181_013)
-    study = optuna.create_study(sampler=sampler)
     sign = Objective(task.goal).sign
-    curves = [task.curve(study.ask(task.space.distributions).params) for _ in range(RANDOM_CONFIGURATIONS)]
+    curves = [task.curve(params) for params in _configurations(tuple(task.space.distributions.items()))]
     best = [sign * max(sign * value for value in values) for values, _ in curves]
     return np.array(best), float(np.mean([seconds[-1] for _, seconds in curves]))
+
+
+@functools.cache
+def _configurations(space: tuple[tuple[str, BaseDistribution], ...]) -> list[dict[str, Any]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=20_181_013))
+    return [study.ask(dict(space)).params for _ in range(RANDOM_CONFIGURATIONS)]
 
 
 def _trace(instance: str, name: str, workers: int, seed: int, steps: list[Step]) -> dict[str, Any]:
@@ -150,6 +166,40 @@ def _trace(instance: str, name: str, workers: int, seed: int, steps: list[Step])
     ]
     points = [[s.epochs, round(s.seconds, 3), s.best, s.number] for s in changes]
     return {"strategy": name, "workers": workers, "seed": seed, "instance": instance, "trace": points}
+
+
+def _print_times(
+    top: float,
+    tasks: list[tuple[str, Task]],
+    traces: list[dict[str, Any]],
+    names: list[str],
+    workers: list[int],
+    budget: float,
+) -> None:
+    """Until a trial was among the `top` share of random configurations: the median of mean trainings' seconds, and the
+    geometric mean of the ratios to the first strategy over (instance, seed) pairs, with a 95% interval. A search that
+    ended before counts with its whole budget."""
+    spent: dict[tuple[str, int], dict[tuple[str, int], float]] = {}
+    for trace in traces:
+        task = dict(tasks)[trace["instance"]]
+        sign, (values, mean_seconds) = Objective(task.goal).sign, _reference(task)
+        enough = np.quantile(sign * values, 1 - top)
+        reached = [seconds for _, seconds, value, _ in trace["trace"] if sign * value >= enough]
+        time = reached[0] * trace["workers"] / mean_seconds if reached else math.inf
+        spent.setdefault((trace["strategy"], trace["workers"]), {})[trace["instance"], trace["seed"]] = time
+    print(f"\n| strategy | workers | runs | got there | trainings | ratio to {names[0]} |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, w in itertools.product(names, workers):
+        mine, first = spent.get((name, w), {}), spent.get((names[0], w), {})
+        shared = sorted(mine.keys() & first.keys())
+        if not shared:
+            continue
+        times, others = np.array([[mine[case], first[case]] for case in shared]).T
+        ratios = np.log(np.minimum(times, budget) / np.minimum(others, budget))
+        mean, half = ratios.mean(), 1.96 * ratios.std(ddof=min(1, len(ratios) - 1)) / math.sqrt(len(ratios))
+        interval = f"{math.exp(mean):.2f} ({math.exp(mean - half):.2f} to {math.exp(mean + half):.2f})"
+        reached_it = f"{np.isfinite(times).mean():.0%}"
+        print(f"| {name} | {w} | {len(shared)} | {reached_it} | {np.median(times):.2f} | {interval} |")
 
 
 def print_table(

@@ -37,6 +37,7 @@ MIN_FULL_TRIALS = 3  # if at least this many trials were trained to their end
 # Before the model of curves, with earlier sweeps: every so many-th configuration is the best, by their models,
 GUIDED_SHARE = 2
 N_GUIDED = 16  # of this many random ones
+N_INITIAL = 4  # evenly spread points that the next initial configuration is the cheapest of, if seconds count
 
 MAX_MODEL_TRIALS = 128  # that a model is conditioned on; its time is cubic in them
 MAX_BROKEN_TRIALS = 20  # the most recent broken trials that a model is conditioned on
@@ -99,7 +100,7 @@ class FreezeThaw:
             guided = self._plan_by_earlier(pool)
             if guided is not None:
                 return guided
-        point = self._encoder.sobol_point(self._seed, len(pool.trials))
+        point = self._initial_point(len(pool.trials))
         if not self._can_end(point[None])[0]:
             others = self._encoder.random(self._generator(pool, pool.running()), N_RANDOM)
             others = others[self._can_end(others)]
@@ -123,17 +124,29 @@ class FreezeThaw:
         reason = f"the best of {len(points)} random configurations by models of earlier sweeps"
         return Plan(reason, params=self._encoder.params(points[predicted.argmax()]))
 
+    def _initial_point(self, number: int) -> np.ndarray:
+        """An evenly spread point for the `number`th trial; if seconds count, the cheapest of several, because cheap
+        configurations tell as much as costly ones (the cost-effective initial design of Lee et al., 2020)."""
+        if not self._times.weighed:
+            return self._encoder.sobol_point(self._seed, number)
+        points = [self._encoder.sobol_point(self._seed, N_INITIAL * number + i) for i in range(N_INITIAL)]
+        costs = self._times.of_points(np.array(points)) @ np.diff([0, *self._longest])
+        return points[int(costs.argmin())]
+
     def _can_end(self, points: Points) -> np.ndarray:
         """Which new configurations can be trained in the time left, shape [n]."""
         return self._times.last_epochs_of_new(points) > 0
 
     def _trainings(self, pool: TrialPool) -> float:
-        """How many of the longest trainings of a typical configuration the epochs so far would be, by their cost."""
+        """How many of the longest trainings the epochs so far would be; if seconds count, of a typical configuration's
+        by its seconds, where that is more."""
         times, numbers = self._times, range(len(pool.trials))
         done = np.array([trial.epochs for trial in pool.trials])
         epochs = epochs_by_section(done, times.ends_of(pool, numbers))
+        lengths, costs = np.diff([0, *self._longest]), times.typical_cost()
         spent = float((times.costs_of_trials(pool, numbers) * epochs).sum()) + times.start_cost * len(epochs)
-        return spent / (times.start_cost + float(np.diff([0, *self._longest]) @ times.typical_cost()))
+        trainings = float((epochs @ costs).sum()) / float(lengths @ costs)
+        return max(trainings, spent / (times.start_cost + float(lengths @ costs)))
 
     def _plan_by_curves(self, pool: TrialPool) -> Plan | None:
         """The paused trial or new configuration with the largest expected improvement within a random horizon."""

@@ -108,12 +108,15 @@ class SyntheticTask:
     A curve rises to a ceiling that decreases with the distance from a hidden optimum, at a speed that depends on the
     learning rate, with a little noise. Two of the dimensions hardly matter, and the wide backbone costs more. `seed`
     determines everything.
+
+    With `cost_ratio`, an epoch of the dearest configuration (wide backbone, smallest batches) takes that many times as
+    long as one of the cheapest (narrow, largest batches); the logarithm of the cost is linear in between.
     """
 
     goal: Goal = "maximize"
 
-    def __init__(self, seed: int, max_epochs: int = 27) -> None:
-        self.max_epochs = max_epochs
+    def __init__(self, seed: int, max_epochs: int = 27, cost_ratio: float | None = None) -> None:
+        self.max_epochs, self._cost_ratio = max_epochs, cost_ratio
         dimensions: dict[str, Dimension] = {
             "lr": Range(1e-4, 1e-1, log=True),
             "batch_size": Range(16, 512, log=True),
@@ -138,6 +141,8 @@ class SyntheticTask:
         noise = np.random.default_rng(zlib.crc32(repr((self._seed, sorted(params.items()))).encode()))
         values = ceiling * (1 - np.exp(-speed * epochs)) + noise.normal(0, 0.003, self.max_epochs)
         cost = {"narrow": 1.0, "wide": 3.0, "deep": 2.0}[params["backbone"]]
+        if self._cost_ratio is not None:
+            cost = self._cost_ratio ** ((cost - 1) / 4 + (1 - x[1]) / 2)
         return values.tolist(), (cost * epochs).tolist()
 
 

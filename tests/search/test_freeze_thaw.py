@@ -248,6 +248,24 @@ def test_the_model_begins_new_trials_apart_from_what_was_tried_and_goes_on_with_
     assert all(plan.number is None or plan.number < 10 for plan in plans), "only paused trials go on"
 
 
+def test_where_seconds_count_it_starts_with_cheap_configurations() -> None:
+    trials = standing(([0.1], "paused"), ([0.2], "paused"))  # x is 0.0 and 0.1
+    begun = [plan.params["x"] for plan in planned(trials)]
+    assert np.mean(begun) > 0.4, "without seconds anywhere"
+    for trial, seconds in zip(trials.trials, (1.0, 1.6), strict=True):  # 100 times as much at the other end
+        trial.seconds = seconds
+    cheap = [plan.params["x"] for plan in planned(trials)]
+    assert np.mean(cheap) < 0.3 and len(set(cheap)) > 20
+
+
+def test_the_model_begins_as_soon_where_the_first_trials_were_cheap() -> None:
+    trials = standing(*[([index / 10] * 9, "over") for index in range(5)])
+    assert trials.epochs > MODEL_FROM * 9
+    for trial in trials.trials:
+        trial.seconds = 1000 ** trial.params["x"]  # one training of the median configuration in all
+    assert all(plan.reason.startswith("largest expected improvement") for plan in planned(trials))
+
+
 def test_a_configuration_whose_value_broke_is_not_tried_again() -> None:
     curves = [([0.5 + 0.01 * index] * 9, "over") for index in range(6)]
     trials = standing(*curves)

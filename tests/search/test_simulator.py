@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from untimed import Untimed
 
 from binsweep.search.spec.space import Choice
@@ -93,6 +94,26 @@ def test_a_simulation_repeats_and_leaves_nothing_running() -> None:
 
 def test_workers_share_the_clock() -> None:
     assert run(1, 4)[0][-1].seconds < 0.5 * run(1, 1)[0][-1].seconds
+
+
+def test_the_costs_of_the_synthetic_family_spread_as_far_as_asked() -> None:
+    cheap = {"lr": 0.01, "batch_size": 512, "weight_decay": 0.01, "dropout": 0.1, "backbone": "narrow"}
+    dear = {**cheap, "batch_size": 16, "backbone": "wide"}
+    (values, seconds), (_, most) = (
+        SyntheticTask(3, cost_ratio=100).curve(params) for params in (cheap, dear)
+    )
+    assert [seconds[0], most[0]] == [pytest.approx(1.0), pytest.approx(100.0)]
+    assert values == SyntheticTask(3).curve(cheap)[0], "costs change no value"
+
+
+def test_the_command_line_tells_the_time_to_the_best_configurations(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "search.py", "--strategies", "random,random+asha"]
+    command += ["--seeds", "2", "--budgets", "4", "--clock", "seconds", "--cost-ratio", "100", "--top", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = next(line for line in done.stdout.splitlines() if line.startswith("| random |") and "%" in line)
+    assert "| 6 | 100% |" in first, "all of three instances times two seeds got to the better half"
+    assert "| 1.00 (1.00 to 1.00) |" in first, "the first strategy is what the others are compared with"
 
 
 def test_the_command_line_compares_strategies(tmp_path: Path) -> None:
