@@ -253,7 +253,7 @@ def test_where_seconds_count_it_starts_with_cheap_configurations() -> None:
     begun = [plan.params["x"] for plan in planned(trials)]
     assert np.mean(begun) > 0.4, "without seconds anywhere"
     for trial, seconds in zip(trials.trials, (1.0, 1.6), strict=True):  # 100 times as much at the other end
-        trial.seconds = seconds
+        trial.seconds = {0: seconds}
     cheap = [plan.params["x"] for plan in planned(trials)]
     assert np.mean(cheap) < 0.3 and len(set(cheap)) > 20
 
@@ -262,7 +262,7 @@ def test_the_model_begins_as_soon_where_the_first_trials_were_cheap() -> None:
     trials = standing(*[([index / 10] * 9, "over") for index in range(5)])
     assert trials.epochs > MODEL_FROM * 9
     for trial in trials.trials:
-        trial.seconds = 1000 ** trial.params["x"]  # one training of the median configuration in all
+        trial.seconds = {0: 1000 ** trial.params["x"]}  # one training of the median configuration in all
     assert all(plan.reason.startswith("largest expected improvement") for plan in planned(trials))
 
 
