@@ -16,7 +16,7 @@ from binsweep.data.manifest import Manifest
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import BEST
 from binsweep.search.history.run_keys import SWEEP, trial_key
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.parser import SweepSpec, parse_spec
 from binsweep.search.spec.renamed_keys import translate_renamed_keys
 from binsweep.tracking.runlog.run_log import RunLog
 from binsweep.tracking.runlog.spool import owner_of
@@ -147,7 +147,8 @@ def _obstacle(folder: Path, spec: SweepSpec, fingerprint: str) -> tuple[str, str
     state = load_state(folder)
     owner = owner_of(folder / "spool")
     problem, hint = "", "leave out --resume to start a new sweep"
-    differ = _differences(state["spec"], spec.raw)
+    # What an earlier version did not know yet has its default.
+    differ = _differences(parse_spec(state["spec"]).raw, spec.raw)
     if owner is not None:
         problem, hint = f"process {owner} is at it", "wait until it has ended, or end it"
     elif differ:

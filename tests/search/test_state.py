@@ -32,6 +32,21 @@ def note(folder: Path, **changes: Any) -> None:
     (folder / "sweep.json").write_text(json.dumps({"fingerprint": "f", **state, **changes}))
 
 
+def test_a_sweep_of_a_version_with_fewer_sections_goes_on(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "sweeps" / "recorded-1")
+    sweep.start(0, **PARAMS)
+    folder = sweep.close()
+    spec = spec_of(folder)
+    stored = json.loads((folder / "sweep.json").read_text())["spec"]
+    del stored["fidelity"], stored["health"], stored["data"]["train_also"], stored["register"]["engine"]
+    note(folder, spec=stored, status="unfinished")
+    assert find_unfinished(tmp_path, spec, "f", asked=True) == folder
+    assert find_unfinished(tmp_path, spec, "f", asked=False) == folder
+    levels = parse_spec({**spec.raw, "fidelity": {"train_share": [0.5, 1.0]}})
+    with pytest.raises(UserError, match="begun with another fidelity.train_share"):
+        find_unfinished(tmp_path, levels, "f", asked=True)
+
+
 def test_a_sweep_with_keys_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     """Its stored spec has keys that were renamed since; it is shown, and goes on by a spec with the new ones."""
     new = {
