@@ -180,7 +180,9 @@ def _apply_epoch(
     trial: TrialHistory, epoch: int, metrics: dict[str, float], at: float, spec: SweepSpec
 ) -> None:
     trial.last, trial.times[epoch] = metrics, at
-    trial.curve[epoch], trial.epoch_seconds[epoch] = spec.objective.value_of(metrics), metrics["seconds"]
+    trial.curve[epoch] = spec.objective.value_of(metrics)
+    if "seconds" in metrics:
+        trial.epoch_seconds[epoch] = metrics["seconds"]
     if spec.objective.is_better(trial.curve[epoch], trial.value):
         trial.value, trial.epoch, trial.best = trial.curve[epoch], epoch, metrics
 

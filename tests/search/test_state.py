@@ -43,7 +43,7 @@ def test_a_sweep_of_a_version_with_fewer_sections_goes_on(tmp_path: Path) -> Non
     assert find_unfinished(tmp_path, spec, "f", asked=True) == folder
     assert find_unfinished(tmp_path, spec, "f", asked=False) == folder
     levels = parse_spec({**spec.raw, "fidelity": {"train_share": [0.5, 1.0]}})
-    with pytest.raises(UserError, match="begun with another fidelity.train_share"):
+    with pytest.raises(UserError, match=r"begun with another fidelity\.train_share"):
         find_unfinished(tmp_path, levels, "f", asked=True)
 
 
