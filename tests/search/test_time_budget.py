@@ -207,6 +207,7 @@ LADDER = {
 }
 
 
+@pytest.mark.timeout(900)  # eight workers begin hundreds of trials
 @pytest.mark.parametrize(
     ("sampler", "stopping", "workers"),
     [("auto", "auto", 2), ("auto", "auto", 8), ("tpe", "auto", 2), ("random", "none", 2), ("tpe", "asha", 1)],
