@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from binsweep.models.settings import Settings
@@ -25,16 +26,26 @@ class Level:
         """A level as `dataclasses.asdict` writes it."""
         return cls(Settings(**stored["settings"]), stored["image_size"])
 
+    @property
+    def name(self) -> str:
+        """What it trains, on what; trials may differ in how long."""
+        share = self.settings.train_share
+        photos = f", {share:.0%} of the photos" if share < 1 else ""
+        return f"{self.settings.trainable} at {self.image_size} px{photos}"
+
     def __str__(self) -> str:
-        settings = self.settings
-        share = f", {settings.train_share:.0%} of the photos" if settings.train_share < 1 else ""
-        epochs = f"{settings.epochs} epoch{'s' if settings.epochs != 1 else ''}"
-        return f"{settings.trainable} at {self.image_size} px{share}, {epochs}"
+        epochs = self.settings.epochs
+        return f"{self.name}, {epochs} epoch{'s' if epochs != 1 else ''}"
+
+
+def level_ends(levels: Sequence[Level]) -> list[int]:
+    """The epochs after which the sections of a training end."""
+    return list(accumulate(level.settings.epochs for level in levels))
 
 
 def total_epochs(levels: Sequence[Level]) -> int:
     """The epochs of a training in these sections."""
-    return sum(level.settings.epochs for level in levels)
+    return level_ends(levels)[-1]
 
 
 def ending_at(levels: Sequence[Level], last_epoch: int) -> tuple[Level, ...]:

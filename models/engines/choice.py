@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from binsweep.data.errors import UserError
+from binsweep.data.errors import UserError, first_line
 from binsweep.data.resource_limits import cores
 from binsweep.models.engines.names import ENGINE_CLASSES, EngineChoice, EngineName
 from binsweep.models.engines.onnx_file import to_onnx
@@ -58,8 +58,7 @@ def choose_engine(choice: EngineChoice, predictor: Predictor, images: np.ndarray
         onnx = to_onnx(predictor)
         difference = _difference(name, onnx, predictor, images)
     except Exception as error:  # converters and engines have errors of any type
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        reason = f"{name} cannot compute this network ({first})"
+        reason = f"{name} cannot compute this network ({first_line(error)[:200]})"
     else:
         agreed = f"probabilities of {len(images)} photos differ by at most {difference:.1e}"
         agreed += f" from PyTorch's ({MAX_ENGINE_DIFFERENCE:g} allowed)"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 from binsweep.data.atomic_write import write_json
-from binsweep.models.levels import Level, total_epochs
+from binsweep.models.levels import Level, level_ends, total_epochs
 from binsweep.models.settings import Settings
 from binsweep.models.training_state import load_training_state
 from binsweep.search.execution.resources import TrialResources
@@ -62,7 +61,7 @@ class TrialRecord:
     @property
     def is_at_level_end(self) -> bool:
         """Whether its last epoch was the last one of a section, so that its learning rate has come down."""
-        return self.epochs_done in accumulate(level.settings.epochs for level in self.levels)
+        return self.epochs_done in level_ends(self.levels)
 
     def save(self) -> None:
         """Write what the study does not store about an ended trial, for a process that resumes the sweep."""

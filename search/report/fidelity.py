@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from itertools import accumulate
 
+from binsweep.models.levels import level_ends
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
 from binsweep.search.report.axis import Axis, axis_around
 from binsweep.search.report.svg_charts import BLUE, GREY, ORANGE, Chart
@@ -38,8 +38,7 @@ class LevelSummary:
 
 def ends_of(history: SweepHistory, trial: TrialHistory) -> list[int]:
     """The epochs after which a trial's sections end."""
-    levels = history.spec.levels(history.spec.trial_settings(trial.params, 0))
-    return list(accumulate(level.settings.epochs for level in levels))
+    return level_ends(history.spec.levels(history.spec.trial_settings(trial.params, 0)))
 
 
 def _value_until(history: SweepHistory, trial: TrialHistory, epoch: int) -> float | None:
@@ -60,11 +59,8 @@ def summaries(history: SweepHistory) -> list[LevelSummary]:
     for place, level in enumerate(history.spec.levels(history.spec.settings)):
         values, seconds, completed = [], [], []
         for trial in history.leaders:
-            first, last, whole = (
-                [0, *ends[trial.number]][place],
-                ends[trial.number][place],
-                ends[trial.number][-1],
-            )
+            own = [0, *ends[trial.number]]
+            first, last, whole = own[place], own[place + 1], own[-1]
             seconds += [spent for epoch, spent in trial.epoch_seconds.items() if first < epoch <= last]
             value, final = (_value_until(history, trial, epoch) for epoch in (last, whole))
             values += [] if value is None else [value]
@@ -72,9 +68,8 @@ def summaries(history: SweepHistory) -> list[LevelSummary]:
         in_order, pairs = pairs_in_order(completed) if place < n_levels - 1 else (0, 0)
         best = max(values, key=lambda value: sign * value, default=None)
         each = statistics.median(seconds) if seconds else None
-        name = str(level).rpartition(", ")[0]  # trials may differ in its epochs
         found.append(
-            LevelSummary(place + 1, name, len(values), best, each, in_order, pairs, history.spec.metric)
+            LevelSummary(place + 1, level.name, len(values), best, each, in_order, pairs, history.spec.metric)
         )
     return found
 
@@ -92,7 +87,7 @@ def chart(history: SweepHistory) -> str:
     every = [value for line in lines.values() for _, value in line]
     if not every:
         return ""
-    words = tuple(f"{number}: {str(level).rpartition(', ')[0]}" for number, level in enumerate(levels, 1))
+    words = tuple(f"{number}: {level.name}" for number, level in enumerate(levels, 1))
     metric = history.spec.metric
     y = axis_around(every, percent="accuracy" in metric)
     drawn = Chart(Axis(-0.5, len(words) - 0.5, words=words), y, ("fidelity level", metric), 760, 320)

@@ -6,12 +6,12 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 
-from binsweep.data.errors import UserError
+from binsweep.data.errors import UserError, first_line
 from binsweep.data.output_path import require_folder
 from binsweep.models.engines.choice import MAX_ENGINE_DIFFERENCE, open_engine
 from binsweep.models.engines.names import EngineName
@@ -22,7 +22,6 @@ from binsweep.tracking.registry.versions import find_version
 from binsweep.tracking.serving.model_server import require_model
 
 ExportFormat = Literal["onnx", "openvino"]
-FORMATS = get_args(ExportFormat)
 N_VECTOR_IMAGES = 4
 ENGINES: dict[ExportFormat, EngineName] = {"onnx": "onnxruntime", "openvino": "openvino"}
 FILES: dict[ExportFormat, str] = {"onnx": "network.onnx", "openvino": "network.xml"}
@@ -63,8 +62,8 @@ def export_model(
     try:
         onnx = stored.onnx or to_onnx(stored.predictor)
     except Exception as failure:  # the exporter has errors of any type
-        reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-        raise UserError(f"{name} cannot be converted: {reason}", "`binsweep serve` serves it") from failure
+        what = f"{name} cannot be converted: {first_line(failure)}"
+        raise UserError(what, "`binsweep serve` serves it") from failure
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".binsweep-export-") as temporary:
         files = Path(temporary) / "files"

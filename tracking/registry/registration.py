@@ -24,7 +24,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Map
 from PIL import Image
 
-from binsweep.data.errors import UserError
+from binsweep.data.errors import UserError, first_line
 from binsweep.models.engines.choice import ServingEngine
 from binsweep.models.engines.names import EngineName
 from binsweep.models.predictor import Predictor
@@ -153,9 +153,8 @@ def load_network(model_uri: str, tracking_uri: str) -> StoredNetwork:
             predictor = Predictor.from_dict(json.loads((artifacts / "config.json").read_text()))
             predictor.load_state_dict(torch.load(artifacts / "weights.pt", weights_only=True))
         except (MlflowException, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"the network of {model_uri} cannot be rebuilt: {reason}",
+                f"the network of {model_uri} cannot be rebuilt: {first_line(error)}",
                 "give a model that this version of Binsweep registered; promoting a sweep again registers it anew",
             ) from error
         network = artifacts / "network.onnx"

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from mlflow.exceptions import MlflowException
 
-from binsweep.data.errors import UserError
+from binsweep.data.errors import UserError, first_line
 from binsweep.tracking.processes import interrupted_by_sigterm, listen, local_url
 from binsweep.tracking.registry.versions import champion_of
 from binsweep.tracking.serving.refusals import Refusals
@@ -73,7 +73,7 @@ class _Follower:
             version = self._champion()
         except TRACKING_ERRORS as error:
             if self._served is None:
-                self._refuse(f"MLflow at {self._tracking_uri} cannot be queried: {_first_line(error)}")
+                self._refuse(f"MLflow at {self._tracking_uri} cannot be queried: {first_line(error)[:300]}")
             return
         if version is None:
             self._refuse(f"there is no champion of {self._name} yet")
@@ -118,7 +118,7 @@ class _Follower:
                 self._switch(replica, stack.pop_all())
         except (UserError, *TRACKING_ERRORS) as error:
             self._failed, self._retry_at = version, time.monotonic() + RETRY_SECONDS
-            reason = error.message if isinstance(error, UserError) else _first_line(error)
+            reason = error.message if isinstance(error, UserError) else first_line(error)[:300]
             if self._served is None:
                 self._report(f"not serving {self._name} version {version}: {reason}")
                 self._answer_with(reason)
@@ -191,7 +191,3 @@ def _without_repetition(report: Callable[[str], None]) -> Callable[[str], None]:
             report(text)
 
     return report_news
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
