@@ -27,9 +27,10 @@ from binsweep.search.execution.controller import Controller  # noqa: E402
 from binsweep.search.execution.local_runner import run_local  # noqa: E402
 from binsweep.search.execution.resources import TrialResources  # noqa: E402
 from binsweep.search.spec.parser import SweepSpec, load_spec  # noqa: E402
-from binsweep.search.strategy.factory import StrategyOptions, open_strategy  # noqa: E402
+from binsweep.search.strategy.factory import open_strategy  # noqa: E402
 from binsweep.search.workflows.preflight import check_before_start  # noqa: E402
 from binsweep.search.workflows.prepare import prepare  # noqa: E402
+from binsweep.search.workflows.strategy_options import strategy_options  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,11 +85,7 @@ def _run(spec: SweepSpec, data: TrialData) -> dict[str, Any]:
     """One sweep's best value, how long it took, and what it did."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        search = spec.search
-        options = StrategyOptions(
-            spec.space, spec.goal, spec.max_epochs, search.sampler, search.stopping, search.seed
-        )
-        strategy = open_strategy(folder / "study.db", "s", options)
+        strategy = open_strategy(folder / "study.db", "s", strategy_options(spec))
         controller = Controller(
             spec, strategy, folder, lambda settings: TrialResources({"CPU": float(torch.get_num_threads())})
         )

@@ -303,10 +303,9 @@ class Controller:
 
     def _keep_to_budget(self, trial: TrialRecord) -> None:
         """Stop a running trial if the budget is spent; let it end earlier if the rest of it would take too long."""
-        left, remaining = (
-            self.seconds_left(),
-            self._strategy.training_seconds(trial.number, trial.epochs_done),
-        )
+        left, remaining = self.seconds_left(), None
+        if left is not None:
+            remaining = self._strategy.training_seconds(trial.number, trial.epochs_done)
         over, planned = self._over(left), trial.last_epoch - trial.epochs_done
         fitting = planned
         if left is not None and remaining is not None:

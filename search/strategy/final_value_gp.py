@@ -108,21 +108,23 @@ class FinalValueModel:
         """
         posterior = self._condition(points, _standardised(values), pending, rng)
 
-        def gain(candidates: Points) -> np.ndarray:
-            return np.asarray(self._gain(posterior, candidates) - log_cost(candidates))
+        def rated(candidates: Points) -> tuple[np.ndarray, np.ndarray]:
+            """The gain of each point less its cost, and the gain itself."""
+            gain = self._gain(posterior, candidates)
+            return gain - log_cost(candidates), gain
 
         found = self._encoder.rounded(self._encoder.random(rng, N_RANDOM))
-        gains = gain(found)
-        leaders = np.concatenate([_leaders(found, gains), points[[values.argmax()]]])
+        rates, gains = rated(found)
+        leaders = np.concatenate([_leaders(found, rates), points[[values.argmax()]]])
         for _ in range(N_ROUNDS):
             climbed = self._ascend(posterior, leaders)
             more = np.concatenate([climbed, self._encoder.neighbours(climbed)])
-            found, gains = np.concatenate([found, more]), np.concatenate([gains, gain(more)])
-            leaders = _leaders(found, gains)
-        order = np.argsort(-gains, kind="stable")
-        ranked = found[order]
-        improvements = np.exp(gains[order] + log_cost(ranked)) / len(posterior.top) * values.std()
-        return ranked, improvements
+            more_rates, more_gains = rated(more)
+            found, gains = np.concatenate([found, more]), np.concatenate([gains, more_gains])
+            rates = np.concatenate([rates, more_rates])
+            leaders = _leaders(found, rates)
+        order = np.argsort(-rates, kind="stable")
+        return found[order], np.exp(gains[order]) / len(posterior.top) * values.std()
 
     def predict(self, posterior: _Posterior, points: Points) -> tuple[np.ndarray, np.ndarray]:
         """Means of each fantasy, shape [n, fantasies], and standard deviations (without noise), shape [n, 1]."""

@@ -143,10 +143,10 @@ class FreezeThaw:
         times, numbers = self._times, range(len(pool.trials))
         done = np.array([trial.epochs for trial in pool.trials])
         epochs = epochs_by_section(done, times.ends_of(pool, numbers))
-        lengths, costs = np.diff([0, *self._longest]), times.typical_cost()
+        costs = times.typical_cost()
+        training = float(np.diff([0, *self._longest]) @ costs)
         spent = float((times.costs_of_trials(pool, numbers) * epochs).sum()) + times.start_cost * len(epochs)
-        trainings = float((epochs @ costs).sum()) / float(lengths @ costs)
-        return max(trainings, spent / (times.start_cost + float(lengths @ costs)))
+        return max(float((epochs @ costs).sum()) / training, spent / (times.start_cost + training))
 
     def _plan_by_curves(self, pool: TrialPool) -> Plan | None:
         """The paused trial or new configuration with the largest expected improvement within a random horizon."""

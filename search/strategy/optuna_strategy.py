@@ -286,7 +286,9 @@ class OptunaStrategy:
     def training_seconds(self, number: int | None = None, done: int = 0) -> float | None:
         """How long a trial trains from epoch `done` to its end, or the longest training of a typical configuration;
         None if nothing was measured yet."""
-        self._times.learn(self._pool)
+        # Of a trial whose sections were all measured nothing is predicted: an epoch's report need not wait for that.
+        if number is None or len(self._pool.trials[number].seconds) < self._times.n_sections:
+            self._times.learn(self._pool)
         if number is None:
             return self._times.typical_training()
         return self._times.seconds_to_end(self._pool, number, done)

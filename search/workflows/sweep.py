@@ -6,17 +6,15 @@ import contextlib
 import functools
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from binsweep.data.resource_limits import cores
 from binsweep.models.settings import Settings
-from binsweep.models.training_work import level_work
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.interrupts import acknowledge_interrupt
@@ -31,12 +29,13 @@ from binsweep.search.recording.live_table import LiveTable
 from binsweep.search.recording.recorder import Recorder
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.strategy.earlier_sweeps import FirstGuesses
-from binsweep.search.strategy.factory import StrategyOptions, open_strategy
+from binsweep.search.strategy.factory import open_strategy
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 from binsweep.search.workflows.finalists import promotion_seconds
 from binsweep.search.workflows.first_guesses import initial_points
 from binsweep.search.workflows.preflight import Runner
 from binsweep.search.workflows.prepare import PreparedSweep
+from binsweep.search.workflows.strategy_options import strategy_options
 from binsweep.tracking.runlog.run_log import RunLog
 
 MAX_STALLED_SECONDS = (
@@ -132,25 +131,9 @@ def new_folder(home: Path, name: str) -> Path:
 
 
 def _open_strategy(spec: SweepSpec, folder: Path, warm_start: FirstGuesses | None) -> OptunaStrategy:
-    search, fixed = spec.search, spec.settings
-
-    def epoch_cost(params: Mapping[str, Any], section: int) -> float:
-        return level_work(spec.levels(replace(fixed, **params))[section])
-
-    options = StrategyOptions(
-        spec.space,
-        spec.goal,
-        spec.max_epochs,
-        search.sampler,
-        search.stopping,
-        search.seed,
-        sections=spec.level_epochs,
-        epoch_cost=epoch_cost,
-        weigh_seconds=not spec.budget.counts_work,
-    )
-    strategy = open_strategy(folder / "study.db", folder.name, options)
+    strategy = open_strategy(folder / "study.db", folder.name, strategy_options(spec))
     known, points = warm_start or FirstGuesses(), initial_points(spec)
-    if warm_start is not None and search.initial_points is None:
+    if warm_start is not None and spec.search.initial_points is None:
         points = []  # what earlier sweeps found is better than what is recommended for any data
     strategy.warm_start(replace(known, points=[*points, *known.points]))
     return strategy

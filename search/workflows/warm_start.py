@@ -21,8 +21,9 @@ from binsweep.search.strategy.earlier_sweeps import (
     best_configurations,
 )
 from binsweep.search.strategy.encoding import Encoder
-from binsweep.search.strategy.factory import StrategyOptions, open_strategy
+from binsweep.search.strategy.factory import open_strategy
 from binsweep.search.strategy.lengths import TrainingLengths, shortened
+from binsweep.search.workflows.strategy_options import strategy_options
 
 MAX_POINTS = 3  # configurations to try first if no earlier value counts
 
@@ -66,9 +67,7 @@ def _read(folder: Path, spec: SweepSpec) -> EarlierResults:
     hint = "leave it out of --warm-start"
     if not (folder / "study.db").is_file():
         raise UserError(f"--warm-start: {folder.name} has no study.db", hint)
-    options = StrategyOptions(
-        before.space, before.goal, before.max_epochs, "random", "none", sections=before.level_epochs
-    )
+    options = replace(strategy_options(before), sampler="random", stopping="none")  # it is only read
     strategy = open_strategy(folder / "study.db", state["id"], options)
     records = [record for record in strategy.trials() if record.value is not None and record.feasible]
     if not records:
