@@ -148,7 +148,7 @@ def _obstacle(folder: Path, spec: SweepSpec, fingerprint: str) -> tuple[str, str
     owner = owner_of(folder / "spool")
     problem, hint = "", "leave out --resume to start a new sweep"
     # What an earlier version did not know yet has its default.
-    differ = _differences(parse_spec(state["spec"]).raw, spec.raw)
+    differ = _differences(parse_spec(state["spec"], str(folder / STATE)).raw, spec.raw)
     if owner is not None:
         problem, hint = f"process {owner} is at it", "wait until it has ended, or end it"
     elif differ:

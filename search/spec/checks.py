@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -59,7 +60,9 @@ def _value_problem(path: str, name: str, value: Any) -> Problem | None:
         return Problem(path, rule, value, nearest(value, CHOICES[name]))
     if name in BOUNDS and not BOUNDS[name][0] <= value < BOUNDS[name][1]:
         low, high = BOUNDS[name]
-        return Problem(path, f"must be at least {low:g} and below {high:g}", value, example)
+        # An upper bound that is itself allowed stands in BOUNDS as the number after it.
+        upper = "at most 1" if high == math.nextafter(1.0, 2.0) else f"below {high:g}"
+        return Problem(path, f"must be at least {low:g} and {upper}", value, example)
     return None
 
 
@@ -262,7 +265,8 @@ def _check_inception_size(context: SpecContext) -> Iterator[Problem]:
     size = _smallest_size(context)
     if "inception_v3" in context.values("backbone") and size < MIN_SIZE_INCEPTION:
         rule = f"inception_v3 needs at least {MIN_SIZE_INCEPTION}"
-        yield Problem("data.image_size", rule, size, "raise it, or leave inception_v3 out")
+        key = "fidelity.image_size" if context.file.fidelity.image_size else "data.image_size"
+        yield Problem(key, rule, size, "raise it, or leave inception_v3 out")
 
 
 CHECKS = (

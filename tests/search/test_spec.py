@@ -133,6 +133,7 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("budget.no_improvement", 0, "must be at least 1, but got 0 (choose a larger number)"),
         ("budget.target", "high", "budget.target"),
         ("search.sampler", "magic", "search.sampler: must be 'auto', 'tpe'"),
+        ("model.train_share", 2.0, "model.train_share: must be at least 0.01 and at most 1, but got 2.0"),
         ("fidelity.depth", [1, 2], "fidelity.depth: unknown key"),
         ("fidelity.trainable", ["head", "tail"], "fidelity.trainable.1: must be 'head'"),
         (

@@ -196,15 +196,20 @@ def register_sick(server: str, loads: bool) -> str:
     return str(made.registered_model_version)
 
 
+def serve_first_version(client: MlflowClient, url: str, process: subprocess.Popen[str]) -> None:
+    """Make version 1 the champion, and wait until the follower says that it is served."""
+    client.set_registered_model_alias("followed", "champion", "1")
+    while told(process) != f"serving followed version 1 at {url}":
+        pass
+
+
 @pytest.mark.integration
 def test_no_request_is_lost_when_the_champion_changes(
     server: str, client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
 ) -> None:
     """Not to another version and back, and not to one that does not load or that loads and counts nothing."""
     url, process = follower
-    client.set_registered_model_alias("followed", "champion", "1")
-    while told(process) != f"serving followed version 1 at {url}":
-        pass
+    serve_first_version(client, url, process)
     with Clients(url) as clients:
         clients.until_all_see("1")
         for version, before in (("2", "1"), ("1", "2"), ("2", "1")):
@@ -261,9 +266,7 @@ def test_a_server_that_dies_is_replaced_and_requests_meanwhile_are_answered(
     client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
 ) -> None:
     url, process = follower
-    client.set_registered_model_alias("followed", "champion", "1")
-    while told(process) != f"serving followed version 1 at {url}":
-        pass
+    serve_first_version(client, url, process)
     (worker,) = psutil.Process(process.pid).children()
     worker.kill()
     assert told(process) == "not serving: the server of followed version 1 has ended"
@@ -278,9 +281,7 @@ def test_a_follower_that_is_killed_leaves_no_server_behind(
     client: MlflowClient, follower: tuple[str, subprocess.Popen[str]]
 ) -> None:
     url, process = follower
-    client.set_registered_model_alias("followed", "champion", "1")
-    while told(process) != f"serving followed version 1 at {url}":
-        pass
+    serve_first_version(client, url, process)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     gone, left = psutil.wait_procs(workers, timeout=30)
