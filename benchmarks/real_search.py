@@ -25,8 +25,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1] / "src")
 from binsweep.models.trial_data import TrialData  # noqa: E402
 from binsweep.search.execution.controller import Controller  # noqa: E402
 from binsweep.search.execution.local_runner import run_local  # noqa: E402
+from binsweep.search.execution.photo_trial import PhotoTrainer  # noqa: E402
 from binsweep.search.execution.resources import TrialResources  # noqa: E402
-from binsweep.search.spec.parser import SweepSpec, load_spec  # noqa: E402
+from binsweep.search.spec.parser import load_spec  # noqa: E402
+from binsweep.search.spec.sweep_spec import SweepSpec  # noqa: E402
 from binsweep.search.strategy.factory import open_strategy  # noqa: E402
 from binsweep.search.workflows.preflight import check_before_start  # noqa: E402
 from binsweep.search.workflows.prepare import prepare  # noqa: E402
@@ -90,7 +92,7 @@ def _run(spec: SweepSpec, data: TrialData) -> dict[str, Any]:
             spec, strategy, folder, lambda settings: TrialResources({"CPU": float(torch.get_num_threads())})
         )
         began = time.monotonic()
-        run_local(controller, data)
+        run_local(controller, PhotoTrainer(data))
         seconds = time.monotonic() - began
         controller.close()
         best = controller.leaderboard()[0]

@@ -94,7 +94,7 @@ def run_ours(chosen: argparse.Namespace, source: Path, home: Path, uri: str) -> 
     check_before_start(spec)
     start = time.perf_counter()
     prepared = prepare(spec, home)
-    manifest = prepared.manifest
+    manifest = prepared.records.manifest
     ready = time.perf_counter()
     result = run_sweep(prepared, "ray", uri)
     done = time.perf_counter()

@@ -9,9 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 from binsweep.models.settings import Settings
+
+
+class TrialSettings(Protocol):
+    """The settings of one training, or of a section of it."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Section(Protocol):
+    """A section of a training: a fidelity level, or the whole of another kind of training. A dataclass."""
+
+    @property
+    def settings(self) -> TrialSettings: ...
+
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -38,22 +57,24 @@ class Level:
         return f"{self.name}, {epochs} epoch{'s' if epochs != 1 else ''}"
 
 
-def level_ends(levels: Sequence[Level]) -> list[int]:
+def level_ends(levels: Sequence[Section]) -> list[int]:
     """The epochs after which the sections of a training end."""
     return list(accumulate(level.settings.epochs for level in levels))
 
 
-def total_epochs(levels: Sequence[Level]) -> int:
+def total_epochs(levels: Sequence[Section]) -> int:
     """The epochs of a training in these sections."""
     return level_ends(levels)[-1]
 
 
-def ending_at(levels: Sequence[Level], last_epoch: int) -> tuple[Level, ...]:
+def ending_at(levels: Sequence[S], last_epoch: int) -> tuple[S, ...]:
     """The sections of a training that ends at this epoch: later ones are left out, and the last one is shorter."""
-    kept, before = [], 0
+    kept: list[S] = []
+    before = 0
     for level in levels:
         epochs = min(level.settings.epochs, last_epoch - before)
         if epochs > 0:
-            kept.append(replace(level, settings=replace(level.settings, epochs=epochs)))
+            section = cast(Any, level)
+            kept.append(replace(section, settings=replace(section.settings, epochs=epochs)))
         before += level.settings.epochs
     return tuple(kept)

@@ -25,7 +25,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("tracking.mlflow_server", "tracking.runlog", "tracking.registry"),
     ("tracking.evaluation", "tracking.serving"),
     ("tracking.promotion",),
-    ("search", "search.terminal", "search.history.run_keys"),
+    ("search", "search.terminal", "search.own_code", "search.history.run_keys"),
     ("search.spec",),
     ("search.strategy",),
     ("search.execution",),

@@ -24,7 +24,7 @@ from binsweep.search.cli.options import (
 )
 
 if TYPE_CHECKING:  # these imports take seconds
-    from binsweep.search.spec.parser import SweepSpec
+    from binsweep.search.spec.sweep_spec import SweepSpec
     from binsweep.search.workflows.sweep import SweepResult
 
 MAX_SYNC_SECONDS = 120.0
@@ -99,7 +99,7 @@ def sweep(
     if remote := named_server():
         require_reachable(remote)  # before minutes are spent on the data
     prepared = prepare(loaded, home)
-    fingerprint = prepared.manifest.fingerprint
+    fingerprint = prepared.fingerprint
     unfinished = None if start_new else find_unfinished(home, loaded, fingerprint, asked=resume)
     if unfinished in sources:  # a warm start from an unfinished sweep does not resume it
         unfinished = None

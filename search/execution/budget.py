@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from binsweep.search.execution.resources import TrialResources
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.sweep_spec import SweepSpec
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from binsweep.models.health_rules import HealthFinding
 from binsweep.models.levels import ending_at
-from binsweep.models.precision import threads_of
-from binsweep.models.settings import Settings
 from binsweep.search.execution.budget import BudgetTracker, ResourceUsage
 from binsweep.search.execution.health import HealthTracker
 from binsweep.search.execution.interrupts import uninterrupted
+from binsweep.search.execution.kinds import kind_of
 from binsweep.search.execution.resources import TrialResources
-from binsweep.search.execution.trial import ERROR, LAST, TrialTask
+from binsweep.search.execution.trial import ERROR, TrialTask
 from binsweep.search.execution.trial_record import ENDED, TrialRecord
 from binsweep.search.history.run_keys import trial_key
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.strategy.base import Decision, Outcome, Record, Strategy, Suggestion
 from binsweep.search.terminal.format import format_duration
 
@@ -50,10 +49,10 @@ def trial_seed(seed: int, number: int) -> int:
 class Controller:
     """Hands out trials, decides after each epoch, and notifies the listeners. Call it from the main thread only.
 
-    `trial_resources` gives the resources of a trial. `fits` tells whether trials fit at the same time; without it, the
-    runner limits their number. `spent` is what earlier processes have spent on the sweep. `trace` turns on
-    torch.profiler for every trial. A `suspended` sweep was given up for a reason that a person can fix, which
-    `ended_by` names; it can be resumed afterwards.
+    `trial_resources` gives the resources of a trial by the values of `SweepSpec.trial_values`. `fits` tells whether
+    trials fit at the same time; without it, the runner limits their number. `spent` is what earlier processes have
+    spent on the sweep. `trace` turns on torch.profiler for every trial. A `suspended` sweep was given up for a reason
+    that a person can fix, which `ended_by` names; it can be resumed afterwards.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Controller:
         spec: SweepSpec,
         strategy: Strategy,
         folder: Path,
-        trial_resources: Callable[[Settings], TrialResources],
+        trial_resources: Callable[[Mapping[str, Any]], TrialResources],
         fits: Callable[[Sequence[TrialResources]], bool] | None = None,
         spent: ResourceUsage | None = None,
         trace: bool = False,
@@ -72,6 +71,7 @@ class Controller:
         self.suspended = False
         self.reserve: Callable[[Controller], float] | None = None  # seconds that the promotion will need
         self._spec, self._objective, self._strategy, self._folder = spec, spec.objective, strategy, folder
+        self._kind = kind_of(spec)
         self._trial_resources, self._fits = trial_resources, fits
         self._budget = BudgetTracker(spec, spent)
         self._health = HealthTracker(spec.health)
@@ -101,7 +101,7 @@ class Controller:
                 self._waiting.append((trial.number, INTERRUPTED))
             else:
                 trial.state = record.state
-            trial.restore()
+            trial.restore(self._kind)
             self._budget.epochs += trial.epochs_done
         ended = [trial for trial in self.trials.values() if trial.state in ENDED]
         for trial in sorted(ended, key=lambda trial: trial.ended or trial.started):
@@ -114,7 +114,7 @@ class Controller:
         trial waits for resources."""
         self._tick()
         # One more trial would run: on GPUs and by money, the time is then over earlier.
-        one_more = self._trial_resources(self._spec.settings)
+        one_more = self._trial_resources(self._spec.trial_values({}))
         if (left := self.seconds_left(one_more)) is not None:
             self._strategy.note_time_left(left)
         if over := self._over(self.seconds_left()):
@@ -186,11 +186,10 @@ class Controller:
     def _add(
         self, number: int, params: dict[str, object], suggested: str, last_epoch: int | None = None
     ) -> TrialRecord:
-        settings = self._spec.trial_settings(params, trial_seed(self._spec.search.seed, number))
+        levels = self._spec.sections(params, trial_seed(self._spec.search.seed, number))
         folder = self._folder / trial_key(number)
-        resources = self._trial_resources(settings)
-        threads = threads_of(settings.trainable, int(resources.each["CPU"]))
-        levels = self._spec.levels(settings)
+        resources = self._trial_resources(self._spec.trial_values(params))
+        threads = self._kind.threads(levels, int(resources.each["CPU"]))
         trial = TrialRecord(number, params, levels, folder, suggested, resources, threads)
         trial.last_epoch = last_epoch or trial.planned_epochs
         self.trials[number] = trial
@@ -229,10 +228,9 @@ class Controller:
         trial.state, trial.resumed = "running", reason
         trial.since, trial.reported = time.monotonic(), False
         self._tell(lambda listener: listener.trial_started(trial))
-        *earlier, last = ending_at(trial.levels, trial.last_epoch)
         return TrialTask(
             number,
-            last.settings,
+            ending_at(trial.levels, trial.last_epoch),
             trial.folder,
             self._spec.metric,
             self._spec.goal,
@@ -243,8 +241,6 @@ class Controller:
             bool(self._spec.limits or self._spec.objective.cost_objective),
             trial.resources,
             self._spec.health,
-            tuple(earlier),
-            last.image_size,
         )
 
     @uninterrupted()
@@ -403,7 +399,7 @@ class Controller:
         self._budget.note_end(trial.number)
         trial.save()
         self._strategy.finish(trial.number, Outcome(state, reason, violation))
-        (trial.folder / LAST).unlink(missing_ok=True)  # it will not be resumed
+        self._kind.remove_state(trial.folder)  # it will not be resumed
         self._tell(lambda listener: listener.trial_ended(trial))
 
     def _tell(self, call: Callable[[Listener], None]) -> None:

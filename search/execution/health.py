@@ -13,6 +13,7 @@ from binsweep.models.health_rules import RULES, HealthFinding, HealthRule, simil
 
 FINDINGS_FILE = "health.json"
 TABLE_FILE = "health.csv"
+LOSSES = {"train_loss", "val_loss"}  # by which trials are compared
 
 
 def keep_findings(folder: Path, found: Sequence[HealthFinding]) -> None:
@@ -56,12 +57,12 @@ class HealthTracker:
         self, number: int, epoch: int, metrics: Mapping[str, float], folder: Path
     ) -> list[HealthFinding]:
         """The new findings about a trial; `metrics` are those of `epoch`."""
-        others = self._losses.setdefault(epoch, {})
+        others = self._losses.setdefault(epoch, {}) if metrics.keys() >= LOSSES else {}
         ignored = _action(self._rules, "similar_across_runs") == "ignore"
         elsewhere = {n: losses for n, losses in others.items() if n != number}
         if not ignored and (text := similar_across_runs(metrics, elsewhere)):
             keep_findings(folder, [HealthFinding("similar_across_runs", epoch, text)])
-        others[number] = {loss: metrics[loss] for loss in ("train_loss", "val_loss")}
+        others[number] = {loss: metrics[loss] for loss in LOSSES & metrics.keys()}
         known = self._known.setdefault(number, set())
         new = [finding for finding in read_findings(folder) if finding.rule not in known]
         known.update(finding.rule for finding in new)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 
-from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import is_disk_full, run_trial
+from binsweep.search.execution.trial import Trainer, is_disk_full
 
 log = logging.getLogger(__name__)
 
 
-def run_local(controller: Controller, data: TrialData) -> None:
+def run_local(controller: Controller, trainer: Trainer) -> None:
     """Run trials until the controller has no more. A failure ends only its own trial."""
     while (task := controller.next_task()) is not None:
         number = task.number
         try:
-            run_trial(task, data, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
+            trainer.train(task, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
         except Exception as error:
             if is_disk_full(error):
                 controller.lost(number, f"the disk is full: {error}".splitlines()[0])

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from binsweep.data.atomic_write import write_json
-from binsweep.models.levels import Level, level_ends, total_epochs
-from binsweep.models.settings import Settings
-from binsweep.models.training_state import load_training_state
+from binsweep.models.levels import Section, TrialSettings, level_ends, total_epochs
 from binsweep.search.execution.resources import TrialResources
-from binsweep.search.execution.trial import LAST, ONE_CORE
+from binsweep.search.execution.trial import ONE_CORE, TrainingKind
 
 # paused: the strategy may resume it. waiting: it is next, as soon as a worker replaces the one that it lost, or its
 # resources are free.
@@ -28,7 +26,7 @@ class TrialRecord:
 
     number: int
     params: dict[str, object]
-    levels: tuple[Level, ...]  # the sections of its training, as its configuration says
+    levels: tuple[Section, ...]  # the sections of its training, as its configuration says
     folder: Path
     suggested: str
     resources: TrialResources = ONE_CORE
@@ -49,7 +47,7 @@ class TrialRecord:
     reported: bool = False  # whether it has reported an epoch since it was handed to a worker
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> TrialSettings:
         """The settings of its configuration, at the last level."""
         return self.levels[-1].settings
 
@@ -69,12 +67,12 @@ class TrialRecord:
         kept = {"metrics": self.metrics, "started": self.started, "ended": self.ended}
         write_json(self.folder / RECORD_FILE, kept)
 
-    def restore(self) -> None:
+    def restore(self, kind: TrainingKind) -> None:
         """Read the metrics of the best epoch and the times, from what `save` or the trial's worker wrote."""
         if self.state in ENDED:
             file = self.folder / RECORD_FILE
             kept = json.loads(file.read_text()) if file.exists() else {}
             self.metrics = kept.get("metrics", {})
             self.started, self.ended = kept.get("started", self.started), kept.get("ended")
-        elif (state := load_training_state(self.folder / LAST)) and 0 < self.epoch <= state.epoch:
-            self.metrics = state.history[self.epoch - 1]
+        elif 0 < self.epoch <= len(history := kind.history(self.folder)):
+            self.metrics = history[self.epoch - 1]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from binsweep.models.levels import total_epochs
-from binsweep.models.settings import TYPES
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.history.run_keys import SWEEP, trial_number
 from binsweep.search.history.sweep_history import RunInterval, SweepHistory, TrialHistory
 from binsweep.search.history.sweep_state import STATE, load_state
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.tracking.runlog.spool import Record, owner_of, read_spool
 
 
@@ -140,7 +140,7 @@ def _apply(trials: dict[int, TrialHistory], number: int, record: Record, at: flo
     elif kind == "metrics":
         # A trial's end logs its best values under names of their own.
         epoch = {name: value for name, value in record["values"].items() if not name.startswith("best_")}
-        if "val_loss" in epoch:
+        if spec.metric in epoch:
             _apply_epoch(trial, record["step"], epoch, at, spec)
     elif kind == "tags":
         _apply_tags(trial, record["values"], at)
@@ -151,9 +151,8 @@ def _apply_start(
 ) -> None:
     text, tags = record["params"], record["tags"]
     if number not in trials:
-        params = spec.space.active({name: TYPES[name](text[name]) for name in spec.space})
-        levels = spec.levels(spec.trial_settings(params, seed=0))
-        trials[number] = TrialHistory(number, params, total_epochs(levels))
+        params = spec.space.active({name: spec.space.parse(name, text[name]) for name in spec.space})
+        trials[number] = TrialHistory(number, params, total_epochs(spec.sections(params, seed=0)))
     trial = trials[number]
     if (
         trial.state == "running" and trial.intervals

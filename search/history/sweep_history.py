@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from binsweep.search.execution.budget import ResourceUsage, seconds_at_pace
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.sweep_spec import SweepSpec
 
 ENDED = ("completed", "stopped", "failed")
 
@@ -166,8 +166,10 @@ def epochs_reached(history: SweepHistory) -> dict[int, int]:
 
 
 def throughput(history: SweepHistory) -> float | None:
-    """Training images per second of one worker: the median over the trials' last epochs."""
-    rates = sorted(trial.last["images_per_second"] for trial in history.trials if trial.last)
+    """Training images per second of one worker: the median over the trials' last epochs; None where none were told."""
+    rates = sorted(
+        trial.last["images_per_second"] for trial in history.trials if "images_per_second" in trial.last
+    )
     return rates[len(rates) // 2] if rates else None
 
 

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from binsweep.data.atomic_write import write_json
 from binsweep.data.errors import UserError
-from binsweep.data.manifest import Manifest
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import BEST
+from binsweep.search.execution.kinds import kind_of
 from binsweep.search.history.run_keys import SWEEP, trial_key
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.renamed_keys import translate_renamed_keys
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.tracking.runlog.run_log import RunLog
 from binsweep.tracking.runlog.spool import owner_of
 
@@ -28,18 +28,19 @@ Status = Literal["running", "unfinished", "finished"]
 
 
 def save_state(
-    folder: Path, spec: SweepSpec, manifest: Manifest, controller: Controller, runlog: RunLog, status: Status
+    folder: Path, spec: SweepSpec, fingerprint: str, controller: Controller, runlog: RunLog, status: Status
 ) -> None:
-    """Write sweep.json: the spec, the data's fingerprint, and the checkpoint of each trial's best epoch.
+    """Write sweep.json: the spec, the fingerprint of its data or code, and the checkpoint of each trial's best epoch.
 
     A sweep that is `running` without a process that owns its run log has lost its process.
     """
+    kind = kind_of(spec)
     trials = [
         {
             "number": trial.number,
             "run_id": runlog.run_id(trial_key(trial.number), timeout=0.0),
             "value": trial.value,
-            "checkpoint": f"{trial.folder.name}/{BEST}",
+            "checkpoint": str(kind.best_checkpoint(trial.folder).relative_to(folder)),
         }
         for trial in controller.leaderboard()
     ]
@@ -51,7 +52,7 @@ def save_state(
         **asdict(controller.spent),
         "spec": spec.raw,
         "run_id": runlog.run_id(SWEEP, timeout=0.0),
-        "fingerprint": manifest.fingerprint,
+        "fingerprint": fingerprint,
         "leaderboard": trials,
     }
     write_json(folder / STATE, state)
@@ -157,7 +158,7 @@ def _obstacle(folder: Path, spec: SweepSpec, fingerprint: str) -> tuple[str, str
             f"leave out --resume to start a new sweep; --warm-start {folder.name} lets it know these results"
         )
     elif state["fingerprint"] != fingerprint:
-        problem = f"{spec.data.source} has changed since"
+        problem = f"{spec.source} has changed since"
     return (problem, hint) if problem else None
 
 

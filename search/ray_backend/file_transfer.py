@@ -6,27 +6,24 @@ import binsweep.search.ray_backend.environment  # noqa: F401 (before Ray)
 
 # isort: split
 import contextlib
-import functools
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from binsweep.data.atomic_write import write_bytes
-from binsweep.data.banks.pixels import PixelBank
-from binsweep.data.banks.store import banks_in_use, evict_banks, open_bank
 from binsweep.data.errors import UserError
 from binsweep.data.locks import locked, open_lock, try_lock
-from binsweep.models.pretrained import file_hash, provide_weights_file, weights_file
-from binsweep.models.trial_data import TrialData
-from binsweep.search.execution.trial import LAST, TrialTask
+from binsweep.search.execution.trial import Trainer, TrialTask
 
+WORK = "work"  # in which own code writes what it likes
 CHUNK_BYTES = 32 * 2**20  # of a bank or of weights in one message
 IN_USE = "in-use.tmp"  # in a trial's folder on a node; files with this suffix are not sent to the driver
 MAX_TIDY_SECONDS = 10.0
@@ -35,46 +32,20 @@ MAX_CONCURRENT_CALLS = 8  # of the file server, so that a checkpoint does not wa
 Upload = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class PhotoFiles:
-    """The pixel banks of the photos at one image size."""
-
-    image_size: int
-    train: Path
-    validation: Path
-    train_also: Path | None
-
-
-@dataclass(frozen=True)
-class DriverFiles:
+class DriverFiles(ABC):
     """Where a worker finds a sweep's files; small to send. Without a `file_server`, all are on the driver's node."""
 
     node: str  # Ray's id of the driver's node
-    classes: tuple[int, ...]
-    head_classes: tuple[int, ...]
-    photos: tuple[PhotoFiles, ...]  # at each image size, the data's own first
-    banks: Path
-    open: tuple[str, ...]  # names of the banks that the sweep uses
-    file_server: Any = None
+    file_server: Any
+    what: ClassVar[str]  # that other nodes get before they train
 
-    def data(self) -> TrialData:
-        """The training data. On another node than the driver's, the banks are copied first, once."""
-        banks, here = self.banks, self._here()
-        if not here:
-            banks = node_home() / "banks"
-            for name in self.open:
-                fetch = functools.partial(_fetch_bank, self.file_server, name)
-                open_bank(banks / name, "copy of a bank", _complete, fetch)
+    @abstractmethod
+    def trainer(self) -> Trainer:
+        """What trains the trials on this node. On another node than the driver's, its files are copied first, once."""
 
-        def at_size(photos: PhotoFiles) -> TrialData:
-            train, validation = (PixelBank(banks / path.name) for path in (photos.train, photos.validation))
-            also = PixelBank(banks / photos.train_also.name) if photos.train_also else None
-            return TrialData(
-                self.classes, photos.image_size, train, validation, banks, also, self.head_classes
-            )
-
-        data, *others = (at_size(photos) for photos in self.photos)
-        return replace(data, other_sizes=tuple(others))
+    @abstractmethod
+    def here(self, task: TrialTask) -> TrialTask:
+        """The task as another node than the driver's can train it; copies what only this trial needs."""
 
     @contextlib.contextmanager
     def at_hand(self, task: TrialTask) -> Iterator[tuple[TrialTask, Upload]]:
@@ -82,13 +53,13 @@ class DriverFiles:
 
         The function returns once they are on the driver's disk.
         """
-        if self._here():
+        if self.is_on_driver():
             yield task, lambda: None
             return
-        self._provide_weights(task.settings.backbone, task.settings.weights)
+        task = self.here(task)
         with trial_folder(task.folder.name) as folder:
             for name, content in ray.get(self.file_server.files.remote(task.folder.name)).items():
-                write_bytes(folder / name, content)
+                _write(folder / name, content)
             sent = _modification_times(folder)
 
             def upload() -> None:
@@ -101,28 +72,27 @@ class DriverFiles:
 
             yield replace(task, folder=folder), upload
 
-    def _here(self) -> bool:
+    def is_on_driver(self) -> bool:
+        """Whether this process is on the driver's node."""
         return self.file_server is None or ray.get_runtime_context().get_node_id() == self.node
 
-    def _provide_weights(self, backbone: str, weights: str) -> None:
-        """Copy weights that only the driver's machine has, once."""
-        with contextlib.suppress(UserError):
-            weights_file(backbone, weights)
-            return
-        name, size = ray.get(self.file_server.weights.remote(backbone, weights))
-        file = node_home() / "weights" / name
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".tmp")  # one of a killed worker is overwritten
-            with locked(file.with_suffix(".lock")):
-                if not file.exists():
-                    _fetch(
-                        temporary,
-                        size,
-                        functools.partial(self.file_server.weights_part.remote, backbone, weights),
-                    )
-                    temporary.replace(file)
-        provide_weights_file(backbone, weights, file)
+
+def start_file_server(server: type[FileServer], *arguments: Any) -> Any:
+    """Start a file server on this node, for workers on others."""
+    node = ray.get_runtime_context().get_node_id()
+    on_this_node = NodeAffinitySchedulingStrategy(node, soft=False)
+    # A killed file server is restarted, and its calls are repeated.
+    return (
+        ray.remote(server)
+        .options(
+            num_cpus=0,
+            scheduling_strategy=on_this_node,
+            max_concurrency=MAX_CONCURRENT_CALLS,
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
+        .remote(*arguments)
+    )
 
 
 @contextlib.contextmanager
@@ -171,44 +141,13 @@ def node_home() -> Path:
     return Path(os.environ.get("BINSWEEP_HOME") or cache / "binsweep").expanduser().absolute()
 
 
-def open_driver_files(data: TrialData, folder: Path, shared: bool) -> DriverFiles:
-    """The files of the sweep in `folder`, whose banks this process has open; if `shared`, also for other nodes."""
-    node = ray.get_runtime_context().get_node_id()
-    file_server = None
-    if shared:
-        on_this_node = NodeAffinitySchedulingStrategy(node, soft=False)
-        # A killed file server is restarted, and its calls are repeated.
-        file_server = (
-            ray.remote(FileServer)
-            .options(
-                num_cpus=0,
-                scheduling_strategy=on_this_node,
-                max_concurrency=MAX_CONCURRENT_CALLS,
-                max_restarts=-1,
-                max_task_retries=-1,
-            )
-            .remote(folder, data.banks)
-        )
-    names = tuple(path.name for path in banks_in_use(data.banks))
-    photos = tuple(
-        PhotoFiles(
-            one.image_size,
-            one.train.path,
-            one.validation.path,
-            one.train_also.path if one.train_also else None,
-        )
-        for one in (data, *data.other_sizes)
-    )
-    return DriverFiles(node, data.classes, data.head_classes, photos, data.banks, names, file_server)
-
-
-def copy_banks(driver_files: DriverFiles, cpus: float) -> int:
-    """Copy the banks to all other nodes with at least `cpus` CPUs, in parallel; returns the number of nodes.
+def copy_inputs(driver_files: DriverFiles, cpus: float) -> int:
+    """Copy what trials need to all other nodes with at least `cpus` CPUs, in parallel; returns the number of nodes.
 
     A node that joins later gets them with its first trial. Raises UserError, naming the node, if one has no space.
     """
     others = _other_nodes(driver_files, cpus)
-    tasks = [_run_on(node, _copy_banks_here, driver_files) for node in others]
+    tasks = [_run_on(node, _copy_here, driver_files) for node in others]
     for node, task in zip(others, tasks, strict=True):
         try:
             ray.get(task)
@@ -219,9 +158,9 @@ def copy_banks(driver_files: DriverFiles, cpus: float) -> int:
     return len(others)
 
 
-def _copy_banks_here(driver_files: DriverFiles) -> None:
+def _copy_here(driver_files: DriverFiles) -> None:
     remove_orphaned_trials()
-    driver_files.data()
+    driver_files.trainer()
 
 
 def clean_up_nodes(driver_files: DriverFiles) -> None:
@@ -245,79 +184,48 @@ def _run_on(node: Mapping[str, Any], function: Callable[..., None], *arguments: 
 
 
 class FileServer:
-    """An actor on the driver's node that serves its files to workers on other nodes."""
+    """An actor on the driver's node that serves the files of trials to workers on other nodes."""
 
-    def __init__(self, folder: Path, banks: Path) -> None:
-        self._folder, self._banks = folder, banks
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def files(self, trial: str) -> dict[str, bytes]:
-        """The files of a trial so far."""
+        """The files of a trial so far, by their paths in its folder."""
         folder = self._folder / trial
-        found = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-        return {path.name: path.read_bytes() for path in found}
+        return {name: (folder / name).read_bytes() for name in _modification_times(folder)}
 
     def keep(self, trial: str, files: dict[str, bytes]) -> None:
         """Write files of a trial, each atomically."""
         folder = self._folder / trial
-        folder.mkdir(parents=True, exist_ok=True)
         # The state comes last: it implies that the other files belong to its epoch.
-        for name in sorted(files, key=lambda name: name == LAST):
-            write_bytes(folder / name, files[name])
-
-    def bank(self, name: str) -> dict[str, int]:
-        """The files of a bank and their sizes in bytes."""
-        return {path.name: path.stat().st_size for path in (self._banks / name).iterdir()}
-
-    def bank_part(self, name: str, file: str, start: int) -> bytes:
-        """A chunk of a bank's file."""
-        return _part(self._banks / name / file, start)
-
-    def weights(self, backbone: str, weights: str) -> tuple[str, int]:
-        """A name for the weights of a backbone that identifies their content, and their size in bytes."""
-        file = self._weights_file(backbone, weights)
-        return f"{file_hash(file)}.pth", file.stat().st_size
-
-    def weights_part(self, backbone: str, weights: str, start: int) -> bytes:
-        """A chunk of the weights."""
-        return _part(self._weights_file(backbone, weights), start)
-
-    @staticmethod
-    def _weights_file(backbone: str, weights: str) -> Path:
-        file = weights_file(backbone, weights)
-        assert file is not None, "only pre-trained weights are fetched"
-        return file
+        for name in sorted(files, key=lambda name: name.startswith("last.")):
+            _write(folder / name, files[name])
 
 
-def _part(file: Path, start: int) -> bytes:
+def _write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, content)
+
+
+def file_part(file: Path, start: int) -> bytes:
     with file.open("rb") as stream:
         stream.seek(start)
         return stream.read(CHUNK_BYTES)
 
 
-def _fetch(file: Path, size: int, part: Callable[[int], Any]) -> None:
+def fetch_file(file: Path, size: int, part: Callable[[int], Any]) -> None:
     """Write a file of `size` bytes from chunks; `part(start)` requests one."""
     with file.open("wb") as stream:
         for start in range(0, size, CHUNK_BYTES):
             stream.write(ray.get(part(start)))
 
 
-def _fetch_bank(file_server: Any, name: str, folder: Path) -> None:
-    """Copy a bank of the driver into an empty folder."""
-    sizes = ray.get(file_server.bank.remote(name))
-    evict_banks(folder.parent, sum(sizes.values()))
-    for file, size in sizes.items():
-        _fetch(folder / file, size, functools.partial(file_server.bank_part.remote, name, file))
-
-
-def _complete(path: Path) -> Path:
-    return path  # an existing bank is complete
-
-
 def _modification_times(folder: Path) -> dict[str, tuple[int, int]]:
-    """The modification time and the size of each finished file."""
+    """The modification time and the size of each finished file, by its path in the folder."""
     found = {}
-    for path in folder.iterdir():
-        if path.is_file() and path.suffix != ".tmp":
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.endswith(".tmp") for part in name.parts) and name.parts[0] != WORK:
             status = path.stat()
-            found[path.name] = (status.st_mtime_ns, status.st_size)
+            found[str(name)] = (status.st_mtime_ns, status.st_size)
     return found

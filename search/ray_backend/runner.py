@@ -29,14 +29,14 @@ from ray.tune.search import Searcher
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import PACKAGE, current_import_path, environment_variable
 from binsweep.data.resource_limits import memory
-from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import Node, ray_temp_folder
+from binsweep.search.execution.trial import Trainer
+from binsweep.search.ray_backend.driver_files import open_driver_files
 from binsweep.search.ray_backend.file_transfer import (
     DriverFiles,
     clean_up_nodes,
-    copy_banks,
-    open_driver_files,
+    copy_inputs,
 )
 from binsweep.search.ray_backend.worker import trainable
 
@@ -243,7 +243,7 @@ def _require_port(address: str, hint: str) -> None:
 
 def run_ray(
     controller: Controller,
-    data: TrialData,
+    trainer: Trainer,
     home: Path,
     min_cpus: int,
     slots: int,
@@ -251,14 +251,15 @@ def run_ray(
 ) -> None:
     """Run trials on Ray, `slots` at a time, until the controller has no more. A failure ends only its own trial.
 
-    `home` is the sweep's folder. With `on_cluster`, the banks are copied to each node with at least `min_cpus`, and
-    the files of trials are copied back: the nodes need no shared disk.
+    `home` is the sweep's folder. With `on_cluster`, what the trials need is copied to each node with at
+    least `min_cpus`, and the files of trials are copied back: the nodes need no shared disk.
 
     Nothing that Ray keeps is needed afterwards: the study, the run log and the trials' folders hold everything.
     """
-    driver_files = open_driver_files(data, home, shared=on_cluster)
-    if on_cluster and (others := copy_banks(driver_files, min_cpus)):
-        print(f"banks copied to {others} other node{'s' * (others > 1)}", file=sys.stderr)
+    driver_files = open_driver_files(trainer, home, shared=on_cluster)
+    if on_cluster and (others := copy_inputs(driver_files, min_cpus)):
+        what = driver_files.what
+        print(f"{what} copied to {others} other node{'s' * (others > 1)}", file=sys.stderr)
     with _temp_folder() as folder:
         _tune(controller, driver_files, slots, folder)
     if on_cluster:

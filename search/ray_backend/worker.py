@@ -11,7 +11,8 @@ from typing import Any
 
 from ray import tune
 
-from binsweep.search.execution.trial import TrialTask, hide_gpus, leave_error, run_trial
+from binsweep.search.execution.trial import TrialTask, hide_gpus, leave_error
+from binsweep.search.ray_backend.driver_files import PhotoDriverFiles
 from binsweep.search.ray_backend.file_transfer import DriverFiles, Upload
 
 GRACE_SECONDS = 30.0  # after the time limit, in which an epoch may still end and be reported
@@ -33,9 +34,10 @@ def trainable(config: dict[str, Any], driver_files: DriverFiles) -> None:
             if task.resources.workers > 1:
                 from binsweep.search.ray_backend.worker_group import run_in_group  # slow to import
 
+                assert isinstance(driver_files, PhotoDriverFiles)
                 run_in_group(task, driver_files, send)
             else:
-                run_trial(task, driver_files.data(), send)
+                driver_files.trainer().train(task, send)
         except Exception:
             upload()  # the error file
             raise

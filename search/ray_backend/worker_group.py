@@ -24,17 +24,10 @@ from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from binsweep.search.execution.photo_trial import attempt, run_attempts
 from binsweep.search.execution.resources import TrialResources
-from binsweep.search.execution.trial import (
-    LostWorkerError,
-    Send,
-    TrialTask,
-    attempt,
-    hide_gpus,
-    leave_error,
-    run_attempts,
-)
-from binsweep.search.ray_backend.file_transfer import DriverFiles
+from binsweep.search.execution.trial import LostWorkerError, Send, TrialTask, hide_gpus, leave_error
+from binsweep.search.ray_backend.driver_files import PhotoDriverFiles
 
 LOOPBACK = "127.0.0.1"
 MAX_UNWIND_SECONDS = 30.0  # for a process to notice that another one is gone
@@ -55,10 +48,10 @@ class Member:
         here = LOOPBACK if address == LOOPBACK else ray.util.get_node_ip_address()
         _join(TCPStore(address, port, size, is_master=False, use_libuv=False), here, rank, size)
 
-    def train(self, task: TrialTask, driver_files: DriverFiles, parts: int) -> None:
+    def train(self, task: TrialTask, driver_files: PhotoDriverFiles, parts: int) -> None:
         """This process's part of a trial."""
         with driver_files.at_hand(task) as (here, _):
-            attempt(here, driver_files.data(), _no_report, parts)
+            attempt(here, driver_files.trainer().data, _no_report, parts)
 
 
 def _no_report(epoch: int, metrics: dict[str, float]) -> bool:
@@ -77,7 +70,7 @@ def _join(store: TCPStore, here: str, rank: int, size: int) -> None:
 _members: list[Any] = []  # the other processes of this process's group, kept from one trial to the next
 
 
-def run_in_group(task: TrialTask, driver_files: DriverFiles, send: Send) -> None:
+def run_in_group(task: TrialTask, driver_files: PhotoDriverFiles, send: Send) -> None:
     """`run_trial` with all workers of the task. Raises LostWorkerError if one is lost."""
     stopped: list[SystemExit] = []
 
@@ -94,7 +87,7 @@ def run_in_group(task: TrialTask, driver_files: DriverFiles, send: Send) -> None
         raise stopped[0]
 
 
-def _train_together(task: TrialTask, driver_files: DriverFiles, send: Send, parts: int) -> None:
+def _train_together(task: TrialTask, driver_files: PhotoDriverFiles, send: Send, parts: int) -> None:
     over, failures = threading.Event(), list[Exception]()
     try:
         if not _members:
@@ -102,7 +95,7 @@ def _train_together(task: TrialTask, driver_files: DriverFiles, send: Send, part
         at_work = [member.train.remote(task, driver_files, parts) for member in _members]
         watched = (task, at_work, over, failures)
         threading.Thread(target=_watch, args=watched, name="group-watch", daemon=True).start()
-        attempt(task, driver_files.data(), send, parts)
+        attempt(task, driver_files.trainer().data, send, parts)
         ray.get(at_work)
     except Exception as error:
         _end_group()

@@ -16,7 +16,7 @@ from binsweep.models.health_rules import HealthFinding
 from binsweep.search.execution.budget import seconds_at_pace
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial_record import TrialRecord
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.terminal.format import format_count, format_duration, format_metric, format_value
 
 MAX_ROWS = 10

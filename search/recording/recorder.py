@@ -8,34 +8,29 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 
-from binsweep.data.manifest import Manifest
-from binsweep.models.checkpoint import load_checkpoint
 from binsweep.models.health_rules import HealthFinding
-from binsweep.models.precision import choose_precision
-from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.health import read_findings, write_table
-from binsweep.search.execution.trial import BEST, ERROR, TRACE
+from binsweep.search.execution.kinds import kind_of
+from binsweep.search.execution.photo_trial import TRACE
+from binsweep.search.execution.trial import ERROR
 from binsweep.search.execution.trial_record import ENDED, TrialRecord
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.recording.decision_log import DECISIONS
+from binsweep.search.recording.training_records import TrainingRecords
 from binsweep.search.spec.objective import pareto_front
-from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.spec.schema import MAX_FINALISTS
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.terminal.format import format_duration, format_value
-from binsweep.tracking.evaluation.figures import write_csv, write_evaluation
+from binsweep.tracking.evaluation.figures import write_csv
 from binsweep.tracking.run_tags import environment_tags
 from binsweep.tracking.runlog.run_log import RunLog
 
 log = logging.getLogger(__name__)
-FIGURES = "validation"
 DESCRIPTION = "mlflow.note.content"  # the tag that the MLflow UI shows as a run's description
 MIN_REFRESH_SECONDS = 30.0  # between two updates of the report
 MAX_REFRESH_LOAD = 0.05  # of one core, by updates of the report
@@ -55,15 +50,14 @@ class Recorder:
         runlog: RunLog,
         spec: SweepSpec,
         sweep_id: str,
-        manifest: Manifest,
-        data: TrialData,
+        training: TrainingRecords,
         folder: Path,
         controller: Controller,
         slots: int = 1,
     ) -> None:
         """`slots` is the number of trials that run at once."""
         self._controller, self._slots = controller, slots
-        self._log, self._spec, self._manifest, self._data, self._folder = runlog, spec, manifest, data, folder
+        self._log, self._spec, self._training, self._folder = runlog, spec, training, folder
         self._sweep_id = sweep_id
         self._best: float | None = None
         self._n_ended = 0
@@ -74,7 +68,8 @@ class Recorder:
         self._sweep_report = threading.Thread(target=self._refresh_report, name="sweep-report", daemon=True)
         self._stopped = threading.Event()
         self._interrupted = False
-        self._tags = environment_tags() | {"dataset.fingerprint": manifest.fingerprint, "sweep": sweep_id}
+        self._tags = {**environment_tags(), **training.tags, "sweep": sweep_id}
+        self._kind = kind_of(spec)
 
     def sweep_started(self) -> None:
         """Open the parent run with the resolved spec and the data set; complete the runs of ended trials."""
@@ -103,7 +98,7 @@ class Recorder:
             "stopping": spec.search.stopping,
             "metric": spec.metric,
             "goal": spec.goal,
-            "source": spec.data.source,
+            "source": spec.source,
         }
         text = f"Sweep `{self._sweep_id}`: {spec.goal} {spec.metric} over {', '.join(spec.space)}."
         self._log.start_run(SWEEP, self._sweep_id, None, tags, params, text)
@@ -111,23 +106,13 @@ class Recorder:
         file = self._folder / "spec.yaml"
         file.write_text(yaml.safe_dump(spec.raw, sort_keys=False))
         self._log.artifact(SWEEP, file)
-        if self._manifest.skipped:
-            skipped = self._folder / "skipped.csv"
-            write_csv(skipped, ["id", "reason"], [(item.id, item.reason) for item in self._manifest.skipped])
-            self._log.artifact(SWEEP, skipped)
+        for path in self._training.write_inputs(self._folder):
+            self._log.artifact(SWEEP, path, path.name if path.is_dir() else "")
         self._data_report.start()
 
     def _report_data(self) -> None:
         try:
-            from binsweep.data.report.data_report import (  # its libraries take a second to import
-                build_data_report,
-                write_report,
-            )
-
-            home = self._folder.parent.parent
-            for file in write_report(
-                build_data_report(self._manifest, home), self._folder / "data" / "report.html"
-            ):
+            for file in self._training.write_data_report(self._folder):
                 self._log.artifact(SWEEP, file, "data")
         except Exception:  # a failed report must not end the sweep
             if not (self._interrupted or self._stopped.is_set()):  # else nothing waits for it
@@ -157,17 +142,16 @@ class Recorder:
         return time.thread_time() - start
 
     def _log_dataset(self, key: str) -> None:
-        manifest = self._manifest
-        digest = manifest.fingerprint[:32]
-        self._log.dataset(key, self._spec.name, digest, manifest.source, "training", manifest.summary())
+        if (dataset := self._training.dataset()) is not None:
+            digest = dataset.fingerprint[:32]
+            self._log.dataset(key, self._spec.name, digest, dataset.source, "training", dataset.summary)
 
     def trial_started(self, trial: TrialRecord) -> None:
-        precision = choose_precision(trial.settings.precision).name
         tags = {
             **self._tags,
+            **self._training.trial_tags(trial),
             "seed": str(trial.settings.seed),
             "optuna.trial": str(trial.number),
-            "arithmetic": f"{precision}, channels_last, fused {trial.settings.optimizer}",
             "threads": str(trial.threads),
             "workers": str(trial.resources.workers),
             "cpus": f"{trial.resources.cpus:g}",
@@ -178,13 +162,10 @@ class Recorder:
             "binsweep.kind": "trial",
             "state": trial.state,
         }
-        settings = trial.settings
         # Short enough for the UI's lists; the description and the parameters hold the rest.
-        name = f"{trial.number:03d} {settings.backbone} lr {format_value(settings.lr)} batch {settings.batch_size}"
+        name = f"{trial.number:03d} {self._training.trial_name(trial)}"
         # MLflow's parameters never change: a trial that is shortened keeps the length of its configuration there.
-        params: dict[str, Any] = asdict(trial.settings)
-        if len(trial.levels) > 1:
-            params |= {f"level_{number}": str(level) for number, level in enumerate(trial.levels, 1)}
+        params = self._training.trial_params(trial)
         self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _describe_params(trial))
         self._log_dataset(trial_key(trial.number))
 
@@ -237,7 +218,9 @@ class Recorder:
         self._pending.append(self._figure_pool.submit(self._close_trial, trial))
 
     def _has_figures(self, trial: TrialRecord) -> bool:
-        return (trial.folder / FIGURES).exists() or not (trial.folder / BEST).exists()
+        return (
+            self._training.has_results(trial.folder) or not self._kind.best_checkpoint(trial.folder).exists()
+        )
 
     def _close_trial(self, trial: TrialRecord) -> None:
         key = trial_key(trial.number)
@@ -249,25 +232,17 @@ class Recorder:
         self.prune()
 
     def _write_artifacts(self, trial: TrialRecord, key: str) -> None:
-        error, best = trial.folder / ERROR, trial.folder / BEST
+        error, best = trial.folder / ERROR, self._kind.best_checkpoint(trial.folder)
         if error.exists():
             self._log.artifact(key, error)
         if trial.epochs_done:
             self._log.artifact(key, write_table(trial.folder, self._spec.health))
         if (trial.folder / TRACE).exists():
             self._log.artifact(key, trial.folder / TRACE, "profile")
+        for path, folder in self._training.write_results(trial.folder):
+            self._log.artifact(key, path, folder)
         if best.exists():
             self._log.artifact(key, best, "weights")
-            checkpoint = load_checkpoint(best)
-            bank = self._data.validation
-            folder = trial.folder / FIGURES
-            actual = np.asarray(self._data.classes)[bank.labels]
-            probabilities = checkpoint.log_probabilities.exp().numpy()
-            title = f"validation, epoch {checkpoint.epoch}: accuracy {checkpoint.metrics['val_accuracy']:.1%}"
-            write_evaluation(
-                folder, probabilities, actual, self._data.classes, bank.ids, bank.pixels.__getitem__, title
-            )
-            self._log.artifact(key, folder, FIGURES)
 
     def prune(self) -> None:
         """Keep the checkpoints of the best MAX_KEPT_CHECKPOINTS ended trials; remove others that the server has.
@@ -277,7 +252,7 @@ class Recorder:
         ended = [trial for trial in self._controller.leaderboard() if trial.state in ENDED]
         for trial in ended[MAX_KEPT_CHECKPOINTS:]:
             if self._log.delivered(trial_key(trial.number)):
-                (trial.folder / BEST).unlink(missing_ok=True)
+                self._kind.remove_best(trial.folder)
 
     def sweep_interrupted(self, why: str, status: str) -> None:
         """Mark the open trials as interrupted, so that they can be resumed; pending figures are left for then."""
@@ -329,12 +304,13 @@ class Recorder:
     def _wait_for_data_report(self) -> None:
         self._data_report.join(MAX_SILENT_SECONDS)
         if self._data_report.is_alive():
-            many = f"{len(self._manifest.items):,} images"
-            text = f"waiting up to {format_duration(MAX_DATA_REPORT_SECONDS)} for the data report of {many}"
+            dataset = self._training.dataset()
+            size = "" if dataset is None else f" of {dataset.size}"
+            text = f"waiting up to {format_duration(MAX_DATA_REPORT_SECONDS)} for the data report{size}"
             print(text, file=sys.stderr, flush=True)
             self._data_report.join(MAX_DATA_REPORT_SECONDS)
         if self._data_report.is_alive():
-            text = f"the sweep ends without it: `binsweep data report {self._manifest.source}` writes it"
+            text = f"the sweep ends without it: `binsweep data report {self._spec.source}` writes it"
             print(text, file=sys.stderr, flush=True)
 
     def _write_front(self, cost: str) -> None:

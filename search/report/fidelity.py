@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 from binsweep.models.levels import level_ends
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
@@ -38,7 +39,12 @@ class LevelSummary:
 
 def ends_of(history: SweepHistory, trial: TrialHistory) -> list[int]:
     """The epochs after which a trial's sections end."""
-    return level_ends(history.spec.levels(history.spec.trial_settings(trial.params, 0)))
+    return level_ends(history.spec.sections(trial.params, 0))
+
+
+def _levels(history: SweepHistory) -> tuple[Any, ...]:
+    """The levels of the sweep's trainings, as far as they are the same for all."""
+    return history.spec.sections({}, 0)
 
 
 def _value_until(history: SweepHistory, trial: TrialHistory, epoch: int) -> float | None:
@@ -51,12 +57,13 @@ def _value_until(history: SweepHistory, trial: TrialHistory, epoch: int) -> floa
 
 def summaries(history: SweepHistory) -> list[LevelSummary]:
     """A row for each level; none for a sweep without fidelity levels."""
-    n_levels, sign = history.spec.fidelity.n_levels, history.spec.objective.sign
+    levels, sign = _levels(history), history.spec.objective.sign
+    n_levels = len(levels)
     if n_levels == 1:
         return []
     ends = {trial.number: ends_of(history, trial) for trial in history.trials}
     found = []
-    for place, level in enumerate(history.spec.levels(history.spec.settings)):
+    for place, level in enumerate(levels):
         values, seconds, completed = [], [], []
         for trial in history.leaders:
             own = [0, *ends[trial.number]]
@@ -77,7 +84,7 @@ def summaries(history: SweepHistory) -> list[LevelSummary]:
 def chart(history: SweepHistory) -> str:
     """Each trial's best value at the end of every level that it reached; the best trial on top."""
     leaders = history.leaders
-    levels = history.spec.levels(history.spec.settings)
+    levels = _levels(history)
     if not leaders or len(levels) == 1:
         return ""
     lines = {}

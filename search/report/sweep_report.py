@@ -113,7 +113,7 @@ def _facts(history: SweepHistory) -> list[tuple[str, str]]:
         ),
         ("cost", spent),
         ("speed", f"{rate:,.0f} images/s in training (median trial)" if rate else "-"),
-        ("data", str(history.spec.data.source)),
+        ("data", history.spec.source),
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ from binsweep.models.health_rules import RULES, Action, thresholds_of
 from binsweep.models.network import ARCHITECTURES
 from binsweep.models.settings import BOUNDS, CHOICES, TYPES, Settings
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
-from binsweep.search.spec.schema import ENDING_LIMITS, METRICS, SweepFile
+from binsweep.search.spec.schema import ENDING_LIMITS, METRICS, AnySweepFile, SweepFile
 from binsweep.search.spec.space import Dimension, Range, SearchSpace, values_of
 from binsweep.search.spec.space_parser import when_problems
 
@@ -109,9 +109,14 @@ def _check_objective(context: SpecContext) -> Iterator[Problem]:
 
 
 def _check_health(context: SpecContext) -> Iterator[Problem]:
-    for name, rule in context.file.health.items():
-        if name not in RULES:
-            yield Problem(f"health.{name}", "no such rule", ABSENT, nearest(name, list(RULES)))
+    yield from health_problems(context.file.health, RULES)
+
+
+def health_problems(health: Mapping[str, Any], known: Iterable[str]) -> Iterator[Problem]:
+    """The mistakes in the section `health`, in which the rules `known` may be configured."""
+    for name, rule in health.items():
+        if name not in known:
+            yield Problem(f"health.{name}", "no such rule", ABSENT, nearest(name, list(known)))
             continue
         action, thresholds = split_health_rule(rule)
         if action not in get_args(Action):
@@ -182,8 +187,12 @@ def _check_fidelity(context: SpecContext) -> Iterator[Problem]:
 
 
 def _check_initial_points(context: SpecContext) -> Iterator[Problem]:
-    space = context.space
-    for number, point in enumerate(context.file.search.initial_points or []):
+    yield from initial_point_problems(context.file, context.space)
+
+
+def initial_point_problems(file: AnySweepFile, space: SearchSpace) -> Iterator[Problem]:
+    """The mistakes in the configurations to try first."""
+    for number, point in enumerate(file.search.initial_points or []):
         path = f"search.initial_points.{number}"
         searched = {name for name in space if space.is_active(name, point)}
         for name in sorted(point.keys() ^ searched):
@@ -203,18 +212,28 @@ def _check_epochs(context: SpecContext) -> Iterator[Problem]:
 
 
 def _check_grid(context: SpecContext) -> Iterator[Problem]:
-    if context.file.search.sampler == "grid":
-        for name, dimension in context.space.items():
+    yield from grid_problems(context.file, context.space)
+
+
+def grid_problems(file: AnySweepFile, space: SearchSpace) -> Iterator[Problem]:
+    """The dimensions that no grid can have."""
+    if file.search.sampler == "grid":
+        for name, dimension in space.items():
             if isinstance(dimension, Range) and dimension.step is None and not dimension.is_int:
                 hint = "list the values, or give a step"
                 yield Problem(f"space.{name}", "a grid needs finitely many values", ABSENT, hint)
 
 
 def _check_budget(context: SpecContext) -> Iterator[Problem]:
-    budget, resources = context.file.budget, context.file.resources
+    yield from budget_problems(context.file)
+
+
+def budget_problems(file: AnySweepFile) -> Iterator[Problem]:
+    """The mistakes in the budget."""
+    budget, resources = file.budget, file.resources
     # A grid ends when it is used up. A target and the like end nothing for sure: neither may ever be reached.
     endless = all(getattr(budget, name) is None for name in ENDING_LIMITS)
-    if endless and context.file.search.sampler != "grid":
+    if endless and file.search.sampler != "grid":
         rule = "sets no limit that is surely reached: the sweep would never end"
         yield Problem(
             "budget", rule, ABSENT, "add minutes: 60; trials, epochs, gpu_hours or money will do, too"
@@ -242,9 +261,14 @@ def _check_workers(context: SpecContext) -> Iterator[Problem]:
 
 
 def _check_overrides(context: SpecContext) -> Iterator[Problem]:
-    overrides = context.file.resources.overrides
+    yield from override_problems(context.file, context.space)
+
+
+def override_problems(file: AnySweepFile, space: SearchSpace) -> Iterator[Problem]:
+    """The mistakes in the condition of `resources.overrides`."""
+    overrides = file.resources.overrides
     if overrides is not None:
-        yield from when_problems("resources.overrides", tuple(overrides.when.items()), context.space)
+        yield from when_problems("resources.overrides", tuple(overrides.when.items()), space)
 
 
 def _check_batch_of_one(context: SpecContext) -> Iterator[Problem]:

@@ -39,8 +39,8 @@ class Objective:
 
 
 def is_finite(metrics: Mapping[str, float]) -> bool:
-    """Whether both losses of an epoch are finite; otherwise the training has diverged."""
-    return math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["val_loss"])
+    """Whether the losses of an epoch are finite, as far as it has any; otherwise the training has diverged."""
+    return all(math.isfinite(metrics[name]) for name in ("train_loss", "val_loss") if name in metrics)
 
 
 def pareto_front(ranked: Iterable[T], cost: Callable[[T], float | None]) -> list[T]:

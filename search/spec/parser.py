@@ -2,117 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from binsweep.data.errors import UserError
-from binsweep.data.split import Split
 from binsweep.models.health_rules import HealthRule
-from binsweep.models.levels import Level
 from binsweep.models.settings import TYPES, Settings
 from binsweep.search.spec.checks import SpecContext, cross_problems, setting_problems, split_health_rule
-from binsweep.search.spec.objective import Goal, Objective
+from binsweep.search.spec.code_checks import code_problems
+from binsweep.search.spec.objective import Objective
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
 from binsweep.search.spec.renamed_keys import RENAMED_KEYS
-from binsweep.search.spec.schema import (
-    BudgetPart,
-    DataPart,
-    FidelityPart,
-    RegisterPart,
-    ResourcesPart,
-    SearchPart,
-    SweepFile,
-    known_keys,
-)
-from binsweep.search.spec.space import SearchSpace, values_of
+from binsweep.search.spec.schema import AnySweepFile, CodeFile, RegisterPart, SweepFile, known_keys
+from binsweep.search.spec.space import Dimension, SearchSpace
 from binsweep.search.spec.space_parser import parse_space
+from binsweep.search.spec.sweep_spec import CodeSpec, PhotoSpec, SweepSpec
 from binsweep.search.spec.yaml_file import NotYaml, YamlDocument, read_yaml, with_yaml_hint
 from binsweep.tracking.promotion.gate import PromotionCriteria
 
 WEIGHTS_KEYWORDS = ("imagenet", "none")  # values of model.weights that are no path
-
-
-@dataclass(frozen=True)
-class SweepSpec:
-    """A valid sweep: `settings` has the fixed values, `space` the searched ones, `raw` is the resolved file."""
-
-    name: str
-    data: DataPart
-    settings: Settings
-    space: SearchSpace
-    objective: Objective
-    search: SearchPart
-    budget: BudgetPart
-    resources: ResourcesPart
-    health: dict[str, HealthRule]
-    register: RegisterPart
-    gate: PromotionCriteria
-    fidelity: FidelityPart
-    raw: dict[str, Any]
-
-    @property
-    def metric(self) -> str:
-        """The metric that is optimised."""
-        return self.objective.metric
-
-    @property
-    def goal(self) -> Goal:
-        """Whether the metric is maximised or minimised."""
-        return self.objective.goal
-
-    @property
-    def model_name(self) -> str:
-        """The registered model that `promote` writes to."""
-        return self.register.model
-
-    @property
-    def split(self) -> Split:
-        """How the data are split."""
-        return Split(**self.data.split.model_dump())
-
-    @property
-    def limits(self) -> Mapping[str, float]:
-        """The upper limits of a candidate's costs, by their names."""
-        return self.objective.limits
-
-    @property
-    def max_epochs(self) -> int:
-        """The longest training of any trial; with fidelity levels, of those whose epochs `fidelity` does not list."""
-        return int(max(values_of(self.space["epochs"]))) if "epochs" in self.space else self.settings.epochs
-
-    @property
-    def level_epochs(self) -> tuple[int | None, ...]:
-        """The epochs of each fidelity level; None where they are the configuration's own."""
-        return tuple(self.fidelity.epochs or [None] * self.fidelity.n_levels)
-
-    @property
-    def image_sizes(self) -> list[int]:
-        """The sizes that photos are decoded at, that of the last fidelity level first."""
-        return list(dict.fromkeys([self.data.image_size, *(self.fidelity.image_size or [])]))
-
-    def levels(self, settings: Settings) -> tuple[Level, ...]:
-        """The sections of a training with these settings; one without fidelity levels."""
-        return self.fidelity.levels(settings, self.data.image_size)
-
-    def values(self, name: str) -> list[Any]:
-        """Every value that a setting may take in this sweep; of a range, its two ends."""
-        if (listed := self.fidelity.lists().get(name)) is not None:
-            return list(dict.fromkeys(listed))
-        fixed = [getattr(self.settings, name)]
-        if name not in self.space:
-            return fixed
-        searched = values_of(self.space[name])
-        return searched + [value for value in fixed if self.space[name].when and value not in searched]
-
-    def trial_settings(self, params: Mapping[str, Any], seed: int) -> Settings:
-        """The settings of one trial: fixed values, overridden by suggested ones and its own seed."""
-        names = {field.name for field in fields(Settings)}
-        fixed = {name: getattr(self.settings, name) for name in names}
-        return Settings(**{**fixed, **params, "seed": seed})
+F = TypeVar("F", bound=AnySweepFile)
 
 
 # Pydantic errors in our words, with the correction. The braces are filled from the error.
@@ -138,7 +51,7 @@ _PYDANTIC_RULES = {
 }
 
 
-def _shape_problems(error: ValidationError) -> list[Problem]:
+def _shape_problems(error: ValidationError, kind: type[AnySweepFile]) -> list[Problem]:
     problems = []
     for item in error.errors():
         path = [step for step in item["loc"] if not (isinstance(step, str) and "[" in step)]
@@ -146,7 +59,7 @@ def _shape_problems(error: ValidationError) -> list[Problem]:
         if key in RENAMED_KEYS:
             problems.append(Problem(key, "was renamed", ABSENT, f"write {RENAMED_KEYS[key]}"))
         elif item["type"] == "extra_forbidden":
-            hint = nearest(str(path[-1]), known_keys(path))
+            hint = nearest(str(path[-1]), known_keys(kind, path))
             problems.append(Problem(key, "unknown key", ABSENT, hint))
         elif item["type"] == "missing":
             problems.append(Problem(key, "required key is missing", ABSENT, f"add {key}"))
@@ -179,44 +92,86 @@ def parse_spec(raw: Any, where: str = "spec", document: YamlDocument | None = No
             f"{where}: must be a mapping of keys, not {type(raw).__name__}", "see sweeps/quickstart.yaml"
         )
     document = document or YamlDocument(raw)
-    problems = list(document.problems)
-    file = None
+    parse = _parse_code if "trainer" in raw else _parse_photos
+    spec, problems = parse(raw)
+    problems = [*document.problems, *problems]
+    _raise([with_yaml_hint(problem, document.bare_words) for problem in problems], where)
+    assert spec is not None
+    return spec
+
+
+def _read_file(kind: type[F], raw: dict[str, Any]) -> tuple[F | None, dict[str, Dimension], list[Problem]]:
+    """The sections of a file and its dimensions, with the mistakes in their shape."""
+    file, problems = None, []
     try:
-        file = SweepFile.model_validate(raw)
+        file = kind.model_validate(raw)
     except ValidationError as error:
-        problems += _shape_problems(error)
+        problems += _shape_problems(error, kind)
     section = raw.get("space")
     dimensions, found = parse_space(section) if isinstance(section, dict) else ({}, [])
-    problems += found
+    return file, dimensions, [*problems, *found]
+
+
+def _parse_photos(raw: dict[str, Any]) -> tuple[PhotoSpec | None, list[Problem]]:
+    """A sweep over photos; None with its mistakes if it has any."""
+    file, dimensions, problems = _read_file(SweepFile, raw)
     model = raw.get("model") if isinstance(raw.get("model"), dict) else {}
     assert isinstance(model, dict)
     problems += setting_problems(model, dimensions)
-    context = None
-    if file is not None and not problems:
-        context = SpecContext(file, SearchSpace(dimensions))
-        problems += cross_problems(context)
-    _raise([with_yaml_hint(problem, document.bare_words) for problem in problems], where)
-    assert file is not None and context is not None
+    if file is None or problems:
+        return None, problems
+    context = SpecContext(file, SearchSpace(dimensions))
+    problems += cross_problems(context)
+    if problems:
+        return None, problems
     typed = {name: TYPES[name](value) for name, value in file.model.items()}
     last = {name: values[-1] for name, values in file.fidelity.lists().items() if name in TYPES}
-    resolved = file.model_dump(by_alias=True)
-    objective = file.objective.resolved()
-    resolved["objective"]["goal"] = objective.goal
-    return SweepSpec(
-        name=file.name,
+    return PhotoSpec(
+        **_shared_parts(file, context.space, file.objective.resolved(), file.register_),
         data=file.data,
         settings=Settings(**typed, **last),
-        space=context.space,
-        objective=objective,
-        search=file.search,
-        budget=file.budget,
-        resources=file.resources,
-        health={name: HealthRule(*split_health_rule(rule)) for name, rule in file.health.items()},
-        register=file.register_,
-        gate=PromotionCriteria(**file.register_.gate.model_dump()),
         fidelity=file.fidelity,
-        raw=resolved,
-    )
+    ), []
+
+
+def _parse_code(raw: dict[str, Any]) -> tuple[CodeSpec | None, list[Problem]]:
+    """A sweep of a person's own training code; None with its mistakes if it has any."""
+    file, dimensions, problems = _read_file(CodeFile, raw)
+    if file is None or problems:
+        return None, problems
+    space = SearchSpace(dimensions)
+    problems += code_problems(file, space)
+    if problems:
+        return None, problems
+    asked = file.register_.model_dump()
+    register = RegisterPart.model_validate({**asked, "model": asked["model"] or file.name})
+    objective = Objective(file.objective.goal, file.objective.metric)
+    return CodeSpec(
+        **_shared_parts(file, space, objective, register),
+        trainer=file.trainer,
+        params=file.params,
+        epochs=file.fidelity.epochs,
+    ), []
+
+
+def _shared_parts(
+    file: AnySweepFile, space: SearchSpace, objective: Objective, register: RegisterPart
+) -> dict[str, Any]:
+    """What every kind of spec is made of."""
+    raw = file.model_dump(by_alias=True)
+    raw["objective"]["goal"] = objective.goal
+    return {
+        "name": file.name,
+        "space": space,
+        "objective": objective,
+        "search": file.search,
+        "budget": file.budget,
+        "resources": file.resources,
+        "health": {name: HealthRule(*split_health_rule(rule)) for name, rule in file.health.items()},
+        "register": register,
+        "gate": PromotionCriteria(**register.gate.model_dump()),
+        "raw": raw,
+    }
 
 
 def set_key(raw: dict[str, Any], assignment: str) -> dict[str, str]:
@@ -272,6 +227,23 @@ def _make_paths_absolute(raw: dict[str, Any]) -> None:
             )
 
 
+def make_code_paths_absolute(raw: dict[str, Any], folder: Path) -> None:
+    """Make the trainer's file, and params that begin with a dot, absolute: they are relative to their spec's folder."""
+    place, colon, function = str(raw["trainer"]).rpartition(":")
+    if colon and place.endswith(".py"):
+        raw["trainer"] = f"{folder / Path(place).expanduser()}:{function}"
+    if isinstance(raw.get("params"), dict):
+        raw["params"] = _resolve(raw["params"], folder)
+
+
+def _resolve(value: Any, folder: Path) -> Any:
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return os.path.normpath(folder / value)
+    if isinstance(value, dict):
+        return {name: _resolve(one, folder) for name, one in value.items()}
+    return [_resolve(one, folder) for one in value] if isinstance(value, list) else value
+
+
 def _read(path: Path, assignments: Sequence[str]) -> YamlDocument:
     """Read a sweep file and apply `--set` assignments. Raises UserError if it is not YAML."""
     try:
@@ -299,5 +271,8 @@ def load_spec(path: Path, assignments: Sequence[str] = ()) -> SweepSpec:
     """Read, override with `--set` assignments, and validate a sweep file."""
     document = _read(path, assignments)
     if isinstance(document.value, dict):
-        _make_paths_absolute(document.value)
+        if "trainer" in document.value:
+            make_code_paths_absolute(document.value, path.absolute().parent)
+        else:
+            _make_paths_absolute(document.value)
     return parse_spec(document.value, str(path), document)

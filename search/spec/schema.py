@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
@@ -72,6 +72,13 @@ def _registrable(name: str) -> str:
             "must be a name that MLflow can register and find again: 1 to 250 characters without / : @ ? and control "
             "characters, no blank at either end, and not . or .."
         )
+    return name
+
+
+def _loggable(name: str) -> str:
+    """A name of a metric or parameter that MLflow takes as it is."""
+    if not re.fullmatch(r"\w[\w .:-]{0,199}", name):
+        raise ValueError("must be a name of letters, digits and _ - . : and blanks, such as val_loss")
     return name
 
 
@@ -220,10 +227,10 @@ class ResourcesPart(_Part):
         hourly = cpu_seconds * (self.cpu_hour_price or 0.0) + gpu_seconds * (self.gpu_hour_price or 0.0)
         return hourly / 3600
 
-    def of(self, settings: Settings) -> ResourcesPart:
-        """The resources of a trial with these settings."""
+    def of(self, params: Mapping[str, Any]) -> ResourcesPart:
+        """The resources of a trial with these searched values."""
         overridden = self.overrides is not None and all(
-            getattr(settings, name) in values for name, values in self.overrides.when.items()
+            name in params and params[name] in values for name, values in self.overrides.when.items()
         )
         return self.kinds()["resources.overrides" if overridden else "resources"]
 
@@ -255,26 +262,69 @@ class RegisterPart(_Part):
     gate: GatePart = GatePart()
 
 
-class SweepFile(_Part):
-    """All sections of a sweep file."""
+class AnySweepFile(_Part):
+    """The sections of every sweep file, whatever it trains."""
 
     # Folders and files are named after it, and their names are limited to 255 bytes.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
-    data: DataPart
-    model: dict[str, Any] = {}
     space: dict[str, Any]
-    fidelity: FidelityPart = FidelityPart()
-    objective: ObjectivePart = ObjectivePart()
     search: SearchPart = SearchPart()
     budget: BudgetPart = BudgetPart()
     resources: ResourcesPart = ResourcesPart()
     health: dict[str, Any] = {}  # by rule: an action (note, stop, ignore), or `action` and thresholds
+
+
+class SweepFile(AnySweepFile):
+    """All sections of a sweep over photos."""
+
+    data: DataPart
+    model: dict[str, Any] = {}
+    fidelity: FidelityPart = FidelityPart()
+    objective: ObjectivePart = ObjectivePart()
     register_: RegisterPart = Field(default=RegisterPart(), alias="register")
 
 
-def known_keys(path: Sequence[Any]) -> list[str]:
-    """The keys allowed in the section of `path`."""
-    part: Any = SweepFile
+class CodeFidelityPart(_Part):
+    """How long a training is that a person's own code does."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 1
+
+
+class CodeObjectivePart(_Part):
+    """What a sweep of own code optimises: a metric that it reports."""
+
+    metric: Annotated[str, AfterValidator(_loggable)]
+    goal: Goal
+
+
+class CodeGatePart(_Part):
+    """What a candidate must show besides being better than the champion."""
+
+    approval: bool = False
+    correction: Correction = "none"
+
+
+class CodeRegisterPart(_Part):
+    """The registered model that `promote` writes to; None: one with the name of the sweep."""
+
+    model: Annotated[str, AfterValidator(_registrable)] | None = None
+    finalists: Annotated[int, Field(ge=0, le=MAX_FINALISTS)] = 3
+    seeds: Annotated[int, Field(ge=1, le=20)] = 2
+    gate: CodeGatePart = CodeGatePart()
+
+
+class CodeFile(AnySweepFile):
+    """All sections of a sweep of a person's own training code."""
+
+    trainer: str
+    params: dict[str, Any] = {}
+    fidelity: CodeFidelityPart = CodeFidelityPart()
+    objective: CodeObjectivePart
+    register_: CodeRegisterPart = Field(default=CodeRegisterPart(), alias="register")
+
+
+def known_keys(part: Any, path: Sequence[Any]) -> list[str]:
+    """The keys allowed in the section of `path` of a kind of file."""
     for step in path[:-1]:
         names = {(f.alias or name): f.annotation for name, f in part.model_fields.items()}
         part = names.get(step)

@@ -72,6 +72,16 @@ class SearchSpace(Mapping[str, Dimension]):
                 kept[name] = params[name]
         return kept
 
+    def parse(self, name: str, text: str) -> Value:
+        """A value of a dimension, from `str` of it. Raises ValueError if it is none."""
+        dimension = self[name]
+        if isinstance(dimension, Range):
+            return int(text) if dimension.is_int else float(text)
+        found = [value for value in dimension.values if str(value) == text]
+        if not found:
+            raise ValueError(f"{name} has no choice {text!r}")
+        return found[0]
+
     def contains(self, name: str, value: Any) -> bool:
         """Whether a trial could be given this value."""
         distribution = self.distributions[name]

@@ -22,7 +22,7 @@ from binsweep.models.decoding import BEST_DECODING, DECODINGS, Decoding, decode_
 from binsweep.models.metrics import Counts, count_metrics
 from binsweep.models.predictor import Predictor, calibrate
 from binsweep.models.trial_data import TrialData
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.sweep_spec import PhotoSpec
 from binsweep.search.terminal.format import format_metric
 from binsweep.search.workflows.finalists import Training, refit
 from binsweep.tracking.promotion.candidate import measure_of
@@ -54,7 +54,7 @@ class FinalModel:
     notes: list[str]
 
 
-def choose_inference(spec: SweepSpec, data: TrialData, checkpoints: Sequence[Checkpoint]) -> Inference:
+def choose_inference(spec: PhotoSpec, data: TrialData, checkpoints: Sequence[Checkpoint]) -> Inference:
     """Choose the inference of the final model; the first of `checkpoints` is the best, the others can join it.
 
     Trainings are added one by one, each time the one whose mean with those before is best (Caruana et al., Ensemble
@@ -97,7 +97,7 @@ def choose_inference(spec: SweepSpec, data: TrialData, checkpoints: Sequence[Che
 
 
 def _choose_decoding(
-    spec: SweepSpec, data: TrialData, table: NDArray[np.float32], notes: list[str]
+    spec: PhotoSpec, data: TrialData, table: NDArray[np.float32], notes: list[str]
 ) -> Decoding:
     """How the probabilities `table` [N, K] of the validation split become counts.
 
@@ -135,7 +135,7 @@ def _same_accuracy(one: Counts, other: Counts, actual: Counts) -> bool:
 
 
 def build_final_model(
-    folder: Path, spec: SweepSpec, data: TrialData, trainings: Sequence[Training], runlog: RunLog
+    folder: Path, spec: PhotoSpec, data: TrialData, trainings: Sequence[Training], runlog: RunLog
 ) -> FinalModel:
     """Build the final model from the first of `trainings`, and others that may join it."""
     checkpoints = [load_checkpoint(training.checkpoint) for training in trainings]

@@ -30,11 +30,12 @@ from binsweep.models.training_state import load_training_state
 from binsweep.models.training_work import level_work
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import BEST, LAST, TrialTask, run_trial
+from binsweep.search.execution.photo_trial import BEST, LAST, run_trial
+from binsweep.search.execution.trial import TrialTask
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
-from binsweep.search.recording.recorder import FIGURES
+from binsweep.search.recording.photo_records import FIGURES
 from binsweep.search.spec.objective import is_finite
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.sweep_spec import PhotoSpec
 from binsweep.search.terminal.format import format_duration, format_metric
 from binsweep.tracking.evaluation.figures import write_evaluation
 from binsweep.tracking.run_tags import environment_tags
@@ -82,7 +83,7 @@ class FinalistPlan:
 
 
 def plan_finalists(
-    folder: Path, spec: SweepSpec, leaders: Sequence[Mapping[str, Any]], seconds: float
+    folder: Path, spec: PhotoSpec, leaders: Sequence[Mapping[str, Any]], seconds: float
 ) -> FinalistPlan:
     """The plan of `register`; `finalists: auto` chooses the largest that takes so many seconds at most.
 
@@ -103,14 +104,16 @@ def plan_finalists(
     return plan
 
 
-def promotion_seconds(spec: SweepSpec, controller: Controller) -> float:
+def promotion_seconds(spec: PhotoSpec, controller: Controller) -> float:
     """How much of a sweep's time is kept for its promotion: for the finalists' trainings, if the present leader is
     theirs, and for what comes after. With `finalists: auto` at most a third of the time is planned for trainings."""
     leader = next(iter(controller.leaderboard()), None)
     seconds = None if leader is None else controller.training_seconds(leader.number)
     if leader is None or seconds is None or spec.budget.minutes is None:
         return GATE_SECONDS
-    each = _on_all_cores(spec, leader.settings, seconds)
+    settings = leader.levels[-1].settings
+    assert isinstance(settings, Settings)
+    each = _on_all_cores(spec, settings, seconds)
     register = spec.register
     if register.finalists == "auto":
         plan = _largest_plan(spec, MAX_AUTO_FINALISTS, each, 60 * spec.budget.minutes * MAX_AUTO_SHARE)
@@ -119,7 +122,7 @@ def promotion_seconds(spec: SweepSpec, controller: Controller) -> float:
     return GATE_SECONDS + _n_trainings(spec, plan) * each
 
 
-def _training_seconds(spec: SweepSpec, checkpoint: Checkpoint) -> float:
+def _training_seconds(spec: PhotoSpec, checkpoint: Checkpoint) -> float:
     """How long a checkpoint's training takes on all cores, by the seconds of its epoch and what epochs of earlier
     sections cost against it."""
     levels = checkpoint.levels
@@ -127,22 +130,22 @@ def _training_seconds(spec: SweepSpec, checkpoint: Checkpoint) -> float:
     return _on_all_cores(spec, checkpoint.settings, epochs * checkpoint.metrics["seconds"])
 
 
-def _on_all_cores(spec: SweepSpec, settings: Settings, seconds: float) -> float:
+def _on_all_cores(spec: PhotoSpec, settings: Settings, seconds: float) -> float:
     """How long a training takes on all cores that took so many seconds in the sweep."""
-    cpus = spec.resources.of(settings).cpus_per_trial
+    cpus = spec.resources.of(asdict(settings)).cpus_per_trial
     if threads_of(settings.trainable, cores()) > cpus:  # in the sweep, other trials had the other cores
         seconds *= max(cpus / cores() / SHARED_EFFICIENCY, 1 / cores())
     return seconds
 
 
-def _n_trainings(spec: SweepSpec, plan: FinalistPlan) -> int:
+def _n_trainings(spec: PhotoSpec, plan: FinalistPlan) -> int:
     """The trainings of a plan; `register.refit` trains what is averaged once more."""
     register = spec.register
     refits = (register.seeds if register.ensemble else 1) if register.refit else 0
     return plan.finalists * plan.seeds + min(refits, plan.seeds)
 
 
-def _largest_plan(spec: SweepSpec, leaders: int, each: float, seconds: float) -> FinalistPlan:
+def _largest_plan(spec: PhotoSpec, leaders: int, each: float, seconds: float) -> FinalistPlan:
     """The largest plan of trainings that fits. Fewer finalists are given up before fewer seeds, as seeds can also be
     averaged."""
     seeds = spec.register.seeds
@@ -173,7 +176,7 @@ def _with_settings(levels: Sequence[Level], **changes: Any) -> tuple[Level, ...]
 
 def train_finalists(
     folder: Path,
-    spec: SweepSpec,
+    spec: PhotoSpec,
     data: TrialData,
     leaders: Sequence[Mapping[str, Any]],
     plan: FinalistPlan,
@@ -213,7 +216,7 @@ def train_finalists(
 
 def _train_again(
     folder: Path,
-    spec: SweepSpec,
+    spec: PhotoSpec,
     data: TrialData,
     number: int,
     seed: int,
@@ -227,17 +230,8 @@ def _train_again(
     if not (place / DONE_FILE).exists():
         _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, fresh)
         threads = threads_of(fresh.trainable, cores())
-        task = TrialTask(
-            number,
-            fresh,
-            place,
-            spec.metric,
-            spec.goal,
-            threads,
-            rules=spec.health,
-            earlier=_with_settings(checkpoint.earlier, seed=fresh.seed),
-            image_size=checkpoint.image_size,
-        )
+        sections = _with_settings(checkpoint.levels, seed=fresh.seed)
+        task = TrialTask(number, sections, place, spec.metric, spec.goal, threads, rules=spec.health)
         diverged = False
 
         def send(epoch: int, metrics: dict[str, float]) -> bool:
@@ -291,7 +285,7 @@ def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: b
 
 
 def refit(
-    folder: Path, spec: SweepSpec, data: TrialData, training: Training, epochs: int, runlog: RunLog
+    folder: Path, spec: PhotoSpec, data: TrialData, training: Training, epochs: int, runlog: RunLog
 ) -> Training:
     """Train a training's configuration again with its seed, on train and validation together, for so many epochs.
 

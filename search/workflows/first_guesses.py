@@ -8,8 +8,8 @@ from typing import Any
 
 from binsweep.models.recommended import PREFERRED, recommended_settings
 from binsweep.models.settings import TYPES, Settings
-from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.spec.space import Choice, Range, SearchSpace
+from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
 from binsweep.search.strategy.earlier_sweeps import InitialPoint
 from binsweep.search.strategy.encoding import Encoder
 
@@ -19,13 +19,14 @@ MAX_SHARE = 0.25  # of budget.trials
 
 
 def initial_points(spec: SweepSpec) -> list[InitialPoint]:
-    """The configurations that a sweep tries first: those of its file, or else the recommended ones.
+    """The configurations that a sweep tries first: those of its file, or else the recommended ones (of
+    own code, nothing is known).
 
     An empty list in the file means none, and a grid has an order of its own.
     """
     if spec.search.initial_points is not None:
         return [InitialPoint(point) for point in spec.search.initial_points]
-    if spec.search.sampler == "grid":
+    if spec.search.sampler == "grid" or not isinstance(spec, PhotoSpec):
         return []
     count = MAX_POINTS
     if spec.budget.trials is not None:
@@ -38,7 +39,7 @@ def initial_points(spec: SweepSpec) -> list[InitialPoint]:
     return found[:count]
 
 
-def _backbones(spec: SweepSpec) -> list[str]:
+def _backbones(spec: PhotoSpec) -> list[str]:
     dimension = spec.space.get("backbone")
     return (
         [str(name) for name in dimension.values]
@@ -47,7 +48,7 @@ def _backbones(spec: SweepSpec) -> list[str]:
     )
 
 
-def _recommended_point(spec: SweepSpec, backbone: str) -> dict[str, Any]:
+def _recommended_point(spec: PhotoSpec, backbone: str) -> dict[str, Any]:
     """The point of the space that is nearest to a backbone's recommended settings.
 
     Where nothing is recommended, a range is begun in its middle and a choice at the default, or its first value.

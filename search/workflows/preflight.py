@@ -20,7 +20,8 @@ from binsweep.search.execution.resources import (
     this_machine,
     trial_resources,
 )
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.own_code.host_process import CodeError, CodeHost, HostKilledError
+from binsweep.search.spec.sweep_spec import CodeSpec, PhotoSpec, SweepSpec
 
 Runner = Literal["ray", "local"]
 
@@ -36,8 +37,11 @@ def check_before_start(
         if runner == "local" and kind.workers_per_trial > 1:
             rule = f"{path}.workers_per_trial: {kind.workers_per_trial} requested, --runner local trains in one process"
             raise UserError(rule, "omit --runner, or set it to 1")
-    for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
-        check_weights(backbone, weights)
+    if isinstance(spec, PhotoSpec):
+        for backbone, weights in itertools.product(spec.values("backbone"), spec.values("weights")):
+            check_weights(backbone, weights)
+    elif isinstance(spec, CodeSpec):
+        check_code(spec)
     if runner == "ray" and cluster is None:
         ray_temp_folder()
     nodes = [this_machine()] if cluster is None else cluster
@@ -57,3 +61,18 @@ def _check_budget(spec: SweepSpec, with_gpus: bool) -> None:
     if only_gpus_cost and not with_gpus:
         rule = "budget.money: only GPUs have a price, and no trial gets one here, so it would never be spent"
         raise UserError(rule, "add resources.cpu_hour_price, or set budget.minutes instead")
+
+
+def check_code(spec: CodeSpec) -> None:
+    """Import the training function, in a process of its own. Raises UserError if that fails."""
+    place, _, function = spec.trainer.rpartition(":")
+    file = spec.trainer_file
+    if file is not None and not file.is_file():
+        raise UserError(f"trainer: there is no file {file}", "it is looked for in the folder of the spec")
+    host = CodeHost(place, function, threads=1)
+    try:
+        host.load()
+    except (CodeError, HostKilledError, TimeoutError) as error:
+        raise UserError(f"trainer: {error}", "mend it: no trial could begin") from error
+    finally:
+        host.close()

@@ -1,4 +1,4 @@
-"""Before a sweep starts: its data, and the banks that its trials share."""
+"""Before a sweep starts: its photos, and the banks that its trials share, or its training code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, format_skipped
 from binsweep.data.parallel import Progress
 from binsweep.models.trial_data import TrialData, build_banks
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.execution.code_trial import CodeTrainer
+from binsweep.search.execution.photo_trial import PhotoTrainer
+from binsweep.search.execution.trial import Trainer
+from binsweep.search.own_code.snapshot import param_paths, take_snapshot
+from binsweep.search.recording.code_records import CodeRecords
+from binsweep.search.recording.photo_records import PhotoRecords
+from binsweep.search.recording.training_records import TrainingRecords
+from binsweep.search.spec.sweep_spec import CodeSpec, PhotoSpec, SweepSpec
 from binsweep.search.terminal.progress import ProgressBar
 from binsweep.search.workflows.sweep_data import spec_manifest
 
@@ -23,16 +30,32 @@ BANK_SETTINGS = ("backbone", "weights", "trainable", "precision", "augment", "vi
 
 @dataclass(frozen=True)
 class PreparedSweep:
-    """A spec with its data, read, checked and decoded; `home` is where the sweep is stored."""
+    """A spec with what its trials need at hand; `home` is where the sweep is stored.
+
+    The fingerprint is of all that its results depend on besides the spec: of its photos, or of its code.
+    """
 
     spec: SweepSpec
-    manifest: Manifest
-    data: TrialData
     home: Path
+    fingerprint: str
+    trainer: Trainer
+    records: TrainingRecords
 
 
 def prepare(spec: SweepSpec, home: Path) -> PreparedSweep:
-    """Read the data, check it against the spec, and build the banks that the trials share."""
+    """Read the data, or the training code, that a spec names, and check it against the spec."""
+    if isinstance(spec, CodeSpec):
+        code = take_snapshot(spec.trainer, spec.params, home)
+        return PreparedSweep(
+            spec, home, code.fingerprint, CodeTrainer(code, param_paths(spec.params)), CodeRecords(code)
+        )
+    assert isinstance(spec, PhotoSpec)
+    manifest, data = prepare_photos(spec, home)
+    return PreparedSweep(spec, home, manifest.fingerprint, PhotoTrainer(data), PhotoRecords(manifest, data))
+
+
+def prepare_photos(spec: PhotoSpec, home: Path) -> tuple[Manifest, TrialData]:
+    """Read the photos, check them against the spec, and build the banks that the trials share."""
     with ProgressBar("reading the data") as progress:
         manifest = spec_manifest(spec, home, progress)
     if manifest.skipped:
@@ -57,10 +80,10 @@ def prepare(spec: SweepSpec, home: Path) -> PreparedSweep:
             built.add(own)
             with ProgressBar(f"features of {settings.backbone}") as progress:
                 build_banks(level.settings, data.at_size(level.image_size), progress)
-    return PreparedSweep(spec, manifest, data, home)
+    return manifest, data
 
 
-def open_data(spec: SweepSpec, manifest: Manifest, home: Path) -> TrialData:
+def open_data(spec: PhotoSpec, manifest: Manifest, home: Path) -> TrialData:
     """Decode the photos for training and validation, or open their banks."""
     with ProgressBar("decoding") as progress:
         data, *others = (_open_size(manifest, size, home, progress) for size in spec.image_sizes)

@@ -14,8 +14,9 @@ from binsweep.models.pretrained import weights_licence
 from binsweep.models.trial_data import TrialData
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.history.sweep_state import STATE, find_folder, load_state
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.schema import MAX_FINALISTS
+from binsweep.search.spec.sweep_spec import PhotoSpec
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 from binsweep.search.workflows.final_model import build_final_model
 from binsweep.search.workflows.finalists import (
@@ -36,11 +37,13 @@ from binsweep.tracking.runlog.run_log import RunLog
 MAX_SEND_SECONDS = 60.0
 
 
-def sweep_manifest(sweep: str, home: Path) -> tuple[SweepSpec, Manifest]:
+def sweep_manifest(sweep: str, home: Path) -> tuple[PhotoSpec, Manifest]:
     """The spec and the data of a sweep. Raises UserError if the data have changed since it ran."""
     folder = find_folder(home, sweep)
     state = load_state(folder)
     spec = parse_spec(state["spec"], str(folder / STATE))
+    if not isinstance(spec, PhotoSpec):
+        raise UserError(f"{folder.name} trains own code: it has no photos", "name a sweep over photos")
     manifest = spec_manifest(spec, home)
     if manifest.fingerprint != state["fingerprint"]:
         raise UserError(
@@ -83,7 +86,7 @@ def promote_sweep(
 
 def _candidate(
     folder: Path,
-    spec: SweepSpec,
+    spec: PhotoSpec,
     manifest: Manifest,
     data: TrialData,
     state: dict[str, Any],
@@ -155,7 +158,7 @@ def _own_training(folder: Path, leader: Mapping[str, Any]) -> Training:
     return Training(trial_key(number), folder / leader["checkpoint"], leader["value"], number)
 
 
-def _finalist_notes(spec: SweepSpec, plan: FinalistPlan, finalists: list[Finalist]) -> list[str]:
+def _finalist_notes(spec: PhotoSpec, plan: FinalistPlan, finalists: list[Finalist]) -> list[str]:
     if not plan.finalists:
         return [f"trial {finalists[0].number} as the sweep left it, the best of many by validation"]
 

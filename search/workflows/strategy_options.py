@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from binsweep.models.levels import Level
 from binsweep.models.training_work import level_work
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.strategy.factory import StrategyOptions
+from binsweep.search.strategy.training_times import same_cost
 
 
 def strategy_options(spec: SweepSpec) -> StrategyOptions:
     """The options of the strategy that searches for a spec."""
 
     def epoch_cost(params: Mapping[str, Any], section: int) -> float:
-        return level_work(spec.levels(replace(spec.settings, **params))[section])
+        level = spec.sections(params, seed=0)[section]
+        return level_work(level) if isinstance(level, Level) else same_cost(params)
 
     return StrategyOptions(
         spec.space,

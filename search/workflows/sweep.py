@@ -6,15 +6,15 @@ import contextlib
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from binsweep.data.resource_limits import cores
-from binsweep.models.settings import Settings
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.interrupts import acknowledge_interrupt
@@ -27,7 +27,7 @@ from binsweep.search.history.sweep_state import Status, save_state
 from binsweep.search.recording.decision_log import DecisionLog
 from binsweep.search.recording.live_table import LiveTable
 from binsweep.search.recording.recorder import Recorder
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
 from binsweep.search.strategy.earlier_sweeps import FirstGuesses
 from binsweep.search.strategy.factory import open_strategy
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
@@ -90,7 +90,7 @@ def run_sweep(
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         strategy = _open_strategy(spec, folder, warm_start)
         controller = _controller(spec, strategy, folder, nodes, spent, trace)
-        if then_promote and spec.budget.minutes is not None:
+        if then_promote and spec.budget.minutes is not None and isinstance(spec, PhotoSpec):
             controller.reserve = functools.partial(promotion_seconds, spec)
         sweep = _OpenSweep(prepared, folder, runlog, controller, slots)
         interrupted = False
@@ -152,8 +152,8 @@ def _controller(
         {"CPU": float(torch.get_num_threads()), "GPU": float(torch.cuda.is_available())}
     )
 
-    def resources_of(settings: Settings) -> TrialResources:
-        return trial_resources(spec.resources.of(settings), nodes) if nodes else this_process
+    def resources_of(values: Mapping[str, Any]) -> TrialResources:
+        return trial_resources(spec.resources.of(values), nodes) if nodes else this_process
 
     # Where all trials get the same resources, the number of slots limits them.
     fit_together = functools.partial(fits, nodes=nodes) if nodes and spec.resources.overrides else None
@@ -171,21 +171,22 @@ class _OpenSweep:
         self._prepared, self._folder, self._runlog = prepared, folder, runlog
         self._controller, self._slots = controller, slots
         self._save_state("running")
-        spec, manifest, data = prepared.spec, prepared.manifest, prepared.data
-        self._recorder = Recorder(runlog, spec, folder.name, manifest, data, folder, controller, slots)
+        self._recorder = Recorder(
+            runlog, prepared.spec, folder.name, prepared.records, folder, controller, slots
+        )
         self._recorder.sweep_started()
         controller.listeners += [self._recorder, DecisionLog(folder)]
 
     def run_trials(self, runner: Runner, on_cluster: bool) -> None:
         """Run trials until the controller has no more."""
-        controller, data = self._controller, self._prepared.data
+        controller, trainer = self._controller, self._prepared.trainer
         if runner == "local":
-            run_local(controller, data)
+            run_local(controller, trainer)
             return
         from binsweep.search.ray_backend.runner import run_ray
 
         min_cpus = min(kind.cpus_per_trial for kind in self._prepared.spec.resources.kinds().values())
-        run_ray(controller, data, self._folder, min_cpus, self._slots, on_cluster)
+        run_ray(controller, trainer, self._folder, min_cpus, self._slots, on_cluster)
 
     def record_end(self) -> None:
         """Record that the runner has no more trials: the sweep is finished or suspended."""
@@ -222,8 +223,8 @@ class _OpenSweep:
         return unsent
 
     def _save_state(self, status: Status) -> None:
-        spec, manifest = self._prepared.spec, self._prepared.manifest
-        save_state(self._folder, spec, manifest, self._controller, self._runlog, status)
+        spec, fingerprint = self._prepared.spec, self._prepared.fingerprint
+        save_state(self._folder, spec, fingerprint, self._controller, self._runlog, status)
 
 
 def _send_records(runlog: RunLog, interrupted: bool) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
 from binsweep.data.parallel import Progress
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.sweep_spec import PhotoSpec
 
 
-def spec_manifest(spec: SweepSpec, home: Path, progress: Progress | None = None) -> Manifest:
+def spec_manifest(spec: PhotoSpec, home: Path, progress: Progress | None = None) -> Manifest:
     """Read a spec's source, without the train photos that `data.exclude` names.
 
     Raises UserError like `load_manifest`, and if the file cannot be read or names no photo of the source.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from binsweep.data.errors import UserError
-from binsweep.models.settings import Settings
 from binsweep.search.history.sweep_state import find_folder, load_state
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
 from binsweep.search.strategy.base import Record
 from binsweep.search.strategy.earlier_sweeps import (
     EarlierSweep,
@@ -74,7 +74,7 @@ def _read(folder: Path, spec: SweepSpec) -> EarlierResults:
         raise UserError(f"--warm-start: no trial of {folder.name} has a value yet", hint)
     fitting, misfits = [], Counter[str]()
     for record in records:
-        settings = asdict(before.trial_settings(record.params, seed=0))
+        settings = before.trial_values(record.params)
         params = spec.space.active(settings)
         misfit = next((name for name in params if not spec.space.contains(name, params[name])), None)
         if misfit is None:
@@ -126,11 +126,15 @@ def _differences(earlier: EarlierResults, spec: SweepSpec, fingerprint: str) -> 
     """Why no value of an earlier sweep counts in the new one."""
     reasons = []
     if earlier.fingerprint != fingerprint:
-        reasons.append("other data")
-    if earlier.spec.data.image_size != spec.data.image_size:
-        reasons.append(f"data.image_size {earlier.spec.data.image_size}")
-    if earlier.spec.fidelity != spec.fidelity:
-        reasons.append("other fidelity levels")
+        reasons.append("other data" if isinstance(spec, PhotoSpec) else "other code or data")
+    before = earlier.spec
+    if type(before) is not type(spec):
+        reasons.append("another kind of training")
+    if isinstance(before, PhotoSpec) and isinstance(spec, PhotoSpec):
+        if before.data.image_size != spec.data.image_size:
+            reasons.append(f"data.image_size {before.data.image_size}")
+        if before.fidelity != spec.fidelity:
+            reasons.append("other fidelity levels")
     if earlier.spec.metric != spec.metric:
         reasons.append(f"objective.metric {earlier.spec.metric}")
     return reasons
@@ -138,9 +142,9 @@ def _differences(earlier: EarlierResults, spec: SweepSpec, fingerprint: str) -> 
 
 def _other_settings(settings: dict[str, Any], spec: SweepSpec) -> list[str]:
     """The settings of an earlier trial that differ from those that the new sweep fixes."""
-    searched = spec.space.active(settings)
-    names = [field.name for field in fields(Settings) if field.name != "seed" and field.name not in searched]
-    return [f"{name} {settings[name]}" for name in names if settings[name] != getattr(spec.settings, name)]
+    searched, fixed = spec.space.active(settings), spec.trial_values({})
+    names = [name for name in fixed if name != "seed" and name not in searched]
+    return [f"{name} {settings.get(name)}" for name in names if settings.get(name) != fixed[name]]
 
 
 def _as_prior(earlier: EarlierResults, trials: list[tuple[Record, dict[str, Any]]]) -> EarlierSweep:

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from binsweep.models.levels import Level
 from binsweep.models.train import train
+from binsweep.search.execution.photo_trial import run_trial
 from binsweep.search.execution.resources import TrialResources
-from binsweep.search.execution.trial import TrialTask, run_trial
+from binsweep.search.execution.trial import TrialTask
 
 Curve = list[dict[str, float]]
 
@@ -28,7 +30,15 @@ def together(folder: Path, rank: int, size: int, backend: str) -> Curve:
 def beside(folder: Path, rank: int) -> Curve:
     data, settings = pickle.loads((folder / "job").read_bytes())
     resources = TrialResources({"CPU": 1.0, "GPU": 0.5})
-    task = TrialTask(rank, settings, folder / f"trial-{rank}", "val_loss", "minimize", 1, resources=resources)
+    task = TrialTask(
+        rank,
+        (Level(settings, data.image_size),),
+        folder / f"trial-{rank}",
+        "val_loss",
+        "minimize",
+        1,
+        resources=resources,
+    )
     curve: Curve = []
     run_trial(task, data, lambda epoch, metrics: curve.append(metrics) is None)
     curve[-1]["most_memory"] = torch.cuda.max_memory_reserved()

@@ -23,13 +23,15 @@ import binsweep.models.train
 from binsweep.models.augment import augment_images
 from binsweep.models.batches import FeatureBatches, PixelBatches
 from binsweep.models.checkpoint import model_from_checkpoint
+from binsweep.models.levels import Level
 from binsweep.models.precision import Precision, disable_tf32, release_gpu_memory
 from binsweep.models.settings import Settings
 from binsweep.models.train import Snapshot, TrainOptions, train
 from binsweep.models.training_state import TrainingState, load_training_state
 from binsweep.models.trial_data import TrialData
+from binsweep.search.execution.photo_trial import out_of_memory, run_trial
 from binsweep.search.execution.resources import TrialResources
-from binsweep.search.execution.trial import TrialTask, out_of_memory, run_trial
+from binsweep.search.execution.trial import TrialTask
 
 Curve = list[dict[str, float]]
 Measured = Callable[[str], None]
@@ -325,9 +327,10 @@ def test_a_gpu_that_does_not_tell_its_use_ends_no_trial(
             assert last["system/gpu_0_memory_usage_percentage"] > 0
 
 
-def task_of(settings: Settings, folder: Path, gpus: float) -> TrialTask:
+def task_of(settings: Settings, data: TrialData, folder: Path, gpus: float) -> TrialTask:
     resources = TrialResources({"CPU": 1.0, "GPU": gpus})
-    return TrialTask(0, settings, folder, "val_loss", "minimize", 1, resources=resources)
+    sections = (Level(settings, data.image_size),)
+    return TrialTask(0, sections, folder, "val_loss", "minimize", 1, resources=resources)
 
 
 def test_out_of_memory_goes_to_micro_batches(many: TrialData, tmp_path: Path, measured: Measured) -> None:
@@ -339,7 +342,7 @@ def test_out_of_memory_goes_to_micro_batches(many: TrialData, tmp_path: Path, me
     try:
         gib = 1.5 + before / 2**30
         run_trial(
-            task_of(settings, tmp_path, gib * 2**30 / total),
+            task_of(settings, many, tmp_path, gib * 2**30 / total),
             many,
             lambda epoch, metrics: curve.append(metrics) is None,
         )

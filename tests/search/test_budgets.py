@@ -4,14 +4,13 @@ import copy
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from untimed import Untimed
 
-from binsweep.models.settings import Settings
 from binsweep.search.execution.budget import BudgetTracker, ResourceUsage
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import TrialResources
@@ -289,8 +288,8 @@ def test_a_machine_that_sleeps_spends_no_budget(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) -> None:
-    def trial_resources(settings: Settings) -> TrialResources:
-        return TrialResources({"CPU": 1.0, "GPU": float(settings.lr > 0.1)})
+    def trial_resources(values: Mapping[str, Any]) -> TrialResources:
+        return TrialResources({"CPU": 1.0, "GPU": float(values["lr"] > 0.1)})
 
     def fits(shares: Sequence[TrialResources]) -> bool:
         return (

@@ -13,8 +13,9 @@ import torch
 from untimed import Untimed
 
 import binsweep.search.execution.controller
-import binsweep.search.execution.trial
+import binsweep.search.execution.photo_trial
 from binsweep.models.health_rules import RULES, HealthFinding, HealthRule
+from binsweep.models.levels import Level
 from binsweep.models.settings import Settings
 from binsweep.models.train import Report, TrainOptions, train
 from binsweep.models.training_state import TrainingState
@@ -22,7 +23,8 @@ from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.health import keep_findings, write_table
 from binsweep.search.execution.interrupts import acknowledge_interrupt, interrupt
-from binsweep.search.execution.trial import BEST, ERROR, LAST, ONE_CORE, TrialTask, run_attempts, run_trial
+from binsweep.search.execution.photo_trial import BEST, LAST, run_attempts, run_trial
+from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask
 from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.strategy.base import Decision, Outcome, Record, Strategy, Suggestion, Verdict
@@ -252,9 +254,11 @@ def test_what_is_still_paused_at_the_end_is_stopped(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> TrialTask:
+def task(tmp_path: Path, trial_data: TrialData) -> TrialTask:
     settings = parse_spec(RAW).trial_settings({"lr": 0.01, "epochs": 3}, seed=0)
-    return TrialTask(0, settings, tmp_path / "trial", "val_accuracy", "maximize", 1)
+    return TrialTask(
+        0, (Level(settings, trial_data.image_size),), tmp_path / "trial", "val_accuracy", "maximize", 1
+    )
 
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
@@ -268,7 +272,7 @@ def give_memory_for(enough: int, monkeypatch: pytest.MonkeyPatch, error: Excepti
             raise error
         train(settings, data, report, options)
 
-    monkeypatch.setattr(binsweep.search.execution.trial, "train", limited)
+    monkeypatch.setattr(binsweep.search.execution.photo_trial, "train", limited)
 
 
 def test_out_of_memory_trains_in_smaller_parts(

@@ -9,7 +9,8 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
 from binsweep.data.split import Split
 from binsweep.search.cli.data import _read_ids
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.workflows.sweep_data import spec_manifest
 
 

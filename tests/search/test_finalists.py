@@ -12,13 +12,16 @@ import torch
 from binsweep.data.errors import UserError
 from binsweep.models.batches import JoinedBatches
 from binsweep.models.checkpoint import Checkpoint, load_checkpoint
+from binsweep.models.levels import Level
 from binsweep.models.settings import Settings
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import ONE_CORE, TrialTask, run_trial
+from binsweep.search.execution.photo_trial import run_trial
+from binsweep.search.execution.trial import ONE_CORE, TrialTask
 from binsweep.search.history.run_keys import trial_key, trial_number
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.schema import BudgetPart
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.workflows.final_model import build_final_model, choose_inference
 from binsweep.search.workflows.finalists import (
     Finalist,
@@ -58,7 +61,11 @@ def swept(
         settings = Settings(lr=0.01, batch_size=16, epochs=4, seed=number)
         place = folder / f"trial-000{number}"
         run_trial(
-            TrialTask(number, settings, place, "val_accuracy", "maximize", 1), trial_data, lambda e, m: True
+            TrialTask(
+                number, (Level(settings, trial_data.image_size),), place, "val_accuracy", "maximize", 1
+            ),
+            trial_data,
+            lambda e, m: True,
         )
         best = f"{place.name}/best.pt"
         value = load_checkpoint(folder / best).metrics["val_accuracy"]
@@ -98,7 +105,11 @@ def test_they_are_trained_again_and_go_on_where_they_were_cut_short(
     # As if nothing had happened.
     again = Settings(**{**vars(load_checkpoint(cut.with_name("best.pt")).settings)})
     whole = tmp_path / "whole"
-    run_trial(TrialTask(0, again, whole, "val_accuracy", "maximize", 1), trial_data, lambda e, m: True)
+    run_trial(
+        TrialTask(0, (Level(again, trial_data.image_size),), whole, "val_accuracy", "maximize", 1),
+        trial_data,
+        lambda e, m: True,
+    )
     first, second = load_checkpoint(whole / "best.pt"), load_checkpoint(cut.with_name("best.pt"))
     assert first.epoch == second.epoch
     torch.testing.assert_close(first.log_probabilities, second.log_probabilities)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from real_sweeps import run_here
 
 from binsweep.models.network import ARCHITECTURES
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.workflows.first_guesses import MAX_POINTS, initial_points
 
 LR = {"low": 1e-4, "high": 0.1, "log": True}

@@ -13,7 +13,8 @@ import pytest
 
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask, is_disk_full, run_trial
+from binsweep.search.execution.photo_trial import run_trial
+from binsweep.search.execution.trial import ERROR, ONE_CORE, TrialTask, is_disk_full
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_state import load_state
 from binsweep.search.spec.parser import parse_spec
@@ -92,8 +93,7 @@ def test_a_trial_whose_files_do_not_fit_leaves_no_reason_and_no_half_file(
     folder = small_disk / "trial-0000"
     folder.mkdir()
     fill(small_disk)
-    settings = spec.trial_settings({"lr": 0.01}, seed=0)
-    task = TrialTask(0, settings, folder, "val_accuracy", "maximize", 1)
+    task = TrialTask(0, spec.sections({"lr": 0.01}, seed=0), folder, "val_accuracy", "maximize", 1)
     with pytest.raises((OSError, RuntimeError)) as refused:
         run_trial(task, trial_data, lambda epoch, metrics: True)
     assert is_disk_full(refused.value) and not list(folder.iterdir())

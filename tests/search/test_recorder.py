@@ -10,7 +10,9 @@ import pytest
 
 import binsweep.search.recording.recorder
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import BEST, ONE_CORE
+from binsweep.search.execution.photo_trial import BEST
+from binsweep.search.execution.trial import ONE_CORE
+from binsweep.search.recording.photo_records import PhotoRecords
 from binsweep.search.recording.recorder import MAX_KEPT_CHECKPOINTS, Recorder
 from binsweep.search.spec.parser import parse_spec
 
@@ -42,8 +44,16 @@ def controller(tmp_path: Path) -> Controller:
 
 @pytest.fixture
 def recorder(controller: Controller, tmp_path: Path) -> Recorder:
-    manifest = SimpleNamespace(fingerprint="f", items=[None] * 1234, source="./bins")
-    parts: Any = (Delivered(), parse_spec(RAW), "small-1", manifest, None, tmp_path, controller)
+    manifest: Any = SimpleNamespace(fingerprint="f", items=[None] * 1234, source="./bins", summary=dict)
+    data: Any = None
+    parts: Any = (
+        Delivered(),
+        parse_spec(RAW),
+        "small-1",
+        PhotoRecords(manifest, data),
+        tmp_path,
+        controller,
+    )
     return Recorder(*parts)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_large_trials_get_their_own_and_others_no_gpu() -> None:
     resources = ResourcesPart(memory_gib_per_trial=2, overrides=large)
 
     def got(**settings: str) -> Mapping[str, float]:
-        return trial_resources(resources.of(Settings(**settings)), [HEAD, NODE]).each
+        return trial_resources(resources.of(asdict(Settings(**settings))), [HEAD, NODE]).each
 
     small = {"CPU": 1.0, "GPU": 0.0, "memory": 2.0**31}
     assert got(backbone="resnet50", trainable="all") == {"CPU": 2.0, "GPU": 1.0, "memory": 2.0**31}

@@ -24,8 +24,8 @@ def first_loss(source: str, home: Path) -> tuple[str, list[Any], float]:
         losses.append(metrics["train_loss"])
         return False
 
-    train(Settings(weights="none", batch_size=8, lr=0.01, epochs=3), prepared.data, report)
-    manifest = prepared.manifest
+    train(Settings(weights="none", batch_size=8, lr=0.01, epochs=3), prepared.trainer.data, report)
+    manifest = prepared.records.manifest
     return manifest.fingerprint, [item.split for item in manifest.items], losses[0]
 
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from binsweep.data.errors import UserError
-from binsweep.models.settings import Settings
 from binsweep.search.spec.parser import load_spec, parse_spec
 from binsweep.search.spec.renamed_keys import translate_renamed_keys
 from binsweep.search.spec.schema import ENDING_LIMITS
@@ -279,8 +278,8 @@ def test_a_spec_that_was_stored_when_trials_had_a_default_is_read() -> None:
 
 def test_overrides_are_checked_against_the_trials_that_they_apply_to(tmp_path: Path) -> None:
     raw = broken("resources.overrides", {"when": {"batch_size": [64]}, "workers_per_trial": 20})
-    assert parse_spec(raw).resources.of(Settings(batch_size=64)).workers_per_trial == 20
-    assert parse_spec(raw).resources.of(Settings(batch_size=32)).workers_per_trial == 1
+    assert parse_spec(raw).resources.of({"batch_size": 64}).workers_per_trial == 20
+    assert parse_spec(raw).resources.of({"batch_size": 32}).workers_per_trial == 1
     raw["resources"]["overrides"]["when"] = {"weights": ["own.pth"]}  # of this file's folder, as in the space
     raw["space"]["weights"] = ["imagenet", "own.pth"]
     raw["resources"]["overrides"]["workers_per_trial"] = 2

@@ -15,7 +15,8 @@ from recorded_sweeps import Recorded
 from binsweep.data.errors import UserError
 from binsweep.search.history.run_log_reader import resources_spent
 from binsweep.search.history.sweep_state import find_unfinished, folders_by_age, load_state
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.tracking.runlog.run_log import RunLog
 from binsweep.tracking.runlog.spool import Spool, owner_of
 

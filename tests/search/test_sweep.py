@@ -26,7 +26,8 @@ from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_history import as_json
 from binsweep.search.history.sweep_state import find_folder, load_state
 from binsweep.search.report.sweep_report import describe
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.workflows.predict import predict_images
 from binsweep.search.workflows.preflight import Runner, check_before_start
 from binsweep.search.workflows.prepare import prepare

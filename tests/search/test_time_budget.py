@@ -62,11 +62,12 @@ class Sweep:
 
     def level(self, task: TrialTask, epoch: int) -> tuple[Settings, int]:
         """The settings of the section that an epoch is in, and its number in it."""
-        for level in task.earlier:
+        *earlier, last = task.sections
+        for level in earlier:
             if epoch <= level.settings.epochs:
                 return level.settings, epoch
             epoch -= level.settings.epochs
-        return task.settings, epoch
+        return last.settings, epoch
 
     def epoch_seconds(self, task: TrialTask, epoch: int) -> float:
         settings, _ = self.level(task, epoch)
@@ -76,7 +77,7 @@ class Sweep:
     def value(self, task: TrialTask, epoch: int) -> float:
         settings, epoch = self.level(task, epoch)
         part = {"head": 0.3, "last_stage": 0.36, "all": 0.42}[settings.trainable]
-        away = abs(math.log10(task.settings.lr) + 2.5)
+        away = abs(math.log10(task.sections[-1].settings.lr) + 2.5)
         return part - 0.05 * away - 0.1 / epoch
 
     def run(self, workers: int, until: float = math.inf) -> float:

@@ -9,7 +9,8 @@ import yaml
 from real_sweeps import run_here
 
 from binsweep.data.errors import UserError
-from binsweep.search.spec.parser import SweepSpec, parse_spec
+from binsweep.search.spec.parser import parse_spec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.strategy.base import Outcome
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.workflows.warm_start import WarmStart, earlier_folders, make_warm_start, read_earlier

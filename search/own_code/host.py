@@ -1,0 +1,144 @@
+"""The process that own training code runs in: `python -m binsweep.search.own_code.host FD`.
+
+It serves one trial after the other, so that a process and its imports are paid for once. What the code prints, leaves
+behind, or breaks stays in here: the worker that has started this process sees to it (`host_process`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from binsweep.search.own_code.load import LoadError, describe_error, load_function
+from binsweep.search.own_code.trial import ReportError, Trial, TrialEnded, TrialStart, returned_metrics
+
+_foreign_writes: list[str] = []  # files that own code opened for writing outside of its folder
+_allowed: list[str] = []  # prefixes of the paths in which it may
+
+
+def main() -> None:
+    """Serve the connection of the inherited file descriptor until it is closed."""
+    connection = Connection(int(sys.argv[1]))
+    sys.argv = ["train"]
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    sys.addaudithook(_watch_writes)
+    while True:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        kind, *arguments = message
+        answer = _train(connection, *arguments) if kind == "train" else _load(*arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            connection.send(answer)
+        except OSError:
+            os._exit(0)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process and its children when the worker is gone: in the middle of an epoch, nothing else tells."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _seed_everything(seed: int) -> None:
+    """Seed the global generators of what is imported: own code that uses them is repeatable."""
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed % 2**32)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(seed)
+
+
+def _load(place: str, function: str) -> tuple[Any, ...]:
+    try:
+        load_function(place, function)
+    except LoadError as error:
+        return ("failed", str(error), "".join(traceback.format_exception(error.__cause__ or error)), False)
+    return ("ended", {})
+
+
+def _train(
+    connection: Connection, place: str, function: str, start: TrialStart, marker: bytes
+) -> tuple[Any, ...]:
+    def send(epoch: int, metrics: dict[str, float], saved: bool) -> bool:
+        foreign, _foreign_writes[:] = list(_foreign_writes), []
+        connection.send(("report", epoch, metrics, saved, foreign))
+        try:
+            return bool(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)  # the worker is gone
+
+    work = start.folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    _allowed[:] = [
+        f"{start.folder}/",
+        f"{tempfile.gettempdir()}/",
+        "/dev/",
+        "/proc/",
+        str(Path.home() / ".cache"),
+    ]
+    os.chdir(work)
+    trial = Trial(start, send)
+    try:
+        train = load_function(place, function)
+        assert train is not None
+        _seed_everything(start.seed)
+        _foreign_writes.clear()
+        returned = train(trial)
+        metrics = {} if trial._epoch >= start.first_epoch else returned_metrics(returned, start.metric)
+        if metrics is None and start.first_epoch <= start.last_epoch:
+            raise ReportError(
+                f"{function} ended without a report: call trial.report({{{start.metric!r}: ...}})"
+            )
+        if metrics:
+            trial.report(metrics)
+        return ("ended", {})
+    except TrialEnded:
+        return ("ended", {})
+    except LoadError as error:
+        return ("failed", str(error), "".join(traceback.format_exception(error.__cause__ or error)), False)
+    except BaseException as error:  # SystemExit, too: the process goes on
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        details = "".join(traceback.format_exception(error))
+        reason = describe_error(error, place)
+        if isinstance(error, SystemExit):
+            reason = f"SystemExit: it called sys.exit({error.code!r})"
+        return ("failed", reason, details, full)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            os.write(1, marker)  # behind all that the trial has printed
+
+
+def _watch_writes(event: str, arguments: tuple[Any, ...]) -> None:
+    """Note files that are opened for writing outside of the trial's folder: trials at once would share them."""
+    if event != "open" or not _allowed:
+        return
+    path, mode, flags = arguments
+    writes = isinstance(mode, str) and any(letter in mode for letter in "wax+")
+    writes = writes or (mode is None and isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR)))
+    if not writes or not isinstance(path, str) or len(_foreign_writes) >= 8:
+        return
+    full = str(Path(path).absolute())
+    if not full.startswith(tuple(_allowed)) and "__pycache__" not in full:
+        _foreign_writes.append(full)
+
+
+if __name__ == "__main__":
+    main()
