@@ -41,10 +41,14 @@ def promote_and_print(
         print(f"\n{model} version {decision.version}: {state}")
     for note in decision.notes:
         print(f"  {note}")
-    print(f"  on {decision.images} photos of the test split (95 % intervals by bootstrap):")
+    print(f"  on {decision.images} {decision.unit} of the test split (95 % intervals by bootstrap):")
     columns = {"candidate": decision.candidate}
     if decision.champion is not None:
-        where = "" if decision.compared == decision.images else f", on {decision.compared} of these photos"
+        where = (
+            ""
+            if decision.compared == decision.images
+            else f", on {decision.compared} of these {decision.unit}"
+        )
         columns[f"champion before (version {decision.champion_version}{where})"] = decision.champion
     columns["constant guess"] = decision.guess
     for name, scores in columns.items():
@@ -66,17 +70,20 @@ def scores_line(scores: Mapping[str, float], intervals: Mapping[str, tuple[float
             f" ({low} to {high})" if key in intervals else ""
         )
 
-    return ", ".join(one(key) for key in SCORE_NAMES)
+    return ", ".join(one(key) for key in SCORE_NAMES if key in scores)
 
 
 def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any] | None:
     """Serve the champion and predict one bin; None if there is no champion."""
+    from binsweep.search.history.sweep_state import find_folder, load_state
     from binsweep.search.workflows.promote import sweep_manifest
     from binsweep.tracking.registry.photo_splits import seen_by
     from binsweep.tracking.registry.versions import champion_of
     from binsweep.tracking.serving.model_server import predict as ask
     from binsweep.tracking.serving.model_server import serve_model
 
+    if "trainer" in load_state(find_folder(home, sweep_id))["spec"]:
+        return None  # what its model is asked is known to its code alone; the gate has served it
     spec, manifest = sweep_manifest(sweep_id, home)
     champion = champion_of(uri, spec.model_name)
     if champion is None:

@@ -122,8 +122,8 @@ def sweep(
     if as_json:
         print(json.dumps(answer))
     else:
-        has_champion = answer.get("proof") is not None
-        _print_next_commands(home, result.id, loaded.model_name, then_promote, has_champion)
+        has_champion = answer.get("proof") is not None or answer.get("promotion", {}).get("promoted", False)
+        _print_next_commands(home, result.id, loaded, then_promote, has_champion)
 
 
 def _print_dry_run(spec: SweepSpec) -> None:
@@ -183,10 +183,14 @@ def _answer(result: SweepResult) -> dict[str, Any]:
     return {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
 
 
-def _print_next_commands(home: Path, sweep_id: str, model: str, promoted: bool, has_champion: bool) -> None:
+def _print_next_commands(
+    home: Path, sweep_id: str, spec: SweepSpec, promoted: bool, has_champion: bool
+) -> None:
     """The commands after a sweep. Once it was promoted, those for the champion are left out if there is none."""
     from binsweep.search.spec.schema import DEFAULT_MODEL
+    from binsweep.search.spec.sweep_spec import PhotoSpec
 
+    model = spec.model_name
     quoted = shlex.quote(model)
     serve, predict = "binsweep serve", "binsweep predict PHOTO.jpg"
     if model != DEFAULT_MODEL:
@@ -195,7 +199,9 @@ def _print_next_commands(home: Path, sweep_id: str, model: str, promoted: bool, 
     if not promoted:
         commands[f"binsweep promote {sweep_id}"] = "test the best model, make it champion if it is better"
     if has_champion or not promoted:
-        commands |= {serve: "serve the champion", predict: "count the items in a photo"}
+        commands[serve] = "serve the champion"
+        if isinstance(spec, PhotoSpec):
+            commands[predict] = "count the items in a photo"
     width = max(31, *map(len, commands))
     print("\nnext:")
     for command, purpose in commands.items():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import inspect
 import os
 import random
 import signal
@@ -16,6 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,7 @@ def main() -> None:
         except (EOFError, OSError):
             os._exit(0)
         kind, *arguments = message
-        answer = _train(connection, *arguments) if kind == "train" else _load(*arguments)
+        answer = _train(connection, *arguments) if kind == "train" else _call(CALLS[kind], *arguments)
         sys.stdout.flush()
         sys.stderr.flush()
         try:
@@ -64,12 +67,59 @@ def _seed_everything(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def _load(place: str, function: str) -> tuple[Any, ...]:
+def _call(function: Callable[..., Any], place: str, *arguments: Any) -> tuple[Any, ...]:
+    """Call something on own code; what it returns or raises goes back."""
     try:
-        load_function(place, function)
+        return ("ended", function(place, *arguments))
     except LoadError as error:
         return ("failed", str(error), "".join(traceback.format_exception(error.__cause__ or error)), False)
-    return ("ended", {})
+    except BaseException as error:  # SystemExit, too: the process goes on
+        return ("failed", describe_error(error, place), "".join(traceback.format_exception(error)), False)
+
+
+def _load(place: str, names: Sequence[str]) -> list[str]:
+    """Import a module; returns which of these functions it has. The first one is required."""
+    required, *others = names
+    load_function(place, required)
+    return [required, *(name for name in others if load_function(place, name, required=False) is not None)]
+
+
+def _predict(place: str, checkpoint: Path, split: str, params: dict[str, Any]) -> dict[str, list[Any]]:
+    """The table of `predict(checkpoint, split)` as plain lists, by column."""
+    table = _with_params(place, "predict", params)(checkpoint, split)
+    if hasattr(table, "to_dict"):  # a DataFrame
+        return {str(name): _plain(table[name]) for name in table.columns}
+    if isinstance(table, Mapping):
+        return {str(name): _plain(column) for name, column in table.items()}
+    if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table) and table:
+        return {str(name): _plain([row.get(name) for row in table]) for name in table[0]}
+    raise TypeError(f"predict returned a {type(table).__name__}: return a DataFrame, or a dict of columns")
+
+
+def _save_model(
+    place: str, checkpoint: Path, params: dict[str, Any], folder: Path, code: Sequence[Path]
+) -> None:
+    from binsweep.tracking.registry.own_model import save_own_model  # imports MLflow
+
+    save_own_model(_with_params(place, "model", params)(checkpoint), folder, code)
+
+
+def _with_params(place: str, name: str, params: dict[str, Any]) -> Callable[..., Any]:
+    """A function of own code, which is given the trial's params if it has a parameter of that name."""
+    function = load_function(place, name)
+    assert function is not None
+    if "params" in inspect.signature(function).parameters:
+        return functools.partial(function, params=params)
+    return function
+
+
+def _plain(column: Any) -> list[Any]:
+    """A column as a list without types of other libraries."""
+    values = column.tolist() if hasattr(column, "tolist") else list(column)
+    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
+
+
+CALLS: dict[str, Callable[..., Any]] = {"load": _load, "predict": _predict, "model": _save_model}
 
 
 def _train(

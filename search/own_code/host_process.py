@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -28,6 +28,7 @@ OUTPUT = "output.txt"
 KEPT_BYTES = 128 * 1024  # of the beginning of a trial's output, and of its end
 MAX_UNWIND_SECONDS = 5.0  # for own code to return after its trial has ended
 MAX_LOAD_SECONDS = 300.0  # for its imports
+MAX_CALL_SECONDS = 3600.0  # for the predictions of a split, and for making the model
 MAX_DRAIN_SECONDS = 2.0
 # Helpers of Python's multiprocessing and of joblib, which stay by design.
 HELPERS = ("resource_tracker", "forkserver")
@@ -65,10 +66,38 @@ class CodeHost:
         self._connection: Connection | None = None
         self._output = _Output()
 
-    def load(self) -> None:
-        """Import the function. Raises CodeError if that fails."""
-        self._ask(("load", self.place, self.function))
-        self._answer(time.monotonic() + MAX_LOAD_SECONDS, "its imports have not ended")
+    def load(self, *optional: str) -> list[str]:
+        """Import the module; returns the training function, and which of the `optional` ones it has.
+
+        Raises CodeError if that fails.
+        """
+        names = self._call(MAX_LOAD_SECONDS, "its imports have not ended", "load", [self.function, *optional])
+        return list(names)
+
+    def predict(self, checkpoint: Path, split: str, params: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The table of its `predict(checkpoint, split)`, by column. Raises CodeError if that fails."""
+        late = "its predict has not ended"
+        table: dict[str, list[Any]] = self._call(
+            MAX_CALL_SECONDS, late, "predict", checkpoint, split, dict(params)
+        )
+        return table
+
+    def save_model(
+        self, checkpoint: Path, params: Mapping[str, Any], folder: Path, code: Sequence[Path]
+    ) -> None:
+        """Save what its `model(checkpoint)` returns into `folder`. Raises CodeError if that fails."""
+        late = "its model has not ended"
+        self._call(MAX_CALL_SECONDS, late, "model", checkpoint, dict(params), folder, list(code))
+
+    def _call(self, seconds: float, late: str, what: str, *arguments: Any) -> Any:
+        self._ask((what, self.place, *arguments))
+        try:
+            kind, *content = self._receive(time.monotonic() + seconds, late)
+        except TimeoutError as error:
+            self.close()
+            raise CodeError(f"{late} after {seconds:g} s") from error
+        self._raise_failure(kind, content)
+        return content[0]
 
     def train(self, start: TrialStart, report: Report, deadline: Callable[[], float | None]) -> TrialEnd:
         """Run one trial; `report` is called for each epoch.
@@ -178,10 +207,6 @@ class CodeHost:
                 raise CodeError(f"its process ended with exit code {code}") from error
             name = signal.Signals(-code).name
             raise HostKilledError(f"its process was ended by {name}") from error
-
-    def _answer(self, deadline: float, late: str) -> None:
-        kind, *content = self._receive(deadline, late)
-        self._raise_failure(kind, content)
 
     def _raise_failure(self, kind: str, content: list[Any]) -> None:
         if kind == "failed":

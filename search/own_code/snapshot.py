@@ -8,7 +8,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,40 @@ def take_snapshot(trainer: str, params: Mapping[str, Any], home: Path) -> CodeSn
     file or module.
     """
     place, _, function = trainer.rpartition(":")
-    digest = hashlib.sha256()
-    _add_params(digest, params)
     if not place.endswith(".py"):
-        digest.update(_installed_file(place).read_bytes())
-        return CodeSnapshot(place, function, digest.hexdigest(), ())
+        installed = CodeSnapshot(place, function, "", ())
+        return replace(installed, fingerprint=code_fingerprint(installed, params))
     file = Path(place)
     if not file.is_file():
         raise UserError(f"trainer: there is no file {file}", "it is looked for next to the spec")
     found = own_files(file)
-    for path in found:
-        digest.update(f"{path.relative_to(file.parent)}\0".encode() + path.read_bytes() + b"\0")
-    fingerprint = digest.hexdigest()
+    present = CodeSnapshot(place, function, "", tuple(str(path.relative_to(file.parent)) for path in found))
+    fingerprint = code_fingerprint(present, params)
     target = home / "code" / fingerprint[:16]
     if not target.is_dir():
         _copy(found, file.parent, target)
-    names = tuple(str(path.relative_to(file.parent)) for path in found)
-    return CodeSnapshot(str(target / file.name), function, fingerprint, names)
+    return replace(present, place=str(target / file.name), fingerprint=fingerprint)
+
+
+def code_fingerprint(code: CodeSnapshot, params: Mapping[str, Any]) -> str:
+    """What identifies code and the content of the files that its params name."""
+    digest = hashlib.sha256()
+    _add_params(digest, params)
+    if not code.files:
+        digest.update(_installed_file(code.place).read_bytes())
+    root = Path(code.place).parent
+    for name in sorted(code.files):
+        digest.update(f"{name}\0".encode() + (root / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def stored_snapshot(trainer: str, folder: Path, fingerprint: str) -> CodeSnapshot:
+    """The code of a sweep that ran, in a `folder` of its own; of an installed module the present one."""
+    place, _, function = trainer.rpartition(":")
+    if not place.endswith(".py"):
+        return CodeSnapshot(place, function, fingerprint, ())
+    names = tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py")))
+    return CodeSnapshot(str(folder / Path(place).name), function, fingerprint, names)
 
 
 def own_files(file: Path) -> list[Path]:

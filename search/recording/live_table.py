@@ -16,10 +16,11 @@ from binsweep.models.health_rules import HealthFinding
 from binsweep.search.execution.budget import seconds_at_pace
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial_record import TrialRecord
-from binsweep.search.spec.sweep_spec import SweepSpec
+from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
 from binsweep.search.terminal.format import format_count, format_duration, format_metric, format_value
 
 MAX_ROWS = 10
+SECOND_METRIC = "val_rmse"  # on the leaderboard of a sweep over photos, too
 STATE_STYLES = {
     "running": "cyan",
     "waiting": "blue",
@@ -35,15 +36,19 @@ def leaderboard_table(
 ) -> Table:
     """A table of the first `rows` of the given trials."""
     table = Table(title=title, title_justify="left", expand=False)
-    for name in ("#", "trial", spec.metric, "val_rmse", "trained", "state", *spec.space):
-        right = name in ("#", "trial", spec.metric, "val_rmse", "trained")
+    metrics = [
+        spec.metric,
+        *([SECOND_METRIC] if isinstance(spec, PhotoSpec) and spec.metric != SECOND_METRIC else []),
+    ]
+    for name in ("#", "trial", *metrics, "trained", "state", *spec.space):
+        right = name in ("#", "trial", *metrics, "trained")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for place, trial in enumerate(trials[:rows], 1):
         table.add_row(
             str(place),
             str(trial.number),
             format_metric(spec.metric, trial.value),
-            format_metric("val_rmse", trial.metrics.get("val_rmse")),
+            *(format_metric(name, trial.metrics.get(name)) for name in metrics[1:]),
             f"{trial.epochs_done}/{trial.last_epoch}",
             Text(trial.state, STATE_STYLES[trial.state]),
             *(format_value(trial.params.get(name, "-")) for name in spec.space),

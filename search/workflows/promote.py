@@ -16,7 +16,7 @@ from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.history.sweep_state import STATE, find_folder, load_state
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.schema import MAX_FINALISTS
-from binsweep.search.spec.sweep_spec import PhotoSpec
+from binsweep.search.spec.sweep_spec import CodeSpec, PhotoSpec
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 from binsweep.search.workflows.final_model import build_final_model
 from binsweep.search.workflows.finalists import (
@@ -28,6 +28,7 @@ from binsweep.search.workflows.finalists import (
     train_finalists,
 )
 from binsweep.search.workflows.prepare import open_data
+from binsweep.search.workflows.promote_code import promote_code_sweep
 from binsweep.search.workflows.sweep_data import spec_manifest
 from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.judge import PromotionDecision
@@ -68,8 +69,11 @@ def promote_sweep(
     sweep has left of its `budget.minutes` is for `finalists: auto`; else half of the time that the sweep took.
     """
     folder = find_folder(home, sweep)
-    spec, manifest = sweep_manifest(sweep, home)
     state = load_state(folder)
+    own = parse_spec(state["spec"], str(folder / STATE))
+    if isinstance(own, CodeSpec):
+        return own.model_name, promote_code_sweep(folder, own, home, tracking_uri, approved, dry_run)
+    spec, manifest = sweep_manifest(sweep, home)
     if not state["leaderboard"]:
         raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
     seconds = state["seconds"] / 2

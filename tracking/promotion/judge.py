@@ -59,6 +59,7 @@ class PromotionDecision:
     compared: int = 0
     decided: int = 1
     warning: str = ""
+    unit: str = "photos"  # what the test split has
 
 
 def judge(
@@ -198,13 +199,13 @@ def _champion_scores(evidence: Evidence) -> Scores | None:
 
 def _notes(candidate: Candidate, gate: PromotionCriteria, evidence: Evidence, alpha: float) -> list[str]:
     """How the candidate was chosen and compared."""
-    notes = [*candidate.notes, _describe_decision_number(evidence.decision_number, gate, alpha)]
+    notes = [*candidate.notes, describe_decision_number(evidence.decision_number, gate, alpha)]
     if (left_out := len(candidate.manifest.split("test")) - len(evidence.items)) > 0:
         notes.append(f"{left_out} test photos are left out: their exact copies are in train or validation")
     return notes if evidence.champion is None else notes + evidence.champion.notes
 
 
-def _describe_decision_number(number: int, gate: PromotionCriteria, alpha: float) -> str:
+def describe_decision_number(number: int, gate: PromotionCriteria, alpha: float) -> str:
     """How often the test split has decided, and what that means for this decision."""
     text = f"decision {number} by this test split"
     if gate.correction != "none":

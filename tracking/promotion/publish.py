@@ -75,7 +75,7 @@ def publish(
         tracking_uri, candidate.run_id, version, evidence.card, folder, "test", test_folder(version)
     )
     describe(tracking_uri, model_name, version, card)
-    _store_decision(tracking_uri, candidate.run_id, model_name, version, decision)
+    store_decision(tracking_uri, candidate.run_id, model_name, version, decision)
 
 
 def _write_scorecard(
@@ -101,7 +101,7 @@ def _write_scorecard(
     )
 
 
-def _store_decision(
+def store_decision(
     tracking_uri: str, run_id: str, model_name: str, version: str, decision: PromotionDecision
 ) -> None:
     """Set the version's tags and log the decision's JSON file to its run, replacing those of an earlier decision."""

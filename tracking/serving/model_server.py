@@ -106,9 +106,31 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
     """
     if not images:
         return []
+    body = {"dataframe_split": {"columns": ["image"], "data": [[text] for text in _base64(images)]}}
+    hint = "send photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC) to a model that Binsweep registered"
+    url, reply = _post(url, body, timeout, hint)
+    return _rows(url, reply, len(images))
+
+
+def ask_any(url: str, body: dict[str, Any], timeout: float) -> list[Any]:
+    """Send a request in MLflow's format to any model at `url`; returns its predictions.
+
+    Raises what `predict` raises.
+    """
+    _, reply = _post(url, body, timeout, "compare the request with the model's signature")
+    answer = reply.json()
+    found = answer.get("predictions") if isinstance(answer, dict) else None
+    if not isinstance(found, list):
+        raise UserError(
+            f"the model server {url} answered without a list of predictions", "is it an MLflow model?"
+        )
+    return found
+
+
+def _post(url: str, body: dict[str, Any], timeout: float, hint: str) -> tuple[str, requests.Response]:
+    """The address without /invocations, and the reply; `hint` says what to do about a refusal."""
     url = url.strip() if "://" in url else f"http://{url.strip()}"
     url = url.rstrip("/").removesuffix("/invocations").rstrip("/")
-    body = {"dataframe_split": {"columns": ["image"], "data": [[text] for text in _base64(images)]}}
     try:
         reply = requests.post(f"{url}/invocations", json=body, timeout=timeout)
     except requests.RequestException as error:
@@ -123,11 +145,8 @@ def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str,
             "its output says more; try again once that is fixed",
         )
     if not reply.ok:
-        raise UserError(
-            f"the model server {url} answered {reply.status_code}: {_reason(reply)}",
-            "send photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC) to a model that Binsweep registered",
-        )
-    return _rows(url, reply, len(images))
+        raise UserError(f"the model server {url} answered {reply.status_code}: {_reason(reply)}", hint)
+    return url, reply
 
 
 def measure_latencies(url: str, photos: Iterable[bytes], timeout: float) -> list[float]:
