@@ -22,7 +22,8 @@ from binsweep.data.synthetic.dataset import write_synthetic
 from binsweep.search.cli.options import model_uri, parse_counts
 from binsweep.search.cli.sweep import _print_leaderboard, _print_next_commands
 from binsweep.search.execution.trial_record import TrialRecord
-from binsweep.search.spec.parser import load_spec
+from binsweep.search.spec.parser import load_spec, parse_spec
+from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.terminal.streams import redirect_to_null
 from binsweep.search.workflows.sweep import SweepResult
 
@@ -234,17 +235,28 @@ def test_a_leaderboard_that_nobody_reads_ends_no_promotion(
         redirect_to_null(writer)
 
 
+def spec_of(model: str) -> SweepSpec:
+    raw = {
+        "name": "tiny",
+        "data": {"source": "./bins"},
+        "space": {"lr": [0.1]},
+        "budget": {"trials": 1},
+        "register": {"model": model},
+    }
+    return parse_spec(raw)
+
+
 def test_the_next_commands_are_of_the_sweeps_model_and_can_be_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _print_next_commands(tmp_path, "tiny-1", "bin-counter", promoted=False, has_champion=False)
+    _print_next_commands(tmp_path, "tiny-1", spec_of("bin-counter"), promoted=False, has_champion=False)
     said = capsys.readouterr().out
     assert "  binsweep promote tiny-1          test the best" in said
     assert "  binsweep serve                   serve the champion" in said
-    _print_next_commands(tmp_path, "tiny-1", "a b", promoted=True, has_champion=True)
+    _print_next_commands(tmp_path, "tiny-1", spec_of("a b"), promoted=True, has_champion=True)
     said = capsys.readouterr().out
     assert "promote" not in said and "binsweep serve 'a b'" in said and "PHOTO.jpg --model 'a b'" in said
-    _print_next_commands(tmp_path, "tiny-1", "bin-counter", promoted=True, has_champion=False)
+    _print_next_commands(tmp_path, "tiny-1", spec_of("bin-counter"), promoted=True, has_champion=False)
     said = capsys.readouterr().out
     assert "binsweep ui" in said and "serve" not in said and "predict" not in said
 
