@@ -43,6 +43,11 @@ def level_ends(levels: Sequence[Level]) -> list[int]:
     return list(accumulate(level.settings.epochs for level in levels))
 
 
+def level_at(levels: Sequence[Level], epoch: int) -> Level:
+    """The section that an epoch of a training is in; before the first epoch, the first section."""
+    return next(level for level, end in zip(levels, level_ends(levels), strict=True) if epoch <= end)
+
+
 def total_epochs(levels: Sequence[Level]) -> int:
     """The epochs of a training in these sections."""
     return level_ends(levels)[-1]

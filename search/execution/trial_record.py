@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from binsweep.data.atomic_write import write_json
-from binsweep.models.levels import Level, level_ends, total_epochs
+from binsweep.models.levels import Level, level_at, level_ends, total_epochs
 from binsweep.models.settings import Settings
 from binsweep.models.training_state import load_training_state
 from binsweep.search.execution.resources import TrialResources
@@ -57,6 +57,11 @@ class TrialRecord:
     def planned_epochs(self) -> int:
         """The epochs of its configuration's whole training."""
         return total_epochs(self.levels)
+
+    @property
+    def level(self) -> Level:
+        """The fidelity level that it has reached."""
+        return level_at(self.levels, self.epochs_done)
 
     @property
     def is_at_level_end(self) -> bool:

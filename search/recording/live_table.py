@@ -35,16 +35,19 @@ def leaderboard_table(
 ) -> Table:
     """A table of the first `rows` of the given trials."""
     table = Table(title=title, title_justify="left", expand=False)
-    for name in ("#", "trial", spec.metric, "val_rmse", "trained", "state", *spec.space):
-        right = name in ("#", "trial", spec.metric, "val_rmse", "trained")
+    has_rmse, has_levels = spec.metric != "val_rmse", spec.fidelity.n_levels > 1
+    numbers = ["#", "trial", spec.metric, *["val_rmse"] * has_rmse, "trained"]
+    for name in (*numbers, *["level"] * has_levels, "state", *spec.space):
+        right = name in numbers
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for place, trial in enumerate(trials[:rows], 1):
         table.add_row(
             str(place),
             str(trial.number),
             format_metric(spec.metric, trial.value),
-            format_metric("val_rmse", trial.metrics.get("val_rmse")),
+            *([format_metric("val_rmse", trial.metrics.get("val_rmse"))] if has_rmse else []),
             f"{trial.epochs_done}/{trial.last_epoch}",
+            *([trial.level.name] if has_levels else []),
             Text(trial.state, STATE_STYLES[trial.state]),
             *(format_value(trial.params.get(name, "-")) for name in spec.space),
         )

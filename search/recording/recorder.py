@@ -8,9 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -26,6 +24,7 @@ from binsweep.search.execution.trial import BEST, ERROR, TRACE
 from binsweep.search.execution.trial_record import ENDED, TrialRecord
 from binsweep.search.history.run_keys import SWEEP, trial_key
 from binsweep.search.recording.decision_log import DECISIONS
+from binsweep.search.recording.run_params import run_params
 from binsweep.search.spec.objective import pareto_front
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.spec.schema import MAX_FINALISTS
@@ -182,9 +181,7 @@ class Recorder:
         # Short enough for the UI's lists; the description and the parameters hold the rest.
         name = f"{trial.number:03d} {settings.backbone} lr {format_value(settings.lr)} batch {settings.batch_size}"
         # MLflow's parameters never change: a trial that is shortened keeps the length of its configuration there.
-        params: dict[str, Any] = asdict(trial.settings)
-        if len(trial.levels) > 1:
-            params |= {f"level_{number}": str(level) for number, level in enumerate(trial.levels, 1)}
+        params = run_params(trial.levels)
         self._log.start_run(trial_key(trial.number), name, SWEEP, tags, params, _describe_params(trial))
         self._log_dataset(trial_key(trial.number))
 
@@ -303,11 +300,14 @@ class Recorder:
         controller = self._controller
         file = self._folder / "leaderboard.csv"
         names = list(self._spec.space)
+        has_levels = self._spec.fidelity.n_levels > 1
         rows = [
-            [place, t.number, t.value, t.epoch, t.state, *(t.params.get(name, "") for name in names)]
+            [place, t.number, t.value, t.epoch, *[t.level.name] * has_levels, t.state]
+            + [t.params.get(name, "") for name in names]
             for place, t in enumerate(controller.leaderboard(), 1)
         ]
-        write_csv(file, ["place", "trial", self._spec.metric, "epoch", "state", *names], rows)
+        head = ["place", "trial", self._spec.metric, "epoch", *["level"] * has_levels, "state", *names]
+        write_csv(file, head, rows)
         self._log.artifact(SWEEP, file)
         self._log.artifact(SWEEP, self._folder / DECISIONS)
         if cost := self._spec.objective.cost_objective:

@@ -38,7 +38,7 @@ class LevelSummary:
 
 def ends_of(history: SweepHistory, trial: TrialHistory) -> list[int]:
     """The epochs after which a trial's sections end."""
-    return level_ends(history.spec.levels(history.spec.trial_settings(trial.params, 0)))
+    return level_ends(history.levels_of(trial))
 
 
 def _value_until(history: SweepHistory, trial: TrialHistory, epoch: int) -> float | None:

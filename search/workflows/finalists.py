@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -33,6 +33,7 @@ from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import BEST, LAST, TrialTask, run_trial
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
 from binsweep.search.recording.recorder import FIGURES
+from binsweep.search.recording.run_params import run_params
 from binsweep.search.spec.objective import is_finite
 from binsweep.search.spec.parser import SweepSpec
 from binsweep.search.terminal.format import format_duration, format_metric
@@ -225,7 +226,8 @@ def _train_again(
     place = folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
     fresh = _with_fresh_seed(checkpoint.settings, seed)
     if not (place / DONE_FILE).exists():
-        _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, fresh)
+        levels = _with_settings(checkpoint.levels, seed=fresh.seed)
+        _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, levels)
         threads = threads_of(fresh.trainable, cores())
         task = TrialTask(
             number,
@@ -235,7 +237,7 @@ def _train_again(
             spec.goal,
             threads,
             rules=spec.health,
-            earlier=_with_settings(checkpoint.earlier, seed=fresh.seed),
+            earlier=levels[:-1],
             image_size=checkpoint.image_size,
         )
         diverged = False
@@ -269,9 +271,10 @@ def _restored_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, settings: Settings) -> None:
-    tags = environment_tags() | {"binsweep.kind": kind, "trial": str(number), "seed": str(settings.seed)}
-    runlog.start_run(key, name, SWEEP, tags, asdict(settings))
+def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, levels: Sequence[Level]) -> None:
+    seed = str(levels[-1].settings.seed)
+    tags = environment_tags() | {"binsweep.kind": kind, "trial": str(number), "seed": seed}
+    runlog.start_run(key, name, SWEEP, tags, run_params(levels))
 
 
 def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: bool) -> None:
@@ -303,7 +306,7 @@ def refit(
         place.mkdir(exist_ok=True)
         checkpoint = load_checkpoint(training.checkpoint)
         name = f"refit of {training.key}"
-        _begin_run(runlog, key, name, "refit", training.trial, checkpoint.settings)
+        _begin_run(runlog, key, name, "refit", training.trial, checkpoint.levels)
         with _restored_threads():
             _train_on_both(checkpoint, data, epochs, place, key, runlog)
         runlog.artifact(key, place / BEST, "weights")

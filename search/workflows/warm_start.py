@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from binsweep.data.errors import UserError
+from binsweep.models.levels import level_at
 from binsweep.models.settings import Settings
 from binsweep.search.history.sweep_state import find_folder, load_state
 from binsweep.search.spec.parser import SweepSpec, parse_spec
@@ -74,7 +75,10 @@ def _read(folder: Path, spec: SweepSpec) -> EarlierResults:
         raise UserError(f"--warm-start: no trial of {folder.name} has a value yet", hint)
     fitting, misfits = [], Counter[str]()
     for record in records:
-        settings = asdict(before.trial_settings(record.params, seed=0))
+        levels = before.levels(before.trial_settings(record.params, seed=0))
+        # With the same levels it is the same climb; else what its values are of: the level that it has reached.
+        level = levels[-1] if before.fidelity == spec.fidelity else level_at(levels, max(record.values))
+        settings = asdict(level.settings)
         params = spec.space.active(settings)
         misfit = next((name for name in params if not spec.space.contains(name, params[name])), None)
         if misfit is None:

@@ -152,7 +152,7 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ),
         ("fidelity.image_size", [16, 224], "fidelity.image_size.0: must be at least 32"),
         ("fidelity.train_share", [0.2, 0.5], "fidelity.train_share: must end with all photos"),
-        ("fidelity.train_share", [0.0, 1.0], "fidelity.train_share.0: must be above 0"),
+        ("fidelity.train_share", [0.0, 1.0], "fidelity.train_share.0: must be at least 0.01"),
         (
             "fidelity",
             {"image_size": [112, 160, 224], "train_share": [0.5, 1.0]},
@@ -172,7 +172,7 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("search.initial_points", [{}], "search.initial_points.0.lr: is missing"),
         ("data.classes", [3], "at least 2 items"),
         ("data.classes", "1-3", "data.classes: must be a list, but got '1-3' (in brackets"),
-        ("budget", None, "budget: must be a section of keys, but got None"),
+        ("budget", None, "budget: must be a section of keys, but got null"),
         ("data.classes", [1, 2, 1], "data.classes: must name each count once"),
         ("name", "n" * 201, "name: must have at most 200 characters"),
         ("register.model", " ", "register.model: must be a name that MLflow can register"),
@@ -441,7 +441,7 @@ def test_a_key_that_is_written_twice_is_a_mistake_among_the_others(tmp_path: Pat
         (
             "name: bins",
             "name: no",
-            "name: must be text, but got False (YAML reads no as false",
+            "name: must be text, but got false (YAML reads no as false",
         ),
         (
             "name: bins",
@@ -454,7 +454,7 @@ def test_a_key_that_is_written_twice_is_a_mistake_among_the_others(tmp_path: Pat
         (
             "  lr:",
             "  weights: [none, off]\n  lr:",
-            "but got False (YAML reads off as false: write 'off', with",
+            "but got false (YAML reads off as false: write 'off', with",
         ),
         ("  lr:", "\tlr:", "hint: indent with blanks: YAML takes no tabs"),
         ("name: bins", "name: &a [*a]", "an alias that contains itself"),
