@@ -393,7 +393,7 @@ class OptunaStrategy:
     def _curve(self, trial: FrozenTrial) -> Curve:
         values = {epoch: self._sign * value for epoch, value in trial.intermediate_values.items()}
         last_epoch = trial.user_attrs.get(LAST_EPOCH_ATTR) or self._lengths.of(trial.params)
-        return Curve(last_epoch, values)
+        return Curve(last_epoch, values, self._lengths.ends(trial.params))
 
     def _record(self, trial: FrozenTrial) -> Record:
         curve = self._curves[trial.number].values

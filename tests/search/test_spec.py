@@ -69,6 +69,13 @@ def test_fidelity_levels_are_settings_of_their_own_from_cheap_to_dear() -> None:
     assert len(parse_spec(GOOD).levels(trial)) == 1
 
 
+def test_lists_of_different_lengths_are_reported_with_the_other_mistakes() -> None:
+    for size in (16, 112):  # a mistake in a value, and one between sections
+        text = message(broken("fidelity", {"image_size": [size, 160], "trainable": ["head", "head", "all"]}))
+        assert "fidelity: the lists go together, but are 2 (image_size), 3 (trainable) long" in text
+        assert "fidelity.image_size" in text and "mistakes" in text
+
+
 def test_defaults_are_filled_in_and_the_goal_follows_the_metric() -> None:
     spec = parse_spec(GOOD)
     assert (spec.metric, spec.goal) == ("val_accuracy", "maximize")
@@ -152,6 +159,11 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ),
         ("fidelity.image_size", [16, 224], "fidelity.image_size.0: must be at least 32"),
         ("fidelity.train_share", [0.2, 0.5], "fidelity.train_share: must end with all photos"),
+        (
+            "fidelity.train_share",
+            [0.001, 1.0],
+            "fidelity.train_share.0: must be at least 0.01, but got 0.001",
+        ),
         ("fidelity.train_share", [0.0, 1.0], "fidelity.train_share.0: must be at least 0.01"),
         (
             "fidelity",
@@ -166,6 +178,13 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("register.finalists", 6, "register.finalists: must be auto, or a whole number from 0 to 5"),
         ("model.ema", 1.0, "model.ema: must be at least 0 and below 1"),
         ("search.seed", "1", "search.seed: must be a whole number, but got '1' (write it without quotes)"),
+        ("search.seed", None, "search.seed: must be a whole number, but got null (such as 3)"),
+        ("search.seed", [1, None], "search.seed: must be a whole number, but got [1, null] (such as 3)"),
+        ("budget.minutes", "many", "budget.minutes: must be a number, but got 'many' (such as 0.5)"),
+        ("budget.minutes", "1e1", "must be a number, but got '1e1' (write it without quotes)"),
+        ("register.flip", "true", "must be true or false, but got 'true' (write it without quotes)"),
+        ("register.flip", 1, "must be true or false, but got 1 (write one of the two)"),
+        ("model.epochs", None, "model.epochs: must be of type int, but got null"),
         ("search.stopping", "never", "search.stopping"),
         ("search.initial_points", [{"lr": 1e9}], "search.initial_points.0.lr: lies outside of the space"),
         ("search.initial_points", [{"speed": 1}], "search.initial_points.0.speed: is not searched"),
