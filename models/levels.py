@@ -28,6 +28,8 @@ class Section(Protocol):
 
     @property
     def settings(self) -> TrialSettings: ...
+    @property
+    def name(self) -> str: ...
 
 
 S = TypeVar("S", bound=Section)
@@ -60,6 +62,11 @@ class Level:
 def level_ends(levels: Sequence[Section]) -> list[int]:
     """The epochs after which the sections of a training end."""
     return list(accumulate(level.settings.epochs for level in levels))
+
+
+def level_at(levels: Sequence[S], epoch: int) -> S:
+    """The section that an epoch of a training is in; before the first epoch, the first section."""
+    return next(level for level, end in zip(levels, level_ends(levels), strict=True) if epoch <= end)
 
 
 def total_epochs(levels: Sequence[Section]) -> int:

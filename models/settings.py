@@ -47,6 +47,7 @@ class Settings:
 CHOICES: dict[str, tuple[str, ...]] = {
     name: get_args(hint) for name, hint in get_type_hints(Settings).items() if get_args(hint)
 }
+ABOVE_ONE = math.nextafter(1.0, 2.0)  # the upper bound where 1 itself is allowed
 BOUNDS: dict[str, tuple[float, float]] = {
     "lr": (1e-12, 1e3),
     "batch_size": (1, 2**31),
@@ -56,7 +57,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "momentum": (0.0, 1.0),
     "label_smoothing": (0.0, 1.0),
     "ema": (0.0, 1.0),
-    "train_share": (0.01, math.nextafter(1.0, 2.0)),  # 1 included
+    "train_share": (0.01, ABOVE_ONE),
     "seed": (0, 2**63),
 }
 TYPES: dict[str, type] = {field.name: type(field.default) for field in fields(Settings)}

@@ -74,12 +74,14 @@ def sweep(
 ) -> None:
     """Run the sweep that SPEC describes, or resume it if it was interrupted."""
     from binsweep.search.spec.parser import load_spec
-    from binsweep.search.workflows.preflight import check_before_start
+    from binsweep.search.workflows.preflight import check_before_start, warnings
 
     _check_exclusive(resume, start_new, bool(warm_starts), address is not None and runner == "local")
     loaded = load_spec(spec, assignments)
     nodes = _join(address) if address is not None else None
     check_before_start(loaded, nodes, runner)
+    for text in warnings(loaded):
+        print(f"warning: {text}", file=sys.stderr)
     if dry_run:
         _print_dry_run(loaded)
         return

@@ -130,7 +130,7 @@ class Controller:
             return self._start(suggestion)
         elif not self._budget.may_begin(len(self.trials)):
             self.ended_by = f"budget.trials: all {self._spec.budget.trials} were started"
-        elif left is not None and self._strategy.training_seconds() is not None:
+        elif left is not None and (self._has_paused() or not self._strategy.is_used_up):
             self.ended_by = f"{self._budget.time_limit([one_more])}: nothing more can be trained to its end"
         else:
             self.ended_by = "space: every configuration was tried"
@@ -163,6 +163,9 @@ class Controller:
     def _tick(self) -> None:
         """Count the time since the last call. To be called before a trial starts or leaves its worker."""
         self._budget.tick(self._running_resources())
+
+    def _has_paused(self) -> bool:
+        return any(trial.state == "paused" for trial in self.trials.values())
 
     def _running_resources(self) -> list[TrialResources]:
         return [trial.resources for trial in list(self.trials.values()) if trial.state == "running"]

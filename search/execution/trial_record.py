@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from binsweep.data.atomic_write import write_json
-from binsweep.models.levels import Section, TrialSettings, level_ends, total_epochs
+from binsweep.models.levels import Section, TrialSettings, level_at, level_ends, total_epochs
 from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import ONE_CORE, TrainingKind
 
@@ -55,6 +55,11 @@ class TrialRecord:
     def planned_epochs(self) -> int:
         """The epochs of its configuration's whole training."""
         return total_epochs(self.levels)
+
+    @property
+    def level(self) -> Section:
+        """The fidelity level that it has reached."""
+        return level_at(self.levels, self.epochs_done)
 
     @property
     def is_at_level_end(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from binsweep.models.levels import Section, level_at, level_ends
 from binsweep.search.execution.budget import ResourceUsage, seconds_at_pace
 from binsweep.search.spec.sweep_spec import SweepSpec
 
@@ -79,6 +80,16 @@ class SweepHistory:
         sound = [t for t in self.trials if t.value is not None and t.state != "failed" and t.feasible]
         return sorted(sound, key=lambda trial: self.spec.objective.sort_key(trial.value, trial.number))
 
+    def levels_of(self, trial: TrialHistory) -> tuple[Section, ...]:
+        """The sections of a trial's training, as its configuration says."""
+        return self.spec.sections(trial.params, seed=0)
+
+    def level_of(self, trial: TrialHistory) -> str:
+        """The fidelity level that a trial has reached, such as `head at 112 px`; empty without levels."""
+        if len(self.spec.level_epochs) == 1:
+            return ""
+        return level_at(self.levels_of(trial), trial.epochs_done).name
+
     @functools.cached_property
     def active_intervals(self) -> list[tuple[float, float]]:
         """When at least one trial had a worker, as ascending, disjoint (start, end)."""
@@ -144,6 +155,7 @@ def as_json(history: SweepHistory) -> str:
             "metric": history.spec.metric,
             "epochs": trained,
             "rungs": epochs_reached(history),
+            "levels": levels_reached(history),
             "epochs_per_minute": 60 * trained / history.seconds if history.seconds else None,
             "images_per_second": throughput(history),
             "seconds": history.seconds,
@@ -151,7 +163,14 @@ def as_json(history: SweepHistory) -> str:
             "cost": history.cost,
             "warnings": warning_counts(history),
             "leaderboard": [
-                {"trial": t.number, "value": t.value, "epoch": t.epoch, "state": t.state, "params": t.params}
+                {
+                    "trial": t.number,
+                    "value": t.value,
+                    "epoch": t.epoch,
+                    "state": t.state,
+                    "level": history.level_of(t),
+                    "params": t.params,
+                }
                 for t in leaders
             ],
         }
@@ -163,6 +182,21 @@ def epochs_reached(history: SweepHistory) -> dict[int, int]:
     done = [trial.epochs_done for trial in history.trials]
     marks = [2**power for power in range(max(done, default=0).bit_length())]
     return {mark: sum(epochs >= mark for epochs in done) for mark in marks}
+
+
+def levels_reached(history: SweepHistory) -> dict[str, int]:
+    """How many trials have trained in each fidelity level, by its name; empty without levels."""
+    if len(history.spec.level_epochs) == 1:
+        return {}
+    return {
+        level.name: sum(trial.epochs_done > start for trial, start in _starts(history, place))
+        for place, level in enumerate(history.spec.sections({}, 0))
+    }
+
+
+def _starts(history: SweepHistory, place: int) -> list[tuple[TrialHistory, int]]:
+    """Each trial with the epoch after which the level at that place begins."""
+    return [(trial, [0, *level_ends(history.levels_of(trial))][place]) for trial in history.trials]
 
 
 def throughput(history: SweepHistory) -> float | None:

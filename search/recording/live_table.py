@@ -36,12 +36,14 @@ def leaderboard_table(
 ) -> Table:
     """A table of the first `rows` of the given trials."""
     table = Table(title=title, title_justify="left", expand=False)
+    has_levels = len(spec.level_epochs) > 1
     metrics = [
         spec.metric,
         *([SECOND_METRIC] if isinstance(spec, PhotoSpec) and spec.metric != SECOND_METRIC else []),
     ]
-    for name in ("#", "trial", *metrics, "trained", "state", *spec.space):
-        right = name in ("#", "trial", *metrics, "trained")
+    numbers = ("#", "trial", *metrics, "trained")
+    for name in (*numbers, *["level"] * has_levels, "state", *spec.space):
+        right = name in numbers
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for place, trial in enumerate(trials[:rows], 1):
         table.add_row(
@@ -50,6 +52,7 @@ def leaderboard_table(
             format_metric(spec.metric, trial.value),
             *(format_metric(name, trial.metrics.get(name)) for name in metrics[1:]),
             f"{trial.epochs_done}/{trial.last_epoch}",
+            *([trial.level.name] if has_levels else []),
             Text(trial.state, STATE_STYLES[trial.state]),
             *(format_value(trial.params.get(name, "-")) for name in spec.space),
         )

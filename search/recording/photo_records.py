@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from binsweep.models.settings import Settings
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.photo_trial import BEST
 from binsweep.search.execution.trial_record import TrialRecord
+from binsweep.search.recording.run_params import run_params
 from binsweep.search.recording.training_records import Dataset
 from binsweep.search.terminal.format import format_value
 from binsweep.tracking.evaluation.figures import write_csv, write_evaluation
@@ -61,10 +62,7 @@ class PhotoRecords:
         return f"{settings.backbone} lr {format_value(settings.lr)} batch {settings.batch_size}"
 
     def trial_params(self, trial: TrialRecord) -> dict[str, Any]:
-        params: dict[str, Any] = asdict(_settings(trial))
-        if len(trial.levels) > 1:
-            params |= {f"level_{number}": str(level) for number, level in enumerate(trial.levels, 1)}
-        return params
+        return run_params([level for level in trial.levels if isinstance(level, Level)])
 
     def trial_tags(self, trial: TrialRecord) -> Mapping[str, str]:
         settings = _settings(trial)

@@ -278,11 +278,14 @@ class Recorder:
         controller = self._controller
         file = self._folder / "leaderboard.csv"
         names = list(self._spec.space)
+        has_levels = len(self._spec.level_epochs) > 1
         rows = [
-            [place, t.number, t.value, t.epoch, t.state, *(t.params.get(name, "") for name in names)]
+            [place, t.number, t.value, t.epoch, *[t.level.name] * has_levels, t.state]
+            + [t.params.get(name, "") for name in names]
             for place, t in enumerate(controller.leaderboard(), 1)
         ]
-        write_csv(file, ["place", "trial", self._spec.metric, "epoch", "state", *names], rows)
+        head = ["place", "trial", self._spec.metric, "epoch", *["level"] * has_levels, "state", *names]
+        write_csv(file, head, rows)
         self._log.artifact(SWEEP, file)
         self._log.artifact(SWEEP, self._folder / DECISIONS)
         if cost := self._spec.objective.cost_objective:

@@ -39,7 +39,7 @@ class LevelSummary:
 
 def ends_of(history: SweepHistory, trial: TrialHistory) -> list[int]:
     """The epochs after which a trial's sections end."""
-    return level_ends(history.spec.sections(trial.params, 0))
+    return level_ends(history.levels_of(trial))
 
 
 def _levels(history: SweepHistory) -> tuple[Any, ...]:

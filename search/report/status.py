@@ -18,6 +18,7 @@ from binsweep.search.history.sweep_history import (
     SweepHistory,
     as_json,
     epochs_reached,
+    levels_reached,
     throughput,
     warning_counts,
 )
@@ -81,8 +82,12 @@ def format_lines(history: SweepHistory) -> list[str]:
         best = leaders[0]
         params = ", ".join(f"{name} {format_value(value)}" for name, value in best.params.items())
         value = f"{spec.metric} {format_metric(spec.metric, best.value)}"
-        lines.append(f"best: {value}, trial {best.number} at epoch {best.epoch} of {best.epochs}: {params}")
-    if reached := epochs_reached(history):
+        level = f" (reached {history.level_of(best)})" if history.level_of(best) else ""
+        where = f"trial {best.number} at epoch {best.epoch} of {best.epochs}{level}"
+        lines.append(f"best: {value}, {where}: {params}")
+    if levels := levels_reached(history):
+        lines.append("levels: " + ", ".join(f"{many} reached {name}" for name, many in levels.items()))
+    elif reached := epochs_reached(history):
         lines.append(
             "rungs: " + ", ".join(f"{many} reached epoch {epoch}" for epoch, many in reached.items())
         )
@@ -125,8 +130,9 @@ def cost_text(history: SweepHistory, left: float) -> str:
 def screen(history: SweepHistory) -> RenderableType:
     """The state for a terminal, with the best trials and the running ones."""
     names = list(history.spec.space)
+    level = ["level"] * (len(history.spec.level_epochs) > 1)
     table = Table(title="best and running trials", title_justify="left", expand=False)
-    for name in ("trial", history.spec.metric, "trained", "state", *names, "warnings"):
+    for name in ("trial", history.spec.metric, "trained", *level, "state", *names, "warnings"):
         table.add_column(
             name, justify="right" if name in ("trial", history.spec.metric, "trained") else "left"
         )
@@ -137,6 +143,7 @@ def screen(history: SweepHistory) -> RenderableType:
             str(trial.number),
             format_metric(history.spec.metric, trial.value),
             f"{trial.epochs_done}/{trial.epochs}",
+            *([history.level_of(trial)] if level else []),
             trial.state,
             *(format_value(trial.params.get(name, "")) for name in names),
             ", ".join(name.partition(".")[2] for name in trial.warnings),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from binsweep.models.health_rules import RULES, Action, thresholds_of
 from binsweep.models.network import ARCHITECTURES
-from binsweep.models.settings import BOUNDS, CHOICES, TYPES, Settings
+from binsweep.models.settings import ABOVE_ONE, BOUNDS, CHOICES, TYPES, Settings
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
-from binsweep.search.spec.schema import ENDING_LIMITS, METRICS, AnySweepFile, SweepFile
+from binsweep.search.spec.schema import ENDING_LIMITS, METRICS, AnySweepFile, FidelityPart, SweepFile
 from binsweep.search.spec.space import Dimension, Range, SearchSpace, values_of
 from binsweep.search.spec.space_parser import when_problems
 
@@ -32,6 +31,19 @@ def setting_problems(model: Mapping[str, Any], space: Mapping[str, Dimension]) -
             yield from _setting_problems(f"space.{name}", name, values_of(dimension))
     for name in sorted(name for name in set(model) & set(space) if not space[name].when):
         yield Problem(f"model.{name}", "also in space", model[name], "keep it in one of the two")
+
+
+def unequal_lists(fidelity: Any) -> list[Problem]:
+    """The mistake of a section `fidelity`, as it is written, whose lists differ in length."""
+    if not isinstance(fidelity, dict):
+        return []
+    known = (name for name in FidelityPart.model_fields if isinstance(fidelity.get(name), list))
+    lengths = {name: len(fidelity[name]) for name in known}
+    if len(set(lengths.values())) < 2:
+        return []
+    rule = f"the lists go together, but are {', '.join(f'{n} ({name})' for name, n in lengths.items())} long"
+    hint = "give each a value for every level: repeat one that stays the same"
+    return [Problem("fidelity", rule, ABSENT, hint)]
 
 
 def _setting_problems(path: str, name: Any, values: list[Any]) -> Iterator[Problem]:
@@ -60,8 +72,7 @@ def _value_problem(path: str, name: str, value: Any) -> Problem | None:
         return Problem(path, rule, value, nearest(value, CHOICES[name]))
     if name in BOUNDS and not BOUNDS[name][0] <= value < BOUNDS[name][1]:
         low, high = BOUNDS[name]
-        # An upper bound that is itself allowed stands in BOUNDS as the number after it.
-        upper = "at most 1" if high == math.nextafter(1.0, 2.0) else f"below {high:g}"
+        upper = "at most 1" if high == ABOVE_ONE else f"below {high:g}"
         return Problem(path, f"must be at least {low:g} and {upper}", value, example)
     return None
 
@@ -162,14 +173,6 @@ def _check_train_also(context: SpecContext) -> Iterator[Problem]:
 
 def _check_fidelity(context: SpecContext) -> Iterator[Problem]:
     lists, data = context.file.fidelity.lists(), context.file.data
-    lengths = {name: len(values) for name, values in lists.items()}
-    if len(set(lengths.values())) > 1:
-        rule = (
-            f"the lists go together, but are {', '.join(f'{n} ({name})' for name, n in lengths.items())} long"
-        )
-        yield Problem(
-            "fidelity", rule, ABSENT, "give each a value for every level: repeat one that stays the same"
-        )
     for name in sorted(lists.keys() & (context.file.model.keys() | context.space.keys())):
         place = "space" if name in context.space else "model"
         yield Problem(f"fidelity.{name}", f"also in {place}", ABSENT, f"leave {name} out of {place}")

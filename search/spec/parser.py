@@ -12,7 +12,13 @@ from pydantic import ValidationError
 from binsweep.data.errors import UserError
 from binsweep.models.health_rules import HealthRule
 from binsweep.models.settings import TYPES, Settings
-from binsweep.search.spec.checks import SpecContext, cross_problems, setting_problems, split_health_rule
+from binsweep.search.spec.checks import (
+    SpecContext,
+    cross_problems,
+    setting_problems,
+    split_health_rule,
+    unequal_lists,
+)
 from binsweep.search.spec.code_checks import code_problems
 from binsweep.search.spec.objective import Objective
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
@@ -40,15 +46,25 @@ _PYDANTIC_RULES = {
     "less_than_equal": ("must be at most {le}", "choose a smaller number"),
     "less_than": ("must be below {lt}", "choose a smaller number"),
     "finite_number": ("must be a finite number", "write it with digits"),
-    **dict.fromkeys(("int_type", "int_from_float"), ("must be a whole number", "write it without quotes")),
-    "float_type": ("must be a number", "write it without quotes"),
-    "bool_type": ("must be true or false", "write it without quotes"),
+    **dict.fromkeys(("int_type", "int_from_float"), ("must be a whole number", "such as 3")),
+    "float_type": ("must be a number", "such as 0.5"),
+    "bool_type": ("must be true or false", "write one of the two"),
     "string_type": ("must be text", "write it in quotes"),
     "string_too_long": ("must have at most {max_length} characters", "shorten it"),
     "string_pattern_mismatch": ("must match {pattern}", "use other characters"),
     "literal_error": ("must be {expected}", "write one of these"),
     "too_short": ("must have at least {min_length} items", "add some"),
 }
+
+
+def _is_quoted(value: Any) -> bool:
+    """Whether a value is text that YAML would read as a number, true or false without its quotes."""
+    if not isinstance(value, str):
+        return False
+    try:
+        return isinstance(read_yaml(value).value, int | float)  # true and false are ints
+    except NotYaml:
+        return False
 
 
 def _shape_problems(error: ValidationError, kind: type[AnySweepFile]) -> list[Problem]:
@@ -65,6 +81,8 @@ def _shape_problems(error: ValidationError, kind: type[AnySweepFile]) -> list[Pr
             problems.append(Problem(key, "required key is missing", ABSENT, f"add {key}"))
         elif item["type"] in _PYDANTIC_RULES:
             rule, hint = _PYDANTIC_RULES[item["type"]]
+            if item["type"] in ("int_type", "float_type", "bool_type") and _is_quoted(item["input"]):
+                hint = "write it without quotes"
             problems.append(Problem(key, rule.format(**item.get("ctx", {})), item["input"], hint))
         else:
             message = item["msg"].removeprefix("Value error, ")
@@ -118,6 +136,7 @@ def _parse_photos(raw: dict[str, Any]) -> tuple[PhotoSpec | None, list[Problem]]
     model = raw.get("model") if isinstance(raw.get("model"), dict) else {}
     assert isinstance(model, dict)
     problems += setting_problems(model, dimensions)
+    problems += unequal_lists(raw.get("fidelity"))
     if file is None or problems:
         return None, problems
     context = SpecContext(file, SearchSpace(dimensions))

@@ -18,8 +18,19 @@ class Problem:
     hint: str
 
     def __str__(self) -> str:
-        got = "" if self.value is ABSENT else f", but got {self.value!r}"
+        got = "" if self.value is ABSENT else f", but got {_as_yaml(self.value)}"
         return f"{self.path}: {self.rule}{got} ({self.hint})"
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as a sweep file has it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_yaml, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_as_yaml(item)}" for key, item in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from binsweep.data.split import SplitBy
 from binsweep.models.augment import Augment
 from binsweep.models.engines.names import EngineChoice
 from binsweep.models.levels import Level
-from binsweep.models.settings import Settings, Trainable
+from binsweep.models.settings import ABOVE_ONE, BOUNDS, Settings, Trainable
 from binsweep.search.spec.objective import Goal, Objective
 from binsweep.tracking.promotion.paired_tests import Correction, Measure
 
@@ -31,6 +31,12 @@ ENDING_LIMITS = ("trials", "minutes", "epochs", "gpu_hours", "money")  # of a bu
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _within_bounds(name: str) -> Any:
+    """The bounds of a number that is also a setting of a trial; see there."""
+    low, high = BOUNDS[name]
+    return Field(ge=low, le=1) if high == ABOVE_ONE else Field(ge=low, lt=high)
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -102,10 +108,12 @@ class FidelityPart(_Part):
     begins with the weights of the one before."""
 
     image_size: Annotated[list[Annotated[int, Field(ge=32, le=1024)]], Field(min_length=2)] | None = None
-    train_share: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2)] | None = None
+    train_share: (
+        Annotated[list[Annotated[float, _within_bounds("train_share")]], Field(min_length=2)] | None
+    ) = None
     trainable: Annotated[list[Trainable], Field(min_length=2)] | None = None
     augment: Annotated[list[Augment], Field(min_length=2)] | None = None
-    epochs: Annotated[list[Annotated[int, Field(ge=1, le=100_000)]], Field(min_length=2)] | None = None
+    epochs: Annotated[list[Annotated[int, _within_bounds("epochs")]], Field(min_length=2)] | None = None
 
     def lists(self) -> dict[str, list[Any]]:
         """The lists that are given."""

@@ -100,6 +100,7 @@ class CodeSection:
     """The one section of a training by a person's own code."""
 
     settings: CodeSettings
+    name: str = "training"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Asynchronous successive halving."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
 
@@ -27,11 +27,33 @@ def asha(min_epochs: int, eta: int, max_epochs: int) -> StoppingRule:
         if epoch not in rungs:
             return None
         rivals = [c.best_until(epoch) for c in curves.values() if epoch in c.values and epoch < c.last_epoch]
-        own = curves[number].best_until(epoch)
-        better = sum(value > own for value in rivals)
-        places = max(1, len(rivals) // eta)
-        if better < places:
-            return None
-        return f"rank {better + 1} of {len(rivals)} at the rung of epoch {epoch}: the best {places} go on"
+        return _judge(curves[number].best_until(epoch), rivals, eta, f"the rung of epoch {epoch}")
 
     return rule
+
+
+def level_asha(eta: int) -> StoppingRule:
+    """The same for trainings in fidelity levels: the rungs are the ends of the levels before the last one.
+
+    There a trial has learnt what its level can teach, and its learning rate has come down; in the middle of a level it
+    has not, and trials whose levels differ in length would be at different ones.
+    """
+
+    def rule(curves: Mapping[int, Curve], number: int, epoch: int) -> str | None:
+        ends = curves[number].ends[:-1]
+        if epoch not in ends:
+            return None
+        level = ends.index(epoch)
+        rivals = [c.best_until(c.ends[level]) for c in curves.values() if c.ends[level] in c.values]
+        return _judge(curves[number].best_until(epoch), rivals, eta, f"the end of fidelity level {level + 1}")
+
+    return rule
+
+
+def _judge(own: float, rivals: Sequence[float], eta: int, where: str) -> str | None:
+    """Why a trial stops whose value is not among the best 1/eta of its `rivals`, of which it is one; None if it is."""
+    better = sum(value > own for value in rivals)
+    places = max(1, len(rivals) // eta)
+    if better < places:
+        return None
+    return f"rank {better + 1} of {len(rivals)} at {where}: the best {places} go on"

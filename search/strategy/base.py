@@ -64,6 +64,10 @@ class Strategy(Protocol):
         With `begin=False` no new trial begins; only paused trials that have earned it are resumed.
         """
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether every configuration of the space was tried."""
+
     def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None:
         """Record how long an epoch of a running trial took, and if it was the first since a start, the start before it,
         so that what trials gain is weighed against their time. Called before the epoch is observed."""

@@ -7,7 +7,7 @@ from typing import Literal
 from binsweep.data.errors import UserError
 from binsweep.search.spec.objective import Goal, Objective
 from binsweep.search.spec.space import SearchSpace
-from binsweep.search.strategy.asha import asha
+from binsweep.search.strategy.asha import asha, level_asha
 from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.freeze_thaw import FreezeThaw
 from binsweep.search.strategy.lengths import TrainingLengths
@@ -65,16 +65,18 @@ def open_strategy(path: Path | None, study_name: str, options: StrategyOptions) 
         planner = FreezeThaw(times, seed)
     elif options.stopping == "auto":
         planner = Halving(times)
-    rule = _stopping_rule(options.stopping, lengths.longest[-1])
+    rule = _stopping_rule(options.stopping, lengths)
     policy = Policy(sampler, rule, times, planner, pauses=options.stopping == "auto")
     return OptunaStrategy(storage, space, Objective(goal), policy)
 
 
-def _stopping_rule(stopping: StoppingName, max_epochs: int) -> StoppingRule:
+def _stopping_rule(stopping: StoppingName, lengths: TrainingLengths) -> StoppingRule:
     # Two decisions, at a ninth and a third of the longest training: under a one-cycle schedule the first epochs only
     # warm up, and ranking trials by them stops good ones (figures in docs/search.md).
+    max_epochs = lengths.longest[-1]
     first = max(1, round(max_epochs / ETA**2))
-    rules: dict[str, StoppingRule] = {"asha": asha(first, ETA, max_epochs), "median": median(first)}
+    halving = asha(first, ETA, max_epochs) if len(lengths.sections) == 1 else level_asha(ETA)
+    rules: dict[str, StoppingRule] = {"asha": halving, "median": median(first)}
     return rules.get(stopping, never)  # `auto` pauses and stops nothing
 
 

@@ -30,10 +30,11 @@ class NextStep:
         """The trials have changed: the plan is no longer valid."""
         self._plan = None
 
-    def plan(self, may_begin: bool) -> Plan | None:
-        """What a free worker should do, None for nothing."""
+    def plan(self, may_begin: bool, all_tried: bool = False) -> Plan | None:
+        """What a free worker should do, None for nothing. With `all_tried` no trial begins because every configuration
+        was tried: what is left of the time is then for the paused ones."""
         if not may_begin:
-            return self._without_beginning()
+            return self._without_beginning() or (self._best_paused() if all_tried else None)
         if (leader := self._waiting_leader()) is not None:
             return leader
         planner = self._planner
@@ -80,6 +81,17 @@ class NextStep:
         if best is None or not self._can_resume(best):
             return None
         return Plan("no further trial begins: the best one is trained to its end", number=best)
+
+    def _best_paused(self) -> Plan | None:
+        """The best paused trial that can end in the time left; None without a limit on time, where successive halving
+        has decided."""
+        if self._times.seconds_left is None:
+            return None
+        waiting = [number for number in self._pool.paused() if self._can_resume(number)]
+        if not waiting:
+            return None
+        best = max(waiting, key=lambda number: (self._pool.trials[number].best, -number))
+        return Plan("every configuration was tried: paused trials go on, the best one first", number=best)
 
     def _can_resume(self, number: int) -> bool:
         paused = self._pool.trials[number].state == "paused"

@@ -14,7 +14,7 @@ from binsweep.search.strategy.earlier_sweeps import EarlierSweep, FirstGuesses
 from binsweep.search.strategy.lengths import section_of
 from binsweep.search.strategy.next_step import NextStep
 from binsweep.search.strategy.planner import Planner
-from binsweep.search.strategy.samplers import Sampler
+from binsweep.search.strategy.samplers import Grid, Sampler
 from binsweep.search.strategy.stopping_rule import Curve, StoppingRule
 from binsweep.search.strategy.study_storage import INFEASIBLE_ATTR, StudyStorage
 from binsweep.search.strategy.training_times import TrainingTimes
@@ -96,6 +96,7 @@ class OptunaStrategy:
         self._next = NextStep(self._pool, self._times, policy.planner, self._save_hyperparameters)
         self._n_prior = sum(PRIOR_ATTR in trial.user_attrs for trial in storage.trials())
         self._may_begin = True  # whether a free worker may begin a trial
+        self._all_tried = False  # none begins because there is none left, not because it may not
         self._use_earlier()
         if policy.planner is not None and (hyperparameters := storage.study_attr(HYPERPARAMETERS_ATTR)):
             policy.planner.hyperparameters = hyperparameters
@@ -149,7 +150,7 @@ class OptunaStrategy:
         The same seed and results give the same suggestion. With `begin=False` successive halving decides which paused
         trials are resumed, and the best one is trained to its end.
         """
-        self._may_begin = begin
+        self._may_begin, self._all_tried = begin, False
         self._times.learn(self._pool)
         first, own = self._storage.study_attr(INITIAL_POINTS_ATTR) or [], len(self._storage) - self._n_prior
         if begin and own < len(first) and self._times.reachable_by_new(first[own]):
@@ -163,8 +164,8 @@ class OptunaStrategy:
             found = self._ask_sampler()
             if found is not None:
                 return found
-            self._may_begin = False
-            plan = self._next.plan(self._may_begin)
+            self._may_begin, self._all_tried = False, self.is_used_up
+            plan = self._next.plan(self._may_begin, self._all_tried)
         if plan is None:
             return None
         if plan.number is not None:
@@ -175,10 +176,15 @@ class OptunaStrategy:
             attributes[SKIPS_RUNGS_ATTR] = True
         return self._begin(plan.params, attributes)
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether every configuration of the space was tried, which only a grid tells."""
+        sampler = self._policy.sampler
+        return isinstance(sampler, Grid) and not sampler.untried(self._storage.study)
+
     def _ask_sampler(self) -> Suggestion | None:
         """A new trial by the sampler; None if its space is used up or too little of a typical training fits."""
-        longest, seconds = np.array([self._lengths.longest]), self._times.typical()[None]
-        if not self._times.last_epochs(np.array([0]), longest, seconds)[0]:
+        if not self._times.fits_typical:
             return None
         asked = self._policy.sampler(self._storage.study, len(self._storage))
         if asked is None:
@@ -336,7 +342,7 @@ class OptunaStrategy:
         """At a rung: pause the trial, unless it is the one that a free worker would resume."""
         trial = self._pool.trials[number]
         trial.state = "paused"
-        plan = self._next.plan(self._may_begin)
+        plan = self._next.plan(self._may_begin, self._all_tried)
         if plan is not None and plan.number == number:
             trial.state = "running"
             self._next.forget()
@@ -387,7 +393,7 @@ class OptunaStrategy:
     def _curve(self, trial: FrozenTrial) -> Curve:
         values = {epoch: self._sign * value for epoch, value in trial.intermediate_values.items()}
         last_epoch = trial.user_attrs.get(LAST_EPOCH_ATTR) or self._lengths.of(trial.params)
-        return Curve(last_epoch, values)
+        return Curve(last_epoch, values, self._lengths.ends(trial.params))
 
     def _record(self, trial: FrozenTrial) -> Record:
         curve = self._curves[trial.number].values

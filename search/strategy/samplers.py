@@ -20,12 +20,18 @@ MAX_GRID_POINTS = 100_000  # a larger grid would never finish
 N_STARTUP_TRIALS = 10  # random configurations before a model is used, Optuna's default
 
 Asked = tuple[optuna.Trial, str]  # the new trial, and why this configuration
-Sampler = Callable[[optuna.Study, int], Asked | None]
+Sampler = Callable[[optuna.Study, int], Asked | None]  # None: every configuration was tried
 
 
 def make_sampler(name: str, space: SearchSpace, seed: int) -> Sampler:
     """The sampler `tpe`, `gp`, `cmaes`, `random` or `grid`. Raises UserError for an infinite grid."""
-    makers = {"tpe": _tpe, "gp": _gp, "cmaes": _cmaes, "random": _random, "grid": _grid}
+    makers: dict[str, Callable[[SearchSpace, int], Sampler]] = {
+        "tpe": _tpe,
+        "gp": _gp,
+        "cmaes": _cmaes,
+        "random": _random,
+        "grid": Grid,
+    }
     return makers[name](space, seed)
 
 
@@ -112,26 +118,32 @@ def _reason(what: str, model: str, known: int) -> str:
     return f"{what} by {model} over {known} trials"
 
 
-def _grid(space: SearchSpace, seed: int) -> Sampler:
-    axes = _axes(space)
-    # Combinations that differ only in inactive parameters are one point.
-    found: Iterable[dict[str, Any]] = (
-        space.active(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
-    )
-    points = list({_key(point): point for point in found}.values())
-    order = np.random.default_rng(seed % 2**32).permutation(
-        len(points)
-    )  # so that an unfinished grid covers the space
+class Grid:
+    """A sampler that tries each point of a grid once."""
 
-    def ask(study: optuna.Study, number: int) -> Asked | None:
-        tried = {_key(trial.params) for trial in study.get_trials(deepcopy=False)}
-        point = next((points[i] for i in order if _key(points[i]) not in tried), None)
-        if point is None:
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        axes = _axes(space)
+        # Combinations that differ only in inactive parameters are one point.
+        found: Iterable[dict[str, Any]] = (
+            space.active(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
+        )
+        points = list({_key(point): point for point in found}.values())
+        # In random order, so that an unfinished grid covers the space.
+        order = np.random.default_rng(seed % 2**32).permutation(len(points))
+        self._space, self._points = space, [points[i] for i in order]
+
+    def __call__(self, study: optuna.Study, number: int) -> Asked | None:
+        untried = self.untried(study)
+        if not untried:
             return None
-        study.enqueue_trial(point)
-        return _ask(study, space), f"point {len(tried) + 1} of the grid's {len(points)}"
+        study.enqueue_trial(untried[0])
+        place = len(self._points) - len(untried) + 1
+        return _ask(study, self._space), f"point {place} of the grid's {len(self._points)}"
 
-    return ask
+    def untried(self, study: optuna.Study) -> list[dict[str, Any]]:
+        """The points that no trial has, in the order in which they are tried."""
+        tried = {_key(trial.params) for trial in study.get_trials(deepcopy=False)}
+        return [point for point in self._points if _key(point) not in tried]
 
 
 def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

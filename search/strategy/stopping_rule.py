@@ -8,16 +8,20 @@ look better than trials with many epochs left.
 """
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Curve:
-    """The learning curve of one trial: its own last epoch, and a value per epoch (larger is better)."""
+    """The learning curve of one trial: its own last epoch, and a value per epoch (larger is better).
+
+    `ends` are the epochs after which its fidelity levels end; () is the one level of a training without them.
+    """
 
     last_epoch: int
     values: dict[int, float] = field(default_factory=dict)
+    ends: Sequence[int] = ()
 
     def best_until(self, epoch: int) -> float:
         """The best value so far; a trial is judged by its best epoch."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_solve
+from scipy.linalg import cho_solve, solve_triangular
 
 from binsweep.search.strategy.encoding import Encoder, Points
 from binsweep.search.strategy.kernel import cholesky_factor, matern
@@ -28,6 +28,9 @@ MAX_MEASURED = (
 )
 MAX_STARTS = 32  # the most recent ones, of which a start is expected to take the median
 MIN_SHARE = 0.5  # of a training: a result of less would say too little
+# Above this standard deviation of a logarithm a time is not known: it may be less by the factor e to the power of so
+# many deviations. A first guess can be that wrong: on few photos, an epoch of a head is mostly overhead.
+MAX_KNOWN_DEVIATION, N_DEVIATIONS = 1.0, 2.0
 MIN_PROMOTED, MAX_PROMOTED = 1 / 6, 1 / 1.5  # shares that go on from a rung
 N_TYPICAL = 256  # random configurations, whose median is the typical cost
 
@@ -68,7 +71,7 @@ class TrainingTimes:
         self.start = 0.0  # seconds from handing a trial to a worker to its first epoch
         self._measured: list[tuple[int, int, float]] = []  # trial, section, seconds
         self._is_conditioned = False  # on what was measured; only predictions need it
-        self._x, self._weights = np.empty((0, 0)), np.empty(0)
+        self._x, self._factor, self._weights = np.empty((0, 0)), np.empty((0, 0)), np.empty(0)
 
     def learn(self, pool: TrialPool) -> None:
         """Take in what the trials of a pool have shown until now."""
@@ -95,8 +98,8 @@ class TrainingTimes:
         self._x = self._features(points, sections)
         guesses = np.array([self._guesses[n][section] for n, section, _ in self._measured])
         rest = np.log([seconds for _, _, seconds in self._measured]) - guesses
-        factor = cholesky_factor(_kernel(self._x, self._x), NOISE_VARIANCE)
-        self._weights = cho_solve((factor, True), rest, check_finite=False)
+        self._factor = cholesky_factor(_kernel(self._x, self._x), NOISE_VARIANCE)
+        self._weights = cho_solve((self._factor, True), rest, check_finite=False)
 
     def _features(self, points: Points, sections: np.ndarray) -> np.ndarray:
         """What the seconds of an epoch depend on: the configuration and, if there are several, the section [n]."""
@@ -137,12 +140,16 @@ class TrainingTimes:
         """The predicted seconds of an epoch of the median configuration of the space, in each section [L]."""
         return np.asarray(np.exp(np.median(self._log_costs(self._typical, self._typical_guesses), axis=0)))
 
-    def of_points(self, points: Points) -> np.ndarray:
-        """The predicted seconds of an epoch at each point, in each section; shape [n, L]."""
-        return np.asarray(np.exp(self._log_costs(points, self._log_guesses(points))))
+    def of_points(self, points: Points, at_least: bool = False) -> np.ndarray:
+        """The predicted seconds of an epoch at each point, in each section; shape [n, L].
 
-    def of_trials(self, pool: TrialPool, numbers: Sequence[int]) -> np.ndarray:
-        """The seconds of an epoch of these trials in each section, measured or else predicted; shape [n, L]."""
+        With `at_least` they are those that count against the time left. If a mere guess kept all trials from what
+        nobody has tried, its time would never be learnt.
+        """
+        return np.asarray(np.exp(self._log_costs(points, self._log_guesses(points), at_least)))
+
+    def of_trials(self, pool: TrialPool, numbers: Sequence[int], at_least: bool = False) -> np.ndarray:
+        """The seconds of an epoch of these trials in each section, measured or else as `of_points`; shape [n, L]."""
         self._take_new(pool)
         sections = range(self.n_sections)
         measured = [[pool.trials[n].seconds.get(section, math.nan) for section in sections] for n in numbers]
@@ -150,7 +157,7 @@ class TrainingTimes:
         if (missing := np.flatnonzero(np.isnan(seconds).any(axis=1))).size:
             which = [numbers[int(i)] for i in missing]
             guesses = np.array([self._guesses[n] for n in which])
-            predicted = np.exp(self._log_costs(self.points_of(pool, which), guesses))
+            predicted = np.exp(self._log_costs(self.points_of(pool, which), guesses, at_least))
             seconds[missing] = np.where(np.isnan(seconds[missing]), predicted, seconds[missing])
         return seconds
 
@@ -219,8 +226,15 @@ class TrainingTimes:
     def reachable(self, pool: TrialPool, number: int, seconds: float) -> int:
         """The last epoch that a running trial gets to within so many seconds."""
         done, ends = np.array([pool.trials[number].epochs]), self.ends_of(pool, [number])
-        costs = self.of_trials(pool, [number])
+        costs = self.of_trials(pool, [number], at_least=True)
         return int(reached_within(done, ends, costs, max(0.0, seconds), whole=True)[0])
+
+    @property
+    def fits_typical(self) -> bool:
+        """Whether enough of the longest training of a typical configuration fits into the time left."""
+        costs = self._log_costs(self._typical, self._typical_guesses, at_least=True)
+        longest, seconds = np.array([self.lengths.longest]), np.exp(np.median(costs, axis=0))[None]
+        return bool(self.last_epochs(np.array([0]), longest, seconds)[0])
 
     def typical_training(self) -> float | None:
         """The seconds of the longest training of a typical configuration; None if nothing was measured yet."""
@@ -228,12 +242,12 @@ class TrainingTimes:
         return float(lengths @ self.typical()) if self.is_known else None
 
     def seconds_to_end(self, pool: TrialPool, number: int, done: int) -> float | None:
-        """The seconds of a trial from epoch `done` to its end; None if nothing was measured yet."""
+        """The seconds of a trial from epoch `done` to its end, at least; None if nothing was measured yet."""
         if not (self.is_known or pool.trials[number].seconds):
             return None
         ends = self.ends_of(pool, [number])
         todo = epochs_by_section(ends[:, -1], ends) - epochs_by_section(np.array([done]), ends)
-        return float((todo * self.of_trials(pool, [number])).sum())
+        return float((todo * self.of_trials(pool, [number], at_least=True)).sum())
 
     def last_epoch(self, pool: TrialPool, number: int) -> int:
         """The epoch that a trial can get to in the time left, 0 if that is too little of its training."""
@@ -241,7 +255,7 @@ class TrainingTimes:
         if not self._is_limited:
             return trial.rungs[-1]
         done, ends = np.array([trial.epochs]), np.array([trial.ends])
-        return int(self.last_epochs(done, ends, self.of_trials(pool, [number]))[0])
+        return int(self.last_epochs(done, ends, self.of_trials(pool, [number], at_least=True))[0])
 
     def last_epochs_of_new(self, points: Points, min_share: float = MIN_SHARE) -> np.ndarray:
         """The epoch that new configurations can get to in the time left, 0 where it is less than `min_share` of their
@@ -249,18 +263,27 @@ class TrainingTimes:
         ends = self.ends_of_new(points)
         if not self._is_limited:  # predictions for hundreds of candidates would slow each plan down
             return np.asarray(ends[:, -1])
-        return self.last_epochs(np.zeros(len(points)), ends, self.of_points(points), min_share)
+        seconds = self.of_points(points, at_least=True)
+        return self.last_epochs(np.zeros(len(points)), ends, seconds, min_share)
 
-    def _log_costs(self, points: Points, guesses: np.ndarray) -> np.ndarray:
-        """Shape [n, L], by first guesses of this shape."""
+    def _log_costs(self, points: Points, guesses: np.ndarray, at_least: bool = False) -> np.ndarray:
+        """Shape [n, L], by first guesses of this shape; with `at_least` what is not known counts as little as it may
+        take."""
         if not self._measured:
             return guesses
         if not self._is_conditioned:
             self._condition()
-        columns = [
-            _kernel(self._features(points, np.full(len(points), section)), self._x) @ self._weights
-            for section in range(self.n_sections)
-        ]
+        columns = []
+        for section in range(self.n_sections):
+            x = self._features(points, np.full(len(points), section))
+            shared = _kernel(x, self._x)
+            column = shared @ self._weights
+            if at_least:
+                known = solve_triangular(self._factor, shared.T, lower=True, check_finite=False)
+                variance = np.maximum(0.0, _variance(x) - (known**2).sum(axis=0))
+                deviation = np.sqrt(variance)
+                column -= np.where(deviation > MAX_KNOWN_DEVIATION, N_DEVIATIONS * deviation, 0.0)
+            columns.append(column)
         return np.asarray(guesses + np.stack(columns, axis=1))
 
     def _log_guesses(self, points: Points) -> np.ndarray:
@@ -277,3 +300,8 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     trend = TREND_VARIANCE * ((a - 0.5) @ (b - 0.5).T)
     rest = REST_VARIANCE * matern(a, b, np.full(a.shape[1], REST_SCALE))
     return np.asarray(FACTOR_VARIANCE + trend + rest)
+
+
+def _variance(x: np.ndarray) -> np.ndarray:
+    """The kernel's diagonal, shape [n]."""
+    return np.asarray(FACTOR_VARIANCE + TREND_VARIANCE * ((x - 0.5) ** 2).sum(axis=1) + REST_VARIANCE)

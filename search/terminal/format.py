@@ -2,8 +2,10 @@
 
 
 def format_duration(seconds: float) -> str:
-    """A duration: 42 s, 3 min 05 s, 2 h 10 min."""
+    """A duration: under a second, 42 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)
+    if whole == 0 and seconds > 0:
+        return "under a second"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

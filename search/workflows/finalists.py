@@ -34,6 +34,7 @@ from binsweep.search.execution.photo_trial import BEST, LAST, run_trial
 from binsweep.search.execution.trial import TrialTask
 from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
 from binsweep.search.recording.photo_records import FIGURES
+from binsweep.search.recording.run_params import run_params
 from binsweep.search.spec.objective import is_finite
 from binsweep.search.spec.sweep_spec import PhotoSpec
 from binsweep.search.terminal.format import format_duration, format_metric
@@ -228,10 +229,10 @@ def _train_again(
     place = folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
     fresh = _with_fresh_seed(checkpoint.settings, seed)
     if not (place / DONE_FILE).exists():
-        _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, fresh)
+        levels = _with_settings(checkpoint.levels, seed=fresh.seed)
+        _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, levels)
         threads = threads_of(fresh.trainable, cores())
-        sections = _with_settings(checkpoint.levels, seed=fresh.seed)
-        task = TrialTask(number, sections, place, spec.metric, spec.goal, threads, rules=spec.health)
+        task = TrialTask(number, levels, place, spec.metric, spec.goal, threads, rules=spec.health)
         diverged = False
 
         def send(epoch: int, metrics: dict[str, float]) -> bool:
@@ -263,9 +264,10 @@ def _restored_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, settings: Settings) -> None:
-    tags = environment_tags() | {"binsweep.kind": kind, "trial": str(number), "seed": str(settings.seed)}
-    runlog.start_run(key, name, SWEEP, tags, asdict(settings))
+def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, levels: Sequence[Level]) -> None:
+    seed = str(levels[-1].settings.seed)
+    tags = environment_tags() | {"binsweep.kind": kind, "trial": str(number), "seed": seed}
+    runlog.start_run(key, name, SWEEP, tags, run_params(levels))
 
 
 def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: bool) -> None:
@@ -297,7 +299,7 @@ def refit(
         place.mkdir(exist_ok=True)
         checkpoint = load_checkpoint(training.checkpoint)
         name = f"refit of {training.key}"
-        _begin_run(runlog, key, name, "refit", training.trial, checkpoint.settings)
+        _begin_run(runlog, key, name, "refit", training.trial, checkpoint.levels)
         with _restored_threads():
             _train_on_both(checkpoint, data, epochs, place, key, runlog)
         runlog.artifact(key, place / BEST, "weights")

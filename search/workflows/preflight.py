@@ -52,6 +52,17 @@ def check_before_start(
     _check_budget(spec, any(gpus))
 
 
+def warnings(spec: SweepSpec) -> list[str]:
+    """What is allowed in a spec and hardly meant."""
+    if not isinstance(spec, PhotoSpec):
+        return []
+    if "none" not in spec.values("weights") or "head" not in spec.values("trainable"):
+        return []
+    where = "fidelity.trainable" if spec.fidelity.trainable else "trainable"
+    what = f"with weights: none and {where}: head, a head is trained on the features of a random network"
+    return [f"{what}; take other weights, or leave head out"]
+
+
 def _check_budget(spec: SweepSpec, with_gpus: bool) -> None:
     """Raise UserError for a limit that is spent by GPUs alone if no trial gets one."""
     only_gpus_cost = spec.budget.money is not None and not spec.resources.cpu_hour_price

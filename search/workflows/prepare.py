@@ -12,6 +12,7 @@ from binsweep.data.banks.store import bank_folder
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, format_skipped
 from binsweep.data.parallel import Progress
+from binsweep.models.levels import Level
 from binsweep.models.trial_data import TrialData, build_banks
 from binsweep.search.execution.code_trial import CodeTrainer
 from binsweep.search.execution.photo_trial import PhotoTrainer
@@ -78,9 +79,18 @@ def prepare_photos(spec: PhotoSpec, home: Path) -> tuple[Manifest, TrialData]:
             if own in built:
                 continue
             built.add(own)
-            with ProgressBar(f"features of {settings.backbone}") as progress:
+            with ProgressBar(f"features of {_described(level, spec)}") as progress:
                 build_banks(level.settings, data.at_size(level.image_size), progress)
     return manifest, data
+
+
+def _described(level: Level, spec: PhotoSpec) -> str:
+    """Which features a level's bank holds: the backbone and, of several levels, what they are stored for."""
+    settings = level.settings
+    if spec.fidelity.n_levels == 1:
+        return settings.backbone
+    augment = f", augment {settings.augment}" if spec.fidelity.augment else ""
+    return f"{settings.backbone} for {settings.trainable} at {level.image_size} px{augment}"
 
 
 def open_data(spec: PhotoSpec, manifest: Manifest, home: Path) -> TrialData:

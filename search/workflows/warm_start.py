@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from binsweep.data.errors import UserError
+from binsweep.models.levels import level_at
 from binsweep.search.history.sweep_state import find_folder, load_state
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
@@ -75,6 +76,12 @@ def _read(folder: Path, spec: SweepSpec) -> EarlierResults:
     fitting, misfits = [], Counter[str]()
     for record in records:
         settings = before.trial_values(record.params)
+        # With the same levels it is the same climb; else what its values are of: the level that it has reached.
+        same = (
+            isinstance(before, PhotoSpec) and isinstance(spec, PhotoSpec) and before.fidelity == spec.fidelity
+        )
+        if isinstance(before, PhotoSpec) and not same:
+            settings = asdict(level_at(before.sections(record.params, seed=0), max(record.values)).settings)
         params = spec.space.active(settings)
         misfit = next((name for name in params if not spec.space.contains(name, params[name])), None)
         if misfit is None:

@@ -71,6 +71,23 @@ def test_a_dry_run_checks_and_prints_the_resolved_spec(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("assignments", "warns"),
+    [
+        (["model.weights=none", "fidelity.trainable=[head, last_stage]"], True),
+        (["model.weights=none", "fidelity.trainable=[last_stage, all]"], False),
+        (["model.weights=imagenet", "fidelity.trainable=[head, last_stage]"], False),
+    ],
+)
+def test_a_head_on_a_random_network_is_warned_of(tmp_path: Path, assignments: list[str], warns: bool) -> None:
+    file = tmp_path / "digits.yaml"
+    file.write_text("name: d\ndata: {source: synthetic}\nspace: {lr: [0.1, 0.01]}\nbudget: {trials: 3}\n")
+    options = [part for assignment in assignments for part in ("--set", assignment)]
+    done = here("sweep", file, "--dry-run", *options, home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert ("warning: with weights: none and fidelity.trainable: head" in done.stderr) == warns
+
+
+@pytest.mark.parametrize(
     ("assignments", "said"),
     [
         (["budgett.trials=3"], ["budgett", "did you mean 'budget'"]),

@@ -1,5 +1,6 @@
 """A sweep whose trainings climb fidelity levels: from the file to the champion."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,12 @@ from binsweep.search.workflows.promote import promote_sweep
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("runner", ["local", "ray"])
 def test_from_small_photos_and_heads_to_a_champion(
-    runner: str, bins: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: str,
+    bins: Path,
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     home, name = tmp_path / "home", f"levels-{runner}"
@@ -36,6 +42,14 @@ def test_from_small_photos_and_heads_to_a_champion(
     )
     result = sweep(spec, home, runner, server)  # type: ignore[arg-type]
     assert len(result.leaderboard) == 6 and not result.failed
+    built = [line for line in capsys.readouterr().err.splitlines() if line.startswith("features of ")]
+    assert [line.partition(":")[0].partition(" for ")[2] for line in built] == [
+        "head at 48 px",
+        "last_stage at 64 px",
+    ]
+    rows = list(csv.DictReader((result.folder / "leaderboard.csv").open()))
+    reached = {trial.number: trial.level.name for trial in result.leaderboard}
+    assert {int(row["trial"]): row["level"] for row in rows} == reached and len(set(reached.values())) == 2
     done = {trial.number: trial.epochs_done for trial in result.leaderboard}
     assert max(done.values()) == 5 and set(done.values()) <= {3, 4, 5}, "trials pause between levels"
 
@@ -43,7 +57,8 @@ def test_from_small_photos_and_heads_to_a_champion(
     for run in runs:
         params, number = run.data.params, int(run.data.tags["optuna.trial"])
         assert params["level_1"] == "head at 48 px, 50% of the photos, 3 epochs"
-        assert params["level_2"] == "last_stage at 64 px, 2 epochs" and params["epochs"] == "2"
+        assert params["level_2"] == "last_stage at 64 px, 2 epochs" and params["epochs"] == "3, 2"
+        assert (params["trainable"], params["image_size"]) == ("head, last_stage", "48, 64")
         history = MlflowClient(server).get_metric_history(run.info.run_id, "level")
         assert [point.value for point in history] == [1, 1, 1, 2, 2][: done[number]]
 
@@ -62,5 +77,12 @@ def test_from_small_photos_and_heads_to_a_champion(
     assert (checkpoint.image_size, len(checkpoint.earlier)) in ((48, 0), (64, 1))
     assert checkpoint.settings.lr == best.params["lr"]
     version = MlflowClient(server).get_model_version(name, decision.version)
+    client = MlflowClient(server)
+    (run,) = client.search_runs([runs[0].info.experiment_id], "tags.`binsweep.kind` = 'finalist'")
+    climbed = {key: text for key, text in run.data.params.items() if key.startswith("level_")}
+    assert climbed == (
+        {f"level_{n}": str(one) for n, one in enumerate(checkpoint.levels, 1)} if checkpoint.earlier else {}
+    )
+    assert run.data.params["image_size"] == ("48, 64" if checkpoint.earlier else "48")
     card = "trained in sections: head at 48 px, 50% of the photos, 3 epochs, then last_stage"
     assert (card in version.description) == (len(checkpoint.earlier) == 1)

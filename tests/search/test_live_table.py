@@ -12,8 +12,9 @@ from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import ONE_CORE
 from binsweep.search.execution.trial_record import TrialRecord
-from binsweep.search.recording.live_table import LiveTable
+from binsweep.search.recording.live_table import LiveTable, leaderboard_table
 from binsweep.search.spec.parser import parse_spec
+from binsweep.search.terminal.format import format_duration
 
 RAW: dict[str, Any] = {
     "name": "small",
@@ -112,3 +113,23 @@ def test_how_many_trainings_fit_is_said_where_time_alone_ends_the_sweep(
     ]
     assert len(told) == says
     assert ("trainings" in live_table._summary()) == says
+
+
+def test_a_duration_is_never_zero_unless_nothing_took_time() -> None:
+    texts = [format_duration(seconds) for seconds in (0.0, 0.04, 0.6, 59.7, 200, 7900)]
+    assert texts == ["0 s", "under a second", "1 s", "1 min 00 s", "3 min 20 s", "2 h 11 min"]
+
+
+def test_the_leaderboard_has_the_level_of_each_trial_and_the_metric_once(tmp_path: Path) -> None:
+    levels = {"image_size": [112, 224], "trainable": ["head", "all"], "epochs": [3, 2]}
+    spec = parse_spec({**RAW, "fidelity": levels, "objective": {"metric": "val_rmse"}})
+    controller = Controller(spec, None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
+    trials = [controller._add(number, {"lr": 0.01}, "") for number in range(3)]
+    for trial, epochs in zip(trials, (0, 3, 4), strict=True):
+        trial.epochs_done = epochs
+    table = leaderboard_table(trials, spec, "")
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert list(columns) == ["#", "trial", "val_rmse", "trained", "level", "state", "lr"]
+    assert columns["level"] == ["head at 112 px", "head at 112 px", "all at 224 px"]
+    plain = leaderboard_table(trials, parse_spec(RAW), "")
+    assert [column.header for column in plain.columns][2:4] == ["val_accuracy", "val_rmse"]

@@ -1,5 +1,6 @@
 """What the report and `status` say of a sweep, from its run log alone."""
 
+import io
 import json
 import math
 import re
@@ -8,14 +9,15 @@ from pathlib import Path
 from shutil import which
 
 import pytest
-from recorded_sweeps import START, Recorded, random_sweep
+from recorded_sweeps import RAW, START, Recorded, random_sweep
+from rich.console import Console
 
 from binsweep.data.errors import UserError
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_history import as_json
 from binsweep.search.report.advice import importances, improvements, next_steps, verdict
 from binsweep.search.report.axis import Axis
-from binsweep.search.report.status import format_lines
+from binsweep.search.report.status import format_lines, screen
 from binsweep.search.report.svg_charts import Chart, shade
 from binsweep.search.report.sweep_report import write_report
 
@@ -183,6 +185,35 @@ def test_status_in_plain_lines_and_json(sixty: Path) -> None:
     )
     assert answer["rungs"]["1"] == 60 and answer["status"] == "finished"
     assert "trials: 60/1000: " in text and answer["budget_trials"] == 1000
+
+
+def test_status_and_leaderboard_say_which_level_a_trial_has_reached(tmp_path: Path) -> None:
+    levels = {"image_size": [112, 224], "trainable": ["head", "all"], "epochs": [3, 2]}
+    space = {name: dimension for name, dimension in RAW["space"].items() if name != "epochs"}
+    sweep = Recorded(tmp_path / "s-1", fidelity=levels, space=space)
+    for number, epochs in enumerate((3, 2, 4)):
+        sweep.start(number, backbone="resnet18", lr=0.01, weight_decay=0.1)
+        for epoch in range(1, epochs + 1):
+            sweep.epoch(number, epoch, 0.1 * epoch)
+        sweep.tags(number, state="stopped", ended_because="others did better")
+    course = read_history(sweep.close())
+    text, answer = "\n".join(format_lines(course)), json.loads(as_json(course))
+    assert "levels: 3 reached head at 112 px, 1 reached all at 224 px" in text and "rungs" not in text
+    assert "trial 2 at epoch 4 of 5 (reached all at 224 px)" in text
+    assert answer["levels"] == {"head at 112 px": 3, "all at 224 px": 1}
+    assert [row["level"] for row in answer["leaderboard"]] == ["all at 224 px"] + ["head at 112 px"] * 2
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(screen(course))
+    assert console.export_text().count("head at 112 px") == 1 + 2, "in the line, and for two trials"
+    assert write_report(tmp_path / "s-1").read_text().count('<td class="text">head at 112 px</td>') == 2 + 1
+
+
+def test_the_leaderboard_shows_the_metric_once(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "s-1", objective={"metric": "val_rmse"})
+    sweep.start(0, backbone="resnet18", lr=0.01, weight_decay=0.1, epochs=2)
+    sweep.epoch(0, 1, 0.4)
+    page = write_report(sweep.close()).read_text()
+    assert page.count("<th>val_rmse</th>") == 1 and page.count(">1.200</td>") == 1
 
 
 def test_the_status_of_a_sweep_without_a_limit_of_trials(tmp_path: Path) -> None:

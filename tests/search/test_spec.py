@@ -68,6 +68,13 @@ def test_fidelity_levels_are_settings_of_their_own_from_cheap_to_dear() -> None:
     assert len(parse_spec(GOOD).levels(trial)) == 1
 
 
+def test_lists_of_different_lengths_are_reported_with_the_other_mistakes() -> None:
+    for size in (16, 112):  # a mistake in a value, and one between sections
+        text = message(broken("fidelity", {"image_size": [size, 160], "trainable": ["head", "head", "all"]}))
+        assert "fidelity: the lists go together, but are 2 (image_size), 3 (trainable) long" in text
+        assert "fidelity.image_size" in text and "mistakes" in text
+
+
 def test_defaults_are_filled_in_and_the_goal_follows_the_metric() -> None:
     spec = parse_spec(GOOD)
     assert (spec.metric, spec.goal) == ("val_accuracy", "maximize")
@@ -151,7 +158,12 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ),
         ("fidelity.image_size", [16, 224], "fidelity.image_size.0: must be at least 32"),
         ("fidelity.train_share", [0.2, 0.5], "fidelity.train_share: must end with all photos"),
-        ("fidelity.train_share", [0.0, 1.0], "fidelity.train_share.0: must be above 0"),
+        (
+            "fidelity.train_share",
+            [0.001, 1.0],
+            "fidelity.train_share.0: must be at least 0.01, but got 0.001",
+        ),
+        ("fidelity.train_share", [0.0, 1.0], "fidelity.train_share.0: must be at least 0.01"),
         (
             "fidelity",
             {"image_size": [112, 160, 224], "train_share": [0.5, 1.0]},
@@ -165,13 +177,20 @@ def test_a_trial_takes_fixed_values_then_suggested_ones() -> None:
         ("register.finalists", 6, "register.finalists: must be auto, or a whole number from 0 to 5"),
         ("model.ema", 1.0, "model.ema: must be at least 0 and below 1"),
         ("search.seed", "1", "search.seed: must be a whole number, but got '1' (write it without quotes)"),
+        ("search.seed", None, "search.seed: must be a whole number, but got null (such as 3)"),
+        ("search.seed", [1, None], "search.seed: must be a whole number, but got [1, null] (such as 3)"),
+        ("budget.minutes", "many", "budget.minutes: must be a number, but got 'many' (such as 0.5)"),
+        ("budget.minutes", "1e1", "must be a number, but got '1e1' (write it without quotes)"),
+        ("register.flip", "true", "must be true or false, but got 'true' (write it without quotes)"),
+        ("register.flip", 1, "must be true or false, but got 1 (write one of the two)"),
+        ("model.epochs", None, "model.epochs: must be of type int, but got null"),
         ("search.stopping", "never", "search.stopping"),
         ("search.initial_points", [{"lr": 1e9}], "search.initial_points.0.lr: lies outside of the space"),
         ("search.initial_points", [{"speed": 1}], "search.initial_points.0.speed: is not searched"),
         ("search.initial_points", [{}], "search.initial_points.0.lr: is missing"),
         ("data.classes", [3], "at least 2 items"),
         ("data.classes", "1-3", "data.classes: must be a list, but got '1-3' (in brackets"),
-        ("budget", None, "budget: must be a section of keys, but got None"),
+        ("budget", None, "budget: must be a section of keys, but got null"),
         ("data.classes", [1, 2, 1], "data.classes: must name each count once"),
         ("name", "n" * 201, "name: must have at most 200 characters"),
         ("register.model", " ", "register.model: must be a name that MLflow can register"),
@@ -440,7 +459,7 @@ def test_a_key_that_is_written_twice_is_a_mistake_among_the_others(tmp_path: Pat
         (
             "name: bins",
             "name: no",
-            "name: must be text, but got False (YAML reads no as false",
+            "name: must be text, but got false (YAML reads no as false",
         ),
         (
             "name: bins",
@@ -453,7 +472,7 @@ def test_a_key_that_is_written_twice_is_a_mistake_among_the_others(tmp_path: Pat
         (
             "  lr:",
             "  weights: [none, off]\n  lr:",
-            "but got False (YAML reads off as false: write 'off', with",
+            "but got false (YAML reads off as false: write 'off', with",
         ),
         ("  lr:", "\tlr:", "hint: indent with blanks: YAML takes no tabs"),
         ("name: bins", "name: &a [*a]", "an alias that contains itself"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from binsweep.search.strategy.asha import asha, rung_epochs
+from binsweep.search.strategy.asha import asha, level_asha, rung_epochs
 from binsweep.search.strategy.median import median
 from binsweep.search.strategy.stopping_rule import Curve, never
 
@@ -53,6 +53,20 @@ def test_a_short_training_does_not_compete_at_its_own_end() -> None:
     assert rule(field, 0, 3) is None, "the best of those that go beyond the rung"
     field[3] = Curve(27, {3: 0.9})
     assert rule(field, 0, 3) is not None
+
+
+def test_asha_with_levels_decides_at_their_ends_which_may_be_at_different_epochs() -> None:
+    rule, ends = level_asha(3), [(4, 6, 9), (4, 6, 9), (8, 10, 13), (8, 10, 13)]
+    field = {
+        number: Curve(own[-1], dict.fromkeys(range(1, own[-1]), value), own)
+        for number, (own, value) in enumerate(zip(ends, (0.4, 0.1, 0.3, 0.2), strict=True))
+    }
+    assert [epoch for epoch in field[3].values if rule(field, 3, epoch)] == [8, 10]
+    assert [epoch for epoch in field[1].values if rule(field, 1, epoch)] == [4, 6]
+    assert rule(field, 3, 10) == "rank 3 of 4 at the end of fidelity level 2: the best 1 go on"
+    assert not any(rule(field, 0, epoch) for epoch in field[0].values), "the best one goes on"
+    del field[2].values[8]
+    assert rule(field, 3, 8) == "rank 2 of 3 at the end of fidelity level 1: the best 1 go on"
 
 
 def test_median_compares_the_best_with_the_median_of_means() -> None:

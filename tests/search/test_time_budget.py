@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from binsweep.models.levels import level_ends
 from binsweep.models.settings import Settings
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import ONE_CORE, TrialTask
+from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
+from binsweep.search.workflows.strategy_options import strategy_options
 
 SPEC: dict[str, Any] = {
     "name": "bins",
@@ -68,6 +71,12 @@ class Sweep:
                 return level.settings, epoch
             epoch -= level.settings.epochs
         return last.settings, epoch
+
+    def level_of(self, trial: TrialRecord) -> str:
+        """What a trial was training in its last epoch."""
+        ends = level_ends(trial.levels)
+        place = next(i for i, end in enumerate(ends) if trial.epochs_done <= end)
+        return trial.levels[place].settings.trainable
 
     def epoch_seconds(self, task: TrialTask, epoch: int) -> float:
         settings, _ = self.level(task, epoch)
@@ -241,3 +250,68 @@ def test_a_resumed_sweep_keeps_the_times_of_each_section(
         assert second.controller.trials[number].last_epoch == trial.last_epoch
         ours, theirs = (sweep.strategy.training_seconds(number, 12) for sweep in (first, second))
         assert ours == pytest.approx(theirs, rel=0.1)
+
+
+GRID = {"lr": [1e-3, 1e-2, 1e-1], "batch_size": [16, 64]}
+
+
+@pytest.mark.parametrize("base", [SPEC, LADDER], ids=["one level", "levels"])
+@pytest.mark.parametrize("stopping", ["auto", "none"])
+def test_a_grid_is_gone_through_and_what_is_left_of_the_time_is_for_its_paused_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict[str, Any], stopping: str
+) -> None:
+    """All trainings of the grid take 32 to 59 minutes."""
+    raw = copy.deepcopy(base) | {"search": {"sampler": "grid", "stopping": stopping}}
+    raw["space"] |= GRID
+    raw["budget"] = {"minutes": 100}
+    sweep = Sweep(raw, tmp_path, Clock(monkeypatch))
+    sweep.run(1)
+    trials = sweep.controller.trials.values()
+    assert len(trials) == (6 if base is LADDER else 18)
+    assert {trial.state for trial in trials} == {"completed"}
+    assert sweep.controller.ended_by == "space: every configuration was tried"
+
+
+def test_a_grid_with_too_little_time_ends_with_the_time_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = copy.deepcopy(SPEC) | {"search": {"sampler": "grid"}, "budget": {"minutes": 40}}
+    raw["space"] |= GRID
+    sweep = Sweep(raw, tmp_path, Clock(monkeypatch))
+    assert sweep.run(1) == pytest.approx(2400, rel=0.05)
+    states = [trial.state for trial in sweep.controller.trials.values()]
+    assert len(states) == 18 and "paused" in states, "all of them were tried, and some wait"
+    assert sweep.controller.ended_by.startswith("budget.minutes: 40")
+
+
+class GuessedSweep(Sweep):
+    """On few photos a head's epoch is mostly overhead: by the first guess, one of the whole network takes 15 times as
+    long as it does."""
+
+    def __init__(self, raw: dict[str, Any], folder: Path, clock: Clock) -> None:
+        super().__init__(raw, folder, clock)
+        self.strategy = open_strategy(None, "bins", strategy_options(self.spec))
+        self.controller = Controller(self.spec, self.strategy, folder, lambda settings: ONE_CORE)
+
+    def epoch_seconds(self, task: TrialTask, epoch: int) -> float:
+        settings, _ = self.level(task, epoch)
+        return {"head": 0.3, "last_stage": 2.0, "all": 6.0}[settings.trainable]
+
+
+@pytest.mark.parametrize("base", [SPEC, LADDER], ids=["one level", "levels"])
+@pytest.mark.parametrize(
+    ("sampler", "stopping"), [("auto", "auto"), ("grid", "auto"), ("random", "none"), ("grid", "none")]
+)
+def test_a_mere_guess_of_what_nobody_has_tried_does_not_end_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict[str, Any], sampler: str, stopping: str
+) -> None:
+    raw = copy.deepcopy(base) | {"search": {"sampler": sampler, "stopping": stopping}}
+    raw["budget"] = {"minutes": 4}
+    if sampler == "grid":
+        raw["space"] |= GRID
+    sweep = GuessedSweep(raw, tmp_path, Clock(monkeypatch))
+    seconds, controller = sweep.run(1), sweep.controller
+    assert seconds == pytest.approx(240, rel=0.25), controller.ended_by
+    assert len(controller.trials) > 4
+    trained = {sweep.level_of(trial) for trial in controller.trials.values()}
+    assert "all" in trained, "the last level was reached"

@@ -21,6 +21,7 @@ RAW: dict[str, Any] = {
     "space": {"lr": {"low": 1e-4, "high": 0.1, "log": True}, "epochs": {"low": 2, "high": 4}},
     "budget": {"trials": 9},
 }
+LR = {"lr": RAW["space"]["lr"]}
 HERE = "the data of today"
 
 
@@ -34,12 +35,16 @@ def swept(home: Path, name: str, trials: int = 8, fingerprint: str = HERE, **sec
     folder.mkdir(parents=True)
     state = {"id": folder.name, "status": "finished", "spec": spec.raw, "fingerprint": fingerprint}
     (folder / "sweep.json").write_text(json.dumps(state))
-    options = StrategyOptions(spec.space, spec.goal, spec.max_epochs, "random", "none")
+    sections = spec.level_epochs
+    options = StrategyOptions(spec.space, spec.goal, spec.max_epochs, "random", "none", sections=sections)
     strategy = open_strategy(folder / "study.db", folder.name, options)
     for number in range(trials):
         suggestion = strategy.suggest()
         assert suggestion is not None
-        for epoch in range(1, suggestion.params.get("epochs", spec.settings.epochs) + 1):
+        last = suggestion.params.get("epochs", spec.settings.epochs)
+        if spec.fidelity.epochs:  # the first half of the trials does not leave the first level
+            last = spec.fidelity.epochs[0] if number < trials / 2 else sum(spec.fidelity.epochs)
+        for epoch in range(1, last + 1):
             strategy.observe(
                 number, epoch, spec.objective.sign * (epoch / 10 - abs(suggestion.params["lr"] - 0.01))
             )
@@ -69,6 +74,17 @@ def test_results_on_the_same_data_count_and_others_are_a_prior(tmp_path: Path) -
         "5 results of same-1 are known",
         "6 trials of other-1 say only where to look first: other data",
     ]
+
+
+def test_a_trial_of_other_levels_is_described_by_the_level_that_it_has_reached(tmp_path: Path) -> None:
+    swept(tmp_path, "levels", 4, fidelity={"trainable": ["head", "all"], "epochs": [3, 2]}, space=LR)
+    state = json.loads((tmp_path / "sweeps" / "levels-1" / "sweep.json").read_text())
+    assert state["spec"]["fidelity"]["epochs"] == [3, 2]
+    space = {**LR, "trainable": ["head", "all"]}
+    (earlier,) = read_earlier(earlier_folders(tmp_path, ["levels"]), spec_of(space=space))
+    assert [record.params["trainable"] for record, _ in earlier.fitting] == ["head", "head", "all", "all"]
+    (same,) = read_earlier(earlier_folders(tmp_path, ["levels"]), parse_spec(state["spec"]))
+    assert {settings["trainable"] for _, settings in same.fitting} == {"all"}, "the same climb"
 
 
 def test_without_a_result_the_best_of_all_sweeps_are_tried_first(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@
 class Untimed:
     """Of a strategy that measures nothing, so that no budget changes what it does."""
 
+    is_used_up = True  # when it has nothing more to suggest
+
     def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None: ...
 
     def note_time_left(self, seconds: float) -> None: ...
