@@ -2,7 +2,10 @@
 
 import pytest
 
+from binsweep.search.spec.space import Range, SearchSpace
 from binsweep.search.strategy.asha import asha, level_asha, rung_epochs
+from binsweep.search.strategy.base import Decision, Outcome
+from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.strategy.median import median
 from binsweep.search.strategy.stopping_rule import Curve, never
 
@@ -67,6 +70,18 @@ def test_asha_with_levels_decides_at_their_ends_which_may_be_at_different_epochs
     assert not any(rule(field, 0, epoch) for epoch in field[0].values), "the best one goes on"
     del field[2].values[8]
     assert rule(field, 3, 8) == "rank 2 of 3 at the end of fidelity level 1: the best 1 go on"
+
+
+def test_a_strategy_with_levels_stops_at_their_ends() -> None:
+    space = SearchSpace({"lr": Range(1e-4, 1e-1, log=True)})
+    options = StrategyOptions(space, "maximize", 5, "random", "asha", sections=(4, 2, None))
+    strategy, stopped = open_strategy(None, "levels", options), []
+    for number, value in enumerate((0.9, 0.5, 0.4)):
+        assert strategy.suggest() is not None
+        verdicts = [strategy.observe(number, epoch, value).decision for epoch in range(1, 11)]
+        stopped.append(verdicts.index(Decision.STOP) + 1 if Decision.STOP in verdicts else None)
+        strategy.finish(number, Outcome("completed"))
+    assert stopped == [None, 4, 4]
 
 
 def test_median_compares_the_best_with_the_median_of_means() -> None:
