@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from binsweep.data.labels import Label
+
 Counts = NDArray[np.int64]
+Labels = NDArray[Any]  # counts int64 [N], or names of classes str [N]
 N_RESAMPLES = 2000
 
 
@@ -91,16 +95,16 @@ def calibration_error(table: Sequence[CalibrationBin]) -> float:
     return sum(row.photos * abs(row.confidence - row.accuracy) for row in table) / photos
 
 
-def confusion_matrix(predicted: Counts, actual: Counts, classes: Sequence[int]) -> NDArray[np.int64]:
-    """[K, K]: row = true count, column = predicted count, both in the order of the ascending `classes`."""
+def confusion_matrix(predicted: Labels, actual: Labels, classes: Sequence[Label]) -> NDArray[np.int64]:
+    """[K, K]: row = true label, column = predicted label, both in the order of the sorted `classes`."""
     counts, k = np.asarray(classes), len(classes)
     cells = np.searchsorted(counts, actual) * k + np.searchsorted(counts, predicted)
     return np.bincount(cells, minlength=k * k).reshape(k, k)
 
 
-def per_class(predicted: Counts, actual: Counts, classes: Sequence[int]) -> dict[int, dict[str, float]]:
+def per_class(predicted: Counts, actual: Counts, classes: Sequence[Label]) -> dict[Label, dict[str, float]]:
     """accuracy, rmse and support of each true count; classes without a photo are left out."""
-    table = {}
+    table: dict[Label, dict[str, float]] = {}
     for count in classes:
         rows = actual == count
         if rows.any():
@@ -113,7 +117,8 @@ def per_class(predicted: Counts, actual: Counts, classes: Sequence[int]) -> dict
     return table
 
 
-def commonest(counts: Counts) -> int:
-    """The most frequent count; the smallest of several."""
-    values, frequencies = np.unique(counts, return_counts=True)
-    return int(values[frequencies.argmax()])
+def commonest(labels: Labels) -> Label:
+    """The most frequent label; the first of several."""
+    values, frequencies = np.unique(labels, return_counts=True)
+    found: Label = values[frequencies.argmax()].item()
+    return found

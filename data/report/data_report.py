@@ -15,6 +15,7 @@ from PIL import Image
 
 from binsweep.data.atomic_write import write_bytes
 from binsweep.data.decode import ImageError, decode
+from binsweep.data.labels import Label, sorted_labels
 from binsweep.data.manifest import Item, Manifest
 from binsweep.data.near_duplicates import components, near_duplicate_pairs
 from binsweep.data.parallel import Progress
@@ -34,7 +35,7 @@ class DataReport:
     """`facts` are JSON values; `sheets` are contact sheets, a JPEG for each class."""
 
     facts: dict[str, Any]
-    sheets: dict[int, bytes]
+    sheets: dict[Label, bytes]
 
 
 def build_data_report(manifest: Manifest, home: Path, progress: Progress | None = None) -> DataReport:
@@ -71,10 +72,11 @@ def build_data_report(manifest: Manifest, home: Path, progress: Progress | None 
         "near_duplicates": [_cluster(cluster) for cluster in near],
         "across_splits": sum(_cluster(c)["across_splits"] for c in [*exact, *near]),
         "unreadable": [{"id": skipped.id, "reason": skipped.reason} for skipped in manifest.skipped],
-        "label_disagreements": _disagreements(manifest, root, home),
     }
+    if manifest.kind == "counts":
+        facts["label_disagreements"] = _disagreements(manifest, root, home)
     return DataReport(
-        facts, {label: _sheet(manifest, label) for label in sorted({item.label for item in items})}
+        facts, {label: _sheet(manifest, label) for label in sorted_labels({item.label for item in items})}
     )
 
 
@@ -133,7 +135,7 @@ def _cluster(cluster: Sequence[Item]) -> dict[str, Any]:
     splits, labels = {item.split for item in cluster}, {item.label for item in cluster}
     return {
         "ids": [item.id for item in cluster],
-        "labels": sorted(labels),
+        "labels": sorted_labels(labels),
         "splits": sorted(splits),
         "across_splits": len(splits) > 1,
     }
@@ -154,7 +156,7 @@ def _disagreement(document: Path) -> ScanResult:
     return parse_metadata(document.read_bytes()).disagreement, ""
 
 
-def _sheet(manifest: Manifest, label: int) -> bytes:
+def _sheet(manifest: Manifest, label: Label) -> bytes:
     """A contact sheet of images of a class, evenly spaced in its ids, as JPEG."""
     items = [item for item in manifest.items if item.label == label]
     chosen = items[:: max(1, len(items) // _SHEET_IMAGES)][:_SHEET_IMAGES]

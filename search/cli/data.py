@@ -186,7 +186,7 @@ def report(source: str, out: Path, classes: str | None, split_by: Any) -> None:
         )
         found = build_data_report(manifest, home_folder(), partial(meter, "looking"))
     _print_left_out(manifest)
-    for gap in manifest.coverage_warnings():
+    for gap in manifest.warnings():
         print(f"warning: {gap}", file=sys.stderr)
     try:
         page, facts = write_report(found, out)
@@ -199,7 +199,7 @@ def report(source: str, out: Path, classes: str | None, split_by: Any) -> None:
 
 
 def _print_left_out(manifest: Manifest) -> None:
-    from binsweep.data.manifest import format_skipped
+    from binsweep.data.source_checks import format_skipped
 
     if skipped := manifest.skipped:
         print(f"left out {len(skipped):,} files: {format_skipped(skipped)}", file=sys.stderr)

@@ -22,6 +22,7 @@ from binsweep.data.atomic_write import write_bytes
 from binsweep.data.banks.pixels import PixelBank
 from binsweep.data.banks.store import banks_in_use, evict_banks, open_bank
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 from binsweep.data.locks import locked, open_lock, try_lock
 from binsweep.models.pretrained import file_hash, provide_weights_file, weights_file
 from binsweep.models.trial_data import TrialData
@@ -50,8 +51,8 @@ class DriverFiles:
     """Where a worker finds a sweep's files; small to send. Without a `file_server`, all are on the driver's node."""
 
     node: str  # Ray's id of the driver's node
-    classes: tuple[int, ...]
-    head_classes: tuple[int, ...]
+    classes: tuple[Label, ...]
+    head_classes: tuple[Label, ...]
     photos: tuple[PhotoFiles, ...]  # at each image size, the data's own first
     banks: Path
     open: tuple[str, ...]  # names of the banks that the sweep uses

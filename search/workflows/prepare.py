@@ -10,10 +10,11 @@ from pathlib import Path
 from binsweep.data.banks.pixels import open_pixel_bank
 from binsweep.data.banks.store import bank_folder
 from binsweep.data.errors import UserError
-from binsweep.data.manifest import Manifest, format_skipped
+from binsweep.data.manifest import Manifest
 from binsweep.data.parallel import Progress
+from binsweep.data.source_checks import format_skipped
 from binsweep.models.trial_data import TrialData, build_banks
-from binsweep.search.spec.parser import SweepSpec
+from binsweep.search.spec.parser import SweepSpec, check_labels
 from binsweep.search.terminal.progress import ProgressBar
 from binsweep.search.workflows.sweep_data import spec_manifest
 
@@ -35,9 +36,10 @@ def prepare(spec: SweepSpec, home: Path) -> PreparedSweep:
     """Read the data, check it against the spec, and build the banks that the trials share."""
     with ProgressBar("reading the data") as progress:
         manifest = spec_manifest(spec, home, progress)
+    check_labels(spec, manifest.classes)
     if manifest.skipped:
         print(f"skipped {len(manifest.skipped):,} files: {format_skipped(manifest.skipped)}", file=sys.stderr)
-    for gap in manifest.coverage_warnings():
+    for gap in manifest.warnings():
         print(f"warning: {gap}", file=sys.stderr)
     largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
     if largest > train:
