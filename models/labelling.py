@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from binsweep.data.labels import Label, kind_of
-from binsweep.models.calibration import log_losses
 from binsweep.models.class_metrics import class_intervals, class_scores, per_name, top_hits
 from binsweep.models.decoding import DECODINGS, Decoding
 from binsweep.models.metrics import (
@@ -23,6 +22,7 @@ from binsweep.models.metrics import (
     all_scores,
     count_metrics,
     intervals,
+    log_losses,
     per_class,
 )
 
@@ -41,6 +41,7 @@ class Words:
     """How reports speak of labels. `photos_of` has a place for one label, the others stand alone."""
 
     does: str  # what a model does, as a sentence
+    ask: str  # the same, as a purpose
     knows: str
     noun: str
     nouns: str
@@ -52,7 +53,8 @@ class Words:
     per_label: str  # the heading of a table with a row for each label
     column: str  # of that table
     photos_column: str  # of the number of photos, in files
-    subjects: str  # what is photographed
+    subject: str  # what is photographed
+    subjects: str
     photos_of: str
     one: str  # one label, where its number is told
     shared: str  # those that two models know
@@ -121,6 +123,7 @@ class Labelling(ABC):
 class _Counting(Labelling):
     words = Words(
         does="Counts the items in the photo of one bin",
+        ask="count the items in a photo",
         knows="Knows the counts",
         noun="count",
         nouns="counts",
@@ -132,6 +135,7 @@ class _Counting(Labelling):
         per_label="Scores per true count",
         column="items",
         photos_column="bins",
+        subject="bin",
         subjects="bins",
         photos_of="the bins with {}",
         one="{} items",
@@ -195,6 +199,7 @@ class _Counting(Labelling):
 class _Naming(Labelling):
     words = Words(
         does="Says which class a photo shows",
+        ask="say which class a photo shows",
         knows="Knows the classes",
         noun="class",
         nouns="names",
@@ -206,6 +211,7 @@ class _Naming(Labelling):
         per_label="Scores per true class",
         column="class",
         photos_column="photos",
+        subject="photo",
         subjects="scenes",
         photos_of="the photos of {}",
         one="{}",
@@ -301,6 +307,11 @@ def labelling_of(classes: Sequence[Label]) -> Labelling:
     return NAMING if kind_of(classes) == "names" else COUNTING
 
 
+def labelling_of_scores(names: Collection[str]) -> Labelling:
+    """The same by the names of an epoch's metrics."""
+    return NAMING if NAMING.shown in names else COUNTING
+
+
 def metric_keys(classes: Sequence[Label]) -> dict[Label, str]:
     """Different names for metrics of classes, as MLflow accepts them: letters, digits, `_`, `-`, `.` and blanks."""
     keys: dict[Label, str] = {}
@@ -322,5 +333,4 @@ def _log_losses(
     """`log_losses` by labels; a photo of a class that the model does not know has the largest loss."""
     known = np.searchsorted(np.asarray(classes), actual).clip(max=len(classes) - 1)
     right = np.asarray(classes)[known] == actual
-    table = np.where(right[:, None], probabilities, 0.0).astype(np.float32)
-    return log_losses(table, known)
+    return log_losses(np.where(right[:, None], probabilities, 0.0), known)

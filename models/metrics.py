@@ -14,6 +14,7 @@ from binsweep.data.labels import Label
 Counts = NDArray[np.int64]
 Labels = NDArray[Any]  # counts int64 [N], or names of classes str [N]
 N_RESAMPLES = 2000
+_SMALLEST_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ def _cell_scores(pairs: Counts, photos: Counts) -> dict[str, NDArray[np.float64]
         "within_one": photos @ (error <= 1) / total,
         "macro_f1": np.nanmean(f1, axis=1),
     }
+
+
+def log_losses(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """-log of the probability of each photo's true class; `probabilities` [N, K], class indices `labels` [N]."""
+    right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    losses: NDArray[np.float64] = -np.log(np.maximum(right, _SMALLEST_PROBABILITY))
+    return losses
 
 
 def reliability(

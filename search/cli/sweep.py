@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 from binsweep.search.cli.models import promote_and_print, serve_and_ask
 from binsweep.search.cli.options import (
     home_folder,
@@ -123,7 +124,8 @@ def sweep(
         print(json.dumps(answer))
     else:
         has_champion = answer.get("proof") is not None
-        _print_next_commands(home, result.id, loaded.model_name, then_promote, has_champion)
+        classes = prepared.manifest.classes
+        _print_next_commands(home, result.id, loaded.model_name(classes), classes, then_promote, has_champion)
 
 
 def _print_dry_run(spec: SweepSpec) -> None:
@@ -183,8 +185,11 @@ def _answer(result: SweepResult) -> dict[str, Any]:
     return {"sweep": result.id, "ended_by": result.ended_by, "leaderboard": rows}
 
 
-def _print_next_commands(home: Path, sweep_id: str, model: str, promoted: bool, has_champion: bool) -> None:
+def _print_next_commands(
+    home: Path, sweep_id: str, model: str, classes: Sequence[Label], promoted: bool, has_champion: bool
+) -> None:
     """The commands after a sweep. Once it was promoted, those for the champion are left out if there is none."""
+    from binsweep.models.labelling import labelling_of
     from binsweep.search.spec.schema import DEFAULT_MODEL
 
     quoted = shlex.quote(model)
@@ -195,7 +200,7 @@ def _print_next_commands(home: Path, sweep_id: str, model: str, promoted: bool, 
     if not promoted:
         commands[f"binsweep promote {sweep_id}"] = "test the best model, make it champion if it is better"
     if has_champion or not promoted:
-        commands |= {serve: "serve the champion", predict: "count the items in a photo"}
+        commands |= {serve: "serve the champion", predict: labelling_of(classes).words.ask}
     width = max(31, *map(len, commands))
     print("\nnext:")
     for command, purpose in commands.items():

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from binsweep.models.health_rules import HealthFinding
+from binsweep.models.labelling import labelling_of_scores
 from binsweep.search.execution.budget import seconds_at_pace
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial_record import TrialRecord
@@ -35,15 +36,16 @@ def leaderboard_table(
 ) -> Table:
     """A table of the first `rows` of the given trials."""
     table = Table(title=title, title_justify="left", expand=False)
-    for name in ("#", "trial", spec.metric, "val_rmse", "trained", "state", *spec.space):
-        right = name in ("#", "trial", spec.metric, "val_rmse", "trained")
+    shown = labelling_of_scores(trials[0].metrics if trials else ()).shown
+    for name in ("#", "trial", spec.metric, shown, "trained", "state", *spec.space):
+        right = name in ("#", "trial", spec.metric, shown, "trained")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for place, trial in enumerate(trials[:rows], 1):
         table.add_row(
             str(place),
             str(trial.number),
             format_metric(spec.metric, trial.value),
-            format_metric("val_rmse", trial.metrics.get("val_rmse")),
+            format_metric(shown, trial.metrics.get(shown)),
             f"{trial.epochs_done}/{trial.last_epoch}",
             Text(trial.state, STATE_STYLES[trial.state]),
             *(format_value(trial.params.get(name, "-")) for name in spec.space),

@@ -59,6 +59,7 @@ def contents(history: SweepHistory) -> dict[str, Any]:
     weights = importances(history)
     leaders = history.leaders
     names = list(history.spec.space)
+    shown = history.labelling.shown
     return {
         "history": history,
         "facts": _facts(history),
@@ -66,7 +67,8 @@ def contents(history: SweepHistory) -> dict[str, Any]:
         "steps": next_steps(history, weights),
         "metric": metric,
         "names": names,
-        "rows": [_row(trial, metric, names) for trial in leaders],
+        "shown": shown,
+        "rows": [_row(trial, metric, shown, names) for trial in leaders],
         "best_so_far": _best_so_far(history),
         "curves": _curves(history),
         "levels": fidelity.summaries(history),
@@ -117,12 +119,12 @@ def _facts(history: SweepHistory) -> list[tuple[str, str]]:
     ]
 
 
-def _row(trial: TrialHistory, metric: str, names: list[str]) -> dict[str, Any]:
+def _row(trial: TrialHistory, metric: str, shown: str, names: list[str]) -> dict[str, Any]:
     return {
         "trial": trial,
         "value": format_metric(metric, trial.value),
         "sort": trial.value,
-        "rmse": trial.best.get("val_rmse", math.nan),
+        "shown": trial.best.get(shown, math.nan),
         "params": [(format_value(value), value) for value in (trial.params.get(name, "") for name in names)],
         "warnings": [name.partition(".")[2].replace("_", " ") for name in trial.warnings],
     }

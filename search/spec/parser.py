@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from binsweep.data.errors import UserError
-from binsweep.data.labels import Label
+from binsweep.data.labels import Label, kind_of
 from binsweep.data.split import Split
 from binsweep.models.health_rules import HealthRule
 from binsweep.models.labelling import MIN_CLASSES_FOR_TOP, labelling_of
@@ -27,6 +27,7 @@ from binsweep.search.spec.objective import Goal, Objective
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
 from binsweep.search.spec.renamed_keys import RENAMED_KEYS
 from binsweep.search.spec.schema import (
+    DEFAULT_MODEL,
     BudgetPart,
     DataPart,
     FidelityPart,
@@ -72,10 +73,10 @@ class SweepSpec:
         """Whether the metric is maximised or minimised."""
         return self.objective.goal
 
-    @property
-    def model_name(self) -> str:
-        """The registered model that `promote` writes to."""
-        return self.register.model
+    def model_name(self, classes: Sequence[Label]) -> str:
+        """The registered model that `promote` writes to; where classes have names, the default is the sweep's name."""
+        named = kind_of(classes) == "names" and self.register.model == DEFAULT_MODEL
+        return self.name if named else self.register.model
 
     @property
     def split(self) -> Split:

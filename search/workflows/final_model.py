@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
-from binsweep.models.calibration import fit_temperature, log_losses
+from binsweep.models.calibration import fit_temperature
 from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from binsweep.models.decoding import BEST_DECODING, Decoding, decode_labels
 from binsweep.models.labelling import labelling_of
-from binsweep.models.metrics import Counts
+from binsweep.models.metrics import Counts, log_losses
 from binsweep.models.predictor import Predictor, calibrate
 from binsweep.models.trial_data import TrialData
 from binsweep.search.spec.parser import SweepSpec

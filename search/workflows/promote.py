@@ -75,10 +75,9 @@ def promote_sweep(
     data = open_data(spec, manifest, home)
     plan = plan_finalists(folder, spec, state["leaderboard"], seconds)
     candidate = _candidate(folder, spec, manifest, data, state, tracking_uri, plan)
-    decision = promote(
-        tracking_uri, spec.model_name, candidate, spec.gate, folder / "test", approved, dry_run, home
-    )
-    return spec.model_name, decision
+    name = spec.model_name(manifest.classes)
+    decision = promote(tracking_uri, name, candidate, spec.gate, folder / "test", approved, dry_run, home)
+    return name, decision
 
 
 def _candidate(
