@@ -288,7 +288,7 @@ def _sorted_classes(classes: Sequence[Label], min_count: int) -> tuple[Label, ..
     """The classes in their order: the position of a class is its index in models and banks."""
     if len(set(classes)) < max(min_count, len(classes)):
         raise UserError(
-            f"data.classes must name at least two different classes, each once, and is {list(classes)}",
+            f"data.classes must name at least two different counts or names, each once, and is {list(classes)}",
             "for example [0, 1, 2, 3, 4, 5], or [ok, scratched]",
         )
     return tuple(sorted_labels(classes))

@@ -71,7 +71,10 @@ class Labelling(ABC):
     class_scores: ClassVar[Mapping[str, str]]  # of the photos of one class, with their names for people
     # in which a model must be better than a constant, or a warning says that it is not
     tested: ClassVar[tuple[Measure, ...]]
-    shown: ClassVar[str]  # the metric that tables show next to the objective; "" for none
+
+    @abstractmethod
+    def beside(self, metric: str) -> str:
+        """The metric that tables show next to an objective."""
 
     @abstractmethod
     def second(self, measure: Measure) -> Measure:
@@ -158,7 +161,9 @@ class _Counting(Labelling):
     }
     class_scores: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy", "rmse": "RMSE"}
     tested: ClassVar[tuple[Measure, ...]] = ("accuracy", "rmse", "mae")
-    shown = "val_rmse"
+
+    def beside(self, metric: str) -> str:
+        return "val_rmse"
 
     def second(self, measure: Measure) -> Measure:
         return "rmse" if measure == "accuracy" else "accuracy"
@@ -235,7 +240,9 @@ class _Naming(Labelling):
     }
     class_scores: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy", "precision": "precision", "f1": "F1"}
     tested: ClassVar[tuple[Measure, ...]] = ("accuracy", "balanced_accuracy", "macro_f1")
-    shown = "val_macro_f1"
+
+    def beside(self, metric: str) -> str:
+        return "val_accuracy" if metric == "val_macro_f1" else "val_macro_f1"
 
     def second(self, measure: Measure) -> Measure:
         return "macro_f1" if measure == "accuracy" else "accuracy"
@@ -309,7 +316,7 @@ def labelling_of(classes: Sequence[Label]) -> Labelling:
 
 def labelling_of_scores(names: Collection[str]) -> Labelling:
     """The same by the names of an epoch's metrics."""
-    return NAMING if NAMING.shown in names else COUNTING
+    return NAMING if "val_macro_f1" in names else COUNTING
 
 
 def metric_keys(classes: Sequence[Label]) -> dict[Label, str]:

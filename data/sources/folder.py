@@ -70,8 +70,8 @@ def scan(
             return _scan_bucket(root, cache)
         if layout is not None:
             found, skipped = _scan_splits(root, kind) if layout == "splits" else _scan_folders(root, kind)
-            # Folders without any photo are not classes, but something else.
-            if found or kind == "counts":
+            # One folder with photos is no division into classes, unless somebody says so.
+            if kind == "counts" or len({photo.label for photo in found}) > (1 if labels is None else 0):
                 return found, skipped
         folders = [f"{printable(path.name)}/" for path in _entries(root) if path.is_dir()]
         inside = [path for path in _entries(root) if _has_layout(path)]

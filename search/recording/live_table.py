@@ -36,7 +36,7 @@ def leaderboard_table(
 ) -> Table:
     """A table of the first `rows` of the given trials."""
     table = Table(title=title, title_justify="left", expand=False)
-    shown = labelling_of_scores(trials[0].metrics if trials else ()).shown
+    shown = labelling_of_scores(trials[0].metrics if trials else ()).beside(spec.metric)
     for name in ("#", "trial", spec.metric, shown, "trained", "state", *spec.space):
         right = name in ("#", "trial", spec.metric, shown, "trained")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)

@@ -59,7 +59,7 @@ def contents(history: SweepHistory) -> dict[str, Any]:
     weights = importances(history)
     leaders = history.leaders
     names = list(history.spec.space)
-    shown = history.labelling.shown
+    shown = history.labelling.beside(metric)
     return {
         "history": history,
         "facts": _facts(history),
