@@ -184,7 +184,8 @@ def load_manifest(
     in_table = is_table(str(place))
     root = place.absolute().parent if in_table else place
     cache = ScanCache(root, home)
-    candidates, skipped = scan_table(place, labels) if in_table else scan(root, cache, labels)
+    address = source[: source.rindex("/") + 1] if "://" in source else ""
+    candidates, skipped = scan_table(place, labels, address) if in_table else scan(root, cache, labels)
     skipped += missing
     check_kind(source, labels, wanted, train_also, candidates)
     # The splits of a table are always taken as they are given.

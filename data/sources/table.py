@@ -43,11 +43,14 @@ def is_table(source: str) -> bool:
     return "://" in source or not Path(source).expanduser().is_dir()
 
 
-def scan_table(file: Path, labels: LabelKind | None) -> tuple[list[FoundPhoto], list[Skipped]]:
+def scan_table(
+    file: Path, labels: LabelKind | None, prefix: str = ""
+) -> tuple[list[FoundPhoto], list[Skipped]]:
     """The photos of a table, not opened yet, and the rows that repeat another one.
 
-    `labels` is what the labels are; None: counts, if all of them are whole numbers. Raises UserError if the file cannot
-    be read, lacks a column, or has mistakes.
+    `labels` is what the labels are; None: counts, if all of them are whole numbers. `prefix` is the address of the
+    folder that the file was fetched from, which a path may begin with. Raises UserError if the file cannot be read,
+    lacks a column, or has mistakes.
     """
     folder = file.absolute().parent
     try:
@@ -58,7 +61,7 @@ def scan_table(file: Path, labels: LabelKind | None) -> tuple[list[FoundPhoto], 
         ) from error
 
     def relative(path: str) -> str:
-        whole = Path(posixpath.normpath(folder / path))
+        whole = Path(posixpath.normpath(folder / (path.removeprefix(prefix) if prefix else path)))
         return (whole.relative_to(folder) if whole.is_relative_to(folder) else whole).as_posix()
 
     photos, skipped = table_photos(str(file), content, labels, relative)
