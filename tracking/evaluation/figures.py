@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer.writerows(rows)
 
 
-def _font(size: int) -> Any:
+def _font(size: int, texts: Iterable[str] = ()) -> Any:
+    """Pillow's own font, which has ASCII only; for other texts the one that comes with matplotlib, where it is."""
+    library = None if all(map(str.isascii, texts)) else find_spec("matplotlib")
+    if library is not None and library.origin is not None:
+        file = Path(library.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if file.exists():
+            return ImageFont.truetype(str(file), size)
     return ImageFont.load_default(size)
 
 
@@ -57,7 +64,7 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[Label], title: s
         matrix, share = matrix[np.ix_(shown, shown)], share[np.ix_(shown, shown)]
         classes = [classes[place] for place in shown]
     cell = 72 if len(classes) <= MAX_LARGE_CELLS else 44
-    text, small = _font(18 if cell == 72 else 13), _font(15)
+    text, small = _font(18 if cell == 72 else 13, map(str, classes)), _font(15)
     names = [_fit(str(label), text, MAX_LABEL_PIXELS) for label in classes]
     longest = max(int(text.getlength(name)) for name in names)
     # Names that are wider than a cell stand upright below it.
@@ -127,19 +134,26 @@ def draw_mistakes(
     rows = wrong[np.argsort(-confidences[wrong], kind="stable")][:MAX_MISTAKES]
     columns, side, gap, line = 6, 192, 8, 20
     lines = max(1, -(-len(rows) // columns))
-    step = (side + gap, side + gap + 2 * line)
+    # Names take a line each; two counts share one.
+    named = actual.dtype.kind == "U"
+    above = (3 if named else 2) * line
+    step = (side + gap, side + gap + above)
     image = Image.new("RGB", (columns * step[0] + gap, lines * step[1] + gap), "white")
-    draw, font = ImageDraw.Draw(image), _font(13)
+    texts = (str(label) for label in {*actual[rows].tolist(), *predicted[rows].tolist()})
+    draw, font = ImageDraw.Draw(image), _font(13, texts)
     if len(rows) == 0:
         draw.text((image.width / 2, image.height / 2), "no mistakes", "black", font, "mm")
     for place, row in enumerate(rows):
         x, y = gap + place % columns * step[0], gap + place // columns * step[1]
-        true, said = (_fit(str(label), font, side // 4) for label in (actual[row], predicted[row]))
-        caption = f"true {true}, predicted {said} ({confidences[row]:.0%})"
-        draw.text((x, y), _shorten(ids[row], font, side), "black", font)
-        draw.text((x, y + line), caption, "black", font)
+        true, said, sure = actual[row], predicted[row], f"({confidences[row]:.0%})"
+        captions = [f"true {true}, predicted {said} {sure}"]
+        if named:
+            room = side - int(font.getlength(f"predicted  {sure}"))
+            captions = [_fit(f"true {true}", font, side), f"predicted {_fit(str(said), font, room)} {sure}"]
+        for number, caption in enumerate([_shorten(ids[row], font, side), *captions]):
+            draw.text((x, y + number * line), caption, "black", font)
         photo = Image.fromarray(np.asarray(load_photo(int(row)))).resize((side, side), reducing_gap=1.0)
-        image.paste(photo, (x, y + 2 * line))
+        image.paste(photo, (x, y + above))
     image.save(path, quality=85)
 
 
