@@ -28,11 +28,12 @@ from binsweep.data.split import SPLITS
 _HISTOGRAM_BINS = 24
 _MAX_TABLE_ROWS = 200  # rows of a table on the page; the JSON has all
 _SHEET_IMAGES, _THUMBNAIL_SIZE = 12, 96
+_MAX_SHEETS = 50  # classes with a contact sheet
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """`facts` are JSON values; `sheets` are contact sheets, a JPEG for each class."""
+    """`facts` are JSON values; `sheets` are contact sheets, a JPEG for each of the first classes."""
 
     facts: dict[str, Any]
     sheets: dict[Label, bytes]
@@ -52,7 +53,8 @@ def build_data_report(manifest: Manifest, home: Path, progress: Progress | None 
     near = [
         c for c in _clusters(near_duplicate_pairs([s.hash for s in stats]), examined) if not _is_one_file(c)
     ]
-    counts = {str(label): {n: manifest.class_counts(n)[label] for n in SPLITS} for label in manifest.classes}
+    in_split = {name: manifest.class_counts(name) for name in SPLITS}
+    counts = {str(label): {n: in_split[n][label] for n in SPLITS} for label in manifest.classes}
     totals = [total for row in counts.values() if (total := sum(row.values()))]
     sizes = Counter(f"{s.width} x {s.height}" for s in stats)
     facts = {
@@ -75,9 +77,10 @@ def build_data_report(manifest: Manifest, home: Path, progress: Progress | None 
     }
     if manifest.kind == "counts":
         facts["label_disagreements"] = _disagreements(manifest, root, home)
-    return DataReport(
-        facts, {label: _sheet(manifest, label) for label in sorted_labels({item.label for item in items})}
-    )
+    shown: dict[Label, list[Item]] = {label: [] for label in sorted_labels({item.label for item in items})}
+    for item in items:
+        shown[item.label].append(item)
+    return DataReport(facts, {label: _sheet(some) for label, some in list(shown.items())[:_MAX_SHEETS]})
 
 
 def write_report(report: DataReport, page: Path) -> tuple[Path, Path]:
@@ -156,9 +159,8 @@ def _disagreement(document: Path) -> ScanResult:
     return parse_metadata(document.read_bytes()).disagreement, ""
 
 
-def _sheet(manifest: Manifest, label: Label) -> bytes:
+def _sheet(items: Sequence[Item]) -> bytes:
     """A contact sheet of images of a class, evenly spaced in its ids, as JPEG."""
-    items = [item for item in manifest.items if item.label == label]
     chosen = items[:: max(1, len(items) // _SHEET_IMAGES)][:_SHEET_IMAGES]
     sheet = Image.new("RGB", (_THUMBNAIL_SIZE * len(chosen), _THUMBNAIL_SIZE))
     for position, item in enumerate(chosen):

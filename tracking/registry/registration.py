@@ -151,6 +151,7 @@ class StoredNetwork:
 
 def load_network(model_uri: str, tracking_uri: str) -> StoredNetwork:
     """Download a model and rebuild its network. Raises UserError for a model that this version cannot rebuild."""
+    mlflow.set_tracking_uri(tracking_uri)  # the argument below does not reach the registry
     with tempfile.TemporaryDirectory() as temporary:
         try:
             files = Path(mlflow.artifacts.download_artifacts(model_uri, None, None, temporary, tracking_uri))
