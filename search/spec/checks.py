@@ -110,7 +110,9 @@ def _check_objective(context: SpecContext) -> Iterator[Problem]:
 
 
 def _check_labels(context: SpecContext) -> Iterator[Problem]:
-    labelling = context.file.data.labelling
+    data, labelling = context.file.data, context.file.data.labelling
+    if data.labels == "counts" and labelling is NAMING:
+        yield Problem("data.classes", "names classes, and data.labels is counts", data.classes, "list counts")
     if labelling is not None and context.file.objective.metric in METRICS:
         beats_guess = context.file.register_.gate.beats_guess
         yield from label_problems(

@@ -178,7 +178,7 @@ def test_scores_of_classes_are_tested_by_a_bootstrap(measure: str) -> None:
     for rare in (0.0, 0.45):
         passed = accurate = 0
         for _ in range(100):
-            first, second, actual = namers(dice, 600, rare)
+            first, second, actual = namers(dice, 900, rare)
             (rule,) = judge_against(first, second, actual, measure, "the champion", strict=False)  # type: ignore[arg-type]
             passed += rule.passed
             accurate += p_value(first, second, actual, "accuracy") < ALPHA
