@@ -192,7 +192,12 @@ def test_the_sweeps_records_and_later_evaluations(
 
 
 @pytest.mark.timeout(600)
-def test_the_commands_speak_of_classes(promoted: tuple[Path, str, Any], digits: Path, tmp_path: Path) -> None:
+def test_the_commands_speak_of_classes(
+    promoted: tuple[Path, str, Any], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, server, _ = promoted
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("BINSWEEP_HOME", str(home))
     photo = str(next((digits / "two").iterdir()))
     for words in (
         ["status"],
