@@ -42,22 +42,19 @@ class Words:
 
     does: str  # what a model does, as a sentence
     ask: str  # the same, as a purpose
-    knows: str
     noun: str
-    nouns: str
+    plural: str
+    kind: str  # what the labels are called, as in `data.labels`
     answer: str  # what a photo is answered with, a key of the answer
     answers: str
-    commonest: str
     true: str  # beside the rows and columns of a confusion matrix
     predicted: str
-    per_label: str  # the heading of a table with a row for each label
-    column: str  # of that table
+    column: str  # of tables with a row for each label
     photos_column: str  # of the number of photos, in files
     subject: str  # what is photographed
     subjects: str
     photos_of: str
     one: str  # one label, where its number is told
-    shared: str  # those that two models know
 
 
 class Labelling(ABC):
@@ -127,22 +124,19 @@ class _Counting(Labelling):
     words = Words(
         does="Counts the items in the photo of one bin",
         ask="count the items in a photo",
-        knows="Knows the counts",
         noun="count",
-        nouns="counts",
+        plural="counts",
+        kind="counts",
         answer="count",
         answers="counts",
-        commonest="the commonest count",
         true="true items",
         predicted="predicted items",
-        per_label="Scores per true count",
         column="items",
         photos_column="bins",
         subject="bin",
         subjects="bins",
         photos_of="the bins with {}",
         one="{} items",
-        shared="the counts that both know",
     )
     metrics: ClassVar[Mapping[str, Goal]] = {
         "val_accuracy": "maximize",
@@ -205,22 +199,19 @@ class _Naming(Labelling):
     words = Words(
         does="Says which class a photo shows",
         ask="say which class a photo shows",
-        knows="Knows the classes",
         noun="class",
-        nouns="names",
+        plural="classes",
+        kind="names",
         answer="label",
         answers="labels",
-        commonest="the commonest class",
         true="true class",
         predicted="predicted class",
-        per_label="Scores per true class",
         column="class",
         photos_column="photos",
         subject="photo",
         subjects="scenes",
         photos_of="the photos of {}",
         one="{}",
-        shared="the classes that both know",
     )
     metrics: ClassVar[Mapping[str, Goal]] = {
         "val_accuracy": "maximize",

@@ -98,6 +98,11 @@ def table_photos(
             continue
         id = image_id(path)
         id = printable(path) if id in ids else id
+        if id in ids:
+            skipped.append(
+                Skipped(f"row {row.number}", f"{printable(path)} has the same id as another photo")
+            )
+            continue
         ids.add(id)
         first[path] = (row, FoundPhoto(id, label, Path(path), split))
     _raise_mistakes(name, mistakes)

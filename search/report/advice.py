@@ -48,7 +48,7 @@ def importances(history: SweepHistory) -> dict[str, float]:
 def verdict(history: SweepHistory) -> list[str]:
     """The sweep in a few sentences."""
     leaders, metric = history.leaders, history.spec.metric
-    commonest = history.labelling.words.commonest
+    commonest = f"the commonest {history.labelling.words.noun}"
     many = f"{len(history.trials)} trial{'s' if len(history.trials) != 1 else ''}"
     if not leaders:
         return [f"{many}, none with a result yet."]

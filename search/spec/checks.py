@@ -124,7 +124,7 @@ def label_problems(
     labelling: Labelling, metric: str, heads: Sequence[str], beats_guess: Sequence[Measure]
 ) -> Iterator[Problem]:
     """The mistakes in what a sweep asks for, given whether its labels are counts or names."""
-    nouns = f"where labels are {labelling.words.nouns}"
+    nouns = f"where labels are {labelling.words.kind}"
     if metric not in labelling.metrics:
         known = list(labelling.metrics)
         yield Problem(

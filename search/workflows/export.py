@@ -117,9 +117,7 @@ def _test_images(size: int) -> np.ndarray:
 def _readme(file_format: ExportFormat, name: str, predictor: Predictor, error: float) -> str:
     size, classes = predictor.image_size, list(predictor.classes)
     words = labelling_of(classes).words
-    of_classes = f"for the {words.nouns} {classes}"
-    if words.nouns == "names":
-        of_classes = f"for the classes {', '.join(map(str, classes))}"
+    of_classes = f"for the {words.plural} {classes}"
     decodings = {
         "argmax": "the class with the highest probability",
         "median": "the smallest class with at least half of the probability at or below it",
@@ -135,7 +133,7 @@ def _readme(file_format: ExportFormat, name: str, predictor: Predictor, error: f
 - Output `probabilities`: float32 [N, {len(classes)}], {of_classes} in this order; each row adds up to 1.
 - The {words.noun} that the model answers with: {decodings[predictor.decoding]} (`{predictor.decoding}`).
 
-`labels.json` has the {words.nouns} and the size for programs. Resizing by another library changes the pixels, and with
+`labels.json` has the {words.plural} and the size for programs. Resizing by another library changes the pixels, and with
 them the probabilities, a little.
 
 ## Run it

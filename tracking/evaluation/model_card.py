@@ -57,7 +57,7 @@ class ModelCard:
             "",
             f"{words.does}: {networks}, {predictor.image_size} px, {views}, "
             f"{words.answer} by {predictor.decoding}.",
-            f"{words.knows} {', '.join(escape(str(label)) for label in predictor.classes)}; "
+            f"Knows the {words.plural} {', '.join(escape(str(label)) for label in predictor.classes)}; "
             "it cannot predict any other.",
         ]
 

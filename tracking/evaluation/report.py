@@ -52,7 +52,7 @@ img { max-width: 100%; display: block }
 {% endif %}</tr>{% endfor %}
 </table><p class="muted">Intervals by bootstrap over photos.</p>
 
-<div class="row"><div><h2>{{ words.per_label }}</h2>
+<div class="row"><div><h2>Scores per true {{ words.noun }}</h2>
 <table><tr><th>{{ words.column }}</th><th>photos</th>
 {% for name in columns.values() %}<th>{{ name }}</th>{% endfor %}
 {% if 'rmse' in columns %}<th>always {{ card.guess }}: RMSE</th>{% endif %}</tr>

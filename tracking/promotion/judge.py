@@ -165,7 +165,7 @@ def _judge_against_champion(
             actual[known],
             measure,
             "the champion",
-            f"not worse on {labelling.words.shared}",
+            f"not worse on the {labelling.words.plural} that both know",
         )
         text = f"{rule.text} ({known.sum()} photos; the champion cannot predict {_join(gained)})"
         rules.append(RuleResult(rule.name, rule.passed, text))
