@@ -10,26 +10,35 @@ from typing import Any, Literal
 
 from binsweep.data.decode import decode, read
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label, LabelKind, kind_of, of_kind, sorted_labels
 from binsweep.data.parallel import Progress
+from binsweep.data.source_checks import (
+    check_kind,
+    check_labels,
+    check_split_folders,
+    check_splits,
+)
 from binsweep.data.sources.folder import FoundPhoto, Skipped, scan
 from binsweep.data.sources.object_names import printable, split_key
 from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
+from binsweep.data.sources.table import TABLE_SUFFIXES, is_table, scan_table
 from binsweep.data.split import SPLITS, Split, SplitName, assign
 from binsweep.data.synthetic.dataset import is_synthetic, render_source
 
 # Which other counts teach, too: their list, every other count of the source, or none.
 TrainAlso = Sequence[int] | Literal["others"] | None
+MAX_GAPS = 20  # warnings about classes that are given one by one
 # A count further than this from the classes is learned as "so many or more" (or fewer): each has too few photos.
 _MAX_DISTANCE = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One readable image: `label` is the number of items in the bin, `sha256` the hex digest of its file."""
+    """One readable image: `label` is what it shows (`data.labels`), `sha256` the hex digest of its file."""
 
     id: str
     path: Path
-    label: int
+    label: Label
     split: SplitName
     sha256: str
 
@@ -41,25 +50,35 @@ class Manifest:
     `fingerprint` is the sha256 hex digest of the classes and of every item's id, label, split and content; it depends
     neither on the location of the files nor on the order of reading. `full_fingerprint` is the fingerprint before
     items were excluded; "" if none were. `train_also` holds the photos of other counts, for training only; they are
-    part of the fingerprint.
+    part of the fingerprint. `leak` warns of near duplicates across the splits that a table gives.
     """
 
     source: str
-    classes: tuple[int, ...]
+    classes: tuple[Label, ...]
     items: tuple[Item, ...]
     skipped: tuple[Skipped, ...]
     fingerprint: str
     full_fingerprint: str = ""
     train_also: tuple[Item, ...] = ()
+    leak: str = ""
 
     @property
-    def head_classes(self) -> tuple[int, ...]:
-        """The counts that a head tells apart in training, ascending: the classes, and those of `train_also`."""
-        return tuple(sorted({*self.classes, *(self.head_class(item.label) for item in self.train_also)}))
+    def kind(self) -> LabelKind:
+        """Whether the classes are counts or names."""
+        return kind_of(self.classes)
 
-    def head_class(self, label: int) -> int:
-        """The count as which a photo with this label is learned."""
-        return min(max(label, self.classes[0] - _MAX_DISTANCE), self.classes[-1] + _MAX_DISTANCE)
+    @property
+    def head_classes(self) -> tuple[Label, ...]:
+        """The classes that a head tells apart in training, in order: the `classes`, and those of `train_also`."""
+        also = (self.head_class(item.label) for item in self.train_also)
+        return tuple(sorted_labels({*self.classes, *also}))
+
+    def head_class(self, label: Label) -> Label:
+        """The class as which a photo with this label is learned."""
+        first, last = self.classes[0], self.classes[-1]
+        if isinstance(label, str) or isinstance(first, str) or isinstance(last, str):
+            return label
+        return min(max(label, first - _MAX_DISTANCE), last + _MAX_DISTANCE)
 
     def split(self, name: SplitName) -> tuple[Item, ...]:
         """The items of one split, sorted by id."""
@@ -82,18 +101,18 @@ class Manifest:
             train_also=also,
         )
 
-    def class_counts(self, name: SplitName) -> dict[int, int]:
+    def class_counts(self, name: SplitName) -> dict[Label, int]:
         """The number of items of each class in a split, including classes without any."""
         counts = Counter(item.label for item in self.split(name))
         return {label: counts[label] for label in self.classes}
 
-    def other_counts(self) -> dict[int, int]:
+    def other_counts(self) -> dict[Label, int]:
         """The number of photos of each count in `train_also`, by ascending count."""
         counts = Counter(item.label for item in self.train_also)
-        return {label: counts[label] for label in sorted(counts)}
+        return {label: counts[label] for label in sorted_labels(counts)}
 
-    def coverage_warnings(self) -> list[str]:
-        """A warning for each class without a photo in some split: the consequences, and what to do."""
+    def warnings(self) -> list[str]:
+        """A warning for each class without a photo in some split: the consequences, and what to do; and the leak."""
         warnings = []
         consequences = {
             "train": "no model can learn it",
@@ -110,7 +129,10 @@ class Manifest:
                     f"class {label} has no photo in {' and '.join(missing)} ({has}): {result}; add photos of it, "
                     "divide by another data.split, or leave it out of data.classes"
                 )
-        return warnings
+        if len(warnings) > MAX_GAPS:
+            more = f"{len(warnings) - MAX_GAPS} more classes have no photo in some split"
+            warnings = [*warnings[:MAX_GAPS], more]
+        return [*warnings, *([self.leak] if self.leak else [])]
 
     def summary(self) -> dict[str, Any]:
         """The manifest in a few numbers, as JSON values."""
@@ -128,34 +150,47 @@ class Manifest:
 
 def load_manifest(
     source: str,
-    classes: Sequence[int] | None,
+    classes: Sequence[Label] | None,
     split: Split,
     home: Path,
     progress: Progress | None = None,
     *,
+    labels: LabelKind | None = None,
     train_also: TrainAlso = None,
     allow_untrainable: bool = False,
 ) -> Manifest:
     """Find the images and labels of a source, check and hash every image of the given classes.
 
-    `source` is a folder or an s3:// address with one of the layouts of `data.sources`, or
-    synthetic://?images=600&seed=0. `classes` are the labels to keep; None keeps all. `train_also` are further labels
+    `source` is a folder or an s3:// address with one of the layouts of `data.sources`, a table of photos (.csv or
+    .parquet, also in a bucket), or synthetic://?images=600&seed=0. `labels` says what its labels are; None: counts, if
+    all of them are whole numbers. `classes` are the labels to keep; None keeps all. `train_also` are further counts
     whose photos are for training only. Downloads and scans are cached under `home`, so that a second load only
     compares dates or a listing. `progress(done, total)` counts images.
 
     Raises UserError for a source that does not exist, is empty, has none of the layouts, or has no readable image of
-    the classes. Unless `allow_untrainable`, it also raises for a class without a readable image, fewer than two
-    classes, an empty split, or no photo of `train_also`. If the folders divide the source and `split` does not, it
-    raises or, with `allow_untrainable`, uses the folders.
+    the classes, for labels that are not of the kind that is asked for, and for too many names. Unless
+    `allow_untrainable`, it also raises for a class without a readable image, fewer than two classes, an empty split, or
+    no photo of `train_also`. If the folders divide the source and `split` does not, it raises or, with
+    `allow_untrainable`, uses the folders.
     """
+    if labels is None and kind_of(classes or ()) == "names":
+        labels = "names"
+    if labels == "names" and classes is not None:
+        classes = of_kind(classes, labels)
     wanted = None if classes is None else _sorted_classes(classes, 1 if allow_untrainable else 2)
     all_counts = wanted is None or train_also == "others"
-    to_read = None if all_counts else tuple(sorted({*(wanted or ()), *(train_also or ())}))
-    root, missing = _local_folder(source, to_read, home, progress)
+    to_read = None if all_counts else tuple(sorted_labels({*(wanted or ()), *(train_also or ())}))
+    place, missing = _local_place(source, to_read, home, labels, progress)
+    in_table = is_table(str(place))
+    root = place.absolute().parent if in_table else place
     cache = ScanCache(root, home)
-    candidates, skipped = scan(root, cache)
+    address = source[: source.rindex("/") + 1] if "://" in source else ""
+    candidates, skipped = scan_table(place, labels, address) if in_table else scan(root, cache, labels)
     skipped += missing
-    _check_split_folders(source, split, candidates, allow_untrainable)
+    check_kind(source, labels, wanted, train_also, candidates)
+    # The splits of a table are always taken as they are given.
+    split = replace(split, by="folder") if in_table and any(one.split for one in candidates) else split
+    check_split_folders(source, split, candidates, allow_untrainable)
     selected = [c for c in candidates if to_read is None or c.label in to_read]
     readable, unreadable = _verify(selected, root, cache, progress)
     skipped += unreadable
@@ -170,11 +205,11 @@ def load_manifest(
     teaching, held_out = _without_held_out(others, items, [photo for photo, _ in readable], split, root, home)
     skipped += held_out
     skipped.sort(key=lambda file: (file.id, file.reason))
-    kept = wanted or tuple(sorted({item.label for item in items}))
+    kept = wanted or tuple(sorted_labels({item.label for item in items}))
     if not items or not allow_untrainable:
-        _check_labels(source, kept, items, candidates, skipped)
+        check_labels(source, kept, items, candidates, skipped)
     if not allow_untrainable:
-        _check_splits(source, split, items, skipped)
+        check_splits(source, split, items, skipped)
         if train_also is not None and not teaching:
             counts = "another count" if train_also == "others" else f"{', '.join(map(str, train_also))} items"
             raise UserError(
@@ -182,7 +217,8 @@ def load_manifest(
                 "leave it out, or name counts that occur there",
             )
     fingerprint = _fingerprint(kept, items, teaching)
-    return Manifest(source, kept, tuple(items), tuple(skipped), fingerprint, train_also=tuple(teaching))
+    leak = _leak(source, items, root, home) if in_table and split.by == "folder" else ""
+    return Manifest(source, kept, tuple(items), tuple(skipped), fingerprint, "", tuple(teaching), leak)
 
 
 def _verify(
@@ -234,57 +270,66 @@ def _without_held_out(
     return teaching, left_out
 
 
-def _sorted_classes(classes: Sequence[int], min_count: int) -> tuple[int, ...]:
-    """The classes in ascending order: the position of a class is its index in models and banks."""
+def _leak(source: str, items: Sequence[Item], root: Path, home: Path) -> str:
+    """A warning if photos of different splits are copies of each other, byte for byte or nearly; "" if none are."""
+    from binsweep.data.split_groups import duplicates_across_splits  # its libraries take a second to import
+
+    pairs = duplicates_across_splits(items, root, home)
+    if not pairs:
+        return ""
+    examples = ", ".join(f"{one.id} ({one.split}) and {other.id} ({other.split})" for one, other in pairs[:3])
+    return (
+        f"{len(pairs)} photo{'s' if len(pairs) > 1 else ''} of {source} have a near duplicate in another split: "
+        f"{examples}; scores on that split are too good. Give such photos the same split, or leave out the column "
+        "split and set data.split.by: group"
+    )
+
+
+def _sorted_classes(classes: Sequence[Label], min_count: int) -> tuple[Label, ...]:
+    """The classes in their order: the position of a class is its index in models and banks."""
     if len(set(classes)) < max(min_count, len(classes)):
         raise UserError(
-            f"data.classes must name at least two different counts, each once, and is {list(classes)}",
-            "for example [0, 1, 2, 3, 4, 5]",
+            f"data.classes must name at least two different counts or names, each once, and is {list(classes)}",
+            "for example [0, 1, 2, 3, 4, 5], or [ok, scratched]",
         )
-    return tuple(sorted(classes))
+    return tuple(sorted_labels(classes))
 
 
-def _local_folder(
-    source: str, classes: tuple[int, ...] | None, home: Path, progress: Progress | None
+def _local_place(
+    source: str,
+    classes: tuple[Label, ...] | None,
+    home: Path,
+    labels: LabelKind | None,
+    progress: Progress | None,
 ) -> tuple[Path, list[Skipped]]:
-    """The local folder of a source, and the images that could not be fetched."""
+    """The local folder or table of a source, and the images that could not be fetched."""
     if not source.strip():  # Path("") is the working folder
         raise UserError("data.source is an empty name", "a folder, or s3://BUCKET/PREFIX")
     scheme, separator, _ = source.partition("://")
     if is_synthetic(source):
-        return render_source(source, home, progress, classes), []
+        counts = None if classes is None else tuple(one for one in classes if isinstance(one, int))
+        return render_source(source, home, progress, counts), []
     if scheme == "s3" and separator:
         # Importing boto3 takes a second, and a bare GPU machine may lack it.
         from binsweep.data.s3.source import fetch_source
 
-        return fetch_source(source, classes, home, progress)
+        return fetch_source(source, classes, home, labels, progress)
     if separator:
         raise UserError(
             f"data.source: nothing reads {scheme}://, received {source}",
-            "a folder, s3://BUCKET/PREFIX, or synthetic://?images=600",
+            "a folder or a table, s3://BUCKET/PREFIX, or synthetic://?images=600",
         )
     if printable(source) != source:
         raise UserError(
             f"data.source is not printable UTF-8 text: {printable(source)}",
             "another name for the folder, or a link to it: reports and MLflow accept text only",
         )
-    return Path(source).expanduser(), []
-
-
-def _check_split_folders(
-    source: str, split: Split, candidates: Sequence[FoundPhoto], allow_untrainable: bool
-) -> None:
-    divided = any(candidate.split for candidate in candidates)
-    if divided and split.by != "folder" and not allow_untrainable:
+    place = Path(source).expanduser()
+    if is_table(source) and not place.exists():
         raise UserError(
-            f"data.split.by is {split.by}, and {source} is already divided into train/, validation/ and test/",
-            "data.split.by: folder",
+            f"data.source does not exist: {place}", f"a file that ends in {' or '.join(TABLE_SUFFIXES)}"
         )
-    if split.by == "folder" and not divided and candidates:
-        raise UserError(
-            f"data.split.by is folder, and {source} is not divided into train/, validation/ and test/",
-            "data.split.by: id or group",
-        )
+    return place, []
 
 
 def _splits(split: Split, candidates: Sequence[FoundPhoto], root: Path, home: Path) -> list[SplitName]:
@@ -307,66 +352,7 @@ def _verified_sha256(path: Path) -> ScanResult:
     return hashlib.sha256(data).hexdigest(), ""
 
 
-def format_skipped(skipped: Sequence[Skipped], max_names: int = 10) -> str:
-    """The left-out files and reasons for a message: `max_names` by name, the others as a number."""
-    parts = [one.reason if one.id in one.reason else f"{one.id}: {one.reason}" for one in skipped[:max_names]]
-    return "; ".join(parts) + (f"; and {len(skipped) - max_names:,} more" if len(skipped) > max_names else "")
-
-
-def _check_labels(
-    source: str,
-    classes: Sequence[int],
-    items: Sequence[Item],
-    candidates: Sequence[FoundPhoto],
-    skipped: Sequence[Skipped],
-) -> None:
-    present = {item.label for item in items}
-    missing = [label for label in classes if label not in present]
-    note = f"; skipped: {format_skipped(skipped)}" if skipped else ""
-    if missing:
-        found = sorted({candidate.label for candidate in candidates})
-        raise UserError(
-            f"data.classes: no readable image of class {', '.join(map(str, missing))} in {source}{note}",
-            f"the classes that occur there: {', '.join(map(str, found)) or 'none'}",
-        )
-    if not classes:
-        raise UserError(
-            f"data.source has no readable image: {source}{note}",
-            "folders named by the count of what their photos show, for example 1/, 2/ and 3/",
-        )
-    if len(classes) < 2:
-        raise UserError(
-            f"data.source has images of {len(classes)} class, and at least 2 are needed: {source}{note}",
-            "images of several counts, for example bins with 1, 2 and 3 items",
-        )
-
-
-def _check_splits(source: str, split: Split, items: Sequence[Item], skipped: Sequence[Skipped]) -> None:
-    counts = Counter(item.split for item in items)
-    for name in SPLITS:
-        if not counts[name] and split.by == "folder":
-            note = f"; skipped: {format_skipped(skipped)}" if skipped else ""
-            raise UserError(
-                f"data.split.by is folder, and no image of {source} is in a folder for {name} "
-                f"({', '.join(f'{counts[one]} in {one}' for one in SPLITS)}){note}",
-                f"a folder {name}/ (val/, valid/, training/, testing/ ... are understood, too) with a folder for "
-                "each count",
-            )
-        if not counts[name]:
-            raise UserError(
-                f"data.split: no image of {source} falls into {name} ({len(items)} images in all)",
-                f"more images, or a larger data.split.{name}",
-            )
-    train_labels = {item.label for item in items if item.split == "train"}
-    if len(train_labels) < 2:
-        raise UserError(
-            f"data.split: all images of {source} that fall into train are of class {train_labels.pop()} "
-            f"({len(items)} images in all)",
-            "more images, a larger data.split.train, or another data.split.seed",
-        )
-
-
-def _fingerprint(classes: Sequence[int], items: Sequence[Item], train_also: Sequence[Item] = ()) -> str:
+def _fingerprint(classes: Sequence[Label], items: Sequence[Item], train_also: Sequence[Item] = ()) -> str:
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for item in items:
         digest.update(json.dumps([item.id, item.label, item.split, item.sha256]).encode())

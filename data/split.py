@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -40,7 +41,7 @@ class Split:
             )
 
 
-def assign(split: Split, image_id: str, label: int) -> SplitName:
+def assign(split: Split, image_id: str, label: Label) -> SplitName:
     """The split of one image, which depends only on the seed, its label and its id.
 
     Adding or removing images therefore never moves another image. Each class is divided in the same proportions in

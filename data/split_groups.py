@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -9,6 +10,31 @@ from binsweep.data.near_duplicates import components, hash_image, near_duplicate
 from binsweep.data.sources.folder import FoundPhoto
 from binsweep.data.sources.metadata import parse_metadata
 from binsweep.data.sources.scan_cache import ScanCache, ScanResult, scan_files
+
+
+class _Divided(Protocol):
+    @property
+    def path(self) -> Path: ...
+    @property
+    def split(self) -> str | None: ...
+
+
+_Photo = TypeVar("_Photo", bound=_Divided)
+
+
+def duplicates_across_splits(photos: Sequence[_Photo], root: Path, home: Path) -> list[tuple[_Photo, _Photo]]:
+    """For each photo that is near one of another split, the two; each photo is the first of a pair at most once."""
+    pairs = near_duplicate_pairs(_hashes([photo.path for photo in photos], root, home))
+    found: dict[int, tuple[_Photo, _Photo]] = {}
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(components(len(photos), pairs).tolist()):
+        members.setdefault(group, []).append(index)
+    for group in members.values():
+        first = photos[group[0]]
+        for index in group[1:]:
+            if photos[index].split != first.split:
+                found[index] = (photos[index], first)
+    return list(found.values())
 
 
 def group_representatives(candidates: Sequence[FoundPhoto], root: Path, home: Path) -> list[FoundPhoto]:
@@ -19,7 +45,10 @@ def group_representatives(candidates: Sequence[FoundPhoto], root: Path, home: Pa
     as in a split by ids.
     """
     pairs = np.concatenate(
-        [near_duplicate_pairs(_hashes(candidates, root, home)), _same_product_pairs(candidates, root, home)]
+        [
+            near_duplicate_pairs(_hashes([one.path for one in candidates], root, home)),
+            _same_product_pairs(candidates, root, home),
+        ]
     )
     groups = components(len(candidates), pairs)
     representatives: dict[int, FoundPhoto] = {}
@@ -30,9 +59,9 @@ def group_representatives(candidates: Sequence[FoundPhoto], root: Path, home: Pa
     return [representatives[group] for group in groups.tolist()]
 
 
-def _hashes(candidates: Sequence[FoundPhoto], root: Path, home: Path) -> list[str]:
-    """Hexadecimal hashes of readable candidates; the pixel bank finds files that have changed since."""
-    found = scan_files([c.path for c in candidates], hash_image, ScanCache(root, home, "hashes"))
+def _hashes(files: Sequence[Path], root: Path, home: Path) -> list[str]:
+    """Hexadecimal hashes of readable photos; the pixel bank finds files that have changed since."""
+    found = scan_files(files, hash_image, ScanCache(root, home, "hashes"))
     return [str(value or "0" * 16) for value, _ in found]
 
 

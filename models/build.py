@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from binsweep.data.labels import Label
 from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig, build_backbone
 from binsweep.models.pretrained import load_state, weights_file
 from binsweep.models.settings import Settings
@@ -41,9 +42,9 @@ class LazyBackbone(nn.Module):
 
 def build_model(
     settings: Settings,
-    classes: Sequence[int],
+    classes: Sequence[Label],
     image_size: int,
-    head_classes: Sequence[int] = (),
+    head_classes: Sequence[Label] = (),
     lazy: bool = False,
 ) -> CountingModel:
     """A model with the backbone and weights of the settings, and a new head drawn from the trial's seed.

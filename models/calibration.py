@@ -9,18 +9,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from binsweep.models.metrics import log_losses
 from binsweep.models.predictor import calibrate
 
 # On few photos the likelihood alone may ask for more: a model that has them all right would be made certain.
 _LOWEST, _HIGHEST = 0.25, 4.0
-_SMALLEST_PROBABILITY = 1e-12
-
-
-def log_losses(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """-log of the probability of each photo's true class; `probabilities` [N, K], class indices `labels` [N]."""
-    right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    losses: NDArray[np.float64] = -np.log(np.maximum(right, _SMALLEST_PROBABILITY))
-    return losses
 
 
 def fit_temperature(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from binsweep.data.atomic_write import atomic_path
+from binsweep.data.labels import Label
 from binsweep.models.build import build_model
 from binsweep.models.levels import Level
 from binsweep.models.network import CountingModel
@@ -23,11 +24,11 @@ class Checkpoint:
     epoch: int
     metrics: dict[str, float]
     settings: Settings
-    classes: tuple[int, ...]
+    classes: tuple[Label, ...]
     image_size: int
     state: dict[str, Tensor]  # of the trained part only; the settings name the frozen part
     log_probabilities: Tensor  # float32 [N validation, K]
-    head_classes: tuple[int, ...] = ()  # of the head, where it was trained on more than `classes`
+    head_classes: tuple[Label, ...] = ()  # of the head, where it was trained on more than `classes`
     earlier: tuple[
         Level, ...
     ] = ()  # the sections that were trained before, whose weights this one began with

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from binsweep.data.labels import Label
 from binsweep.models.health_rules import (
     MIN_CONSECUTIVE,
     WORKING_RANGES,
@@ -82,7 +83,7 @@ class HealthMonitor:
         net: nn.Module,
         settings: Settings,
         labels: Tensor,
-        classes: Sequence[int],
+        classes: Sequence[Label],
         rules: Mapping[str, HealthRule] | None = None,
         n_head_classes: int | None = None,
     ) -> None:

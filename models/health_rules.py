@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from binsweep.data.labels import Label
+from binsweep.models.labelling import labelling_of
+
 Matrix = NDArray[np.int64]  # [K, K]: row = true class, column = predicted class
 Action = Literal["note", "stop", "ignore"]
 
@@ -101,7 +104,7 @@ def _epochs_since_best(losses: Sequence[float], delta: float) -> int:
 def class_imbalance(
     counts: Sequence[int],
     matrix: Matrix,
-    classes: Sequence[int],
+    classes: Sequence[Label],
     balanced: bool,
     threshold_imbalance: float = 10.0,
     threshold_misprediction: float = 0.7,
@@ -123,12 +126,13 @@ def class_imbalance(
             and 1 - row[index] / row.sum() > threshold_misprediction
         ):
             wrong = 1 - row[index] / row.sum()
-            rare = f"the bins with {classes[index]}, rare in training,"
+            photos = labelling_of(classes).words.photos_of.format(classes[index])
+            rare = f"{photos}, rare in training,"
             return f"{wrong:.0%} of {rare} are mispredicted: set balance: weights"
     return ""
 
 
-def confusion(matrix: Matrix, classes: Sequence[int], max_off_diag: float = 0.5) -> str:
+def confusion(matrix: Matrix, classes: Sequence[Label], max_off_diag: float = 0.5) -> str:
     """More than `max_off_diag` of a class is predicted to be one particular other class.
 
     SageMaker's 0.1 (with 90 % correct) suits digits; counts are confused with their neighbours far more often.
@@ -136,11 +140,12 @@ def confusion(matrix: Matrix, classes: Sequence[int], max_off_diag: float = 0.5)
     for row, count in zip(matrix, classes, strict=True):
         top = int(row.argmax())
         if row.sum() and classes[top] != count and row[top] / row.sum() > max_off_diag:
-            return f"{row[top] / row.sum():.0%} of the bins with {count} are taken for {classes[top]}"
+            photos = labelling_of(classes).words.photos_of.format(count)
+            return f"{row[top] / row.sum():.0%} of {photos} are taken for {classes[top]}"
     return ""
 
 
-def collapsed_prediction(matrix: Matrix, classes: Sequence[int], threshold: float = 0.95) -> str:
+def collapsed_prediction(matrix: Matrix, classes: Sequence[Label], threshold: float = 0.95) -> str:
     """One count makes up `threshold` of all predictions, but not of all true counts. SageMaker has no such rule."""
     predicted, true = matrix.sum(axis=0), matrix.sum(axis=1)
     top, total = int(predicted.argmax()), matrix.sum()

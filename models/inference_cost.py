@@ -8,13 +8,14 @@ from functools import lru_cache
 
 import torch
 
+from binsweep.data.labels import Label
 from binsweep.models.build import build_model
 from binsweep.models.settings import Settings
 
 N_WARM_UP, N_REPEATS = 3, 15
 
 
-def photo_costs(settings: Settings, classes: Sequence[int], image_size: int) -> dict[str, float]:
+def photo_costs(settings: Settings, classes: Sequence[Label], image_size: int) -> dict[str, float]:
     """`latency_ms`: from pixels to counts for one photo, on the CPU with this process's threads; `megabytes`: weights.
 
     The latency is the minimum of 15 runs, because other trials share the machine. Training does not change it, so a
@@ -28,7 +29,9 @@ def photo_costs(settings: Settings, classes: Sequence[int], image_size: int) -> 
 
 
 @lru_cache
-def _measure(settings: Settings, classes: tuple[int, ...], image_size: int, threads: int) -> dict[str, float]:
+def _measure(
+    settings: Settings, classes: tuple[Label, ...], image_size: int, threads: int
+) -> dict[str, float]:
     model = build_model(settings, classes, image_size).cpu().eval()
     model = model.to(memory_format=torch.channels_last)
     photo = torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Which labels are probably wrong: a model that was not trained on a photo predicts its count, against its label.
+"""Which labels are probably wrong: a model that was not trained on a photo predicts it, against its label.
 
 Predictions are out of fold, by logistic regression on the stored features of a frozen backbone. Label issues and their
 ranking follow confident learning (Northcutt et al. 2021), as cleanlab implements it.
@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from binsweep.data.errors import UserError
-from binsweep.models.metrics import N_RESAMPLES, count_metrics
+from binsweep.data.labels import Label
+from binsweep.models.labelling import labelling_of
+from binsweep.models.metrics import N_RESAMPLES
 from binsweep.models.precision import choose_precision
 from binsweep.models.settings import Settings
 from binsweep.models.trial_data import NO_AUGMENT, BatchFactory, TrialData, build_trial_model
@@ -44,8 +46,8 @@ class JudgedLabel:
     id: str
     split: str
     row: int  # in its split's bank
-    label: int
-    suggested: int
+    label: Label
+    suggested: Label
     p_label: float
     p_suggested: float
     score: float
@@ -58,7 +60,7 @@ class ExclusionEffect:
     many photos drawn at random (`control`, the mean of N_CONTROLS draws).
 
     `interval` is the 95 % interval of the difference `without` - `every` in accuracy. `unjudged` is the number of
-    photos, by count, that cannot be judged because train has no other photo with their count.
+    photos, by label, that cannot be judged because train has no other photo with their label.
     """
 
     model_accuracy: float  # out of fold, on train
@@ -68,7 +70,7 @@ class ExclusionEffect:
     without: dict[str, float]
     control: dict[str, float]
     interval: tuple[float, float]
-    unjudged: dict[int, int]
+    unjudged: dict[Label, int]
 
 
 def stored_features(data: TrialData, backbone: str) -> tuple[Features, Features]:
@@ -117,14 +119,14 @@ def _out_of_fold(features: Features, labels: Labels, classes: int, seed: int) ->
 class _Probe:
     """The photos of an audit: the linear model is trained on `train` and scored on `validation`.
 
-    Labels are class indices. `validation` has only the photos whose count also occurs in train.
+    Labels are class indices. `validation` has only the photos whose label also occurs in train.
     """
 
     train: Features
     train_labels: Labels
     validation: Features
     validation_labels: Labels
-    classes: tuple[int, ...]
+    classes: tuple[Label, ...]
 
     def predict_without(self, excluded: Mask) -> Probabilities:
         """Predictions for validation by a model that is trained without the `excluded` photos."""
@@ -132,10 +134,12 @@ class _Probe:
         return _predict_proba(model, self.validation, len(self.classes))
 
     def scores(self, probabilities: Probabilities) -> dict[str, float]:
-        """The metrics on counts, and the loss, of predictions for validation."""
-        counts, labels = np.asarray(self.classes), self.validation_labels
+        """The scores of the answers, and the loss, of predictions for validation."""
+        names, labels = np.asarray(self.classes), self.validation_labels
         loss = -np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()
-        return {**count_metrics(counts[probabilities.argmax(1)], counts[labels]), "loss": float(loss)}
+        labelling = labelling_of(self.classes)
+        scores = labelling.answer_scores(names[probabilities.argmax(1)], names[labels])
+        return {**{name: scores[name] for name in labelling.tested}, "loss": float(loss)}
 
 
 def audit(
@@ -145,7 +149,7 @@ def audit(
 
     A photo of train is judged by models of the other folds of train, one of validation by a model of all of train. So
     no label of validation influences which photos of train are excluded, and the effect on validation is unbiased. A
-    photo is not judged if train has no other photo with its count. Raises UserError if too few can be judged.
+    photo is not judged if train has no other photo with its label. Raises UserError if too few can be judged.
     """
     train, validation = stored_features(data, backbone)
     labels, n_classes = data.train.labels, len(data.classes)
@@ -155,7 +159,7 @@ def audit(
     val_rows = np.flatnonzero(photos[data.validation.labels] > 0)
     if not len(val_rows):
         raise UserError(
-            "no photo of validation has a count that train has, too", "more photos, or another data.split"
+            "no photo of validation has a label that train has, too", "more photos, or another data.split"
         )
     probe = _Probe(train, labels, validation[val_rows], data.validation.labels[val_rows], data.classes)
     train_predictions = _out_of_fold(train, labels, n_classes, seed)[train_rows]
@@ -167,22 +171,22 @@ def audit(
     issues[train_rows] = is_issue
     accuracy = float((train_predictions.argmax(1) == labels[train_rows]).mean())
     others = [*np.delete(labels, train_rows), *np.delete(data.validation.labels, val_rows)]
-    unjudged = dict(sorted(Counter(data.classes[label] for label in others).items()))
+    unjudged = {data.classes[place]: many for place, many in sorted(Counter(others).items())}
     return judged, _effect(probe, issues, val_predictions, accuracy, unjudged, seed)
 
 
-def _check_enough(photos: NDArray[np.int64], classes: Sequence[int]) -> None:
+def _check_enough(photos: NDArray[np.int64], classes: Sequence[Label]) -> None:
     """Raise UserError unless train has `photos` of at least two classes, and two of one of them."""
     if (photos > 0).sum() < 2 or photos.max() < 2:
         have = ", ".join(f"{n} of {count}" for n, count in zip(photos, classes, strict=True))
         raise UserError(
             f"the train split has too few photos for an audit: {have}",
-            "photos of at least two counts, and several of each",
+            "photos of at least two classes, and several of each",
         )
 
 
 def _judge_labels(
-    split: str, bank: Any, rows: NDArray[np.int64], probabilities: Probabilities, classes: Sequence[int]
+    split: str, bank: Any, rows: NDArray[np.int64], probabilities: Probabilities, classes: Sequence[Label]
 ) -> tuple[Mask, list[JudgedLabel]]:
     """Which labels of a split's `rows` are issues, and the judgement of each."""
     from cleanlab.filter import find_label_issues
@@ -207,7 +211,7 @@ def _effect(
     issues: Mask,
     before: Probabilities,
     model_accuracy: float,
-    unjudged: dict[int, int],
+    unjudged: dict[Label, int],
     seed: int,
 ) -> ExclusionEffect:
     """The effect of excluding the `issues` of train; `before` are the predictions of the model trained with them."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from binsweep.data.labels import Label
+
 Counts = NDArray[np.int64]
+Labels = NDArray[Any]  # counts int64 [N], or names of classes str [N]
 N_RESAMPLES = 2000
+_SMALLEST_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,13 @@ def _cell_scores(pairs: Counts, photos: Counts) -> dict[str, NDArray[np.float64]
     }
 
 
+def log_losses(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """-log of the probability of each photo's true class; `probabilities` [N, K], class indices `labels` [N]."""
+    right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    losses: NDArray[np.float64] = -np.log(np.maximum(right, _SMALLEST_PROBABILITY))
+    return losses
+
+
 def reliability(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10
 ) -> list[CalibrationBin]:
@@ -91,16 +103,16 @@ def calibration_error(table: Sequence[CalibrationBin]) -> float:
     return sum(row.photos * abs(row.confidence - row.accuracy) for row in table) / photos
 
 
-def confusion_matrix(predicted: Counts, actual: Counts, classes: Sequence[int]) -> NDArray[np.int64]:
-    """[K, K]: row = true count, column = predicted count, both in the order of the ascending `classes`."""
+def confusion_matrix(predicted: Labels, actual: Labels, classes: Sequence[Label]) -> NDArray[np.int64]:
+    """[K, K]: row = true label, column = predicted label, both in the order of the sorted `classes`."""
     counts, k = np.asarray(classes), len(classes)
     cells = np.searchsorted(counts, actual) * k + np.searchsorted(counts, predicted)
     return np.bincount(cells, minlength=k * k).reshape(k, k)
 
 
-def per_class(predicted: Counts, actual: Counts, classes: Sequence[int]) -> dict[int, dict[str, float]]:
+def per_class(predicted: Counts, actual: Counts, classes: Sequence[Label]) -> dict[Label, dict[str, float]]:
     """accuracy, rmse and support of each true count; classes without a photo are left out."""
-    table = {}
+    table: dict[Label, dict[str, float]] = {}
     for count in classes:
         rows = actual == count
         if rows.any():
@@ -113,7 +125,8 @@ def per_class(predicted: Counts, actual: Counts, classes: Sequence[int]) -> dict
     return table
 
 
-def commonest(counts: Counts) -> int:
-    """The most frequent count; the smallest of several."""
-    values, frequencies = np.unique(counts, return_counts=True)
-    return int(values[frequencies.argmax()])
+def commonest(labels: Labels) -> Label:
+    """The most frequent label; the first of several."""
+    values, frequencies = np.unique(labels, return_counts=True)
+    found: Label = values[frequencies.argmax()].item()
+    return found

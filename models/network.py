@@ -28,18 +28,18 @@ class CountingModelConfig:
     """Everything needed to rebuild a model before its weights are loaded; stored next to them.
 
     `image_size` in pixels (square); `mean` and `std` per RGB channel on the 0..1 scale; `classes` are the
-    counts that it answers with, ascending. `head_classes` are those that its head tells apart, where it was trained
-    on further counts; () stands for `classes`.
+    counts that it answers with, ascending, or the sorted names of classes. `head_classes` are those that its head
+    tells apart, where it was trained on further counts; () stands for `classes`.
     """
 
     backbone: str
     head: str
-    classes: tuple[int, ...]
+    classes: tuple[int | str, ...]
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     hidden: int = 128
-    head_classes: tuple[int, ...] = ()
+    head_classes: tuple[int | str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""

@@ -18,8 +18,8 @@ from binsweep.models.decoding import Decoding, decode_indices
 from binsweep.models.distributed import SINGLE_PROCESS, ProcessGroup, current_group
 from binsweep.models.health_monitor import HealthMonitor
 from binsweep.models.health_rules import HealthFinding, HealthRule
+from binsweep.models.labelling import labelling_of
 from binsweep.models.levels import Level
-from binsweep.models.metrics import Counts, count_metrics, per_class
 from binsweep.models.optimization import (
     build_average,
     build_optimizer,
@@ -99,9 +99,9 @@ def train(
     add in no fixed order: there, the losses of a head are the same up to rounding, and those of a whole network trained
     from random weights differ by percents, because training magnifies rounding.
 
-    Metrics: `train_*` (running, in training mode) and `val_*` loss, accuracy, rmse, mae; `val_accuracy_class_N`; `lr`
-    of the epoch's last step; `images_per_second` of training; `seconds` of the whole epoch; `level` from 1, if there
-    are several.
+    Metrics: `train_*` (running, in training mode) and `val_*` loss and scores: of counts accuracy, rmse, mae, of names
+    those of `models.labelling`; `val_accuracy_class_LABEL`; `lr` of the epoch's last step; `images_per_second` of
+    training; `seconds` of the whole epoch; `level` from 1, if there are several.
     """
     levels = (*options.earlier, Level(settings, data.image_size))
     state, begin = options.start_from, Beginning()
@@ -297,13 +297,18 @@ class _Trainer:
         """The epoch's metrics, also added to the history, and what rules found in it for the first time."""
         figures, advice = self.profile.epoch_done(epoch, self.options.micro_batches)
         labels, classes = self.val_batches.labels, np.asarray(self.data.classes)
-        predicted = decode_indices(log_probabilities.exp().numpy(), self.data.classes, self.options.decoding)
-        learned = np.asarray(self.data.head_classes)
+        probabilities = log_probabilities.exp().numpy()
+        predicted = decode_indices(probabilities, self.data.classes, self.options.decoding)
+        learned, labelling = np.asarray(self.data.head_classes), labelling_of(self.data.classes)
+        on_train = labelling.training_scores(learned[trained.predicted.cpu()], learned[trained.actual.cpu()])
+        on_validation = labelling.validation_scores(
+            probabilities, classes[predicted], classes[labels], self.data.classes
+        )
         metrics = {
-            **_scores("train", trained.loss, learned[trained.predicted.cpu()], learned[trained.actual.cpu()]),
-            **_scores(
-                "val", float(F.nll_loss(log_probabilities, labels)), classes[predicted], classes[labels]
-            ),
+            "train_loss": trained.loss,
+            **{f"train_{name}": value for name, value in on_train.items()},
+            "val_loss": float(F.nll_loss(log_probabilities, labels)),
+            **{f"val_{name}": value for name, value in on_validation.items()},
             "lr": trained.lr,
             "images_per_second": trained.images_per_second,
             "seconds": time.perf_counter() - trained.started,
@@ -387,11 +392,3 @@ def _predict(
         with torch.no_grad():
             log_probabilities.append(_forward(net, split.take(rows, torch.zeros_like(rows)), precision))
     return group.gather(torch.cat(log_probabilities))
-
-
-def _scores(split: str, loss: float, counts: Counts, actual: Counts) -> dict[str, float]:
-    scores = {"loss": loss, **count_metrics(counts, actual)}
-    if split == "val":
-        table = per_class(counts, actual, np.unique(actual).tolist())
-        scores |= {f"accuracy_class_{count}": row["accuracy"] for count, row in table.items()}
-    return {f"{split}_{key}": value for key, value in scores.items()}

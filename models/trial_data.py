@@ -10,6 +10,7 @@ from torch import Tensor
 
 from binsweep.data.banks.features import open_feature_bank
 from binsweep.data.banks.pixels import PixelBank
+from binsweep.data.labels import Label
 from binsweep.data.parallel import Progress
 from binsweep.data.resource_limits import cores
 from binsweep.models.augment import AUGMENT_VERSION, Augment, augment_images, views_of
@@ -37,18 +38,18 @@ UNLIMITED_VIEWS = 2**31  # views drawn anew for each batch; too many for one to 
 class TrialData:
     """What every trial of a sweep trains on. Small to pickle: pixels stay in their memory-mapped files.
 
-    Models answer with the `classes`, ascending; the labels of `train` and `validation` are their indices. The head
+    Models answer with the `classes`, in their order; the labels of `train` and `validation` are their indices. The head
     tells apart `head_classes` in training, which the labels of `train_also` are indices of; () stands for `classes`.
     `other_sizes` holds the same photos at the image sizes of other fidelity levels.
     """
 
-    classes: tuple[int, ...]
+    classes: tuple[Label, ...]
     image_size: int
     train: PixelBank
     validation: PixelBank
     banks: Path  # the folder of the feature banks
     train_also: PixelBank | None = None  # photos of other counts
-    head_classes: tuple[int, ...] = ()
+    head_classes: tuple[Label, ...] = ()
     other_sizes: tuple[TrialData, ...] = ()
 
     def at_size(self, image_size: int) -> TrialData:

@@ -16,7 +16,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("data.sources",),
     ("data.s3", "data.synthetic", "data.near_duplicates"),
-    ("data.split_groups",),
+    ("data.split_groups", "data.source_checks"),
     ("data.manifest",),
     ("data.s3.push", "data.banks"),
     ("data.report",),

@@ -73,7 +73,8 @@ def open_pixel_bank(
     def build(partial: Path) -> None:
         evict_banks(partial.parent, len(items) * size * size * 3)
         _decode_all([[str(item.path), item.sha256] for item in items], size, partial / _PIXELS_FILE, progress)
-        labels = [classes.index(manifest.head_class(item.label)) for item in items]
+        places = {label: place for place, label in enumerate(classes)}
+        labels = [places[manifest.head_class(item.label)] for item in items]
         index = {"key": key, "ids": [item.id for item in items], "labels": labels}
         (partial / _INDEX_FILE).write_text(json.dumps(index))
 

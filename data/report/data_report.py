@@ -15,6 +15,7 @@ from PIL import Image
 
 from binsweep.data.atomic_write import write_bytes
 from binsweep.data.decode import ImageError, decode
+from binsweep.data.labels import Label, sorted_labels
 from binsweep.data.manifest import Item, Manifest
 from binsweep.data.near_duplicates import components, near_duplicate_pairs
 from binsweep.data.parallel import Progress
@@ -27,14 +28,15 @@ from binsweep.data.split import SPLITS
 _HISTOGRAM_BINS = 24
 _MAX_TABLE_ROWS = 200  # rows of a table on the page; the JSON has all
 _SHEET_IMAGES, _THUMBNAIL_SIZE = 12, 96
+_MAX_SHEETS = 50  # classes with a contact sheet
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """`facts` are JSON values; `sheets` are contact sheets, a JPEG for each class."""
+    """`facts` are JSON values; `sheets` are contact sheets, a JPEG for each of the first classes."""
 
     facts: dict[str, Any]
-    sheets: dict[int, bytes]
+    sheets: dict[Label, bytes]
 
 
 def build_data_report(manifest: Manifest, home: Path, progress: Progress | None = None) -> DataReport:
@@ -51,7 +53,8 @@ def build_data_report(manifest: Manifest, home: Path, progress: Progress | None 
     near = [
         c for c in _clusters(near_duplicate_pairs([s.hash for s in stats]), examined) if not _is_one_file(c)
     ]
-    counts = {str(label): {n: manifest.class_counts(n)[label] for n in SPLITS} for label in manifest.classes}
+    in_split = {name: manifest.class_counts(name) for name in SPLITS}
+    counts = {str(label): {n: in_split[n][label] for n in SPLITS} for label in manifest.classes}
     totals = [total for row in counts.values() if (total := sum(row.values()))]
     sizes = Counter(f"{s.width} x {s.height}" for s in stats)
     facts = {
@@ -71,11 +74,13 @@ def build_data_report(manifest: Manifest, home: Path, progress: Progress | None 
         "near_duplicates": [_cluster(cluster) for cluster in near],
         "across_splits": sum(_cluster(c)["across_splits"] for c in [*exact, *near]),
         "unreadable": [{"id": skipped.id, "reason": skipped.reason} for skipped in manifest.skipped],
-        "label_disagreements": _disagreements(manifest, root, home),
     }
-    return DataReport(
-        facts, {label: _sheet(manifest, label) for label in sorted({item.label for item in items})}
-    )
+    if manifest.kind == "counts":
+        facts["label_disagreements"] = _disagreements(manifest, root, home)
+    shown: dict[Label, list[Item]] = {label: [] for label in sorted_labels({item.label for item in items})}
+    for item in items:
+        shown[item.label].append(item)
+    return DataReport(facts, {label: _sheet(some) for label, some in list(shown.items())[:_MAX_SHEETS]})
 
 
 def write_report(report: DataReport, page: Path) -> tuple[Path, Path]:
@@ -133,7 +138,7 @@ def _cluster(cluster: Sequence[Item]) -> dict[str, Any]:
     splits, labels = {item.split for item in cluster}, {item.label for item in cluster}
     return {
         "ids": [item.id for item in cluster],
-        "labels": sorted(labels),
+        "labels": sorted_labels(labels),
         "splits": sorted(splits),
         "across_splits": len(splits) > 1,
     }
@@ -154,9 +159,8 @@ def _disagreement(document: Path) -> ScanResult:
     return parse_metadata(document.read_bytes()).disagreement, ""
 
 
-def _sheet(manifest: Manifest, label: int) -> bytes:
+def _sheet(items: Sequence[Item]) -> bytes:
     """A contact sheet of images of a class, evenly spaced in its ids, as JPEG."""
-    items = [item for item in manifest.items if item.label == label]
     chosen = items[:: max(1, len(items) // _SHEET_IMAGES)][:_SHEET_IMAGES]
     sheet = Image.new("RGB", (_THUMBNAIL_SIZE * len(chosen), _THUMBNAIL_SIZE))
     for position, item in enumerate(chosen):

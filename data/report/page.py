@@ -62,7 +62,8 @@ td:first-child, th:first-child, td.text { text-align: left; overflow-wrap: anywh
 <p class="muted">and {{ clusters | length - max_rows }} more in the JSON</p>{% endif %}
 {% endif %}{% endfor %}
 
-{% for title, rows in (('Left out', f.unreadable), ('Labels that their items contradict', f.label_disagreements)) %}
+{% for title, rows in (('Left out', f.unreadable),
+('Labels that their items contradict', f.label_disagreements)) %}
 {% if rows %}<h2>{{ title }}</h2><table>{% for row in rows[:max_rows] %}
 <tr><td>{{ row.id }}</td><td class="text">{{ row.reason }}</td></tr>{% endfor %}</table>
 {% if rows | length > max_rows %}<p class="muted">and {{ rows | length - max_rows }} more in the JSON</p>{% endif %}
@@ -78,7 +79,8 @@ def render(facts: dict[str, Any], sheets: dict[str, str], max_rows: int) -> str:
         ("near duplicates (groups)", len(facts["near_duplicates"])),
         ("duplicates across splits (leaks)", facts["across_splits"]),
         ("left out", len(facts["unreadable"])),
-        ("labels that their items contradict", len(facts["label_disagreements"])),
     ]
+    if "label_disagreements" in facts:  # names of classes have no items
+        findings.append(("labels that their items contradict", len(facts["label_disagreements"])))
     page = Environment(autoescape=True).from_string(_PAGE)
     return page.render(f=facts, sheets=sheets, findings=findings, max_rows=max_rows)

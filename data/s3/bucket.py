@@ -46,7 +46,7 @@ from binsweep.data.s3.errors import (
     invalid_settings,
     is_http_address,
 )
-from binsweep.data.sources.object_names import is_photo
+from binsweep.data.sources.object_names import is_hidden, is_photo
 
 DEFAULT_WORKERS = 32
 # The callers have threads of their own; boto3 would start more for each file. Below the threshold, an ETag is the
@@ -106,6 +106,17 @@ class Bucket:
                     )
         except (ClientError, BotoCoreError) as error:
             raise self._explain(error) from error
+
+    def folders(self, prefix: str = "") -> set[str]:
+        """The names of the folders right below `prefix` ("" or text that ends with a slash)."""
+        paginator = self._client.get_paginator("list_objects_v2")
+        root = self.address.prefix + prefix
+        try:
+            pages = paginator.paginate(Bucket=self.address.bucket, Prefix=root, Delimiter="/")
+            found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
+        except (ClientError, BotoCoreError) as error:
+            raise self._explain(error) from error
+        return {name for prefix in found if not is_hidden(name := prefix[len(root) : -1])}
 
     def get(self, name: str) -> Content:
         """An object's whole content, checked against its ETag; raises ObjectError for an unreadable object.

@@ -5,13 +5,14 @@ import json
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from binsweep.data.decode import MAX_BYTES, ImageError, ReadFailed, dimensions
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 from binsweep.data.s3.bucket import Bucket, Content
 from binsweep.data.s3.errors import ObjectError
 from binsweep.data.s3.listing import (
@@ -21,9 +22,11 @@ from binsweep.data.s3.listing import (
     Selection,
     layout_of,
     list_bucket,
+    list_table,
     remove_gone,
 )
 from binsweep.data.s3.pull_state import PullState
+from binsweep.data.sources.folder import FoundPhoto
 from binsweep.data.sources.metadata import BinMetadata, parse_metadata
 from binsweep.data.sources.object_names import Layout
 
@@ -33,11 +36,23 @@ Out = TypeVar("Out")
 
 
 def download(
-    bucket: Bucket, root: Path, state: PullState, selection: Selection, progress: PhaseProgress, workers: int
+    bucket: Bucket,
+    root: Path,
+    state: PullState,
+    selection: Selection,
+    progress: PhaseProgress,
+    workers: int,
+    table: Mapping[str, FoundPhoto] | None = None,
 ) -> tuple[Layout, int, int]:
-    """List the bucket, choose images, download the missing ones; returns the layout, objects and bytes fetched."""
-    list_bucket(bucket, state, selection, progress)
-    layout = layout_of(bucket, state)
+    """List the bucket, choose images, download the missing ones; returns the layout, objects and bytes fetched.
+
+    With a `table`, whose keys are names of objects, only its photos count.
+    """
+    if table is None:
+        list_bucket(bucket, state, selection, progress)
+        layout = layout_of(bucket, state)
+    else:
+        layout = list_table(bucket, state, table, progress)
     if selection.ids is None or len(selection.ids) > MAX_SINGLE_LOOKUPS:
         remove_gone(root, state)
     run = _Download(bucket, root, state, layout, selection, progress)
@@ -65,7 +80,7 @@ class _Download:
     ) -> None:
         self._bucket, self._root, self._state, self._layout = bucket, root, state, layout
         self._selection, self._progress = selection, progress
-        self._counts: Counter[int] = Counter()
+        self._counts: Counter[Label] = Counter()
         self.fetched = self.bytes = 0
 
     def _candidates(self, columns: str, join: str = "") -> tuple[str, tuple[Any, ...]]:
@@ -152,13 +167,13 @@ class _Download:
             ),
         )
 
-    def _in_classes(self, label: int) -> bool:
+    def _in_classes(self, label: Label) -> bool:
         return self._selection.classes is None or label in self._selection.classes
 
-    def _accepts(self, label: int) -> bool:
+    def _accepts(self, label: Label) -> bool:
         return self._in_classes(label) and self._counts[label] < (self._selection.per_class or 2**62)
 
-    def _choose(self, id: str, label: int, split: str | None) -> None:
+    def _choose(self, id: str, label: Label, split: str | None) -> None:
         self._counts[label] += 1
         self._state.write("insert or ignore into chosen values (?, ?, ?)", (id, label, split))
 

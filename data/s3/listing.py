@@ -1,15 +1,16 @@
 """The listing of a bucket, written into the pull state, and the layout of its images."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label, LabelKind
 from binsweep.data.s3.bucket import Bucket
 from binsweep.data.s3.pull_state import PullState
-from binsweep.data.sources.folder import PULL_OUTPUTS
+from binsweep.data.sources.folder import PULL_OUTPUTS, FoundPhoto
 from binsweep.data.sources.object_names import (
     LAYOUT_EXAMPLES,
     LAYOUTS,
@@ -30,13 +31,17 @@ PhaseProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The images to pull: by class, with a limit in all and for each class, in the order of a seed; or by id."""
+    """The images to pull: by class, with a limit in all and for each class, in the order of a seed; or by id.
 
-    classes: tuple[int, ...] | None = None
+    `labels` is what folders of classes are named by.
+    """
+
+    classes: tuple[Label, ...] | None = None
     limit: int | None = None
     per_class: int | None = None
     ids: tuple[str, ...] | None = None
     seed: int = 0
+    labels: LabelKind = "counts"
 
 
 def list_bucket(bucket: Bucket, state: PullState, selection: Selection, progress: PhaseProgress) -> None:
@@ -49,7 +54,7 @@ def list_bucket(bucket: Bucket, state: PullState, selection: Selection, progress
     for prefix in _prefixes(selection):
         for found in bucket.list(prefix):
             n_seen += 1
-            parsed = parse_name(found.name)
+            parsed = parse_name(found.name, selection.labels)
             if isinstance(parsed, str):
                 if parsed and found.name not in PULL_OUTPUTS:
                     unplaced[_problem_name(found.name, unplaced), parsed] += 1
@@ -67,6 +72,21 @@ def list_bucket(bucket: Bucket, state: PullState, selection: Selection, progress
         objects = f" ({count:,} object{'s' if count > 1 else ''})" if name.endswith("/") else ""
         state.problem(name, f"{problem}{objects}")
     progress("listing", n_seen, n_seen)
+
+
+def list_table(
+    bucket: Bucket, state: PullState, photos: Mapping[str, FoundPhoto], progress: PhaseProgress
+) -> Layout:
+    """Write the objects that are photos of a table, by their names, into the pull state."""
+    rows: list[tuple[Any, ...]] = []
+    for n_seen, found in enumerate(bucket.list(), 1):
+        if (photo := photos.get(found.name)) is not None and not name_problem(found.name):
+            of_name = (found.name, "classes", "image", photo.id, photo.label, photo.split)
+            rows.append((*of_name, found.size, found.etag))
+        if n_seen % _ROWS == 0:
+            progress("listing", n_seen, 0)
+    state.fill("listed", rows, 8)
+    return "classes"
 
 
 def _prefixes(selection: Selection) -> list[str]:

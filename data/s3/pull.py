@@ -11,6 +11,7 @@ from pathlib import Path
 
 from binsweep.data.atomic_write import atomic_path
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 from binsweep.data.locks import LockTimeout, locked
 from binsweep.data.s3.bucket import Bucket
 from binsweep.data.s3.download import download
@@ -32,7 +33,7 @@ class PullResult:
     bytes: int
     problems: int
     disagreements: int
-    classes: dict[int, int]
+    classes: dict[Label, int]
 
 
 def pull(
@@ -53,7 +54,7 @@ def pull(
         _remove_unchosen(dest, state, layout)
         progress("writing the manifest", 0, 0)
         with atomic_path(dest / MANIFEST, dest / PARTIAL) as manifest:
-            counts = write_table(manifest, manifest_rows(state, layout, bucket.address.uri))
+            counts = write_table(manifest, manifest_rows(state, layout, bucket.address.uri), selection.labels)
             if not counts:
                 problem = _first_problem(state)
                 raise UserError(
@@ -114,7 +115,10 @@ def _cannot_write(dest: Path, error: Exception) -> UserError:
 
 def _keep_selection(dest: Path, state: PullState, uri: str, selection: Selection) -> None:
     """Raise UserError if the folder holds another selection, whose files would contradict the manifest."""
-    asked = json.dumps({"uri": uri, **asdict(selection)}, sort_keys=True)
+    chosen = asdict(selection)
+    if selection.labels == "counts":  # as it is recorded in the folders of earlier versions
+        del chosen["labels"]
+    asked = json.dumps({"uri": uri, **chosen}, sort_keys=True)
     before = state.fact("selection")
     if before is None:
         state.fact("selection", asked)

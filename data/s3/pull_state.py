@@ -17,11 +17,11 @@ _TABLES = """
 create table if not exists facts (name text primary key, value text);
 -- The bucket's current objects; rebuilt by every run.
 create table if not exists listed (
-    name text primary key, layout text, kind text, id text, label integer, split text, size integer, etag text
+    name text primary key, layout text, kind text, id text, label, split text, size integer, etag text
 ) without rowid;
 create index if not exists listed_id on listed (layout, kind, id);
 create table if not exists asked (id text primary key) without rowid;
-create table if not exists chosen (id text primary key, label integer, split text) without rowid;
+create table if not exists chosen (id text primary key, label, split text) without rowid;
 create table if not exists problems (id text, reason text, unique (id, reason));
 -- Objects that this run and earlier ones have read; valid while size and etag equal the listed ones.
 create table if not exists documents (
@@ -76,14 +76,15 @@ class PullState:
         self._connection = sqlite3.connect(path, isolation_level=None)
         # A power cut may lose the last changes, here and of the images; a new pull fetches them again.
         self._connection.executescript("pragma journal_mode = wal; pragma synchronous = off;")
+        # Created anew: in those of earlier versions, a name of digits would become a number.
+        for table in _RUN_TABLES:
+            self._connection.execute(f"drop table if exists {table}")
         self._connection.executescript(_TABLES)
         if self.fact("format") not in (None, _FORMAT):
             raise _OtherFormat
         self._connection.create_function("place", 2, _shuffle_key, deterministic=True)
         self._connection.execute("begin")
         self._connection.execute("insert or replace into facts values ('format', ?)", (_FORMAT,))
-        for table in _RUN_TABLES:
-            self._connection.execute(f"delete from {table}")
         # Another decoder may read images that the last one could not.
         if self.fact("decoder") != str(DECODER_VERSION):
             self._connection.execute("update images set etag = '' where reason != ''")

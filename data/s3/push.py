@@ -17,7 +17,8 @@ from binsweep.data.s3.listing import PhaseProgress
 from binsweep.data.s3.parquet_manifest import write_table
 from binsweep.data.sources.folder import PULL_OUTPUTS
 from binsweep.data.sources.metadata import parse_metadata
-from binsweep.data.sources.object_names import parse_split, printable, split_key
+from binsweep.data.sources.object_names import name_problem, parse_split, printable, split_key
+from binsweep.data.sources.table import is_table
 
 Arrangement = Literal["same", "splits"]
 
@@ -40,12 +41,19 @@ def push(
     already, by size and checksum, are not sent again. Raises UserError if the bucket cannot be written or a file
     cannot be read.
     """
+    if arrangement == "same" and is_table(manifest.source):
+        raise UserError(
+            f"{manifest.source} is a table: its photos have no layout to keep", "data push --layout splits"
+        )
     files = [pair for item in manifest.items for pair in _files(item, arrangement)]
     duplicates = len(files) - len({name for name, _ in files})
     if duplicates:
         raise UserError(
             f"{duplicates} of the files would get the name of another one", "data push --layout same"
         )
+    for name, _ in files if manifest.kind == "names" else ():
+        if problem := name_problem(name):
+            raise UserError(f"{name}: {problem}", "other names of classes or files")
     existing = {one.name: (one.size, one.etag) for one in bucket.list()}
 
     def send(pair: tuple[str, Path]) -> bool:
@@ -64,7 +72,7 @@ def push(
                 progress("sending", done, len(files))
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / PULL_OUTPUTS[0]
-            write_table(table, _rows(manifest, bucket, arrangement))
+            write_table(table, _rows(manifest, bucket, arrangement), manifest.kind)
             bucket.put(table.name, table)
     except OSError as error:
         name = printable(str(error.filename))

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label, LabelKind, parse_count, parse_label
 from binsweep.data.sources.metadata import parse_metadata
 from binsweep.data.sources.object_names import (
+    NOT_A_CLASS,
     NOT_A_COUNT,
     NOT_A_PHOTO,
     NOT_A_SPLIT,
     Layout,
+    detect_labels,
     image_id,
     is_hidden,
     is_photo,
     nested_folder_problem,
-    parse_count,
     parse_split,
     printable,
 )
@@ -26,17 +28,18 @@ from binsweep.data.split import SplitName
 PULL_OUTPUTS = ("manifest.parquet", "problems.csv")  # files that a pull writes next to the images
 LAYOUTS = (
     "either bin-images/ID.jpg with metadata/ID.json (EXPECTED_QUANTITY), "
-    "or a folder for each count (1/, 2/, ...) with images, or such folders in train/, validation/ and test/"
+    "or a folder for each count (1/, 2/, ...) or each named class (ok/, scratched/, ...) with images, "
+    "or such folders in train/, validation/ and test/"
 )
 EMPTY_CLASS_FOLDER = "a folder of a class without any photo"
 
 
 @dataclass(frozen=True, slots=True)
 class FoundPhoto:
-    """An image with its label, not opened yet; `split` is set if the folders divide the source."""
+    """An image with its label, not opened yet; `split` is set if the source itself is divided."""
 
     id: str
-    label: int
+    label: Label
     path: Path
     split: SplitName | None = None
 
@@ -49,22 +52,27 @@ class Skipped:
     reason: str
 
 
-def scan(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[Skipped]]:
+def scan(
+    root: Path, cache: ScanCache, labels: LabelKind | None = None
+) -> tuple[list[FoundPhoto], list[Skipped]]:
     """All labelled images under `root`, and the other files except hidden ones.
 
-    Raises UserError if `root` is not a folder, is empty, cannot be listed completely, or has none of the layouts.
+    `labels` is what its folders are named by; None: see `detect_labels`. Raises UserError if `root` is not a folder, is
+    empty, cannot be listed completely, or has none of the layouts.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.source {what}: {root}", f"a folder that holds {LAYOUTS}")
     try:
-        layout = _layout(root)
+        kind = labels or detect_labels(_folders(root), lambda name: _folders(root / name))
+        layout = _layout(root, kind)
         if layout == "bucket":
             return _scan_bucket(root, cache)
-        if layout == "classes":
-            return _scan_folders(root)
-        if layout == "splits":
-            return _scan_splits(root)
+        if layout is not None:
+            found, skipped = _scan_splits(root, kind) if layout == "splits" else _scan_folders(root, kind)
+            # One folder with photos is no division into classes, unless somebody says so.
+            if kind == "counts" or len({photo.label for photo in found}) > (1 if labels is None else 0):
+                return found, skipped
         folders = [f"{printable(path.name)}/" for path in _entries(root) if path.is_dir()]
         inside = [path for path in _entries(root) if _has_layout(path)]
     except OSError as error:
@@ -77,6 +85,8 @@ def scan(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[Skipped]]
         raise UserError(f"data.source is empty: {root}", f"a folder that holds {LAYOUTS}")
     there = f", only {', '.join(folders[:10])}{' ...' if len(folders) > 10 else ''}" if folders else ""
     hint = f"a folder that holds {LAYOUTS}"
+    if inside and labels is None:
+        hint += "; if its folders are the classes, set data.labels: names"
     if len(inside) == 1:
         hint = f"perhaps {inside[0]}, which does"
     raise UserError(f"data.source has none of the layouts: {root}{there}", hint)
@@ -84,13 +94,22 @@ def scan(root: Path, cache: ScanCache) -> tuple[list[FoundPhoto], list[Skipped]]
 
 def _has_layout(path: Path) -> bool:
     try:
-        return path.is_dir() and _layout(path) is not None
+        return path.is_dir() and _layout(path, "counts") is not None
     except OSError:  # a folder of another user
         return False
 
 
-def _layout(root: Path) -> Layout | None:
+def _folders(root: Path) -> set[str]:
+    try:
+        return {entry.name for entry in _entries(root) if entry.is_dir()}
+    except PermissionError:  # scanning it reports the error
+        return set()
+
+
+def _layout(root: Path, kind: LabelKind) -> Layout | None:
     names = {entry.name for entry in _entries(root) if entry.is_dir()}
+    if kind == "names":
+        return "splits" if any(map(parse_split, names)) else "classes" if names else None
     if {"bin-images", "metadata"} <= names:
         return "bucket"
     if any(parse_count(name) is not None for name in names):
@@ -129,13 +148,13 @@ def _scan_flat(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
     return images, skipped
 
 
-def _scan_splits(root: Path) -> tuple[list[FoundPhoto], list[Skipped]]:
+def _scan_splits(root: Path, kind: LabelKind) -> tuple[list[FoundPhoto], list[Skipped]]:
     """Folders of splits (train/, val/, ...), each with a folder for each class."""
     candidates, skipped = [], []
     for folder in _entries(root):
         split = parse_split(folder.name)
         if split is not None and folder.is_dir():
-            some, others = _scan_folders(folder, split)
+            some, others = _scan_folders(folder, kind, split)
             candidates += some
             skipped += others
         elif folder.name not in PULL_OUTPUTS:
@@ -143,25 +162,27 @@ def _scan_splits(root: Path) -> tuple[list[FoundPhoto], list[Skipped]]:
     return candidates, skipped
 
 
-def _scan_folders(root: Path, split: SplitName | None = None) -> tuple[list[FoundPhoto], list[Skipped]]:
-    """Folders of classes, named by their count, with all the images below them."""
+def _scan_folders(
+    root: Path, kind: LabelKind, split: SplitName | None = None
+) -> tuple[list[FoundPhoto], list[Skipped]]:
+    """Folders of classes, named by their count or name, with all the images below them."""
     candidates: list[FoundPhoto] = []
     skipped = []
     above = f"{root.name}/" if split else ""
     for folder in _entries(root):
-        label = parse_count(folder.name)
+        label = parse_label(printable(folder.name), kind)
         if label is not None and folder.is_dir():
             images, others = _scan_class_folder(folder, above, label)
             candidates += [FoundPhoto(id, label, path, split) for id, path in images.items()]
             skipped += others
             if not images and not others:
-                skipped.append(Skipped(f"{above}{folder.name}/", EMPTY_CLASS_FOLDER))
+                skipped.append(Skipped(f"{above}{printable(folder.name)}/", EMPTY_CLASS_FOLDER))
         elif split or folder.name not in PULL_OUTPUTS:
-            skipped.append(_left_out(folder, above, NOT_A_COUNT))
+            skipped.append(_left_out(folder, above, NOT_A_COUNT if kind == "counts" else NOT_A_CLASS))
     return candidates, skipped
 
 
-def _scan_class_folder(root: Path, above: str, label: int) -> tuple[dict[str, Path], list[Skipped]]:
+def _scan_class_folder(root: Path, above: str, label: Label) -> tuple[dict[str, Path], list[Skipped]]:
     """The image files below the folder of a class by id, and its other entries; `above` is the split's folder.
 
     An id is a file's path without its suffix. If several files differ in their suffix only, the ids of all but the

@@ -6,10 +6,12 @@ The rules are the same for files on a disk and for objects in a bucket.
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
+from binsweep.data.labels import Label, LabelKind, parse_count, parse_label
 from binsweep.data.split import SplitName
 
 IMAGE_SUFFIXES = (
@@ -34,6 +36,8 @@ _SPLIT_NAMES: dict[str, SplitName] = {
 # Folders that macOS and network storage create next to the user's files.
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
 NOT_A_COUNT = "not a folder named by a count (0, 1, 2, ...)"
+NOT_A_CLASS = "not in a folder named after a class"
+_MAX_LOOKED_INTO = 20  # folders of a source, to see whether they are sources themselves
 NOT_A_SPLIT = "not a folder named train, validation or test (val, valid, training, ... are understood, too)"
 NOT_A_PHOTO = f"not named as one of {', '.join(IMAGE_SUFFIXES)}"
 # Names that all file systems accept and that cannot lead out of a folder.
@@ -42,7 +46,8 @@ _SAFE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]+")
 
 Kind = Literal["image", "document"]
 # bucket: bin-images/ID.jpg and metadata/ID.json; classes: COUNT/NAME.jpg; splits: train/COUNT/NAME.jpg. In the
-# latter two, there may be more folders between COUNT and NAME. A source has the first layout of which it has photos.
+# latter two, there may be more folders between COUNT and NAME, and where classes have names, COUNT is any name. A
+# source has the first layout of which it has photos.
 Layout = Literal["bucket", "classes", "splits"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 LAYOUT_EXAMPLES: dict[Layout, str] = {
@@ -59,7 +64,7 @@ class ParsedName:
     layout: Layout
     kind: Kind
     id: str
-    label: int | None = None
+    label: Label | None = None
     split: SplitName | None = None
 
 
@@ -82,20 +87,42 @@ def printable(name: str) -> str:
     )
 
 
-def parse_count(name: str) -> int | None:
-    """The count in a folder's name, decimal digits such as 3 or 03; None for other names."""
-    return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else None
-
-
 def parse_split(name: str) -> SplitName | None:
     """The split that a folder's name stands for; None for other names."""
     return _SPLIT_NAMES.get(name.lower())
 
 
-def nested_folder_problem(folder: str, label: int) -> str:
+def detect_labels(folders: Collection[str], below: Callable[[str], Collection[str]]) -> LabelKind:
+    """The kind of labels of a source with these folders; `below` returns the names of the folders inside of one.
+
+    Names, if it has folders of classes and none of them is named by a number. Folders that hold counts or splits
+    themselves are no classes, but sources.
+    """
+    if _holds_counts(folders) or {"bin-images", "metadata"} <= set(folders):
+        return "counts"
+    if splits := [folder for folder in folders if parse_split(folder)]:
+        inside = [folder for split in splits for folder in below(split)]
+        return "names" if inside and not _holds_counts(inside) else "counts"
+    for folder in sorted(folders)[:_MAX_LOOKED_INTO]:
+        inside = list(below(folder))
+        # Longer numbers are dates.
+        if any((len(one) < 4 and parse_count(one) is not None) or parse_split(one) for one in inside):
+            return "counts"
+        if {"bin-images", "metadata"} <= set(inside):
+            return "counts"
+    return "names" if folders else "counts"
+
+
+def _holds_counts(folders: Collection[str]) -> bool:
+    return any(parse_count(folder) is not None for folder in folders)
+
+
+def nested_folder_problem(folder: str, label: Label) -> str:
     """Why a folder inside the folder of class `label` is left out; empty if it is scanned."""
     if parse_split(folder) is not None:
         return f"a folder of a split inside that of a class: write {folder}/{label}/ instead of {label}/{folder}/"
+    if isinstance(label, str):
+        return ""
     count = parse_count(folder)
     # Longer numbers are dates, such as 2024 and 20240131.
     if count not in (None, label) and len(folder) < 4:
@@ -135,8 +162,10 @@ def name_problem(name: str) -> str:
     return ""
 
 
-def parse_name(name: str) -> ParsedName | str:
+def parse_name(name: str, kind: LabelKind = "counts") -> ParsedName | str:
     """The place in one of the layouts of a file, given by its path with slashes; or the reason why it has none.
+
+    `kind` is what the folders of classes are named by.
 
     The reason is empty for names that are always ignored: hidden files, and keys that stand for folders.
     """
@@ -144,15 +173,17 @@ def parse_name(name: str) -> ParsedName | str:
     parts = path.parts
     if any(map(is_hidden, parts)) or name.endswith("/"):
         return ""
-    if len(parts) == 2 and parts[0] == "metadata" and path.suffix == ".json":
+    if kind == "counts" and len(parts) == 2 and parts[0] == "metadata" and path.suffix == ".json":
         return ParsedName("bucket", "document", path.stem)
     if not is_photo(name):
         return NOT_A_PHOTO
-    if len(parts) == 2 and parts[0] == "bin-images":
+    if kind == "counts" and len(parts) == 2 and parts[0] == "bin-images":
         return ParsedName("bucket", "image", path.stem)
     split = parse_split(parts[0]) if len(parts) > 2 else None
     folders = parts[1:-1] if split else parts[:-1]
-    label = parse_count(folders[0]) if folders else None
+    label = parse_label(printable(folders[0]), kind) if folders else None
+    if label is None and kind == "names":
+        return NOT_A_CLASS
     if label is None:
         if folders[0:1] != ("/",) and any(parse_count(folder) is not None for folder in folders[1:]):
             above = f"{printable(folders[0])}/"

@@ -66,7 +66,9 @@ class ScanCache:
             log.warning("cannot write the scan cache %s: %s", self._path, error.strerror)
 
     def _key(self, file: Path) -> str:
-        return file.relative_to(self._root).as_posix()
+        # The photos of a table may lie outside of its folder.
+        inside = file.is_relative_to(self._root)
+        return (file.relative_to(self._root) if inside else file).as_posix()
 
 
 def scan_files(

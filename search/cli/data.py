@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from binsweep.data.errors import UserError
-from binsweep.search.cli.options import classes_option, home_folder, parse_counts, split_by_option
+from binsweep.search.cli.options import (
+    classes_option,
+    home_folder,
+    labels_option,
+    parse_classes,
+    parse_counts,
+    split_by_option,
+)
 from binsweep.search.terminal.format import format_duration
 from binsweep.search.terminal.progress import ProgressMeter
 
 if TYPE_CHECKING:
+    from binsweep.data.labels import LabelKind
     from binsweep.data.manifest import Manifest
 
 MEGABYTE = 1e6
@@ -48,8 +56,9 @@ def synth(dest: Path, images: int, seed: int, size: int, classes: str) -> None:
 @click.argument("source", metavar="s3://BUCKET[/PREFIX]")
 @click.argument("dest", type=click.Path(path_type=Path))
 @classes_option
+@labels_option
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of images.")
-@click.option("--per-class", type=click.IntRange(1), help="Maximum number of images of each count.")
+@click.option("--per-class", type=click.IntRange(1), help="Maximum number of images of each class.")
 @click.option(
     "--ids", type=click.Path(path_type=Path), help="Only the images whose ids are in this file, one per line."
 )
@@ -69,6 +78,7 @@ def pull(
     source: str,
     dest: Path,
     classes: str | None,
+    labels: Any,
     limit: int | None,
     per_class: int | None,
     ids: Path | None,
@@ -80,14 +90,16 @@ def pull(
     """Download images of a bucket into DEST; the same command again continues where it stopped."""
     from dataclasses import asdict
 
+    from binsweep.data.labels import of_kind, sorted_labels
     from binsweep.data.s3.address import parse_address
     from binsweep.data.s3.bucket import open_bucket
     from binsweep.data.s3.listing import Selection
     from binsweep.data.s3.pull import PROBLEMS
     from binsweep.data.s3.pull import pull as run
 
-    counts = tuple(sorted(set(parse_counts(classes)))) if classes else None
-    wanted = Selection(counts, limit, per_class, _read_ids(ids), seed)
+    kind: LabelKind = labels or "counts"
+    chosen = tuple(sorted_labels(set(of_kind(parse_classes(classes), kind)))) if classes else None
+    wanted = Selection(chosen, limit, per_class, _read_ids(ids), seed, kind)
     bucket = open_bucket(parse_address(source), endpoint, workers)
     start = time.time()
     with ProgressMeter() as meter:
@@ -117,8 +129,9 @@ def pull(
     type=click.Choice(["same", "splits"]),
     default="same",
     show_default=True,
-    help="same: the source's layout; splits: train/, validation/ and test/, each with a folder for each count.",
+    help="same: the source's layout; splits: train/, validation/ and test/, each with a folder for each class.",
 )
+@labels_option
 @split_by_option
 @click.option(
     "--endpoint",
@@ -126,7 +139,9 @@ def pull(
     help="S3 server of both, if not Amazon's (or AWS_ENDPOINT_URL).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | None, as_json: bool) -> None:
+def push(
+    source: str, dest: str, layout: Any, labels: Any, split_by: Any, endpoint: str | None, as_json: bool
+) -> None:
     """Upload the readable images of SOURCE to a bucket, with their metadata and manifest.parquet."""
     from dataclasses import asdict
 
@@ -146,6 +161,7 @@ def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | Non
             Split(by=split_by),
             home_folder(),
             partial(meter, "reading"),
+            labels=labels,
             allow_untrainable=layout == "same",
         )
         pushed = run(manifest, bucket, layout, meter)
@@ -165,8 +181,9 @@ def push(source: str, dest: str, layout: Any, split_by: Any, endpoint: str | Non
     help="The HTML page; a JSON file is written next to it.",
 )
 @classes_option
+@labels_option
 @split_by_option
-def report(source: str, out: Path, classes: str | None, split_by: Any) -> None:
+def report(source: str, out: Path, classes: str | None, labels: Any, split_by: Any) -> None:
     """Report on SOURCE: classes, sizes, brightness, blur, duplicates, leaks between splits, samples."""
     from binsweep.data.manifest import load_manifest
     from binsweep.data.output_path import require_page
@@ -174,32 +191,34 @@ def report(source: str, out: Path, classes: str | None, split_by: Any) -> None:
     from binsweep.data.split import Split
 
     require_page(out)
-    counts = parse_counts(classes) if classes else None
+    wanted = parse_classes(classes) if classes else None
     with ProgressMeter() as meter:
         manifest = load_manifest(
             source,
-            counts,
+            wanted,
             Split(by=split_by),
             home_folder(),
             partial(meter, "reading"),
+            labels=labels,
             allow_untrainable=True,
         )
         found = build_data_report(manifest, home_folder(), partial(meter, "looking"))
     _print_left_out(manifest)
-    for gap in manifest.coverage_warnings():
+    for gap in manifest.warnings():
         print(f"warning: {gap}", file=sys.stderr)
     try:
         page, facts = write_report(found, out)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}", "give a writable place") from error
-    for name in ("exact_duplicates", "near_duplicates", "unreadable", "label_disagreements"):
+    names = ("exact_duplicates", "near_duplicates", "unreadable", "label_disagreements")
+    for name in (one for one in names if one in found.facts):
         print(f"{len(found.facts[name]):>8,} {name.replace('_', ' ')}")
     print(f"{found.facts['across_splits']:>8,} duplicates across splits")
     print(f"{page}\n{facts}")
 
 
 def _print_left_out(manifest: Manifest) -> None:
-    from binsweep.data.manifest import format_skipped
+    from binsweep.data.source_checks import format_skipped
 
     if skipped := manifest.skipped:
         print(f"left out {len(skipped):,} files: {format_skipped(skipped)}", file=sys.stderr)
@@ -224,12 +243,20 @@ def _read_ids(file: Path | None) -> tuple[str, ...] | None:
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the results.")
 @classes_option
+@labels_option
 @split_by_option
 @click.option("--backbone", default="efficientnet_lite0", show_default=True, help="Backbone of the features.")
 @click.option("--image-size", default=224, show_default=True, type=click.IntRange(32, 1024))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def audit_labels(
-    source: str, out: Path, classes: str | None, split_by: Any, backbone: str, image_size: int, as_json: bool
+    source: str,
+    out: Path,
+    classes: str | None,
+    labels: Any,
+    split_by: Any,
+    backbone: str,
+    image_size: int,
+    as_json: bool,
 ) -> None:
     """Find probably wrong labels in SOURCE (train and validation; the test split is not read)."""
     from dataclasses import asdict
@@ -237,6 +264,7 @@ def audit_labels(
     from binsweep.data.manifest import load_manifest
     from binsweep.data.output_path import require_folder
     from binsweep.data.split import Split
+    from binsweep.models.labelling import labelling_of
     from binsweep.models.network import ARCHITECTURES
     from binsweep.models.pretrained import check_weights
     from binsweep.search.workflows.label_audit import effect_lines, run_audit
@@ -245,9 +273,10 @@ def audit_labels(
         raise UserError(f"--backbone {backbone}: unknown", f"known: {', '.join(sorted(ARCHITECTURES))}")
     check_weights(backbone, "imagenet")
     require_folder(out)
-    counts = parse_counts(classes) if classes else None
+    wanted = parse_classes(classes) if classes else None
     with ProgressMeter() as meter:
-        manifest = load_manifest(source, counts, Split(by=split_by), home_folder(), partial(meter, "reading"))
+        progress = partial(meter, "reading")
+        manifest = load_manifest(source, wanted, Split(by=split_by), home_folder(), progress, labels=labels)
     try:
         doubts, effect = run_audit(manifest, home_folder(), out, image_size, backbone)
     except OSError as error:
@@ -264,5 +293,5 @@ def audit_labels(
     for doubt in issues[:10]:
         suggestion = f"the model says {doubt.suggested} ({doubt.p_suggested:.0%})"
         print(f"  {doubt.id} ({doubt.split}): label {doubt.label}, {suggestion}")
-    print("\n".join(effect_lines(effect)))
+    print("\n".join(effect_lines(effect, labelling_of(manifest.classes))))
     print(f"{out / 'doubtful.jpg'}, {out / 'audit.csv'}\n{out / 'exclude.csv'}: for data.exclude of a sweep")

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from binsweep.data.errors import UserError
-from binsweep.search.cli.options import home_folder, model_uri, parse_counts
+from binsweep.search.cli.options import home_folder, model_uri, parse_classes
 
 DEFAULT_PORT = 5001
 
@@ -62,19 +62,23 @@ def promote_and_print(
 
 def scores_line(scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
     """Scores on one line, with their intervals if there are any."""
-    from binsweep.tracking.evaluation.report import SCORE_NAMES, format_score
+    from binsweep.models.labelling import COUNTING, NAMING
+    from binsweep.tracking.evaluation.report import format_score
+
+    names = COUNTING.score_names if "rmse" in scores else NAMING.score_names
 
     def one(key: str) -> str:
         low, high = (format_score(key, end) for end in intervals.get(key, (0.0, 0.0)))
-        return f"{SCORE_NAMES[key]} {format_score(key, scores[key])}" + (
+        return f"{names[key]} {format_score(key, scores[key])}" + (
             f" ({low} to {high})" if key in intervals else ""
         )
 
-    return ", ".join(one(key) for key in SCORE_NAMES if key in scores)
+    return ", ".join(one(key) for key in names if key in scores)
 
 
 def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> dict[str, Any] | None:
-    """Serve the champion and predict one bin; None if there is no champion."""
+    """Serve the champion and predict one photo; None if there is no champion."""
+    from binsweep.models.labelling import labelling_of
     from binsweep.search.history.sweep_state import find_folder, load_state
     from binsweep.search.workflows.promote import sweep_manifest
     from binsweep.tracking.registry.photo_splits import seen_by
@@ -85,7 +89,8 @@ def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> d
     if "trainer" in load_state(find_folder(home, sweep_id))["spec"]:
         return None  # what its model is asked is known to its code alone; the gate has served it
     spec, manifest = sweep_manifest(sweep_id, home)
-    champion = champion_of(uri, spec.model_name)
+    name, words = spec.model_name(manifest.classes), labelling_of(manifest.classes).words
+    champion = champion_of(uri, name)
     if champion is None:
         if not quiet:
             print("no champion yet: nothing to serve")
@@ -99,12 +104,16 @@ def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> d
         new = f"which no trial of {sweep_id} has seen; whether the champion has is not known"
     elif item.sha256 in seen:
         new = "which it was trained on or chosen by"
-    with serve_model(f"models:/{spec.model_name}@champion", tracking_uri=uri) as served:
+    with serve_model(f"models:/{name}@champion", tracking_uri=uri) as served:
         row = ask(served.url, [item.path.read_bytes()], timeout=60)[0]
     if not quiet:
-        print(f"\nserved champion (version {champion.version}), asked about bin {item.id}, {new}:")
-        print(f"  true count {item.label}, predicted {row['count']} (confidence {row['confidence']:.0%})")
-    return {"version": champion.version, "bin": item.id, "true": item.label, **row}
+        print(
+            f"\nserved champion (version {champion.version}), asked about {words.subject} {item.id}, {new}:"
+        )
+        print(
+            f"  true {words.noun} {item.label}, predicted {row[words.answer]} (confidence {row['confidence']:.0%})"
+        )
+    return {"version": champion.version, words.subject: item.id, "true": item.label, **row}
 
 
 @click.command()
@@ -147,7 +156,10 @@ def rollback(model: str, reason: str) -> None:
     type=click.Choice(["train", "validation", "test"]),
     help="Split to evaluate. Default: test for the model's own data, all photos otherwise.",
 )
-@click.option("--classes", help="Counts to evaluate, such as 1-5. Default: those that the model knows.")
+@click.option(
+    "--classes",
+    help="Counts to evaluate, such as 1-5, or names, such as ok,scratched. Default: those that the model knows.",
+)
 @click.option("--seen", is_flag=True, help="Include photos that the model was trained on or chosen by.")
 @click.option("--out", type=click.Path(path_type=Path), help="The folder for the report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -157,14 +169,15 @@ def evaluate(
     """Evaluate MODEL (a registered name, NAME@alias, NAME/version or a model URI) on photos of SOURCE."""
     from binsweep.data.output_path import require_folder
     from binsweep.search.workflows.evaluate import evaluate_source
+    from binsweep.tracking.evaluation.report import format_score
     from binsweep.tracking.mlflow_server.embedded import tracking_server
 
     home = home_folder()
-    counts = parse_counts(classes) if classes else None
+    wanted = parse_classes(classes) if classes else None
     if out is not None:
         require_folder(out)
     with tracking_server(home) as uri:
-        done = evaluate_source(model_uri(model), source, home, uri, split, counts, out, seen)
+        done = evaluate_source(model_uri(model), source, home, uri, split, wanted, out, seen)
     card = done.card
     if as_json:
         place = {"facts": done.facts, "folder": str(done.folder), "notes": done.notes}
@@ -175,11 +188,13 @@ def evaluate(
         print(f"  {note}")
     print(f"  model: {scores_line(card.scores, card.intervals)}")
     print(f"  always {card.guess}: {scores_line(card.guess_scores, card.guess_intervals)}")
-    for count, row in card.classes.items():
-        text = f"accuracy {row['accuracy']:.1%}, RMSE {row['rmse']:.3f}"
-        items = "1 item" if count == 1 else f"{count} items"
+    for label, row in card.classes.items():
+        text = ", ".join(
+            f"{name} {format_score(key, row[key])}" for key, name in card.labelling.class_scores.items()
+        )
+        what = "1 item" if label == 1 else card.labelling.describe(label)
         photos = "1 photo" if row["support"] == 1 else f"{row['support']:.0f} photos"
-        print(f"  {items} ({photos}): {text}")
+        print(f"  {what} ({photos}): {text}")
     print(f"  expected calibration error {card.calibration_error:.3f}")
     print(f"report: {done.folder / 'report.html'}")
 
@@ -277,7 +292,7 @@ def export(model: str, file_format: Any, out: Path | None) -> None:
 @click.option("--model", default="bin-counter", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def predict(places: Sequence[str], url: str | None, model: str, as_json: bool) -> None:
-    """Count the items in the photos at each PLACE: a file, a folder, a glob, s3://BUCKET/PREFIX, or - for stdin
+    """Ask the model about the photos at each PLACE: a file, a folder, a glob, s3://BUCKET/PREFIX, or - for stdin
     (a photo, or one place per line)."""
     from binsweep.search.workflows.predict import predict_images
 
@@ -289,8 +304,12 @@ def predict(places: Sequence[str], url: str | None, model: str, as_json: bool) -
         elif row["error"]:
             print(f"{name}: {row['error']}", file=sys.stderr)
         else:
+            named = "label" in row
             if not has_header:
-                print("items  confidence  expected  photo")
+                print("confidence  class  photo" if named else "items  confidence  expected  photo")
                 has_header = True
-            print(f"{row['count']:>5}  {row['confidence']:>10.0%}  {row['expected_count']:>8.2f}  {name}")
+            if named:
+                print(f"{row['confidence']:>10.0%}  {row['label']}  {name}")
+            else:
+                print(f"{row['count']:>5}  {row['confidence']:>10.0%}  {row['expected_count']:>8.2f}  {name}")
     sys.exit(1 if failed else 0)

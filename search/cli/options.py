@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import unquote
 import click
 
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 
 HOME_HINT = "set BINSWEEP_HOME to a folder where you may write"
 Command = Callable[..., None]
@@ -22,7 +24,14 @@ set_option = click.option(
 promote_option = click.option(
     "--promote", "then_promote", is_flag=True, help="Afterwards promote the best model, serve it and try it."
 )
-classes_option = click.option("--classes", help="Only these counts, as 0-5 or 1,2,3.")
+classes_option = click.option(
+    "--classes", help="Only these counts, as 0-5 or 1,2,3, or names, as ok,scratched."
+)
+labels_option = click.option(
+    "--labels",
+    type=click.Choice(["counts", "names"]),
+    help="What the labels are. Default: counts, if they are whole numbers.",
+)
 
 
 def renamed_option(old: str, new: str) -> Decorator:
@@ -107,6 +116,13 @@ def parse_counts(text: str, option: str = "--classes") -> list[int]:
     if not counts or min(counts) < 0:
         raise UserError(f"{option} {text}: not counts", "write 0-5 or 1,2,3")
     return counts
+
+
+def parse_classes(text: str) -> list[Label]:
+    """Parse counts, as `0-5` or `1,2,3`, or names of classes with commas between them; raises UserError for nothing."""
+    if re.fullmatch(r"[0-9,\s-]*", text):
+        return list(parse_counts(text))
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def model_uri(model: str) -> str:

@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 from binsweep.search.cli.models import promote_and_print, serve_and_ask
 from binsweep.search.cli.options import (
     home_folder,
@@ -125,7 +126,7 @@ def sweep(
         print(json.dumps(answer))
     else:
         has_champion = answer.get("proof") is not None or answer.get("promotion", {}).get("promoted", False)
-        _print_next_commands(home, result.id, loaded, then_promote, has_champion)
+        _print_next_commands(home, result.id, loaded, prepared.classes, then_promote, has_champion)
 
 
 def _print_dry_run(spec: SweepSpec) -> None:
@@ -186,13 +187,14 @@ def _answer(result: SweepResult) -> dict[str, Any]:
 
 
 def _print_next_commands(
-    home: Path, sweep_id: str, spec: SweepSpec, promoted: bool, has_champion: bool
+    home: Path, sweep_id: str, spec: SweepSpec, classes: Sequence[Label], promoted: bool, has_champion: bool
 ) -> None:
     """The commands after a sweep. Once it was promoted, those for the champion are left out if there is none."""
+    from binsweep.models.labelling import labelling_of
     from binsweep.search.spec.schema import DEFAULT_MODEL
     from binsweep.search.spec.sweep_spec import PhotoSpec
 
-    model = spec.model_name
+    model = spec.model_name(classes)
     quoted = shlex.quote(model)
     serve, predict = "binsweep serve", "binsweep predict PHOTO.jpg"
     if model != DEFAULT_MODEL:
@@ -203,7 +205,7 @@ def _print_next_commands(
     if has_champion or not promoted:
         commands[serve] = "serve the champion"
         if isinstance(spec, PhotoSpec):
-            commands[predict] = "count the items in a photo"
+            commands[predict] = labelling_of(classes).words.ask
     width = max(31, *map(len, commands))
     print("\nnext:")
     for command, purpose in commands.items():

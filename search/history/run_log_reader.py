@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from binsweep.models.labelling import COUNTING, Labelling, labelling_of
 from binsweep.models.levels import total_epochs
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.history.run_keys import SWEEP, trial_number
@@ -35,6 +36,7 @@ def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
     guess_errors: dict[str, float] = {}
     parent: dict[str, str] = {}
     guess, last, first = None, 0.0, math.inf
+    labelling: Labelling = COUNTING
     clock = _Clock()
     for record in read_spool(folder / "spool"):
         at = clock.read(record)
@@ -44,8 +46,9 @@ def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
         first, last = min(first, at), max(last, at)
         if number is None:
             if record["kind"] == "dataset":
+                labelling = labelling_of(record["profile"]["classes"])
                 guess = _guess(record["profile"])
-                guess_errors = _guess_errors(record["profile"])
+                guess_errors = _guess_errors(record["profile"]) if labelling is COUNTING else {}
             parent |= record.get("tags", {}) if record["kind"] == "start" else {}
         else:
             _apply(trials, number, record, at, spec)
@@ -68,6 +71,7 @@ def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
         first if trials else last,
         until,
         guess_errors,
+        labelling,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from binsweep.models.labelling import COUNTING, Labelling
 from binsweep.models.levels import Section, level_at, level_ends
 from binsweep.search.execution.budget import ResourceUsage, seconds_at_pace
 from binsweep.search.spec.sweep_spec import SweepSpec
@@ -69,10 +70,11 @@ class SweepHistory:
     ended_by: str
     trials: list[TrialHistory]
     slots: int
-    guess: float | None  # validation accuracy of always guessing the most common training count
+    guess: float | None  # validation accuracy of always guessing the most common training label
     started: float
     until: float  # now if it is running, else the time of its last record
     guess_errors: Mapping[str, float] = field(default_factory=dict)  # val_rmse and val_mae of the same guess
+    labelling: Labelling = COUNTING
 
     @property
     def leaders(self) -> list[TrialHistory]:

@@ -18,6 +18,7 @@ import ray
 from binsweep.data.banks.pixels import PixelBank
 from binsweep.data.banks.store import banks_in_use, evict_banks, open_bank
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 from binsweep.data.locks import locked
 from binsweep.models.pretrained import file_hash, provide_weights_file, weights_file
 from binsweep.models.trial_data import TrialData
@@ -50,8 +51,8 @@ class PhotoDriverFiles(DriverFiles):
     """The files of a sweep over photos: its banks and the weights of its backbones."""
 
     node: str  # Ray's id of the driver's node
-    classes: tuple[int, ...]
-    head_classes: tuple[int, ...]
+    classes: tuple[Label, ...]
+    head_classes: tuple[Label, ...]
     photos: tuple[PhotoFiles, ...]  # at each image size, the data's own first
     banks: Path
     open: tuple[str, ...]  # names of the banks that the sweep uses

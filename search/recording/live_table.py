@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from binsweep.models.health_rules import HealthFinding
+from binsweep.models.labelling import labelling_of_scores
 from binsweep.search.execution.budget import seconds_at_pace
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial_record import TrialRecord
@@ -20,7 +21,6 @@ from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
 from binsweep.search.terminal.format import format_count, format_duration, format_metric, format_value
 
 MAX_ROWS = 10
-SECOND_METRIC = "val_rmse"  # on the leaderboard of a sweep over photos, too
 STATE_STYLES = {
     "running": "cyan",
     "waiting": "blue",
@@ -37,10 +37,10 @@ def leaderboard_table(
     """A table of the first `rows` of the given trials."""
     table = Table(title=title, title_justify="left", expand=False)
     has_levels = len(spec.level_epochs) > 1
-    metrics = [
-        spec.metric,
-        *([SECOND_METRIC] if isinstance(spec, PhotoSpec) and spec.metric != SECOND_METRIC else []),
-    ]
+    metrics = [spec.metric]
+    if isinstance(spec, PhotoSpec):  # of own code, no second metric is known
+        metrics.append(labelling_of_scores(trials[0].metrics if trials else ()).beside(spec.metric))
+    metrics = list(dict.fromkeys(metrics))
     numbers = ("#", "trial", *metrics, "trained")
     for name in (*numbers, *["level"] * has_levels, "state", *spec.space):
         right = name in numbers

@@ -48,6 +48,7 @@ def importances(history: SweepHistory) -> dict[str, float]:
 def verdict(history: SweepHistory) -> list[str]:
     """The sweep in a few sentences."""
     leaders, metric = history.leaders, history.spec.metric
+    commonest = f"the commonest {history.labelling.words.noun}"
     many = f"{len(history.trials)} trial{'s' if len(history.trials) != 1 else ''}"
     if not leaders:
         return [f"{many}, none with a result yet."]
@@ -59,13 +60,13 @@ def verdict(history: SweepHistory) -> list[str]:
         gain = 100 * (best.value - history.guess)
         side = "above" if gain >= 0 else "BELOW"
         lines.append(
-            f"Always guessing the commonest count is right for {history.guess:.1%}: "
+            f"Always guessing {commonest} is right for {history.guess:.1%}: "
             f"the best trial is {abs(gain):.1f} points {side} that."
         )
     for name, error in history.guess_errors.items():
         if (reached := best.best.get(name, -math.inf)) >= error:
             lines.append(
-                f"Always guessing the commonest count has a {name} of {format_metric(name, error)}: "
+                f"Always guessing {commonest} has a {name} of {format_metric(name, error)}: "
                 f"the best trial, with {format_metric(name, reached)}, is no better."
             )
     if len(leaders) >= MIN_TRIALS:

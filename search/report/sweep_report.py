@@ -20,6 +20,7 @@ from binsweep.search.report import fidelity
 from binsweep.search.report.advice import balance, importances, improvements, next_steps, verdict
 from binsweep.search.report.axis import Axis, axis_around, axis_of, axis_value
 from binsweep.search.report.svg_charts import BLUE, GREEN, GREY, ORANGE, RED, Chart, parallel, shade
+from binsweep.search.spec.sweep_spec import PhotoSpec
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
 PAGE_NAME = "report.html"
@@ -59,6 +60,7 @@ def contents(history: SweepHistory) -> dict[str, Any]:
     weights = importances(history)
     leaders = history.leaders
     names = list(history.spec.space)
+    shown = history.labelling.beside(metric) if isinstance(history.spec, PhotoSpec) else ""
     return {
         "history": history,
         "facts": _facts(history),
@@ -66,7 +68,8 @@ def contents(history: SweepHistory) -> dict[str, Any]:
         "steps": next_steps(history, weights),
         "metric": metric,
         "names": names,
-        "rows": [_row(trial, metric, names) for trial in leaders],
+        "shown": shown,
+        "rows": [_row(trial, metric, shown, names) for trial in leaders],
         "best_so_far": _best_so_far(history),
         "curves": _curves(history),
         "levels": fidelity.summaries(history),
@@ -117,12 +120,12 @@ def _facts(history: SweepHistory) -> list[tuple[str, str]]:
     ]
 
 
-def _row(trial: TrialHistory, metric: str, names: list[str]) -> dict[str, Any]:
+def _row(trial: TrialHistory, metric: str, shown: str, names: list[str]) -> dict[str, Any]:
     return {
         "trial": trial,
         "value": format_metric(metric, trial.value),
         "sort": trial.value,
-        "rmse": trial.best.get("val_rmse", math.nan),
+        "shown": trial.best.get(shown, math.nan),
         "params": [(format_value(value), value) for value in (trial.params.get(name, "") for name in names)],
         "warnings": [name.partition(".")[2].replace("_", " ") for name in trial.warnings],
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from binsweep.models.health_rules import RULES, Action, thresholds_of
+from binsweep.models.labelling import NAMING, Labelling, Measure
 from binsweep.models.network import ARCHITECTURES
 from binsweep.models.settings import ABOVE_ONE, BOUNDS, CHOICES, TYPES, Settings
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
@@ -119,6 +120,37 @@ def _check_objective(context: SpecContext) -> Iterator[Problem]:
         yield Problem("objective.goal", f"wrong way round for {metric}", goal, hint)
 
 
+def _check_labels(context: SpecContext) -> Iterator[Problem]:
+    data, labelling = context.file.data, context.file.data.labelling
+    if data.labels == "counts" and labelling is NAMING:
+        yield Problem("data.classes", "names classes, and data.labels is counts", data.classes, "list counts")
+    if labelling is not None and context.file.objective.metric in METRICS:
+        beats_guess = context.file.register_.gate.beats_guess
+        yield from label_problems(
+            labelling, context.file.objective.metric, context.values("head"), beats_guess
+        )
+
+
+def label_problems(
+    labelling: Labelling, metric: str, heads: Sequence[str], beats_guess: Sequence[Measure]
+) -> Iterator[Problem]:
+    """The mistakes in what a sweep asks for, given whether its labels are counts or names."""
+    nouns = f"where labels are {labelling.words.kind}"
+    if metric not in labelling.metrics:
+        known = list(labelling.metrics)
+        yield Problem(
+            "objective.metric", f"there is no such metric {nouns}", metric, f"one of {', '.join(known)}"
+        )
+    for head in heads:
+        if head not in labelling.heads:
+            hint = f"{', '.join(labelling.heads)}: the others need numbers in an order"
+            yield Problem("model.head", f"there is no such head {nouns}", head, hint)
+    for measure in beats_guess:
+        if measure not in labelling.tested:
+            hint = f"one of {', '.join(labelling.tested)}"
+            yield Problem("register.gate.beats_guess", f"there is no such score {nouns}", measure, hint)
+
+
 def _check_health(context: SpecContext) -> Iterator[Problem]:
     yield from health_problems(context.file.health, RULES)
 
@@ -160,6 +192,10 @@ def _check_split(context: SpecContext) -> Iterator[Problem]:
 def _check_train_also(context: SpecContext) -> Iterator[Problem]:
     classes, also = context.file.data.classes, context.file.data.train_also
     if also is None:
+        return
+    if context.file.data.labelling is NAMING:
+        rule = "teaches other counts, and the labels are names"
+        yield Problem("data.train_also", rule, also, "leave it out, and name all classes in data.classes")
         return
     if classes is None:
         rule = "needs data.classes: without it, every count of the source is a class"
@@ -298,6 +334,7 @@ def _check_inception_size(context: SpecContext) -> Iterator[Problem]:
 
 CHECKS = (
     _check_objective,
+    _check_labels,
     _check_health,
     _check_split,
     _check_train_also,

@@ -10,11 +10,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 from binsweep.models.health_rules import HealthRule
+from binsweep.models.labelling import MIN_CLASSES_FOR_TOP, labelling_of
 from binsweep.models.settings import TYPES, Settings
 from binsweep.search.spec.checks import (
     SpecContext,
     cross_problems,
+    label_problems,
     setting_problems,
     split_health_rule,
     unequal_lists,
@@ -89,6 +92,16 @@ def _shape_problems(error: ValidationError, kind: type[AnySweepFile]) -> list[Pr
             rule = message[0].lower() + message[1:]
             problems.append(Problem(key, rule, item["input"], "sweeps/abid.yaml is an example"))
     return problems
+
+
+def check_labels(spec: PhotoSpec, classes: Sequence[Label]) -> None:
+    """Raise UserError for what a spec asks for that the classes of its data, which are known now, do not have."""
+    labelling = labelling_of(classes)
+    problems = list(label_problems(labelling, spec.metric, spec.values("head"), spec.gate.beats_guess))
+    if spec.metric == "val_top3_accuracy" and len(classes) < MIN_CLASSES_FOR_TOP:
+        rule = f"needs at least {MIN_CLASSES_FOR_TOP} classes, and {spec.data.source} has {len(classes)}"
+        problems.append(Problem("objective.metric", rule, spec.metric, "val_accuracy, or another"))
+    _raise(problems, spec.name)
 
 
 def _raise(problems: Sequence[Problem], where: str) -> None:

@@ -9,21 +9,18 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
+from binsweep.data.labels import Label, LabelKind, kind_of
 from binsweep.data.split import SplitBy
 from binsweep.models.augment import Augment
 from binsweep.models.engines.names import EngineChoice
+from binsweep.models.labelling import COUNTING, NAMING, Labelling, Measure
 from binsweep.models.levels import Level
 from binsweep.models.settings import ABOVE_ONE, BOUNDS, Settings, Trainable
 from binsweep.search.spec.objective import Goal, Objective
-from binsweep.tracking.promotion.paired_tests import Correction, Measure
+from binsweep.tracking.promotion.paired_tests import Correction
 
 # Validation metrics only: a sweep must not select by anything else.
-METRICS: dict[str, Goal] = {
-    "val_accuracy": "maximize",
-    "val_loss": "minimize",
-    "val_rmse": "minimize",
-    "val_mae": "minimize",
-}
+METRICS: dict[str, Goal] = {**COUNTING.metrics, **NAMING.metrics}
 DEFAULT_MODEL = "bin-counter"  # also the default of the commands `serve`, `predict` and `rollback`
 MAX_FINALISTS = 5  # a sweep keeps the weights of so many trials
 ENDING_LIMITS = ("trials", "minutes", "epochs", "gpu_hours", "money")  # of a budget
@@ -52,9 +49,21 @@ class SplitPart(_Part):
     by: SplitBy = "id"
 
 
-def _unique(classes: list[int]) -> list[int]:
+def _label(value: Any) -> Any:
+    if not (type(value) is int and value >= 0) and not (isinstance(value, str) and value.strip()):
+        raise ValueError(
+            "must be a count of at least 0, or the name of a class (in quotes, where YAML needs them)"
+        )
+    return value
+
+
+def _unique(classes: list[Label]) -> list[Label]:
     if len(set(classes)) < len(classes):
-        raise ValueError("must name each count once")
+        raise ValueError(
+            "must name each count once" if kind_of(classes) == "counts" else "must name each class once"
+        )
+    if len({type(one) for one in classes}) > 1:
+        raise ValueError("must list counts, such as [0, 1, 2], or names, such as [ok, scratched]")
     return classes
 
 
@@ -92,8 +101,12 @@ class DataPart(_Part):
     """Where the photos are and how they are read."""
 
     source: str
+    labels: LabelKind | None = None  # None: counts, if the source has whole numbers
     classes: (
-        Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2), AfterValidator(_unique)] | None
+        Annotated[
+            list[Annotated[Label, PlainValidator(_label)]], Field(min_length=2), AfterValidator(_unique)
+        ]
+        | None
     ) = None
     # Other counts whose photos teach, too: "others" or a list. No validation or test photo is of them.
     train_also: Annotated[Literal["others"] | list[int] | None, PlainValidator(_others_or_counts)] = None
@@ -101,6 +114,13 @@ class DataPart(_Part):
     split: SplitPart = SplitPart()
     image_size: Annotated[int, Field(ge=32, le=1024)] = 224
     exclude: str | None = None  # a CSV file; its column `id` names photos to exclude from training
+
+    @property
+    def labelling(self) -> Labelling | None:
+        """What to ask about its labels; None if the source decides."""
+        if self.labels == "names" or kind_of(self.classes or ()) == "names":
+            return NAMING
+        return COUNTING if self.labels or self.classes or self.train_also else None
 
 
 class FidelityPart(_Part):

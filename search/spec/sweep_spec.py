@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from binsweep.data.labels import Label, kind_of
 from binsweep.data.split import Split
 from binsweep.models.health_rules import HealthRule
 from binsweep.models.levels import Level, Section
 from binsweep.models.settings import Settings
 from binsweep.search.spec.objective import Goal, Objective
 from binsweep.search.spec.schema import (
+    DEFAULT_MODEL,
     BudgetPart,
     DataPart,
     FidelityPart,
@@ -52,8 +54,7 @@ class SweepSpec:
         """Whether the metric is maximised or minimised."""
         return self.objective.goal
 
-    @property
-    def model_name(self) -> str:
+    def model_name(self, classes: Sequence[Label] = ()) -> str:
         """The registered model that `promote` writes to."""
         return self.register.model
 
@@ -148,6 +149,11 @@ class PhotoSpec(SweepSpec):
     data: DataPart
     settings: Settings
     fidelity: FidelityPart
+
+    def model_name(self, classes: Sequence[Label] = ()) -> str:
+        """The registered model that `promote` writes to; where classes have names, the default is the sweep's name."""
+        named = kind_of(classes) == "names" and self.register.model == DEFAULT_MODEL
+        return self.name if named else self.register.model
 
     @property
     def source(self) -> str:

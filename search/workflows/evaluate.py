@@ -13,9 +13,12 @@ import numpy as np
 
 from binsweep.data.decode import decode
 from binsweep.data.errors import UserError
-from binsweep.data.manifest import Item, Manifest, format_skipped, load_manifest
+from binsweep.data.labels import Label, kind_of, of_kind, sorted_labels
+from binsweep.data.manifest import Item, Manifest, load_manifest
+from binsweep.data.source_checks import format_skipped
 from binsweep.data.split import Split, SplitName
-from binsweep.models.metrics import Counts, commonest
+from binsweep.models.labelling import labelling_of
+from binsweep.models.metrics import Labels, commonest
 from binsweep.search.terminal.progress import ProgressBar
 from binsweep.tracking.evaluation.predictions import Predictions, evaluate
 from binsweep.tracking.evaluation.report import log_scorecard, write_scorecard
@@ -52,7 +55,7 @@ class _Scored:
     card: Scorecard
     items: list[Item]
     predictions: Predictions
-    actual: Counts
+    actual: Labels
     notes: list[str]
 
 
@@ -62,7 +65,7 @@ def evaluate_source(
     home: Path,
     tracking_uri: str,
     split: SplitName | None = None,
-    classes: Sequence[int] | None = None,
+    classes: Sequence[Label] | None = None,
     out: Path | None = None,
     with_seen: bool = False,
 ) -> Evaluation:
@@ -100,31 +103,35 @@ def evaluate_source(
 
 
 def _read_photos(
-    source: str, home: Path, tags: dict[str, str], split: SplitName | None, classes: Sequence[int] | None
+    source: str, home: Path, tags: dict[str, str], split: SplitName | None, classes: Sequence[Label] | None
 ) -> Manifest:
     """Read the source with the classes and the kind of splits that the model was judged by.
 
     Raises UserError if one of the requested `classes`, or the `split`, has no photo.
     """
     judged: dict[str, Any] = json.loads(tags.get("data") or "{}")
+    known = judged.get("classes")
+    kind = kind_of(known) if known else None
     division = Split(**judged["split"]) if "split" in judged else Split()
     if split is None and division.by == "folder":  # other sources need no folders for splits
         division = replace(division, by="id")
     with ProgressBar("reading the data") as progress:
         manifest = load_manifest(
             source,
-            classes or judged.get("classes"),
+            classes or known,
             division,
             home,
             progress,
+            labels=kind,
             train_also=None if classes else judged.get("train_also"),
             allow_untrainable=True,
         )
     present = {item.label for item in manifest.items}
-    if absent := [str(label) for label in classes or () if label not in present]:
+    asked = of_kind(classes or (), manifest.kind)
+    if absent := [str(label) for label in asked if label not in present]:
         raise UserError(
             f"--classes: no readable image of class {', '.join(absent)} in {manifest.source}",
-            f"of the requested classes, it has {', '.join(map(str, sorted(present)))}",
+            f"of the requested classes, it has {', '.join(map(str, sorted_labels(present)))}",
         )
     if split is not None and not manifest.split(split):
         raise UserError(
@@ -144,8 +151,10 @@ def _score(model_uri: str, tracking_uri: str, photos: Sequence[Item], tags: dict
         notes.append(f"{len(photos) - len(items)} photos are left out that it cannot read ({reason}).")
     predictions = predictions.take(predictions.answered)
     actual = np.array([item.label for item in items])
-    guess = int(tags["data.guess"]) if "data.guess" in tags else commonest(actual)
-    if weak := no_better_than_guess(predictions.counts, guess, actual):
+    guess = commonest(actual)
+    if "data.guess" in tags:
+        guess = tags["data.guess"] if kind_of(predictions.classes) == "names" else int(tags["data.guess"])
+    if weak := no_better_than_guess(predictions.labels, guess, actual):
         notes.append(f"It is {weak}.")
     return _Scored(score(predictions, actual, guess), items, predictions, actual, notes)
 
@@ -165,8 +174,8 @@ def _select(
     items = manifest.items if split is None else manifest.split(split)
     known = () if seen is None else tuple(item for item in items if item.sha256 in seen)
     requested = with_seen or (own and split in SEEN)
-    counts = ", ".join(map(str, manifest.classes))
-    scope = f"all photos of {counts} items in" if split is None else f"the {split} split of"
+    labels = labelling_of(manifest.classes).describe(", ".join(map(str, manifest.classes)))
+    scope = f"all photos of {labels} in" if split is None else f"the {split} split of"
     photos = f"{scope} {manifest.source}"
     label = f"{split or 'all'}-{manifest.fingerprint[:8]}"
     if known and requested:

@@ -16,6 +16,7 @@ from binsweep.data.output_path import require_folder
 from binsweep.models.engines.choice import MAX_ENGINE_DIFFERENCE, open_engine
 from binsweep.models.engines.names import EngineName
 from binsweep.models.engines.onnx_file import to_onnx
+from binsweep.models.labelling import labelling_of
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.registration import load_network
 from binsweep.tracking.registry.versions import find_version
@@ -96,7 +97,7 @@ def _write(folder: Path, file_format: ExportFormat, name: str, predictor: Predic
     np.savez(folder / "test_vector.npz", images=images, probabilities=expected)
     labels = {
         "classes": list(predictor.classes),
-        "count": predictor.decoding,
+        labelling_of(predictor.classes).words.answer: predictor.decoding,
         "image_size": predictor.image_size,
     }
     (folder / "labels.json").write_text(json.dumps(labels, indent=1) + "\n", encoding="utf-8")
@@ -115,6 +116,8 @@ def _test_images(size: int) -> np.ndarray:
 
 def _readme(file_format: ExportFormat, name: str, predictor: Predictor, error: float) -> str:
     size, classes = predictor.image_size, list(predictor.classes)
+    words = labelling_of(classes).words
+    of_classes = f"for the {words.plural} {classes}"
     decodings = {
         "argmax": "the class with the highest probability",
         "median": "the smallest class with at least half of the probability at or below it",
@@ -122,16 +125,16 @@ def _readme(file_format: ExportFormat, name: str, predictor: Predictor, error: f
     }
     return f"""# {name}
 
-`{FILES[file_format]}` counts the items in the photo of one bin; its preprocessing is inside.
+`{FILES[file_format]}` {words.does[0].lower()}{words.does[1:]}; its preprocessing is inside.
 
 - Input `images`: uint8 [N, {size}, {size}, 3], any N: RGB pixels of decoded photos, rows from the top, upright (apply
   the EXIF orientation), resized to {size} x {size} with antialiased bilinear filtering (Pillow's `Image.BILINEAR`),
   without keeping the aspect ratio. No scaling, no mean, no change of the channels' order.
-- Output `probabilities`: float32 [N, {len(classes)}], for the counts {classes} in this order; each row adds up to 1.
-- The count that the model answers with: {decodings[predictor.decoding]} (`{predictor.decoding}`).
+- Output `probabilities`: float32 [N, {len(classes)}], {of_classes} in this order; each row adds up to 1.
+- The {words.noun} that the model answers with: {decodings[predictor.decoding]} (`{predictor.decoding}`).
 
-`labels.json` has the counts and the size for programs. Resizing by another library changes the pixels, and with them
-the probabilities, a little.
+`labels.json` has the {words.plural} and the size for programs. Resizing by another library changes the pixels, and with
+them the probabilities, a little.
 
 ## Run it
 

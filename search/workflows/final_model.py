@@ -16,16 +16,16 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
-from binsweep.models.calibration import fit_temperature, log_losses
+from binsweep.models.calibration import fit_temperature
 from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
-from binsweep.models.decoding import BEST_DECODING, DECODINGS, Decoding, decode_counts
-from binsweep.models.metrics import Counts, count_metrics
+from binsweep.models.decoding import BEST_DECODING, Decoding, decode_labels
+from binsweep.models.labelling import labelling_of
+from binsweep.models.metrics import Counts, log_losses
 from binsweep.models.predictor import Predictor, calibrate
 from binsweep.models.trial_data import TrialData
 from binsweep.search.spec.sweep_spec import PhotoSpec
 from binsweep.search.terminal.format import format_metric
 from binsweep.search.workflows.finalists import Training, refit
-from binsweep.tracking.promotion.candidate import measure_of
 from binsweep.tracking.promotion.paired_tests import ALPHA, p_value
 from binsweep.tracking.runlog.run_log import RunLog
 
@@ -99,18 +99,21 @@ def choose_inference(spec: PhotoSpec, data: TrialData, checkpoints: Sequence[Che
 def _choose_decoding(
     spec: PhotoSpec, data: TrialData, table: NDArray[np.float32], notes: list[str]
 ) -> Decoding:
-    """How the probabilities `table` [N, K] of the validation split become counts.
+    """How the probabilities `table` [N, K] of the validation split become labels; names have one way only.
 
     The one that fits the sweep's measure, unless another is significantly better in it. Where the measure is accuracy,
     another is also taken if its accuracy is the same within one standard error and its RMSE significantly smaller: who
     counts things wants small mistakes as well.
     """
-    classes, measure = data.classes, measure_of(spec.metric)
+    classes, labelling = data.classes, labelling_of(data.classes)
+    measure, decodings = labelling.measure_of(spec.metric), labelling.decodings
+    usual = BEST_DECODING.get(measure, "argmax")
+    others = [decoding for decoding in decodings if decoding != usual]
+    if not others:
+        return usual
     actual: Counts = np.asarray(classes)[data.validation.labels]
-    usual = BEST_DECODING[measure]
-    counts = {decoding: decode_counts(table, classes, decoding) for decoding in DECODINGS}
-    scores = {decoding: count_metrics(counts[decoding], actual) for decoding in DECODINGS}
-    others = [decoding for decoding in DECODINGS if decoding != usual]
+    counts = {decoding: decode_labels(table, classes, decoding) for decoding in decodings}
+    scores = {decoding: labelling.answer_scores(counts[decoding], actual) for decoding in decodings}
     alpha = ALPHA / len(others)  # Bonferroni
     chances: dict[Decoding, float] = {}
     for other in others:

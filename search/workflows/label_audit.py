@@ -11,6 +11,7 @@ from binsweep.data.banks.pixels import PixelBank, open_pixel_bank
 from binsweep.data.banks.store import bank_folder
 from binsweep.data.manifest import Manifest
 from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
+from binsweep.models.labelling import Labelling
 from binsweep.models.trial_data import TrialData
 from binsweep.tracking.evaluation.figures import MAX_MISTAKES, draw_mistakes, write_csv
 
@@ -43,28 +44,30 @@ def _draw(doubts: Sequence[JudgedLabel], banks: dict[str, PixelBank], path: Path
     draw_mistakes(
         lambda place: banks[doubts[place].split].pixels[doubts[place].row],
         [doubt.id for doubt in doubts],
-        np.array([doubt.label for doubt in doubts], np.int64),
-        np.array([doubt.suggested for doubt in doubts], np.int64),
+        np.array([doubt.label for doubt in doubts]),
+        np.array([doubt.suggested for doubt in doubts]),
         np.array([1 - doubt.score for doubt in doubts]),
         path,
     )
 
 
-def effect_lines(effect: ExclusionEffect) -> list[str]:
+def effect_lines(effect: ExclusionEffect, labelling: Labelling) -> list[str]:
     """The effect of training without the doubtful labels, on validation, as lines of text."""
+    shown = labelling.second("accuracy")
     lines = [f"the model is right on {effect.model_accuracy:.1%} of the photos that it has not seen"]
     if effect.model_accuracy < MIN_ACCURACY:
         lines[0] += ": so little that these are photos to look at, not labels known to be wrong"
     if effect.unjudged:
-        named = ", ".join(f"{many} of {count}" for count, many in effect.unjudged.items())
-        lines.append(f"not judged, because train has no other photo of that count: {named}")
+        named = ", ".join(f"{many} of {label}" for label, many in effect.unjudged.items())
+        lines.append(f"not judged, because train has no other photo of that {labelling.words.noun}: {named}")
     lines += [f"on {effect.validation} photos of validation (the same linear model each time):"]
     for name, scores in (
         ("trained on all labels", effect.every),
         (f"without the {effect.excluded} doubtful of train", effect.without),
         (f"without {effect.excluded} drawn at random", effect.control),
     ):
-        text = f"accuracy {scores['accuracy']:.1%}, RMSE {scores['rmse']:.3f}, loss {scores['loss']:.3f}"
+        text = f"accuracy {scores['accuracy']:.1%}, {labelling.score_names[shown]} {scores[shown]:.3f}, "
+        text += f"loss {scores['loss']:.3f}"
         lines.append(f"  {name}: {text}")
     low, high = effect.interval
     gain = effect.without["accuracy"] - effect.every["accuracy"]

@@ -1,4 +1,4 @@
-"""Count the items in photos from files, folders, buckets or stdin, with a server or in this process."""
+"""Ask a model about photos from files, folders, buckets or stdin, with a server or in this process."""
 
 from __future__ import annotations
 
@@ -157,13 +157,14 @@ def _in_bucket(uri: str) -> list[Photo]:
 def predict_images(
     places: Sequence[str], url: str | None, model_uri: str, home: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each photo's name and answer: count, expected_count, confidence, probabilities, model_version, error.
+    """Yield each photo's name and answer: count and expected_count, or label; confidence, probabilities, model_version,
+    error. A photo without an answer has the keys of both.
 
     Asks the server at `url`, or loads the model `model_uri`, and predicts one batch at a time.
     """
     photos = find_photos(places, None if sys.stdin is None else sys.stdin.buffer)
     with ExitStack() as stack:
-        progress = stack.enter_context(ProgressBar("counting")) if len(photos) > BATCH_PHOTOS else None
+        progress = stack.enter_context(ProgressBar("predicting")) if len(photos) > BATCH_PHOTOS else None
         pool = stack.enter_context(ThreadPoolExecutor(N_READERS))
         answer: Callable[[Sequence[bytes]], list[dict[str, Any]]]
         if url is not None:

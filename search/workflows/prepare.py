@@ -10,8 +10,10 @@ from pathlib import Path
 from binsweep.data.banks.pixels import open_pixel_bank
 from binsweep.data.banks.store import bank_folder
 from binsweep.data.errors import UserError
-from binsweep.data.manifest import Manifest, format_skipped
+from binsweep.data.labels import Label
+from binsweep.data.manifest import Manifest
 from binsweep.data.parallel import Progress
+from binsweep.data.source_checks import format_skipped
 from binsweep.models.levels import Level
 from binsweep.models.trial_data import TrialData, build_banks
 from binsweep.search.execution.code_trial import CodeTrainer
@@ -21,6 +23,7 @@ from binsweep.search.own_code.snapshot import param_paths, take_snapshot
 from binsweep.search.recording.code_records import CodeRecords
 from binsweep.search.recording.photo_records import PhotoRecords
 from binsweep.search.recording.training_records import TrainingRecords
+from binsweep.search.spec.parser import check_labels
 from binsweep.search.spec.sweep_spec import CodeSpec, PhotoSpec, SweepSpec
 from binsweep.search.terminal.progress import ProgressBar
 from binsweep.search.workflows.sweep_data import spec_manifest
@@ -41,6 +44,7 @@ class PreparedSweep:
     fingerprint: str
     trainer: Trainer
     records: TrainingRecords
+    classes: tuple[Label, ...] = ()  # of the photos
 
 
 def prepare(spec: SweepSpec, home: Path) -> PreparedSweep:
@@ -52,16 +56,19 @@ def prepare(spec: SweepSpec, home: Path) -> PreparedSweep:
         )
     assert isinstance(spec, PhotoSpec)
     manifest, data = prepare_photos(spec, home)
-    return PreparedSweep(spec, home, manifest.fingerprint, PhotoTrainer(data), PhotoRecords(manifest, data))
+    return PreparedSweep(
+        spec, home, manifest.fingerprint, PhotoTrainer(data), PhotoRecords(manifest, data), manifest.classes
+    )
 
 
 def prepare_photos(spec: PhotoSpec, home: Path) -> tuple[Manifest, TrialData]:
     """Read the photos, check them against the spec, and build the banks that the trials share."""
     with ProgressBar("reading the data") as progress:
         manifest = spec_manifest(spec, home, progress)
+    check_labels(spec, manifest.classes)
     if manifest.skipped:
         print(f"skipped {len(manifest.skipped):,} files: {format_skipped(manifest.skipped)}", file=sys.stderr)
-    for gap in manifest.coverage_warnings():
+    for gap in manifest.warnings():
         print(f"warning: {gap}", file=sys.stderr)
     largest, train = max(spec.values("batch_size")), len(manifest.split("train"))
     if largest > train:

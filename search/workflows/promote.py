@@ -72,7 +72,7 @@ def promote_sweep(
     state = load_state(folder)
     own = parse_spec(state["spec"], str(folder / STATE))
     if isinstance(own, CodeSpec):
-        return own.model_name, promote_code_sweep(folder, own, home, tracking_uri, approved, dry_run)
+        return own.model_name(), promote_code_sweep(folder, own, home, tracking_uri, approved, dry_run)
     spec, manifest = sweep_manifest(sweep, home)
     if not state["leaderboard"]:
         raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
@@ -82,10 +82,9 @@ def promote_sweep(
     data = open_data(spec, manifest, home)
     plan = plan_finalists(folder, spec, state["leaderboard"], seconds)
     candidate = _candidate(folder, spec, manifest, data, state, tracking_uri, plan)
-    decision = promote(
-        tracking_uri, spec.model_name, candidate, spec.gate, folder / "test", approved, dry_run, home
-    )
-    return spec.model_name, decision
+    name = spec.model_name(manifest.classes)
+    decision = promote(tracking_uri, name, candidate, spec.gate, folder / "test", approved, dry_run, home)
+    return name, decision
 
 
 def _candidate(

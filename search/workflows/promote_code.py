@@ -93,7 +93,7 @@ def promote_code_sweep(
             notes=[note, *notes],
         )
         _call(lambda: host.save_model(checkpoint, params, model, _code_paths(judging)), "model")
-        return promote_code(tracking_uri, spec.model_name, candidate, spec.gate, approved, dry_run, home)
+        return promote_code(tracking_uri, spec.model_name(), candidate, spec.gate, approved, dry_run, home)
     finally:
         host.close()
 

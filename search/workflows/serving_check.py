@@ -51,8 +51,9 @@ def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | Non
     items = tuple(item for item in items if item.id in kept)
     if list(stored["id"]) != [item.id for item in items]:
         raise UserError(f"the stored predictions of {name} are of other photos", "promote a sweep again")
-    columns = [column for column in stored.columns if column.startswith("p") and column[1:].isdigit()]
-    classes = tuple(int(column[1:]) for column in columns)
+    columns = [column for column in stored.columns if column not in ("id", "true", "predicted", "confidence")]
+    named = isinstance(stored["predicted"].iloc[0], str)
+    classes = tuple(column[1:] if named else int(column[1:]) for column in columns)
     rows = []
     with serve_model(f"models:/{version.name}/{version.version}", tracking_uri, port) as served:
         with ProgressBar("asking the server") as progress:

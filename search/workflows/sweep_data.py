@@ -22,6 +22,7 @@ def spec_manifest(spec: PhotoSpec, home: Path, progress: Progress | None = None)
         spec.split,
         home,
         progress,
+        labels=spec.data.labels,
         train_also=spec.data.train_also,
     )
     if spec.data.exclude is None:

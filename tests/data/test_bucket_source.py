@@ -13,6 +13,8 @@ from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
 from binsweep.data.s3.address import parse_address
 from binsweep.data.s3.bucket import open_bucket
+from binsweep.data.s3.listing import Selection
+from binsweep.data.s3.pull import pull
 from binsweep.data.s3.push import Arrangement, PushResult, push
 from binsweep.data.split import SPLITS, Split
 
@@ -142,3 +144,92 @@ def test_groups_stay_on_one_side(bins: ModuleType, bucket: Path, home: Path) -> 
         assert {by_group[id] for id in together} == {by_id[together[0]]}
     assert all(by_group[id] == by_id[id] for id in by_id if id not in same + alike)
     assert {item.id: item.split for item in load(bucket, home, by="group").items} == by_group
+
+
+def test_folders_of_names_and_their_splits(s3: Any, bins: ModuleType, tmp_path: Path, home: Path) -> None:
+    """The kind of labels is found in a bucket as in a folder, also where the names are digits."""
+    for number in range(20):
+        for place, name in enumerate(("ok", "zer br\u00f6selt")):
+            bins.paint(tmp_path / "named" / name / "2024" / f"{number}.png", 100 * place + number)
+            bins.paint(tmp_path / "digits" / str(7 * place) / f"{number}.png", 100 * place + number)
+            split = ("train", "val", "test")[number % 3]
+            bins.paint(tmp_path / "splits" / split / name / f"{number}.png", 100 * place + number)
+    cases = (("named", None, "id"), ("digits", "names", "id"), ("splits", None, "folder"))
+    for folder, labels, by in cases:
+        source = f"s3://{s3.bucket(tmp_path / folder, 'a/')}/a"
+        local, remote = (
+            load_manifest(str(place), None, Split(by=by), home, labels=labels)  # type: ignore[arg-type]
+            for place in (tmp_path / folder, source)
+        )
+        assert remote.kind == "names" and remote.fingerprint == local.fingerprint, folder
+        assert {type(item.label) for item in remote.items} == {str}
+
+
+def test_a_table_in_a_bucket(s3: Any, bins: ModuleType, tmp_path: Path, home: Path) -> None:
+    """Only the photos that it names are fetched, once; a changed table and a missing photo are noticed."""
+    root = tmp_path / "shop"
+    for number in range(60):
+        bins.paint(root / "images" / "new" / f"{number}.png", number)
+    rows = [
+        f"images/new/{n}.png,{('ok', 'torn')[n % 2]},{('train', 'validation', 'test')[n // 2 % 3]}"
+        for n in range(50)
+    ]
+    (root / "photos.csv").write_text("\n".join(["path,label,split", *rows]))
+    name = s3.bucket(root, "a/")
+    source = f"s3://{name}/a/photos.csv"
+    asked = s3.gets()
+    local, remote = load(root / "photos.csv", home), load(source, home)
+    assert s3.gets() - asked == 51
+    assert remote.classes == ("ok", "torn") and len(remote.items) == 50
+    assert remote.fingerprint == local.fingerprint and remote.source == source
+    assert load(source, home) == remote and s3.gets() - asked == 52
+    rows = [*rows[1:], f"s3://{name}/a/images/new/55.png,ok,train", "images/new/99.png,ok,train"]
+    s3.put(name, "a/photos.csv", "\n".join(["path,label,split", *rows]).encode())
+    changed = load(source, home)
+    ids = {item.id for item in changed.items}
+    assert "images/new/55" in ids and "images/new/0" not in ids and len(ids) == 50
+    assert [one.reason for one in changed.skipped] == ["images/new/99.png: no such file"]
+    some = load_manifest(source, ["ok", "torn"], Split(), home)
+    assert some.fingerprint == changed.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("path,label\n../b/1.png,ok\n", "has no image with a label"),
+        ("path,label\n/tmp/1.png,ok\n", "row 2 has the path '/tmp/1.png', which is not below s3://"),
+        ("path,label\ns3://other/1.png,ok\n", "row 2 has the path 's3://other/1.png', which is not below"),
+        ("path\n1.png\n", "has no column 'label'"),
+        (None, "cannot read s3://.*photos.csv: the bucket answers 404"),
+    ],
+)
+def test_wrong_tables_in_a_bucket(
+    s3: Any, bins: ModuleType, tmp_path: Path, home: Path, content: str | None, says: str
+) -> None:
+    bins.paint(tmp_path / "x" / "1.png", 1)
+    name = s3.bucket(tmp_path / "x")
+    if content is not None:
+        s3.put(name, "photos.csv", content.encode())
+    with pytest.raises(UserError, match=says):
+        load(f"s3://{name}/photos.csv", home)
+
+
+def test_names_are_pushed_and_pulled(s3: Any, bins: ModuleType, tmp_path: Path, home: Path) -> None:
+    for number in range(40):
+        bins.paint(tmp_path / "in" / ("ok", "to rn")[number % 2] / f"{number}.png", number)
+    manifest = load(tmp_path / "in", home)
+    name = s3.bucket()
+    assert send(manifest, f"s3://{name}/splits", "splits").images == 40
+    again = load_manifest(f"s3://{name}/splits", None, Split(by="folder"), home)
+    assert {(item.sha256, item.label, item.split) for item in again.items} == {
+        (item.sha256, item.label, item.split) for item in manifest.items
+    }
+    bucket = open_bucket(parse_address(f"s3://{name}/splits"))
+    pulled = pull(bucket, tmp_path / "out", Selection(("to rn",), labels="names"), lambda *_: None)
+    assert pulled.classes == {"to rn": 20}
+    assert set(pq.read_table(tmp_path / "out" / "manifest.parquet")["label"].to_pylist()) == {"to rn"}
+    table = tmp_path / "in" / "photos.csv"
+    table.write_text("path,label\nok/0.png,ok\nto rn/1.png,to rn\n")
+    listed = load_manifest(str(table), None, Split(), home, allow_untrainable=True)
+    with pytest.raises(UserError, match="is a table: its photos have no layout to keep"):
+        send(listed, f"s3://{name}/same")

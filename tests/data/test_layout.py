@@ -128,8 +128,9 @@ def test_links_that_form_a_cycle(bins: ModuleType, tmp_path: Path, home: Path) -
 def test_a_folder_without_a_layout_is_reported_with_its_contents(
     bins: ModuleType, tmp_path: Path, home: Path
 ) -> None:
-    bins.paint(tmp_path / "names" / "one" / "a.jpg", 1)
-    bins.paint(tmp_path / "names" / "two" / "a.jpg", 1)
+    for folder in ("one", "two"):
+        (tmp_path / "names" / folder).mkdir(parents=True)
+        (tmp_path / "names" / folder / "notes.txt").write_text("no photo")
     with pytest.raises(UserError, match=r"none of the layouts: .*, only one/, two/"):
         load(tmp_path / "names", home)
     bins.write_folders(tmp_path / "outer" / "inner", bins.COUNTS)

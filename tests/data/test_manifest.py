@@ -355,11 +355,11 @@ def test_a_class_without_a_photo_in_some_split_is_reported(
     bins: ModuleType, tmp_path: Path, home: Path
 ) -> None:
     root = bins.write_folders(tmp_path / "folders", {1: 40, 2: 40})
-    assert load(root, home).coverage_warnings() == []
+    assert load(root, home).warnings() == []
     for number in range(1000):  # three photos that fall into test
         if assign(Split(), f"7/{number}", 7) == "test" and len(list(root.glob("7/*"))) < 3:
             bins.paint(root / "7" / f"{number}.jpg", number)
-    [gap] = load(root, home).coverage_warnings()
+    [gap] = load(root, home).warnings()
     assert gap.startswith(
         "class 7 has no photo in train and validation (3 in test): no model can learn it, and "
     )

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from binsweep.models.calibration import fit_temperature, log_losses
+from binsweep.models.calibration import fit_temperature
+from binsweep.models.metrics import log_losses
 from binsweep.models.predictor import calibrate
 
 

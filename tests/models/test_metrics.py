@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from binsweep.models.decoding import decode_counts
+from binsweep.models.decoding import decode_labels
 from binsweep.models.metrics import (
     all_scores,
     calibration_error,
@@ -69,9 +69,9 @@ def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
 
 def test_a_distribution_becomes_one_of_the_classes() -> None:
     table = np.array([[0.4, 0.25, 0.35], [0.0, 0.1, 0.9], [0.5, 0.5, 0.0]], np.float32)
-    assert decode_counts(table, (0, 2, 5), "argmax").tolist() == [0, 5, 0]
-    assert decode_counts(table, (0, 2, 5), "median").tolist() == [2, 5, 0]
-    assert decode_counts(table, (0, 2, 5), "mean").tolist() == [
+    assert decode_labels(table, (0, 2, 5), "argmax").tolist() == [0, 5, 0]
+    assert decode_labels(table, (0, 2, 5), "median").tolist() == [2, 5, 0]
+    assert decode_labels(table, (0, 2, 5), "mean").tolist() == [
         2,
         5,
         0,

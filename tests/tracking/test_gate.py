@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from binsweep.models.metrics import Counts, count_metrics, intervals
+from binsweep.models.class_metrics import class_scores
+from binsweep.models.metrics import Counts, Labels, count_metrics, intervals
 from binsweep.tracking.promotion.gate import (
     judge_against,
     judge_classes,
     judge_limit,
     judge_served,
+    no_better_than_guess,
 )
 from binsweep.tracking.promotion.paired_tests import (
     ALPHA,
     bootstrap_test,
     detectable_difference,
     mcnemar_test,
+    p_value,
     significance_level,
 )
 
@@ -151,3 +154,64 @@ def test_decisions_by_one_test_split_may_spend_no_more_together_than_one() -> No
         alpha = significance_level("bonferroni", 30)
         (rule,) = judge_against(first, second, actual, measure, "x", strict=False, alpha=alpha)  # type: ignore[arg-type]
         assert rule.passed and f"below {alpha:.2g} required" in rule.text, rule.text
+
+
+NAMES = np.array(["ok", "scratched", "torn"])
+
+
+def namers(dice: np.random.Generator, photos: int, rare: float) -> tuple[Labels, Labels, Labels]:
+    """True names, of which the last is seldom, and two answers that are equally accurate: the first is right about the
+    rare class more often, and about the common ones less."""
+    actual = dice.choice(3, photos, p=[0.55, 0.35, 0.1])
+    seldom = actual == 2
+    lost = 0.1 * rare / 0.9  # so that both are right equally often
+    first = np.where(dice.random(photos) < np.where(seldom, 0.3 + rare, 0.8 - lost), actual, (actual + 1) % 3)
+    second = np.where(dice.random(photos) < np.where(seldom, 0.3, 0.8), actual, (actual + 1) % 3)
+    return NAMES[first], NAMES[second], NAMES[actual]
+
+
+@pytest.mark.parametrize("measure", ["balanced_accuracy", "macro_f1"])
+def test_scores_of_classes_are_tested_by_a_bootstrap(measure: str) -> None:
+    """One that is no better seldom passes; one that is better about the rare class mostly, where accuracy is blind."""
+    dice = np.random.default_rng(5)
+    rates = {}
+    for rare in (0.0, 0.45):
+        passed = accurate = 0
+        for _ in range(100):
+            first, second, actual = namers(dice, 900, rare)
+            (rule,) = judge_against(first, second, actual, measure, "the champion", strict=False)  # type: ignore[arg-type]
+            passed += rule.passed
+            accurate += p_value(first, second, actual, "accuracy") < ALPHA
+        rates[rare] = passed / 100
+        assert accurate / 100 <= 0.15
+    assert rates[0.0] <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / 100) ** 0.5 and rates[0.45] >= 0.8
+
+
+def test_the_bootstrap_of_classes_is_that_of_drawing_photos_again() -> None:
+    dice = np.random.default_rng(6)
+    first, second, actual = namers(dice, 400, 0.2)
+    drawn = []
+    for _ in range(500):
+        rows = dice.integers(0, 400, 400)
+        mine, theirs = (class_scores(one[rows], actual[rows])["macro_f1"] for one in (first, second))
+        drawn.append(mine - theirs)
+    p, low, high = bootstrap_test(first, second, actual, "macro_f1")
+    assert (low, high) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), abs=0.02)
+    assert p == pytest.approx(np.mean(np.array(drawn) <= 0), abs=0.04)
+
+
+def test_rules_about_names() -> None:
+    dice = np.random.default_rng(7)
+    first, second, actual = namers(dice, 600, 0.4)
+    _, not_worse = judge_against(first, second, actual, "accuracy", "the champion", strict=True)
+    assert not_worse.name == "not worse in macro_f1" and not_worse.passed
+    assert not no_better_than_guess(first, "ok", actual)
+    weak = no_better_than_guess(np.full(600, "ok"), "ok", actual)
+    assert weak.startswith("no better than always answering ok") and "macro_f1" in weak and "rmse" not in weak
+    table = {"ok": {"accuracy": 0.9}, "torn": {"accuracy": 0.05}}
+    rule = judge_classes(table, 0.1, ["ok", "scratched", "torn"])
+    assert not rule.passed and rule.text == "below 10%: torn: 5.0%; unknown for scratched: no test photos"
+    answers = [{"label": "ok", "probabilities": {"ok": 1.0, "torn": 0.0}, "error": ""}]
+    for label, passed in (("ok", True), ("torn", False)):
+        rule = judge_served(np.array([label]), np.array([[1.0, 0.0]]), answers, ("ok", "torn"))
+        assert rule.passed is passed and ("other labels" in rule.text)

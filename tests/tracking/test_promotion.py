@@ -90,7 +90,7 @@ def evidence_of(
     (first,) = predictions.take(slice(1)).probabilities
     served = [
         {
-            "count": int(predictions.counts[0]),
+            "count": int(predictions.labels[0]),
             "probabilities": dict(zip(map(str, predictions.classes), first, strict=True)),
         }
     ]
@@ -294,7 +294,7 @@ def test_a_photo_above_the_one_limit_is_left_out_at_the_start(
     small = manifest.items[0].path
     found = evaluate("models:/limits/1", [big, small, tmp_path / "none.jpg"], server)
     assert [bool(error) for error in found.errors] == [True, False, True]
-    assert "20,000,000" in found.errors[0] and found.counts[1] in CLASSES and found.counts[0] == -1
+    assert "20,000,000" in found.errors[0] and found.labels[1] in CLASSES and found.labels[0] == -1
     assert found.answered.tolist() == [False, True, False]
     assert np.isnan(found.probabilities[0]).all() and found.probabilities[1].sum() == pytest.approx(1)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from binsweep.models.metrics import CalibrationBin, Counts, confusion_matrix, per_class
+from binsweep.data.labels import Label
+from binsweep.models.labelling import labelling_of
+from binsweep.models.metrics import CalibrationBin, Labels, confusion_matrix
 
 LoadPhoto = Callable[[int], NDArray[np.uint8]]  # the photo of a row, uint8 [S, S, 3]
 MAX_MISTAKES = 24  # photos on one picture
+MAX_DRAWN_CLASSES = 40  # of a confusion matrix
+MAX_LARGE_CELLS = 16  # a side; more are drawn smaller
+MAX_LABEL_PIXELS = 220
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -28,16 +34,44 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer.writerows(rows)
 
 
-def _font(size: int) -> Any:
+def _font(size: int, texts: Iterable[str] = ()) -> Any:
+    """Pillow's own font, which has ASCII only; for other texts the one that comes with matplotlib, where it is."""
+    library = None if all(map(str.isascii, texts)) else find_spec("matplotlib")
+    if library is not None and library.origin is not None:
+        file = Path(library.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if file.exists():
+            return ImageFont.truetype(str(file), size)
     return ImageFont.load_default(size)
 
 
-def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[int], title: str, path: Path) -> None:
-    """Draw a confusion matrix: rows are true counts, columns predicted ones; a cell's shade is its share of the row."""
+def _most_confused(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The places of the MAX_DRAWN_CLASSES classes that most mistakes are about, in order."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    worst = np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:MAX_DRAWN_CLASSES]
+    return np.sort(worst)
+
+
+def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[Label], title: str, path: Path) -> None:
+    """Draw a confusion matrix: rows are true labels, columns predicted ones; a cell's shade is its share of the row.
+
+    Of more than MAX_DRAWN_CLASSES classes, only those that most mistakes are about are drawn.
+    """
+    words = labelling_of(classes).words
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    left, top, cell, below = 80, 50, 72, 70
+    if len(classes) > MAX_DRAWN_CLASSES:
+        shown = _most_confused(matrix)
+        title = f"{title}; the {MAX_DRAWN_CLASSES} of {len(classes)} classes with most mistakes"
+        matrix, share = matrix[np.ix_(shown, shown)], share[np.ix_(shown, shown)]
+        classes = [classes[place] for place in shown]
+    cell = 72 if len(classes) <= MAX_LARGE_CELLS else 44
+    text, small = _font(18 if cell == 72 else 13, map(str, classes)), _font(15)
+    names = [_fit(str(label), text, MAX_LABEL_PIXELS) for label in classes]
+    longest = max(int(text.getlength(name)) for name in names)
+    # Names that are wider than a cell stand upright below it.
+    upright = longest > cell - 8
+    left, top = 80 + max(0, longest - 20), 50
+    below = 70 + (max(0, longest - 16) if upright else 0)
     side = cell * len(classes)
-    text, small = _font(18), _font(15)
     width = max(left + side + 20, 40 + int(small.getlength(title)))
     image = Image.new("RGB", (width, top + side + below), "white")
     draw = ImageDraw.Draw(image)
@@ -47,14 +81,34 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[int], title: str
         draw.rectangle((x, y, x + cell - 2, y + cell - 2), _shade(float(share[row, column])))
         colour = "white" if share[row, column] > 0.5 else "black"
         draw.text((x + cell / 2, y + cell / 2), str(number), colour, text, "mm")
-    for place, count in enumerate(classes):
-        draw.text((left + cell * (place + 0.5), top + side + 16), str(count), "black", text, "mm")
-        draw.text((left - 16, top + cell * (place + 0.5)), str(count), "black", text, "mm")
-    draw.text((left + side / 2, top + side + 48), "predicted items", "black", text, "mm")
-    name = Image.new("RGB", (side, 28), "white")
-    ImageDraw.Draw(name).text((side / 2, 14), "true items", "black", text, "mm")
-    image.paste(name.rotate(90, expand=True), (10, top))
+    for place, name in enumerate(names):
+        middle = cell * (place + 0.5)
+        if upright:
+            _draw_upright(image, name, text, (int(left + middle), top + side + 8))
+        else:
+            draw.text((left + middle, top + side + 16), name, "black", text, "mm")
+        draw.text((left - 16, top + middle), name, "black", text, "mm" if longest <= 20 else "rm")
+    draw.text((left + side / 2, top + side + below - 22), words.predicted, "black", text, "mm")
+    axis = Image.new("RGB", (side, 28), "white")
+    ImageDraw.Draw(axis).text((side / 2, 14), words.true, "black", text, "mm")
+    image.paste(axis.rotate(90, expand=True), (10, top))
     image.save(path)
+
+
+def _draw_upright(image: Image.Image, name: str, font: Any, place: tuple[int, int]) -> None:
+    """Draw text that reads upwards and ends at the top, at (its middle, its end)."""
+    width, height = int(font.getlength(name)) + 4, 24
+    box = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(box).text((width - 2, height / 2), name, "black", font, "rm")
+    image.paste(box.rotate(90, expand=True), (place[0] - height // 2, place[1]))
+
+
+def _fit(text: str, font: Any, width: int) -> str:
+    """The beginning of a long name."""
+    cut = text
+    while len(cut) > 1 and font.getlength(cut) > width:
+        cut = cut[:-2] + "\N{HORIZONTAL ELLIPSIS}"
+    return cut
 
 
 def _shade(share: float) -> tuple[int, int, int]:
@@ -66,12 +120,12 @@ def _shade(share: float) -> tuple[int, int, int]:
 def draw_mistakes(
     load_photo: LoadPhoto,
     ids: Sequence[str],
-    actual: Counts,
-    predicted: Counts,
+    actual: Labels,
+    predicted: Labels,
     confidences: NDArray[np.float64],
     path: Path,
 ) -> None:
-    """Draw the mistakes with the highest confidence as a JPEG: photo, id, true and predicted count, confidence.
+    """Draw the mistakes with the highest confidence as a JPEG: photo, id, true and predicted label, confidence.
 
     As a PNG, real photos took 20 times as long and 7 times the space, more than all other figures together.
     All arrays [N]; `load_photo` is called only for the rows that are drawn.
@@ -80,18 +134,26 @@ def draw_mistakes(
     rows = wrong[np.argsort(-confidences[wrong], kind="stable")][:MAX_MISTAKES]
     columns, side, gap, line = 6, 192, 8, 20
     lines = max(1, -(-len(rows) // columns))
-    step = (side + gap, side + gap + 2 * line)
+    # Names take a line each; two counts share one.
+    named = actual.dtype.kind == "U"
+    above = (3 if named else 2) * line
+    step = (side + gap, side + gap + above)
     image = Image.new("RGB", (columns * step[0] + gap, lines * step[1] + gap), "white")
-    draw, font = ImageDraw.Draw(image), _font(13)
+    texts = (str(label) for label in {*actual[rows].tolist(), *predicted[rows].tolist()})
+    draw, font = ImageDraw.Draw(image), _font(13, texts)
     if len(rows) == 0:
         draw.text((image.width / 2, image.height / 2), "no mistakes", "black", font, "mm")
     for place, row in enumerate(rows):
         x, y = gap + place % columns * step[0], gap + place // columns * step[1]
-        caption = f"true {actual[row]}, predicted {predicted[row]} ({confidences[row]:.0%})"
-        draw.text((x, y), _shorten(ids[row], font, side), "black", font)
-        draw.text((x, y + line), caption, "black", font)
+        true, said, sure = actual[row], predicted[row], f"({confidences[row]:.0%})"
+        captions = [f"true {true}, predicted {said} {sure}"]
+        if named:
+            room = side - int(font.getlength(f"predicted  {sure}"))
+            captions = [_fit(f"true {true}", font, side), f"predicted {_fit(str(said), font, room)} {sure}"]
+        for number, caption in enumerate([_shorten(ids[row], font, side), *captions]):
+            draw.text((x, y + number * line), caption, "black", font)
         photo = Image.fromarray(np.asarray(load_photo(int(row)))).resize((side, side), reducing_gap=1.0)
-        image.paste(photo, (x, y + 2 * line))
+        image.paste(photo, (x, y + above))
     image.save(path, quality=85)
 
 
@@ -137,19 +199,19 @@ def draw_reliability(table: Sequence[CalibrationBin], error: float, path: Path) 
 def write_evaluation(
     folder: Path,
     probabilities: NDArray[np.floating[Any]],
-    actual: Counts,
-    classes: Sequence[int],
+    actual: Labels,
+    classes: Sequence[Label],
     ids: Sequence[str],
     load_photo: LoadPhoto,
     title: str,
 ) -> None:
     """Write predictions.csv and the figures of a trial into `folder`.
 
-    `probabilities` is [N, K], the true counts `actual` [N].
+    `probabilities` is [N, K], the true labels `actual` [N].
     """
     folder.mkdir(parents=True, exist_ok=True)
     predicted = np.asarray(classes)[probabilities.argmax(axis=1)]
-    header = ["id", "true", "predicted", *(f"p{count}" for count in classes)]
+    header = ["id", "true", "predicted", *(f"p{label}" for label in classes)]
     lines = zip(ids, actual, predicted, *np.round(probabilities.T, 5), strict=True)
     write_csv(folder / "predictions.csv", header, lines)
     confidences = probabilities.max(axis=1).astype(np.float64)
@@ -158,10 +220,10 @@ def write_evaluation(
 
 def write_figures(
     folder: Path,
-    predicted: Counts,
+    predicted: Labels,
     confidences: NDArray[np.float64],
-    actual: Counts,
-    classes: Sequence[int],
+    actual: Labels,
+    classes: Sequence[Label],
     ids: Sequence[str],
     load_photo: LoadPhoto,
     title: str,
@@ -171,10 +233,12 @@ def write_figures(
     write_csv(
         folder / "confusion_matrix.csv",
         ["true \\ predicted", *map(str, classes)],
-        ([count, *row] for count, row in zip(classes, matrix.tolist(), strict=True)),
+        ([label, *row] for label, row in zip(classes, matrix.tolist(), strict=True)),
     )
-    table = per_class(predicted, actual, classes)
-    rows = ([c, f"{r['accuracy']:.4f}", f"{r['rmse']:.4f}", int(r["support"])] for c, r in table.items())
-    write_csv(folder / "per_class.csv", ["items", "accuracy", "rmse", "bins"], rows)
+    labelling = labelling_of(classes)
+    table, scores = labelling.per_class(predicted, actual, classes), list(labelling.class_scores)
+    rows = ([c, *(f"{r[score]:.4f}" for score in scores), int(r["support"])] for c, r in table.items())
+    header = [labelling.words.column, *scores, labelling.words.photos_column]
+    write_csv(folder / "per_class.csv", header, rows)
     draw_confusion(matrix, classes, title, folder / "confusion_matrix.png")
     draw_mistakes(load_photo, ids, actual, predicted, confidences, folder / "mistakes.jpg")

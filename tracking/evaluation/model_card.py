@@ -5,14 +5,16 @@ The headings are those of Mitchell et al., Model cards for model reporting (FAT*
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from binsweep.data.decode import MAX_BYTES, MAX_PIXELS
 from binsweep.data.manifest import Manifest
-from binsweep.models.decoding import MAX_ROWS
+from binsweep.models.decoding import MAX_ROWS, answer_columns
+from binsweep.models.labelling import labelling_of
 from binsweep.models.predictor import Predictor
-from binsweep.tracking.evaluation.report import SCORE_NAMES, format_score
+from binsweep.tracking.evaluation.report import format_score
 from binsweep.tracking.evaluation.scorecard import Scorecard
 
 
@@ -49,12 +51,14 @@ class ModelCard:
         predictor = self.predictor
         networks = ", ".join(f"{one.backbone} with head {one.head}" for one in predictor.configs)
         views = "photo and mirror image" if predictor.flip else "one view"
+        words = labelling_of(predictor.classes).words
         return [
             f"# {self.model} version {self.version}",
             "",
-            f"Counts the items in the photo of one bin: {networks}, {predictor.image_size} px, {views}, "
-            f"count by {predictor.decoding}.",
-            f"Knows the counts {', '.join(map(str, predictor.classes))}; it cannot predict any other.",
+            f"{words.does}: {networks}, {predictor.image_size} px, {views}, "
+            f"{words.answer} by {predictor.decoding}.",
+            f"Knows the {words.plural} {', '.join(escape(str(label)) for label in predictor.classes)}; "
+            "it cannot predict any other.",
         ]
 
     def _data(self) -> list[str]:
@@ -72,22 +76,28 @@ class ModelCard:
 
     def _results(self) -> list[str]:
         card = self.scorecard
+        columns = card.labelling.class_scores
         lines = [
             f"## Results on {card.images:,} test photos, which no trial has seen",
-            f"| | model | 95 % interval | always {card.guess} |",
+            f"| | model | 95 % interval | always {escape(str(card.guess))} |",
             "| --- | --- | --- | --- |",
         ]
-        for key, name in SCORE_NAMES.items():
+        for key, name in card.score_names.items():
             low, high = card.intervals[key]
+            guess = f" {format_score(key, card.guess_scores[key])}" if key in card.guess_scores else ""
             lines.append(
                 f"| {name} | {format_score(key, card.scores[key])} "
                 f"| {format_score(key, low)} to {format_score(key, high)} "
-                f"| {format_score(key, card.guess_scores[key])} |"
+                f"|{guess} |"
             )
         lines += [f"| calibration error | {card.calibration_error:.3f} | | |", ""]
-        lines += ["| items | photos | accuracy | RMSE |", "| --- | --- | --- | --- |"]
-        for count, row in card.classes.items():
-            lines.append(f"| {count} | {row['support']:.0f} | {row['accuracy']:.1%} | {row['rmse']:.3f} |")
+        lines += [
+            f"| {card.labelling.words.column} | photos | {' | '.join(columns.values())} |",
+            f"| --- | --- {'| --- ' * len(columns)}|",
+        ]
+        for label, row in card.classes.items():
+            scores = " | ".join(format_score(key, row[key]) for key in columns)
+            lines.append(f"| {escape(str(label))} | {row['support']:.0f} | {scores} |")
         return [*lines, "", f"The gate: {self.verdict}."]
 
     def _limits(self) -> list[str]:
@@ -96,8 +106,10 @@ class ModelCard:
         return [
             "## Limits",
             *([f"- It is {self.warning}."] if self.warning else []),
-            f"- Weakest at {worst} items ({classes[worst]['accuracy']:.1%} right).",
-            "- Measured on photos of the same kind as the training photos only; other cameras or bins are untested.",
+            f"- Weakest at {escape(self.scorecard.labelling.describe(worst))} "
+            f"({classes[worst]['accuracy']:.1%} right).",
+            "- Measured on photos of the same kind as the training photos only; other cameras or "
+            f"{self.scorecard.labelling.words.subjects} are untested.",
             "- Labels are taken as they are; public data sets contain wrong ones.",
         ]
 
@@ -109,6 +121,7 @@ class ModelCard:
         ]
 
     def _usage(self) -> list[str]:
+        columns = (*answer_columns(self.predictor.classes), "model_version", "error")
         return [
             "## How to call it",
             f"`mlflow models serve -m models:/{self.model}/{self.version} --env-manager local`, "
@@ -116,8 +129,12 @@ class ModelCard:
             "",
             '    {"dataframe_records": [{"image": "<base64 of a JPEG, PNG, WebP, TIFF, AVIF or HEIC>"}]}',
             "",
-            "Each row is answered with `count`, `expected_count`, `confidence`, `probabilities`, `model_version`, "
-            "`error`.",
+            f"Each row is answered with {', '.join(f'`{name}`' for name in columns)}.",
             f"A request has at most {MAX_ROWS} rows, a photo {MAX_BYTES // 10**6} MB and "
             f"{MAX_PIXELS // 10**6} megapixels.",
         ]
+
+
+def escape(label: str) -> str:
+    """A name in Markdown: characters that would end a table's cell or format the text are taken literally."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", label)

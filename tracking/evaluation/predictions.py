@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from binsweep.data.decode import ImageError, read
 from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 from binsweep.data.python_process import python_module, subprocess_environment
+from binsweep.models.metrics import Labels
 
 BATCH_PHOTOS = 32
 LOAD_SECONDS = 120
@@ -29,15 +31,15 @@ SECONDS_PER_PHOTO = 5  # far above any backbone's time on one core: only a hang 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's predictions: `classes` ascending, `probabilities` float64 [N, K], `counts` int64 [N].
+    """A model's predictions: `classes` in their order, `probabilities` float64 [N, K], `labels` int64 or str [N].
 
     `errors` [N] holds the reason why a photo has no prediction, "" for all others. A photo without a prediction has
-    the probabilities NaN and the count -1.
+    the probabilities NaN and the count -1, or the name "".
     """
 
-    classes: tuple[int, ...]
+    classes: tuple[Label, ...]
     probabilities: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    labels: Labels
     errors: tuple[str, ...]
 
     @property
@@ -48,7 +50,12 @@ class Predictions:
     def take(self, rows: NDArray[np.bool_] | slice) -> Predictions:
         """The predictions for some of the photos."""
         errors = np.array(self.errors, object)[rows]
-        return Predictions(self.classes, self.probabilities[rows], self.counts[rows], tuple(errors))
+        return Predictions(self.classes, self.probabilities[rows], self.labels[rows], tuple(errors))
+
+
+def answer_of(row: Mapping[str, Any]) -> Any:
+    """The count or the label of a model's answer."""
+    return row["label"] if "label" in row else row["count"]
 
 
 def require_answers(predictions: Predictions, ids: Sequence[str], model: str) -> None:
@@ -98,13 +105,15 @@ def evaluate(model_uri: str, images: Sequence[Path], tracking_uri: str) -> Predi
             f"{model_uri} predicts none of {len(images)} photos: {errors[0] if errors else 'none given'}",
             "is it a model that binsweep registered?",
         )
-    classes = tuple(int(count) for count in first["probabilities"])
+    named = isinstance(first["answer"], str)
+    classes: tuple[Label, ...] = tuple(name if named else int(name) for name in first["probabilities"])
     table = [
-        [np.nan] * len(classes) if row["error"] else [row["probabilities"][str(count)] for count in classes]
+        [np.nan] * len(classes) if row["error"] else [row["probabilities"][str(label)] for label in classes]
         for row in rows
     ]
-    counts = [-1 if row["error"] else row["count"] for row in rows]
-    return Predictions(classes, np.array(table, np.float64), np.array(counts, np.int64), errors)
+    nothing: Label = "" if named else -1
+    labels = np.array([nothing if row["error"] else row["answer"] for row in rows])
+    return Predictions(classes, np.array(table, np.float64), labels, errors)
 
 
 def _main(model_uri: str, inputs: Path, outputs: Path) -> None:
@@ -119,7 +128,7 @@ def _main(model_uri: str, inputs: Path, outputs: Path) -> None:
 
 
 def _predict(model: Any, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """A row for each photo: `count` and `probabilities`, or in `error` the reason why there are none."""
+    """A row for each photo: `answer` and `probabilities`, or in `error` the reason why there are none."""
     from mlflow.exceptions import MlflowException
 
     from binsweep.tracking.registry.versions import image_rows
@@ -138,7 +147,7 @@ def _predict(model: Any, paths: Sequence[Path]) -> list[dict[str, Any]]:
     return [
         {"error": row["error"]}
         if row.get("error")
-        else {"count": row["count"], "probabilities": row["probabilities"], "error": ""}
+        else {"answer": answer_of(row), "probabilities": row["probabilities"], "error": ""}
         for row in rows
     ]
 

@@ -18,19 +18,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from numpy.typing import NDArray
 
-from binsweep.models.metrics import Counts, confusion_matrix
+from binsweep.data.labels import Label, sorted_labels
+from binsweep.models.labelling import metric_keys
+from binsweep.models.metrics import Labels, confusion_matrix
 from binsweep.tracking.evaluation.figures import LoadPhoto, draw_reliability, write_figures
 from binsweep.tracking.evaluation.predictions import Predictions
 from binsweep.tracking.evaluation.scorecard import Scorecard, confidence
 
-SCORE_NAMES = {
-    "accuracy": "accuracy",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "within_one": "within one",
-    "macro_f1": "macro F1",
-}
-
+MAX_BATCH_METRICS = 1000  # that MLflow accepts at a time
+MAX_TABLE_CLASSES = 40  # of the confusion matrix on the page; the file has all
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Evaluation: {{ facts.values() | first }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -51,24 +47,28 @@ img { max-width: 100%; display: block }
 <table><tr><th></th><th>model</th><th>95 % interval</th><th>always {{ card.guess }}</th><th>95 % interval</th></tr>
 {% for key, name in names.items() %}<tr><td>{{ name }}</td><td>{{ show(key, card.scores[key]) }}</td>
 <td>{{ show(key, card.intervals[key][0]) }} to {{ show(key, card.intervals[key][1]) }}</td>
-<td>{{ show(key, card.guess_scores[key]) }}</td>
-<td>{{ show(key, card.guess_intervals[key][0]) }} to {{ show(key, card.guess_intervals[key][1]) }}</td></tr>{% endfor %}
+{% if key in card.guess_scores %}<td>{{ show(key, card.guess_scores[key]) }}</td>
+<td>{{ show(key, card.guess_intervals[key][0]) }} to {{ show(key, card.guess_intervals[key][1]) }}</td>
+{% endif %}</tr>{% endfor %}
 </table><p class="muted">Intervals by bootstrap over photos.</p>
 
-<div class="row"><div><h2>Scores per true count</h2>
-<table><tr><th>items</th><th>photos</th><th>accuracy</th><th>RMSE</th><th>always {{ card.guess }}: RMSE</th></tr>
-{% for count, row in card.classes.items() %}<tr><td>{{ count }}</td><td>{{ row.support | int }}</td>
-<td>{{ show('accuracy', row.accuracy) }}</td><td>{{ show('rmse', row.rmse) }}</td>
-<td>{{ show('rmse', (count - card.guess) | abs) }}</td></tr>{% endfor %}</table></div>
-<div><h2>Predictions per true count</h2>
-<table><tr><th>true</th>{% for count in counts %}<th>{{ count }}</th>{% endfor %}</tr>
-{% for count in counts %}<tr><td>{{ count }}</td>{% for n in matrix[loop.index0] %}<td>{{ n }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
-<div><h2>From the distribution to one count</h2>
+<div class="row"><div><h2>Scores per true {{ words.noun }}</h2>
+<table><tr><th>{{ words.column }}</th><th>photos</th>
+{% for name in columns.values() %}<th>{{ name }}</th>{% endfor %}
+{% if 'rmse' in columns %}<th>always {{ card.guess }}: RMSE</th>{% endif %}</tr>
+{% for label, row in card.classes.items() %}<tr><td>{{ label }}</td><td>{{ row.support | int }}</td>
+{% for key in columns %}<td>{{ show(key, row[key]) }}</td>{% endfor %}
+{% if 'rmse' in columns %}<td>{{ show('rmse', (label - card.guess) | abs) }}</td>{% endif %}</tr>{% endfor %}
+</table></div>
+{% if labels | length <= most %}<div><h2>Predictions per true {{ words.noun }}</h2>
+<table><tr><th>true</th>{% for label in labels %}<th>{{ label }}</th>{% endfor %}</tr>
+{% for label in labels %}<tr><td>{{ label }}</td>{% for n in matrix[loop.index0] %}<td>{{ n }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>{% endif %}
+{% if card.decodings %}<div><h2>From the distribution to one {{ words.noun }}</h2>
 <table><tr><th></th>{% for name in names.values() %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for decoding, row in card.decodings.items() %}<tr><td>{{ decoding }}</td>
 {% for key in names %}<td>{{ show(key, row[key]) }}</td>{% endfor %}</tr>{% endfor %}</table>
-<p class="muted">For information: the model's decoding was chosen on the validation split.</p></div></div>
+<p class="muted">For information: the model's decoding was chosen on the validation split.</p></div>{% endif %}</div>
 
 <div class="row">{% for name in ('confusion_matrix', 'reliability') %}<img alt="{{ name }}" src="{{ images[name] }}">
 {% endfor %}</div>
@@ -79,13 +79,13 @@ img { max-width: 100%; display: block }
 
 def format_score(key: str, value: float) -> str:
     """A score for people: shares in percent, errors in items."""
-    return f"{value:.3f}" if key in ("rmse", "mae", "macro_f1") else f"{value:.1%}"
+    return f"{value:.3f}" if key in ("rmse", "mae", "macro_f1", "f1", "log_loss") else f"{value:.1%}"
 
 
 def _render(
     card: Scorecard,
     matrix: NDArray[np.int64],
-    counts: Sequence[int],
+    labels: Sequence[Label],
     facts: Mapping[str, str],
     notes: Sequence[str],
     folder: Path,
@@ -93,9 +93,14 @@ def _render(
     """The HTML page of a scorecard, with the figures of `folder` embedded."""
     figures = ("confusion_matrix.png", "reliability.png", "mistakes.jpg")
     images = {Path(name).stem: _data_url(folder / name) for name in figures}
-    values: dict[str, Any] = {"card": card, "matrix": matrix.tolist(), "counts": counts, "images": images}
+    values: dict[str, Any] = {"card": card, "matrix": matrix.tolist(), "labels": labels, "images": images}
+    values |= {
+        "words": card.labelling.words,
+        "columns": card.labelling.class_scores,
+        "most": MAX_TABLE_CLASSES,
+    }
     page = Environment(autoescape=True).from_string(_PAGE)
-    return page.render(**values, facts=facts, notes=notes, names=SCORE_NAMES, show=format_score)
+    return page.render(**values, facts=facts, notes=notes, names=card.score_names, show=format_score)
 
 
 def _data_url(image: Path) -> str:
@@ -107,7 +112,7 @@ def write_scorecard(
     folder: Path,
     card: Scorecard,
     predictions: Predictions,
-    actual: Counts,
+    actual: Labels,
     ids: Sequence[str],
     load_photo: LoadPhoto,
     facts: Mapping[str, str],
@@ -119,17 +124,17 @@ def write_scorecard(
     `facts` head the page; `notes` are sentences below them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    predicted, confidences = predictions.counts, confidence(predictions)
-    columns = {f"p{count}": predictions.probabilities[:, k] for k, count in enumerate(predictions.classes)}
+    predicted, confidences = predictions.labels, confidence(predictions)
+    columns = {f"p{label}": predictions.probabilities[:, k] for k, label in enumerate(predictions.classes)}
     table = {"id": list(ids), "true": actual, "predicted": predicted, "confidence": confidences, **columns}
     pd.DataFrame(table).to_parquet(folder / "predictions.parquet", index=False)
     title = f"accuracy {card.scores['accuracy']:.1%} on {card.images} photos"
-    counts = sorted(card.classes.keys() | set(predictions.classes))
-    write_figures(folder, predicted, confidences, actual, counts, ids, load_photo, title)
+    labels = sorted_labels(card.classes.keys() | set(predictions.classes))
+    write_figures(folder, predicted, confidences, actual, labels, ids, load_photo, title)
     draw_reliability(card.reliability, card.calibration_error, folder / "reliability.png")
     (folder / "scores.json").write_text(json.dumps(asdict(card) | {"facts": dict(facts)}, indent=1))
-    matrix = confusion_matrix(predicted, actual, counts)
-    page = _render(card, matrix, counts, facts, notes, folder)
+    matrix = confusion_matrix(predicted, actual, labels)
+    page = _render(card, matrix, labels, facts, notes, folder)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -142,7 +147,10 @@ def log_scorecard(
     client.log_artifacts(run_id, str(folder), artifacts)
     scores = {f"{prefix}_{key}": value for key, value in card.scores.items()}
     scores[f"{prefix}_calibration_error"] = card.calibration_error
-    for count, row in card.classes.items():
-        scores[f"{prefix}_accuracy_class_{count}"] = row["accuracy"]
+    keys = metric_keys(list(card.classes))
+    for label, row in card.classes.items():
+        scores[f"{prefix}_accuracy_class_{keys[label]}"] = row["accuracy"]
     now = time.time_ns() // 1_000_000
-    client.log_batch(run_id, [Metric(key, value, now, int(version)) for key, value in scores.items()])
+    metrics = [Metric(key, value, now, int(version)) for key, value in scores.items()]
+    for start in range(0, len(metrics), MAX_BATCH_METRICS):
+        client.log_batch(run_id, metrics[start : start + MAX_BATCH_METRICS])

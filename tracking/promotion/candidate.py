@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from binsweep.data.labels import Label
 from binsweep.data.manifest import Manifest
 from binsweep.models.engines.names import EngineChoice
+from binsweep.models.labelling import Labelling, Measure, labelling_of
 from binsweep.models.metrics import commonest
 from binsweep.models.predictor import Predictor
-from binsweep.tracking.promotion.paired_tests import Measure
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Candidate:
     @property
     def measure(self) -> Measure:
         """The score on the test split that decides."""
-        return measure_of(self.metric)
+        return self.labelling.measure_of(self.metric)
 
     @property
-    def guess(self) -> int:
-        """The constant guess: the most common count of the training photos."""
+    def labelling(self) -> Labelling:
+        """What to ask about the labels of its photos."""
+        return labelling_of(self.manifest.classes)
+
+    @property
+    def guess(self) -> Label:
+        """The constant guess: the most common label of the training photos."""
         return commonest(np.array([item.label for item in self.manifest.split("train")]))
-
-
-def measure_of(metric: str) -> Measure:
-    """The deciding score for a sweep's objective; accuracy for the loss."""
-    return "rmse" if metric.endswith("rmse") else "mae" if metric.endswith("mae") else "accuracy"

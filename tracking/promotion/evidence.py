@@ -13,8 +13,11 @@ import numpy as np
 from mlflow.entities.model_registry import ModelVersion
 from numpy.typing import NDArray
 
+from binsweep.data.errors import UserError
+from binsweep.data.labels import Label
 from binsweep.data.manifest import Item
-from binsweep.models.metrics import Counts
+from binsweep.models.labelling import labelling_of
+from binsweep.models.metrics import Labels
 from binsweep.tracking.evaluation.predictions import Predictions, evaluate, require_answers
 from binsweep.tracking.evaluation.scorecard import Scorecard, score
 from binsweep.tracking.promotion.candidate import Candidate
@@ -47,15 +50,15 @@ class ChampionEvidence:
 class Evidence:
     """What a decision about a candidate is based on.
 
-    `items` are the N test photos, none of which is in train or validation, with their true counts `actual`.
+    `items` are the N test photos, none of which is in train or validation, with their true labels `actual`.
     `validation` [M, K] holds the registered model's probabilities for the first validation photos, `served` a
     server's answers for the first test photos, and `latency_ms` its median time for one. This is the test split's
     `decision_number`-th decision about the model. `champion` is None if the model has none.
     """
 
     items: Sequence[Item]
-    actual: Counts
-    guess: int
+    actual: Labels
+    guess: Label
     predictions: Predictions
     card: Scorecard
     validation: NDArray[np.float64]
@@ -107,6 +110,13 @@ def collect_champion_evidence(
         return None
     uri = f"models:/{model_name}/{champion.version}"
     predictions = evaluate(uri, [item.path for item in items], tracking_uri)
+    theirs, mine = (labelling_of(labels).words for labels in (predictions.classes, [items[0].label]))
+    if theirs != mine:
+        raise UserError(
+            f"the champion of {model_name}, version {champion.version}, answers with {theirs.answers}, and the "
+            f"candidate with {mine.answers}: they cannot be compared",
+            "set register.model to another name",
+        )
     name, photos = f"version {champion.version}", len(items)
     compared, notes = predictions.answered, []
     if not compared.all():

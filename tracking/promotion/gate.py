@@ -6,19 +6,21 @@ A candidate replaces the champion only if it is better beyond chance on the same
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from binsweep.models.metrics import N_RESAMPLES, Counts, count_metrics
+from binsweep.data.labels import Label
+from binsweep.models.labelling import Measure, labelling_of
+from binsweep.models.metrics import N_RESAMPLES, Labels
+from binsweep.tracking.evaluation.predictions import answer_of
 from binsweep.tracking.promotion.paired_tests import (
     ALPHA,
-    MEASURES,
+    SHARES_RIGHT,
     Correction,
-    Measure,
     bootstrap_test,
     detectable_difference,
     mcnemar_test,
@@ -53,40 +55,41 @@ class RuleResult:
 
 
 def judge_against(
-    candidate: Counts,
-    other: Counts,
-    actual: Counts,
+    candidate: Labels,
+    other: Labels,
+    actual: Labels,
     measure: Measure,
     opponent: str,
     strict: bool,
     alpha: float = ALPHA,
 ) -> list[RuleResult]:
-    """Whether the candidate is better than the opponent's counts in `measure`, beyond chance (p below `alpha`).
+    """Whether the candidate is better than the opponent's answers in `measure`, beyond chance (p below `alpha`).
 
-    With `strict` it must also not be worse beyond chance in the other one of accuracy and rmse.
+    With `strict` it must also not be worse beyond chance in a second measure: the other one of accuracy and, for
+    counts, rmse, for names macro F1. For top3_accuracy, `best_of` of the labelling makes the answers.
     """
     rules = [_judge_better(candidate, other, actual, measure, opponent, alpha)]
     if strict:
-        second: Measure = "rmse" if measure == "accuracy" else "accuracy"
+        second = labelling_of(actual[:1].tolist()).second(measure)
         rules.append(judge_no_worse(candidate, other, actual, second, opponent, f"not worse in {second}"))
     return rules
 
 
 def judge_no_worse(
-    candidate: Counts, other: Counts, actual: Counts, measure: Measure, opponent: str, name: str
+    candidate: Labels, other: Labels, actual: Labels, measure: Measure, opponent: str, name: str
 ) -> RuleResult:
-    """Whether the candidate is not worse than the opponent's counts in `measure` beyond chance."""
-    mine, theirs = (count_metrics(counts, actual)[measure] for counts in (candidate, other))
+    """Whether the candidate is not worse than the opponent's answers in `measure` beyond chance."""
+    mine, theirs = (_score(answers, actual, measure) for answers in (candidate, other))
     p = p_value(other, candidate, actual, measure)
     text = f"{measure} {mine:.4f} against {opponent}'s {theirs:.4f} (test that it is worse: {_format_p(p)})"
     return RuleResult(name, p >= ALPHA, text)
 
 
 def judge_against_guess(
-    candidate: Counts, guess: int, actual: Counts, measures: Sequence[Measure], alpha: float = ALPHA
+    candidate: Labels, guess: Label, actual: Labels, measures: Sequence[Measure], alpha: float = ALPHA
 ) -> list[RuleResult]:
     """Whether the candidate is better than the constant `guess`, in each of `measures`."""
-    constant = np.full_like(actual, guess)
+    constant = np.full(len(actual), guess)
     results = []
     for measure in measures:
         rule = _judge_better(candidate, constant, actual, measure, "the constant guess", alpha)
@@ -94,26 +97,31 @@ def judge_against_guess(
     return results
 
 
-def no_better_than_guess(candidate: Counts, guess: int, actual: Counts) -> str:
+def no_better_than_guess(candidate: Labels, guess: Label, actual: Labels) -> str:
     """The scores in which a model is no better than the constant `guess` beyond chance, in words; "" for none."""
-    constant = np.full_like(actual, guess)
-    mine, theirs = count_metrics(candidate, actual), count_metrics(constant, actual)
+    labelling, constant = labelling_of([guess]), np.full(len(actual), guess)
+    mine, theirs = (labelling.answer_scores(answers, actual) for answers in (candidate, constant))
     weak = []
-    for measure in MEASURES:
+    for measure in labelling.tested:
         p = p_value(candidate, constant, actual, measure)
         if p >= ALPHA:
             weak.append(f"{measure} {mine[measure]:.4f} against {theirs[measure]:.4f} ({_format_p(p)})")
     return f"no better than always answering {guess}, beyond chance: {', '.join(weak)}" if weak else ""
 
 
+def _score(answers: Labels, actual: Labels, measure: Measure) -> float:
+    shown = "accuracy" if measure in SHARES_RIGHT else measure
+    return labelling_of(actual[:1].tolist()).answer_scores(answers, actual)[shown]
+
+
 def _judge_better(
-    candidate: Counts, other: Counts, actual: Counts, measure: Measure, opponent: str, alpha: float
+    candidate: Labels, other: Labels, actual: Labels, measure: Measure, opponent: str, alpha: float
 ) -> RuleResult:
     photos = len(actual)
-    mine, theirs = (count_metrics(counts, actual)[measure] for counts in (candidate, other))
+    mine, theirs = (_score(answers, actual, measure) for answers in (candidate, other))
     p, won, lost = mcnemar_test(candidate, other, actual)
     evidence = f"{won} photos to {lost} where they differ, McNemar {_format_p(p, alpha)}"
-    if measure != "accuracy":
+    if measure not in SHARES_RIGHT:
         # Enough resamples to reach a p below a small alpha.
         resamples = max(N_RESAMPLES, math.ceil(20 / alpha))
         p, low, high = bootstrap_test(candidate, other, actual, measure, resamples=resamples)
@@ -132,24 +140,25 @@ def _judge_better(
 
 
 def judge_classes(
-    table: dict[int, dict[str, float]], floor: float, classes: Sequence[int] = ()
+    table: Mapping[Label, Mapping[str, float]], floor: float, classes: Sequence[Label] = ()
 ) -> RuleResult:
     """Whether every class that has photos reaches the least accuracy; the text names those of `classes` without any."""
-    below = {count: row["accuracy"] for count, row in table.items() if row["accuracy"] < floor}
-    named = ", ".join(f"{count} items: {accuracy:.1%}" for count, accuracy in below.items())
+    below = {label: row["accuracy"] for label, row in table.items() if row["accuracy"] < floor}
+    describe = labelling_of(list(table)).describe
+    named = ", ".join(f"{describe(label)}: {accuracy:.1%}" for label, accuracy in below.items())
     text = f"below {floor:.0%}: {named}" if below else f"each at least {floor:.0%}"
-    if absent := [str(count) for count in classes if count not in table]:
+    if absent := [str(label) for label in classes if label not in table]:
         text += f"; unknown for {', '.join(absent)}: no test photos"
     return RuleResult("classes", not below, text)
 
 
 def judge_served(
-    counts: Counts,
+    labels: Labels,
     probabilities: NDArray[np.float64],
     answers: Sequence[dict[str, Any]],
-    classes: tuple[int, ...],
+    classes: Sequence[Label],
 ) -> RuleResult:
-    """Whether the served model answers as the evaluated one; `counts` [N], `probabilities` [N, K].
+    """Whether the served model answers as the evaluated one; `labels` [N], `probabilities` [N, K].
 
     `answers` are the server's rows for the first photos.
     """
@@ -157,11 +166,12 @@ def judge_served(
     errors = [str(answer["error"]) for answer in answers if answer.get("error")]
     if errors:
         return RuleResult(name, False, f"{photos} photos: {len(errors)} without an answer ({errors[0]})")
-    other = [row for row, answer in enumerate(answers) if answer["count"] != counts[row]]
-    served = np.array([[answer["probabilities"][str(count)] for count in classes] for answer in answers])
+    other = [row for row, answer in enumerate(answers) if answer_of(answer) != labels[row]]
+    served = np.array([[answer["probabilities"][str(label)] for label in classes] for answer in answers])
+    words = labelling_of(classes).words
     difference = float(np.abs(served - probabilities[:photos]).max())
     text = (
-        f"{photos} photos: {len(other)} other counts, probabilities differ by at most {difference:.1e}"
+        f"{photos} photos: {len(other)} other {words.answers}, probabilities differ by at most {difference:.1e}"
         f" ({MAX_SERVED_DIFFERENCE:g} allowed)"
     )
     return RuleResult(name, not other and difference <= MAX_SERVED_DIFFERENCE, text)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from binsweep.models.metrics import all_scores
+from binsweep.data.labels import Label, sorted_labels
+from binsweep.models.labelling import Measure, labelling_of
+from binsweep.models.metrics import Labels
 from binsweep.models.predictor import Predictor
+from binsweep.tracking.evaluation.predictions import Predictions
 from binsweep.tracking.evaluation.scorecard import Scores
 from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.evidence import ChampionEvidence, Evidence
@@ -24,7 +28,7 @@ from binsweep.tracking.promotion.gate import (
     judge_served,
     no_better_than_guess,
 )
-from binsweep.tracking.promotion.paired_tests import ALPHA, Measure, significance_level
+from binsweep.tracking.promotion.paired_tests import ALPHA, significance_level
 from binsweep.tracking.promotion.version_tags import timestamp
 from binsweep.tracking.runlog.sender import user_name
 
@@ -35,8 +39,8 @@ MIN_COMPARED_PHOTOS = 30  # new to champion and candidate; a bootstrap over fewe
 class PromotionDecision:
     """The outcome of a promotion; stored as JSON.
 
-    `candidate` and `guess` are scores on the test split (accuracy, rmse, mae, within_one, macro_f1), `intervals` the
-    candidate's 95 % intervals. `champion` holds the champion's scores on the `compared` photos that are new to both:
+    `candidate` and `guess` are scores on the test split (`score_names` of the labelling), `intervals` the candidate's
+    95 % intervals. `champion` holds the champion's scores on the `compared` photos that are new to both:
     None without a champion, or if no photo is. `decided` counts the decisions of the test split, including this one.
     `notes` tell how the candidate was chosen and compared; `warning` names the scores in which it is no better than
     the guess, "" for none. `version` is None for a dry run.
@@ -50,7 +54,7 @@ class PromotionDecision:
     intervals: dict[str, tuple[float, float]]
     champion: Scores | None
     champion_version: str | None
-    guess: Scores
+    guess: dict[str, Any]
     images: int
     fingerprint: str
     notes: list[str]
@@ -73,13 +77,13 @@ def judge(
     card, champion = evidence.card, evidence.champion
     alpha = significance_level(gate.correction, evidence.decision_number)
     rules = [
-        *_judge_counts(candidate, gate, evidence, alpha),
+        *_judge_answers(candidate, gate, evidence, alpha),
         *_judge_model(candidate, gate, evidence),
     ]
     earned = all(rule.passed for rule in rules)
     rules += _judge_approval(candidate.sweep, gate, approved, evidence.predictions.classes, champion)
     failed = [rule for rule in rules if not rule.passed]
-    warning = no_better_than_guess(evidence.predictions.counts, evidence.guess, evidence.actual)
+    warning = no_better_than_guess(evidence.predictions.labels, evidence.guess, evidence.actual)
     reason = "; ".join(rule.text for rule in failed) if failed else rules[0].text
     return PromotionDecision(
         version=version,
@@ -90,7 +94,7 @@ def judge(
         intervals=card.intervals,
         champion=_champion_scores(evidence),
         champion_version=None if champion is None else champion.version,
-        guess={"guess": float(evidence.guess), **card.guess_scores},
+        guess={"guess": _as_number(evidence.guess), **card.guess_scores},
         images=len(evidence.items),
         fingerprint=candidate.manifest.fingerprint,
         notes=_notes(candidate, gate, evidence, alpha),
@@ -102,22 +106,27 @@ def judge(
     )
 
 
-def _judge_counts(
+def _judge_answers(
     candidate: Candidate, gate: PromotionCriteria, evidence: Evidence, alpha: float
 ) -> list[RuleResult]:
-    """Whether the candidate counts better than the champion, or without one than the constant guess."""
-    counts, actual, guess = evidence.predictions.counts, evidence.actual, evidence.guess
+    """Whether the candidate answers better than the champion, or without one than the constant guess."""
+    predictions, actual, guess = evidence.predictions, evidence.actual, evidence.guess
     champion, measure = evidence.champion, candidate.measure
     if champion is None:
         # Only the objective decides; the other scores that are no better than the guess become a warning.
-        constant = np.full_like(actual, guess)
         rules = judge_against(
-            counts, constant, actual, measure, "the constant guess", strict=False, alpha=alpha
+            _judged(predictions, actual, measure),
+            _constant(candidate, actual, measure),
+            actual,
+            measure,
+            "the constant guess",
+            strict=False,
+            alpha=alpha,
         )
     else:
         rules = _judge_against_champion(evidence, champion, measure, alpha)
     others = [one for one in gate.beats_guess if champion is not None or one != measure]
-    return [*rules, *judge_against_guess(counts, guess, actual, others)]
+    return [*rules, *judge_against_guess(predictions.labels, guess, actual, others)]
 
 
 def _judge_against_champion(
@@ -134,20 +143,30 @@ def _judge_against_champion(
         return [RuleResult("better than the champion", False, text)]
     mine, theirs = evidence.predictions.take(champion.compared), champion.predictions.take(champion.compared)
     actual = evidence.actual[champion.compared]
+    labelling = labelling_of(mine.classes)
     rules = judge_against(
-        mine.counts, theirs.counts, actual, measure, "the champion", strict=True, alpha=alpha
+        _judged(mine, actual, measure),
+        _judged(theirs, actual, measure),
+        actual,
+        measure,
+        "the champion",
+        strict=False,
+        alpha=alpha,
     )
+    second = labelling.second(measure)
+    name = f"not worse in {second}"
+    rules.append(judge_no_worse(mine.labels, theirs.labels, actual, second, "the champion", name))
     known = np.isin(actual, theirs.classes)
-    gained = sorted(set(mine.classes) - set(theirs.classes))
+    gained = sorted_labels(set(mine.classes) - set(theirs.classes))
     if gained and known.any():
-        # The champion is always wrong on the new counts, which must not hide that the candidate got worse on the rest.
+        # The champion is always wrong on the new classes, which must not hide that the candidate got worse on the rest.
         rule = judge_no_worse(
-            mine.counts[known],
-            theirs.counts[known],
+            _judged(mine.take(known), actual[known], measure),
+            _judged(theirs.take(known), actual[known], measure),
             actual[known],
             measure,
             "the champion",
-            "not worse on the counts that both know",
+            f"not worse on the {labelling.words.plural} that both know",
         )
         text = f"{rule.text} ({known.sum()} photos; the champion cannot predict {_join(gained)})"
         rules.append(RuleResult(rule.name, rule.passed, text))
@@ -159,7 +178,7 @@ def _judge_model(candidate: Candidate, gate: PromotionCriteria, evidence: Eviden
     predictions = evidence.predictions
     rules = [
         judge_registered(evidence.validation, candidate.validation[: len(evidence.validation)]),
-        judge_served(predictions.counts, predictions.probabilities, evidence.served, predictions.classes),
+        judge_served(predictions.labels, predictions.probabilities, evidence.served, predictions.classes),
     ]
     if gate.min_class_accuracy is not None:
         rules.append(judge_classes(evidence.card.classes, gate.min_class_accuracy, predictions.classes))
@@ -174,12 +193,12 @@ def _judge_approval(
     sweep: str,
     gate: PromotionCriteria,
     approved: bool,
-    classes: Sequence[int],
+    classes: Sequence[Label],
     champion: ChampionEvidence | None,
 ) -> list[RuleResult]:
-    """A person's approval, if the gate requires it or the candidate knows fewer counts than the champion."""
+    """A person's approval, if the gate requires it or the candidate knows fewer classes than the champion."""
     reasons = ["register.gate.approval requires it"] if gate.approval else []
-    lost = sorted(set(champion.predictions.classes) - set(classes)) if champion is not None else []
+    lost = sorted_labels(set(champion.predictions.classes) - set(classes)) if champion is not None else []
     if lost:
         reasons.append(f"it cannot predict {_join(lost)}, which the champion can")
     if not reasons:
@@ -194,7 +213,10 @@ def _champion_scores(evidence: Evidence) -> Scores | None:
     champion = evidence.champion
     if champion is None or not champion.compared.any():
         return None
-    return all_scores(champion.predictions.counts[champion.compared], evidence.actual[champion.compared])
+    predictions, actual = champion.predictions.take(champion.compared), evidence.actual[champion.compared]
+    labelling = labelling_of(predictions.classes)
+    of_probabilities, _ = labelling.probability_scores(predictions.probabilities, actual, predictions.classes)
+    return labelling.answer_scores(predictions.labels, actual) | of_probabilities
 
 
 def _notes(candidate: Candidate, gate: PromotionCriteria, evidence: Evidence, alpha: float) -> list[str]:
@@ -222,5 +244,25 @@ def _megabytes(predictor: Predictor) -> float:
     return float(sum(sizes)) / 1e6
 
 
-def _join(counts: Sequence[int]) -> str:
-    return ", ".join(map(str, counts))
+def _judged(predictions: Predictions, actual: Labels, measure: Measure) -> Labels:
+    """The answers that a measure judges: `best_of` for one that allows several."""
+    labelling, classes = labelling_of(predictions.classes), predictions.classes
+    best = labelling.best_of(measure, predictions.probabilities, classes, actual)
+    return predictions.labels if best is None else best
+
+
+def _constant(candidate: Candidate, actual: Labels, measure: Measure) -> Labels:
+    """The constant guess: the commonest training label, and for a measure that allows several, the commonest ones."""
+    labelling, classes = candidate.labelling, candidate.manifest.classes
+    counts = candidate.manifest.class_counts("train")
+    table = np.tile([float(counts[label]) for label in classes], (len(actual), 1))
+    best = labelling.best_of(measure, table, classes, actual)
+    return np.full(len(actual), candidate.guess) if best is None else best
+
+
+def _as_number(guess: Label) -> Label | float:
+    return guess if isinstance(guess, str) else float(guess)
+
+
+def _join(labels: Sequence[Label]) -> str:
+    return ", ".join(map(str, labels))

@@ -6,12 +6,15 @@ import math
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrc, ndtri
 
-from binsweep.models.metrics import N_RESAMPLES, Counts
+from binsweep.models.class_metrics import cell_scores, cells_of, resample
+from binsweep.models.labelling import Measure
+from binsweep.models.metrics import N_RESAMPLES, Counts, Labels
 
-Measure = Literal["accuracy", "rmse", "mae"]
-MEASURES: tuple[Measure, ...] = ("accuracy", "rmse", "mae")
+SHARES_RIGHT: tuple[Measure, ...] = ("accuracy", "top3_accuracy")  # of photos, so that McNemar's test fits
+ERRORS: tuple[Measure, ...] = ("rmse", "mae")  # the smaller, the better
 Correction = Literal["none", "bonferroni"]
 ALPHA = 0.05  # the false positive rate: how often a candidate that is no better may pass
 Z_POWER_80 = 0.842  # the 80 % quantile of the normal distribution
@@ -27,7 +30,7 @@ def significance_level(correction: Correction, decision_number: int) -> float:
     return ALPHA if correction == "none" else ALPHA / (decision_number * (decision_number + 1))
 
 
-def mcnemar_test(candidate: Counts, other: Counts, actual: Counts) -> tuple[float, int, int]:
+def mcnemar_test(candidate: Labels, other: Labels, actual: Labels) -> tuple[float, int, int]:
     """One-sided mid-p McNemar test that the candidate is right more often; arrays [N].
 
     Returns (p, photos that only the candidate has right, photos that only the other has right). Under the null
@@ -42,9 +45,9 @@ def mcnemar_test(candidate: Counts, other: Counts, actual: Counts) -> tuple[floa
 
 
 def bootstrap_test(
-    candidate: Counts,
-    other: Counts,
-    actual: Counts,
+    candidate: Labels,
+    other: Labels,
+    actual: Labels,
     measure: Measure,
     seed: int = 0,
     resamples: int = N_RESAMPLES,
@@ -53,9 +56,33 @@ def bootstrap_test(
 
     Returns (p, low, high): the share of resamples in which the candidate is not better, and the central 95 % of
     the differences (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 16). The
-    difference depends only on how many photos have each pair of losses, and drawing N photos with replacement draws
-    those numbers from a multinomial distribution, so N may be large.
+    difference depends only on how many photos have each pair of losses (or, for scores of classes, of answers), and
+    drawing N photos with replacement draws those numbers from a multinomial distribution, so N may be large.
     """
+    if measure in ("balanced_accuracy", "macro_f1"):
+        differences = _class_differences(candidate, other, actual, measure, seed, resamples)
+    else:
+        differences = _loss_differences(candidate, other, actual, measure, seed, resamples)
+    sign = -1 if measure in ERRORS else 1
+    p = (1 + np.sum(sign * differences <= 0)) / (1 + resamples)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(p), float(low), float(high)
+
+
+def _class_differences(
+    candidate: Labels, other: Labels, actual: Labels, measure: Measure, seed: int, resamples: int
+) -> NDArray[np.float64]:
+    cells, photos, n = cells_of([candidate, other], actual)
+    parts = []
+    for draws in resample(photos, n, resamples, seed):
+        mine, theirs = (cell_scores(answers, cells[-1], draws, n)[measure] for answers in cells[:2])
+        parts.append(mine - theirs)
+    return np.concatenate(parts)
+
+
+def _loss_differences(
+    candidate: Counts, other: Counts, actual: Counts, measure: Measure, seed: int, resamples: int
+) -> NDArray[np.float64]:
     losses = np.stack([_loss(candidate, actual, measure), _loss(other, actual, measure)])
     pairs, photos = np.unique(losses, axis=1, return_counts=True)
     rng, share = np.random.default_rng(seed), photos / len(actual)
@@ -67,24 +94,21 @@ def bootstrap_test(
         if measure == "rmse":
             candidate_loss, other_loss = np.sqrt(candidate_loss), np.sqrt(other_loss)
         differences[start : start + len(draws)] = candidate_loss - other_loss
-    if measure == "accuracy":
-        differences = -differences
-    sign = 1 if measure == "accuracy" else -1
-    p = (1 + np.sum(sign * differences <= 0)) / (1 + resamples)
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return float(p), float(low), float(high)
+    return differences if measure in ERRORS else -differences
 
 
 def _loss(predicted: Counts, actual: Counts, measure: Measure) -> Counts:
     """Each photo's term in the mean behind `measure`: wrong or not, squared or absolute error."""
-    error = np.abs(predicted - actual)
-    losses: dict[str, Counts] = {"accuracy": (error > 0).astype(np.int64), "rmse": error**2, "mae": error}
-    return losses[measure]
+    if measure not in ERRORS:
+        wrong: Counts = (predicted != actual).astype(np.int64)
+        return wrong
+    error: Counts = np.abs(predicted - actual)
+    return error**2 if measure == "rmse" else error
 
 
-def p_value(candidate: Counts, other: Counts, actual: Counts, measure: Measure) -> float:
+def p_value(candidate: Labels, other: Labels, actual: Labels, measure: Measure) -> float:
     """The p of the measure's one-sided paired test that the candidate is better."""
-    if measure == "accuracy":
+    if measure in SHARES_RIGHT:
         return mcnemar_test(candidate, other, actual)[0]
     return bootstrap_test(candidate, other, actual, measure)[0]
 

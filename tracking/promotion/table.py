@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from binsweep.data.errors import UserError
+from binsweep.models.labelling import Measure
 from binsweep.models.metrics import N_RESAMPLES
 from binsweep.tracking.promotion.gate import RuleResult
-from binsweep.tracking.promotion.paired_tests import ALPHA, Measure, bootstrap_test, mcnemar_test
+from binsweep.tracking.promotion.paired_tests import ALPHA, bootstrap_test, mcnemar_test
 
 REQUIRED = ("id", "truth", "prediction")
 MIN_COMPARED_ROWS = 30  # that candidate and champion both have; a test of fewer claims too much
@@ -150,11 +151,11 @@ def judge_better(
     the paired bootstrap for the others."""
     mine, theirs = score(measure, candidate, truth), score(measure, other, truth)
     if measure == "accuracy":
-        p, won, lost = mcnemar_test(candidate, other, truth)  # type: ignore[arg-type]
+        p, won, lost = mcnemar_test(candidate, other, truth)
         evidence = f"{won} rows to {lost} where they differ, McNemar p {p:.3g}"
     else:
         resamples = max(N_RESAMPLES, math.ceil(20 / alpha))
-        p, low, high = bootstrap_test(candidate, other, truth, measure, resamples=resamples)  # type: ignore[arg-type]
+        p, low, high = bootstrap_test(candidate, other, truth, measure, resamples=resamples)
         evidence = (
             f"difference {mine - theirs:+.4g} (95 % from {low:+.4g} to {high:+.4g}), bootstrap p {p:.3g}"
         )

@@ -19,6 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from binsweep.data.errors import UserError
+from binsweep.data.labels import kind_of
 from binsweep.data.manifest import Item, Manifest, load_manifest
 from binsweep.data.parallel import Progress
 from binsweep.data.split import Split
@@ -113,6 +114,7 @@ def load_judged(data: Mapping[str, Any], home: Path, progress: Progress | None =
         Split(**data["split"]),
         home,
         progress,
+        labels=kind_of(data["classes"]) if data["classes"] else None,
         train_also=data.get("train_also"),
     )
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +25,11 @@ from mlflow.types.schema import Map
 from PIL import Image
 
 from binsweep.data.errors import UserError, first_line
+from binsweep.data.labels import Label
+from binsweep.models.decoding import answer_columns
 from binsweep.models.engines.choice import ServingEngine
 from binsweep.models.engines.names import EngineName
+from binsweep.models.labelling import labelling_of
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.model_source import model_source
 from binsweep.tracking.registry.versions import image_rows
@@ -40,19 +43,20 @@ ENGINE_REQUIREMENTS: dict[EngineName, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime",),
     "torch": ("torch", "torchvision", "timm"),
 }
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string, "image")]),
-    outputs=Schema(
-        [
-            ColSpec(DataType.long, "count", required=False),
-            ColSpec(DataType.double, "expected_count", required=False),
-            ColSpec(DataType.double, "confidence", required=False),
-            ColSpec(Map(DataType.double), "probabilities", required=False),
-            ColSpec(DataType.string, "model_version", required=False),
-            ColSpec(DataType.string, "error"),
-        ]
-    ),
-)
+ANSWER_TYPES: dict[str, DataType | Map] = {
+    "count": DataType.long,
+    "label": DataType.string,
+    "expected_count": DataType.double,
+    "confidence": DataType.double,
+    "probabilities": Map(DataType.double),
+}
+
+
+def signature(classes: Sequence[Label]) -> ModelSignature:
+    """The columns of a model of these classes."""
+    answers = [ColSpec(ANSWER_TYPES[name], name, required=False) for name in answer_columns(classes)]
+    others = [ColSpec(DataType.string, "model_version", required=False), ColSpec(DataType.string, "error")]
+    return ModelSignature(Schema([ColSpec(DataType.string, "image")]), Schema([*answers, *others]))
 
 
 def _example(size: int) -> pd.DataFrame:
@@ -95,7 +99,7 @@ def _model_arguments(predictor: Predictor, engine: ServingEngine) -> Iterator[di
         yield {
             "python_model": str(folder / "model.py"),
             "artifacts": {name: str(file) for name, file in files.items()},
-            "signature": SIGNATURE,
+            "signature": signature(predictor.classes),
             "input_example": _example(64),
             "pip_requirements": [f"{package}=={version(package)}" for package in packages],
         }
@@ -127,8 +131,9 @@ def register(
     client = MlflowClient(tracking_uri)
     with _model_arguments(predictor, engine) as arguments, _reopened(tracking_uri, run_id):
         info = mlflow.pyfunc.log_model(name="model", **arguments)
+    description = f"{labelling_of(predictor.classes).words.does}."
     try:
-        client.create_registered_model(name, description="Counts the items in a bin from its photo.")
+        client.create_registered_model(name, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -146,6 +151,7 @@ class StoredNetwork:
 
 def load_network(model_uri: str, tracking_uri: str) -> StoredNetwork:
     """Download a model and rebuild its network. Raises UserError for a model that this version cannot rebuild."""
+    mlflow.set_tracking_uri(tracking_uri)  # the argument below does not reach the registry
     with tempfile.TemporaryDirectory() as temporary:
         try:
             files = Path(mlflow.artifacts.download_artifacts(model_uri, None, None, temporary, tracking_uri))

@@ -1,5 +1,8 @@
-"""The served model: base64 photos in, counts out, whatever engine computes. It is part of the one source file in the
-registry, whose last line makes a `ServedCountingModel` of the version's engine the model."""
+"""The served model: base64 photos in, counts or names of classes out, whatever engine computes.
+
+It is part of the one source file in the registry, whose last line makes a `ServedCountingModel` of the version's engine
+the model.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from binsweep.data.decode import MAX_BYTES, ImageError, decode
 from binsweep.data.resource_limits import cores
-from binsweep.models.decoding import MAX_ROWS, decode_counts
+from binsweep.models.decoding import MAX_ROWS, answer_columns, answer_rows
 
 # Photos in one pass of the network: twice as many per core are no faster (benchmarks/RESULTS.md), and other requests
 # wait longer. Every batch size up to the maximum is compiled at the start, so the maximum is small.
@@ -170,8 +173,9 @@ class Engine(Protocol):
 class ServedCountingModel(PythonModel):
     """Input: a string column `image`, base64 of JPEG, PNG, WebP, TIFF, AVIF or HEIC.
 
-    Output, one row each: `count`, `expected_count` (mean of the distribution), `confidence` (probability of `count`),
-    `probabilities` (count -> probability), `model_version` and `error`.
+    Output, one row each: `count` and `expected_count` (mean of the distribution), or for a model of named classes
+    `label`; `confidence` (its probability), `probabilities` (count or name -> probability), `model_version` and
+    `error`.
 
     A bad image in a batch gets the reason in `error`, and the others are answered; a request without any good image
     is refused as a whole.
@@ -221,8 +225,8 @@ class ServedCountingModel(PythonModel):
         errors = [one if isinstance(one, str) else "" for one in decoded]
         if not images:
             raise MlflowException.invalid_parameter_value(f"no readable image: {_join_reasons(errors)}")
-        answers = iter(self._answers(np.stack(images)))
-        nothing = dict.fromkeys(("count", "expected_count", "confidence", "probabilities"))
+        answers = iter(answer_rows(self._probabilities(np.stack(images)), self.classes, self.decoding))
+        nothing = dict.fromkeys(answer_columns(self.classes))
         rows = [
             {**(nothing if error else next(answers)), "model_version": self.version, "error": error}
             for error in errors
@@ -259,20 +263,3 @@ class ServedCountingModel(PythonModel):
             ends = np.cumsum([len(one) for one in chunks])
             for answer, part in zip(answers, np.split(table, ends[:-1]), strict=True):
                 answer.set_result(part)
-
-    def _answers(self, images: np.ndarray) -> list[dict[str, Any]]:
-        classes = self.classes
-        table = self._probabilities(images)
-        answers = []
-        for row, count in zip(table, decode_counts(table, classes, self.decoding), strict=True):
-            spread = {str(one): float(p) for one, p in zip(classes, row, strict=True)}
-            expected = float(sum(one * p for one, p in zip(classes, row, strict=True)))
-            answers.append(
-                {
-                    "count": int(count),
-                    "expected_count": expected,
-                    "confidence": spread[str(count)],
-                    "probabilities": spread,
-                }
-            )
-        return answers

@@ -35,7 +35,7 @@ def find_version(model_uri: str, tracking_uri: str) -> ModelVersion | None:
 def stored_predictions(tracking_uri: str, version: ModelVersion) -> pd.DataFrame:
     """The version's predictions for its test split when it was judged.
 
-    One row for each photo with `id`, `true`, `predicted`, `confidence` and a column pN for each count N. Raises
+    One row for each photo with `id`, `true`, `predicted`, `confidence` and a column pLABEL for each label. Raises
     UserError if none are stored.
     """
     where = f"{test_folder(version.version)}/predictions.parquet"
