@@ -237,7 +237,7 @@ def audit_labels(
     from binsweep.data.manifest import load_manifest
     from binsweep.data.output_path import require_folder
     from binsweep.data.split import Split
-    from binsweep.models.network import ARCHITECTURES
+    from binsweep.models.backbones.architecture import ARCHITECTURES
     from binsweep.models.pretrained import check_weights
     from binsweep.search.workflows.label_audit import effect_lines, run_audit
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.health_rules import RULES, Action, thresholds_of
-from binsweep.models.network import ARCHITECTURES
 from binsweep.models.settings import BOUNDS, CHOICES, TYPES, Settings
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
 from binsweep.search.spec.schema import ENDING_LIMITS, METRICS, SweepFile

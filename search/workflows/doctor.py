@@ -17,7 +17,7 @@ from binsweep import __version__
 from binsweep.data.banks.store import BANKS_LIMIT, bank_size, banks_in, size_limit
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores, memory
-from binsweep.models.network import ARCHITECTURES
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.precision import has_fast_bf16
 from binsweep.models.pretrained import available_offline
 from binsweep.tracking.mlflow_server.embedded import tracking_server

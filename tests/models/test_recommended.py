@@ -2,7 +2,7 @@
 
 import pytest
 
-from binsweep.models.network import ARCHITECTURES
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.recommended import PREFERRED, RATES, recommended_settings
 from binsweep.models.settings import BOUNDS, CHOICES, TYPES
 

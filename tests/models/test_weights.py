@@ -7,7 +7,7 @@ import timm
 import torch
 
 from binsweep.data.errors import UserError
-from binsweep.models.network import ARCHITECTURES, build_backbone
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.pretrained import (
     EFFICIENTNET_LITE,
     available_offline,
@@ -27,7 +27,7 @@ def test_lite_weights_give_the_same_features_as_the_whole_network(backbone: str)
     reference.load_state_dict(state)
     images = torch.rand(1, 3, 96, 96) * 2 - 1
     with torch.inference_mode():
-        features = build_backbone(backbone, state).eval()(images)
+        features = ARCHITECTURES[backbone].build(state).eval()(images)
         torch.testing.assert_close(reference.classifier(features), reference(images))
 
 
