@@ -42,6 +42,10 @@ class UnfitBackbone(ValueError):
         self.hint = hint
 
 
+class UnfitSize(UnfitBackbone):
+    """A network that does not take photos of this size, but of others."""
+
+
 @dataclass(frozen=True)
 class _Preprocessing:
     """What a network's weights are used to; `image_size` is the one of their training."""
@@ -62,6 +66,23 @@ def library_names(library: Library) -> list[str]:
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def known_names(like: str) -> list[str]:
+    """Names of backbones in the way that `like` is written: bare, of a library, or with a tag of timm's weights."""
+    import timm
+
+    prefix, _, own = like.rpartition("/")
+    network = own.partition(".")[0]
+    if "." in own and timm.is_model(network):
+        names = list(timm.models.get_arch_pretrained_cfgs(network))
+    elif prefix == "torchvision":
+        names = library_names("torchvision")
+    else:
+        names = library_names("timm")
+        names += [] if prefix == "timm" else [*ARCHITECTURES, *library_names("torchvision")]
+    start = f"{prefix}/" if prefix in ("timm", "torchvision") else ""
+    return [f"{start}{name}" for name in dict.fromkeys(names)]
 
 
 @lru_cache
@@ -168,12 +189,8 @@ def _adaptation(own: str) -> Adaptation:
 
 def _create(library: Library, own: str, image_size: int, state: State | None = None) -> nn.Module:
     """A library's network for photos of this size, without its classifier."""
-    net = (
-        _create_torchvision(own, image_size, state)
-        if library == "torchvision"
-        else _create_timm(own, image_size, state)
-    )
-    return net
+    create = _create_torchvision if library == "torchvision" else _create_timm
+    return create(own, image_size, state)
 
 
 def _create_torchvision(own: str, image_size: int, state: State | None) -> nn.Module:
@@ -240,17 +257,17 @@ def _division(name: str, image_size: int, usual_size: int) -> Division:
         if image_size == usual_size:
             raise _no_stages(name, error) from error
         _division(name, usual_size, usual_size)  # raises where the size is not to blame
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         hint = f"its weights were trained at {usual_size} px"
-        raise UnfitBackbone(
-            f"{name} takes no photos of {image_size} x {image_size} px ({reason})", hint
-        ) from error
+        raise UnfitSize(f"{name} takes no photos of this size ({_reason(error)})", hint) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _no_stages(name: str, error: Exception) -> UnfitBackbone:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    hint = "take another network: those of one line of blocks can be cut, which are most"
-    return UnfitBackbone(f"the stages of {name} cannot be found: {reason}", hint)
+    hint = "take another network: most are one line of blocks, which can be cut"
+    return UnfitBackbone(f"the stages of {name} cannot be found: {_reason(error)}", hint)
 
 
 def _divide_at(name: str, image_size: int, usual_size: int) -> Division:
