@@ -66,6 +66,7 @@ def build_model(
         architecture.mean,
         architecture.std,
         head_classes=() if tuple(head_classes) == tuple(classes) else tuple(head_classes),
+        interpolation=architecture.interpolation,
     )
     modified = file.stat().st_mtime_ns if file else 0
     seed = settings.seed if settings.trainable == "all" and file is None else 0

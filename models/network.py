@@ -26,7 +26,7 @@ class CountingModelConfig:
 
     `image_size` in pixels (square); `mean` and `std` per RGB channel on the 0..1 scale; `classes` are the
     counts that it answers with, ascending. `head_classes` are those that its head tells apart, where it was trained
-    on further counts; () stands for `classes`.
+    on further counts; () stands for `classes`. Photos are resized with `interpolation`.
     """
 
     backbone: str
@@ -37,6 +37,7 @@ class CountingModelConfig:
     std: tuple[float, ...]
     hidden: int = 128
     head_classes: tuple[int, ...] = ()
+    interpolation: str = "bilinear"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""

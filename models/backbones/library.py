@@ -142,6 +142,13 @@ def own_image_size(name: str) -> int:
     return _preprocessing(*find_in_library(name)).image_size
 
 
+def interpolation_of(name: str) -> str:
+    """How photos are resized for a backbone: `bilinear`, or as its pre-trained weights are used to."""
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name].interpolation
+    return _preprocessing(*find_in_library(name)).interpolation
+
+
 def meta_network(name: str, image_size: int) -> nn.Module:
     """A library's network without its classifier on the meta device, where it has shapes but no values."""
     library, own = find_in_library(name)

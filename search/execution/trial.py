@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from binsweep.models.backbones.library import interpolation_of
 from binsweep.models.decoding import BEST_DECODING
 from binsweep.models.distributed import current_group
 from binsweep.models.health_rules import HealthRule
@@ -150,7 +151,7 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     objective = Objective(task.goal, task.metric)
     best: float | None = None
     state = group.from_first(load_training_state(task.folder / LAST) if group.rank == 0 else None)
-    data = data.at_size(task.image_size or data.image_size)
+    data = data.at_size(task.image_size or data.image_size, interpolation_of(task.settings.backbone))
     measured = task.costs and group.rank == 0
     costs = photo_costs(task.settings, data.classes, data.image_size) if measured else {}
     for epoch, metrics in enumerate(state.history if state else [], 1):

@@ -37,9 +37,10 @@ Upload = Callable[[], None]
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """The pixel banks of the photos at one image size."""
+    """The pixel banks of the photos at one image size, resized with one interpolation."""
 
     image_size: int
+    interpolation: str
     train: Path
     validation: Path
     train_also: Path | None
@@ -70,7 +71,14 @@ class DriverFiles:
             train, validation = (PixelBank(banks / path.name) for path in (photos.train, photos.validation))
             also = PixelBank(banks / photos.train_also.name) if photos.train_also else None
             return TrialData(
-                self.classes, photos.image_size, train, validation, banks, also, self.head_classes
+                self.classes,
+                photos.image_size,
+                train,
+                validation,
+                banks,
+                also,
+                self.head_classes,
+                interpolation=photos.interpolation,
             )
 
         data, *others = (at_size(photos) for photos in self.photos)
@@ -193,6 +201,7 @@ def open_driver_files(data: TrialData, folder: Path, shared: bool) -> DriverFile
     photos = tuple(
         PhotoFiles(
             one.image_size,
+            one.interpolation,
             one.train.path,
             one.validation.path,
             one.train_also.path if one.train_also else None,
