@@ -7,7 +7,7 @@ torchvision and timm.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
 from binsweep.models.backbones.architecture import State
 from binsweep.models.backbones.library import find_architecture
@@ -135,23 +136,18 @@ def fold_norms(network: nn.Module, images: Tensor) -> None:
 
 
 def _norms_after_convolutions(network: nn.Module, images: Tensor) -> dict[nn.Module, nn.BatchNorm2d]:
-    """The batch norms that take nothing but the unchanged output of one convolution, each by its convolution."""
-    outputs: dict[
-        int, tuple[nn.Module, Tensor, int]
-    ] = {}  # kept, so that no other tensor has the same address
+    """The batch norms that take nothing but the output of one convolution, which nothing else takes, by convolution."""
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # kept, so that no other tensor has the same address
+    taken: list[tuple[nn.BatchNorm2d, int]] = []
     calls: Counter[nn.Module] = Counter()
-    pairs: Counter[tuple[nn.Module, nn.BatchNorm2d]] = Counter()
 
     def after_convolution(conv: nn.Module, inputs: Any, output: Tensor) -> None:
         calls[conv] += 1
-        outputs[id(output)] = (conv, output, output._version)
+        outputs[id(output)] = (conv, output)
 
-    def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
-        conv, output, version = outputs.get(id(inputs[0]), (None, None, 0))
-        if conv is not None and output is inputs[0] and output._version == version:  # else changed in place
-            assert isinstance(norm, nn.BatchNorm2d)
-            pairs[conv, norm] += 1
+        taken.append((norm, id(inputs[0])))
 
     hooks = []
     for module in network.modules():
@@ -159,11 +155,38 @@ def _norms_after_convolutions(network: nn.Module, images: Tensor) -> dict[nn.Mod
             hooks.append(module.register_forward_hook(after_convolution))
         elif isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
             hooks.append(module.register_forward_pre_hook(before_norm))
-    with torch.no_grad():  # inference mode would count no versions
+    with torch.no_grad(), _CountUses() as uses:
         network(images)
     for hook in hooks:
         hook.remove()
+    pairs = Counter(
+        (outputs[one][0], norm) for norm, one in taken if one in outputs and uses.counts[one] == 1
+    )
     return {conv: norm for (conv, norm), times in pairs.items() if calls[conv] == calls[norm] == times}
+
+
+class _CountUses(TorchFunctionMode):
+    """Counts the operations that take each tensor, by its id; an operation is what gives a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(True for _ in _tensors_in(result)):
+            self.counts.update(map(id, _tensors_in((args, list((kwargs or {}).values())))))
+        return result
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors_in(one)
 
 
 class CountingModel(nn.Module):

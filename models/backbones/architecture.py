@@ -6,6 +6,7 @@ but torch, torchvision and timm.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,9 @@ def load_state_into(net: nn.Module, state: State, optional: Collection[str]) -> 
     wrong = sorted(key for key in set(wanted) & set(state) if own[key].shape != state[key].shape)
     if missing or wrong:
         raise RuntimeError(f"missing {missing[:3]}, of another shape {wrong[:3]}")
-    loaded = OrderedDict((key, state[key]) for key in wanted)
-    loaded._metadata = getattr(state, "_metadata", None)  # type: ignore[attr-defined]  # versions of layers
+    loaded = copy.copy(state)  # which keeps the versions of the layers that it was saved with
+    for key in set(loaded) - set(wanted):
+        del loaded[key]  # type: ignore[attr-defined]
     net.load_state_dict(loaded, strict=False)
 
 
