@@ -137,13 +137,15 @@ def fold_norms(network: nn.Module, images: Tensor) -> None:
 
 def _norms_after_convolutions(network: nn.Module, images: Tensor) -> dict[nn.Module, nn.BatchNorm2d]:
     """The batch norms that take nothing but the output of one convolution, which nothing else takes, by convolution."""
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # kept, so that no other tensor has the same address
+    uses = _CountUses()
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # kept, so that no later tensor has the same id
     taken: list[tuple[nn.BatchNorm2d, int]] = []
     calls: Counter[nn.Module] = Counter()
 
     def after_convolution(conv: nn.Module, inputs: Any, output: Tensor) -> None:
         calls[conv] += 1
         outputs[id(output)] = (conv, output)
+        uses.counts[id(output)] = 0  # an earlier tensor may have had the same id
 
     def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
@@ -155,7 +157,7 @@ def _norms_after_convolutions(network: nn.Module, images: Tensor) -> dict[nn.Mod
             hooks.append(module.register_forward_hook(after_convolution))
         elif isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
             hooks.append(module.register_forward_pre_hook(before_norm))
-    with torch.no_grad(), _CountUses() as uses:
+    with torch.no_grad(), uses:
         network(images)
     for hook in hooks:
         hook.remove()
