@@ -139,8 +139,7 @@ def check_weights(backbone: str, weights: str) -> None:
     if file is None or file == _package_file(weights_source(backbone).package):
         return
     try:
-        size = 0 if backbone in ARCHITECTURES else own_image_size(backbone)
-        find_architecture(backbone, size).build(load_state(backbone, file))
+        find_architecture(backbone, own_image_size(backbone)).build(load_state(backbone, file))
     except RuntimeError as error:
         raise UserError(
             f"model.weights: {file} does not fit {backbone}: {first_line(error)}", "use its own file"

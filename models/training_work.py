@@ -33,7 +33,7 @@ _TRAINED_SHARE = {"head": 1 / 800, "last_stage": 0.2, "later_stages": 0.45, "all
 
 @lru_cache
 def _giga_operations(backbone: str) -> float:
-    """Billions of multiply-adds of a library's network for a photo, by area as for 224 x 224 pixels."""
+    """Billions of multiply-adds of a network for a photo, by area as for 224 x 224 pixels."""
     size = own_image_size(backbone)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         meta_network(backbone, size)(torch.empty((1, 3, size, size), device="meta"))

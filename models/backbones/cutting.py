@@ -132,6 +132,8 @@ class _Flow:
         with torch.no_grad():
             self.graph = tracer.trace(net, defaults)
         self.net, self.values = net, tracer.values
+        if any(str(node.target).startswith("_tensor_constant") for node in self.graph.nodes):
+            raise CannotCut("it computes constants between its blocks")
         for node in reversed(self.graph.nodes):  # sizes that have become numbers
             if not node.users and node.op.startswith("call_") and not _has_tensor(self.values[node]):
                 self.graph.erase_node(node)

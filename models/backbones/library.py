@@ -26,6 +26,7 @@ from binsweep.models.backbones.architecture import (
 from binsweep.models.backbones.cutting import CannotCut, Division, divide, resolutions
 
 Library = Literal["torchvision", "timm"]
+USUAL_IMAGE_SIZE = 224
 # The files of a repository of the hub that may hold the weights, in the order in which timm looks for them.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -138,7 +139,9 @@ def weights_source(name: str) -> WeightsSource:
 
 
 def own_image_size(name: str) -> int:
-    """The image size that the pre-trained weights of a library's network were trained for."""
+    """The image size that the pre-trained weights of a library's network were trained for; the usual one for others."""
+    if name in ARCHITECTURES:
+        return USUAL_IMAGE_SIZE
     return _preprocessing(*find_in_library(name)).image_size
 
 
@@ -150,13 +153,17 @@ def interpolation_of(name: str) -> str:
 
 
 def meta_network(name: str, image_size: int) -> nn.Module:
-    """A library's network without its classifier on the meta device, where it has shapes but no values."""
-    library, own = find_in_library(name)
+    """The library's network on the meta device, where it has shapes but no values; without its classifier, unless the
+    backbone has a description of its own."""
+    if name in ARCHITECTURES:
+        create = partial(ARCHITECTURES[name].create, None)
+    else:
+        create = partial(_create, *find_in_library(name), image_size)
     try:
         with torch.device("meta"):
-            net = _create(library, own, image_size)
+            net: nn.Module = create()
     except NotImplementedError:  # its constructor looks at values
-        net = _create(library, own, image_size).to("meta")
+        net = create().to("meta")
     return net.eval()
 
 
@@ -249,9 +256,15 @@ def _with_classifier(own: str, state: State) -> dict[str, Any]:
     prefixes = tuple(f"{layer}." for layer in ([layers] if isinstance(layers, str) else layers))
     wanted = net.state_dict()
     classifier = {key: value for key, value in wanted.items() if prefixes and key.startswith(prefixes)}
-    if set(wanted) - set(classifier) <= set(state):
-        return {**state, **classifier}
-    return dict(state)
+    if not set(wanted) - set(classifier) <= set(state):
+        return dict(state)  # in another format, which timm converts
+    completed = dict(state)
+    for key, value in classifier.items():
+        # Some files have further classes in front, which timm removes.
+        shape = (len(value) + (net.pretrained_cfg.get("label_offset") or 0), *value.shape[1:])
+        if key not in state or state[key].shape != shape:
+            completed[key] = value.new_zeros(shape)
+    return completed
 
 
 def _division(name: str, image_size: int, usual_size: int) -> Division:

@@ -284,7 +284,7 @@ class FileServer:
     def weights(self, backbone: str, weights: str) -> tuple[str, int]:
         """A name for the weights of a backbone that identifies their content, and their size in bytes."""
         file = self._weights_file(backbone, weights)
-        return f"{file_hash(file)}.pth", file.stat().st_size
+        return f"{file_hash(file)}{file.suffix}", file.stat().st_size
 
     def weights_part(self, backbone: str, weights: str, start: int) -> bytes:
         """A chunk of the weights."""
