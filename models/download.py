@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
@@ -77,15 +79,16 @@ def _from_url(url: str) -> Path:
 
 
 def _from_hub(source: WeightsSource) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+    _require_connection(constants.ENDPOINT)
     repository, revision = _repository(source)
     for name in source.files:
-        with contextlib.suppress(EntryNotFoundError):
+        with contextlib.suppress(RemoteEntryNotFoundError):
             file = Path(hf_hub_download(repository, name, revision=revision, etag_timeout=TIMEOUT_SECONDS))
             break
     else:
@@ -100,6 +103,14 @@ def _from_hub(source: WeightsSource) -> Path:
             file.unlink(missing_ok=True)
             raise RuntimeError(f'invalid hash value (expected "{stored.name}", got "{digest}")')
     return file
+
+
+def _require_connection(address: str) -> None:
+    """Raise OSError where nothing can be reached; the Hub's package would try for half a minute, and log each time."""
+    parts = urlsplit(address)
+    if parts.scheme not in getproxies():
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname or "", port), TIMEOUT_SECONDS).close()
 
 
 def _repository(source: WeightsSource) -> tuple[str, str | None]:

@@ -157,6 +157,7 @@ def test_the_hub_s_files_are_checked_by_the_hash_that_it_names(tmp_path: Path) -
         assert len(server.requests) == 2 and "/timm/some_network.tag/resolve/" in server.requests[0]
     with serving(Server(wrong=ATTEMPTS)) as server:
         assert "invalid hash value" in from_hub(server, tmp_path / "wrong")
+    assert "refused" in from_hub(server, tmp_path / "gone")
 
 
 def test_offline_nothing_is_asked_for_and_the_message_says_what_is_there(
