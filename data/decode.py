@@ -63,13 +63,13 @@ class ReadFailed(ImageError):
         self.is_transient = is_transient
 
 
-def decode(source: bytes | Path, size: int | None = None) -> np.ndarray:
+def decode(source: bytes | Path, size: int | None = None, interpolation: str = "bilinear") -> np.ndarray:
     """Decode a JPEG, PNG, WebP, TIFF, AVIF or HEIC image to uint8 RGB [H, W, 3], or [size, size, 3] with `size`.
 
-    `size` resizes the image to a square with antialiased bilinear filtering. The EXIF orientation is applied; the
-    first frame of an animation is used; colour profiles are ignored. 16-bit samples are reduced to the upper 8 of
-    the bits in use: 12-bit cameras leave the upper 4 empty. Transparent parts become white, the background on which
-    people see and label such images. A JPEG of more than MAX_PIXELS is shrunk by 2 or 4.
+    `size` resizes the image to a square with antialiased filtering, `bilinear` or `bicubic`. The EXIF orientation is
+    applied; the first frame of an animation is used; colour profiles are ignored. 16-bit samples are reduced to the
+    upper 8 of the bits in use: 12-bit cameras leave the upper 4 empty. Transparent parts become white, the background
+    on which people see and label such images. A JPEG of more than MAX_PIXELS is shrunk by 2 or 4.
 
     Raises ReadFailed if the machine fails, and only ImageError for anything but a complete image of at most
     MAX_PIXELS, or MAX_JPEG_PIXELS (checked in the header, before decoding).
@@ -80,7 +80,7 @@ def decode(source: bytes | Path, size: int | None = None) -> np.ndarray:
         with _open(kind, data) as image:
             width, height = image.size
             if width * height <= _max_pixels(image):
-                return _pixels(image, size, _bits_per_sample(kind, data, image))
+                return _pixels(image, size, interpolation, _bits_per_sample(kind, data, image))
     except Exception as error:
         raise _image_error(kind, error) from error
     raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are allowed")
@@ -194,7 +194,7 @@ def _max_pixels(image: ImageFile.ImageFile) -> int:
     return MAX_JPEG_PIXELS if baseline else MAX_PIXELS
 
 
-def _pixels(image: ImageFile.ImageFile, size: int | None, bits: int) -> np.ndarray:
+def _pixels(image: ImageFile.ImageFile, size: int | None, interpolation: str, bits: int) -> np.ndarray:
     width, height = image.size
     shrink = 1
     while width * height > MAX_PIXELS * shrink**2:
@@ -207,7 +207,7 @@ def _pixels(image: ImageFile.ImageFile, size: int | None, bits: int) -> np.ndarr
     transpose = _TRANSPOSE_BY_ORIENTATION.get(_orientation(image))
     rgb = _to_rgb(image, bits)
     if size is not None and rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+        rgb = rgb.resize((size, size), Image.Resampling[interpolation.upper()])
     if transpose is not None:  # after the resize, which leaves fewer pixels
         rgb = rgb.transpose(transpose)
     return np.array(rgb)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from binsweep.data.labels import Label
-from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig, build_backbone
+from binsweep.models.backbones.architecture import ARCHITECTURES
+from binsweep.models.backbones.library import find_architecture
+from binsweep.models.network import CountingModel, CountingModelConfig
 from binsweep.models.pretrained import load_state, weights_file
 from binsweep.models.settings import Settings
 
@@ -55,7 +57,7 @@ def build_model(
     Within a process, all models share the modules of their frozen stages: copying them took longer than training a
     head. With `lazy`, a backbone that is frozen as a whole is one LazyBackbone, which is not part of the state dict.
     """
-    architecture = ARCHITECTURES[settings.backbone]
+    architecture = find_architecture(settings.backbone, image_size)
     file = weights_file(settings.backbone, settings.weights)
     config = CountingModelConfig(
         settings.backbone,
@@ -65,10 +67,12 @@ def build_model(
         architecture.mean,
         architecture.std,
         head_classes=() if tuple(head_classes) == tuple(classes) else tuple(head_classes),
+        interpolation=architecture.interpolation,
     )
     modified = file.stat().st_mtime_ns if file else 0
     seed = settings.seed if settings.trainable == "all" and file is None else 0
-    build = partial(_cached_backbone, settings.backbone, file, modified, seed)
+    size = 0 if settings.backbone in ARCHITECTURES else image_size  # those are the same for every size
+    build = partial(_cached_backbone, settings.backbone, size, file, modified, seed)
     with torch.random.fork_rng(devices=[]):
         as_one = lazy and settings.trainable == "head"
         model = CountingModel(config, backbone=nn.Sequential(LazyBackbone(build)) if as_one else build())
@@ -96,8 +100,10 @@ def _draw_head(head: nn.Module, settings: Settings) -> None:
 
 
 @lru_cache(maxsize=1)
-def _cached_backbone(name: str, file: Path | None, modified: int, seed: int) -> nn.Sequential:
+def _cached_backbone(
+    name: str, image_size: int, file: Path | None, modified: int, seed: int
+) -> nn.Sequential:
     """Kept for the next trial of this process: building a backbone takes longer than training many a head."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_backbone(name, load_state(name, file) if file else None)
+        return find_architecture(name, image_size).build(load_state(name, file) if file else None)

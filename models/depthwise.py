@@ -30,19 +30,19 @@ class FastDepthwise(TorchFunctionMode):
     ) -> Any:
         # Layers pass all arguments by position; other calls stay as they are.
         if func is F.conv2d and len(args) == 7 and torch.is_grad_enabled() and _is_slow(*args):
-            inputs, weight, _, stride, padding = args[:5]
-            return _Depthwise.apply(inputs.bfloat16(), weight.bfloat16(), stride[0], padding)
+            inputs, weight, bias, stride, padding = args[:5]
+            out = _Depthwise.apply(inputs.bfloat16(), weight.bfloat16(), stride[0], padding)
+            return out if bias is None else out + bias.bfloat16()[:, None, None]
         return func(*args, **(kwargs or {}))
 
 
 def _is_slow(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+    inputs: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> bool:
     channels, channels_per_group, height, width = weight.shape
     return (
         channels == groups
         and channels_per_group == 1
-        and bias is None
         and height == width
         and height in (3, 5, 7)
         and stride in ((1, 1), (2, 2))

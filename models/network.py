@@ -6,21 +6,19 @@ torchvision and timm.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
-Stages = list[tuple[str, nn.Module]]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Inception's and EfficientNet-Lite's weights were trained on inputs scaled to -1..1, not by ImageNet's statistics.
-INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)
+from binsweep.models.backbones.architecture import State
+from binsweep.models.backbones.library import find_architecture
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,8 @@ class CountingModelConfig:
 
     `image_size` in pixels (square); `mean` and `std` per RGB channel on the 0..1 scale; `classes` are the
     counts that it answers with, ascending, or the sorted names of classes. `head_classes` are those that its head
-    tells apart, where it was trained on further counts; () stands for `classes`.
+    tells apart, where it was trained on further counts; () stands for `classes`. Photos are resized with
+    `interpolation`.
     """
 
     backbone: str
@@ -40,6 +39,7 @@ class CountingModelConfig:
     std: tuple[float, ...]
     hidden: int = 128
     head_classes: tuple[int | str, ...] = ()
+    interpolation: str = "bilinear"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -52,106 +52,6 @@ class CountingModelConfig:
         """The inverse of `to_dict`."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return CountingModelConfig(**values)
-
-
-def _resnet(net: Any) -> Stages:
-    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-    layers = [(f"layer{i}", getattr(net, f"layer{i}")) for i in range(1, 5)]
-    return [("stem", stem), *layers, ("pool", nn.Sequential(net.avgpool, nn.Flatten()))]
-
-
-def _torchvision_features(groups: Sequence[int]) -> Callable[[Any], Stages]:
-    """Cut `net.features` before each index of `groups`, where the resolution halves."""
-
-    def stages(net: Any) -> Stages:
-        ends = [*groups[1:], len(net.features)]
-        cut = [(f"stage{i}", net.features[a:b]) for i, (a, b) in enumerate(zip(groups, ends, strict=True))]
-        return [*cut, ("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))]
-
-    return stages
-
-
-def _vgg(net: Any) -> Stages:
-    # The two wide linear layers belong to the backbone: the published recipe replaces only the last layer.
-    pool = nn.Sequential(net.avgpool, nn.Flatten(), *list(net.classifier)[:-1])
-    return [*_torchvision_features([0, 5, 10, 17, 24])(net)[:-1], ("pool", pool)]
-
-
-def _inception(net: Any) -> Stages:
-    names = [name for name, _ in net.named_children()]
-    groups = [("stem", "Conv2d_1a_3x3", "Mixed_5b"), ("mixed5", "Mixed_5b", "Mixed_6a")]
-    groups += [("mixed6", "Mixed_6a", "Mixed_7a"), ("mixed7", "Mixed_7a", "avgpool")]
-    stages: Stages = []
-    for stage, first, after in groups:
-        modules = [getattr(net, name) for name in names[names.index(first) : names.index(after)]]
-        stages.append((stage, nn.Sequential(*modules)))
-    return [*stages, ("pool", nn.Sequential(net.avgpool, nn.Flatten()))]
-
-
-def _lite(net: Any) -> Stages:
-    blocks = [(f"blocks{i}", block) for i, block in enumerate(net.blocks)]
-    tail = nn.Sequential(net.conv_head, net.bn2)
-    stem = nn.Sequential(net.conv_stem, net.bn1)
-    return [("stem", stem), *blocks, ("tail", tail), ("pool", net.global_pool)]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How to create a library's network and cut it into stages.
-
-    `features` is the width after pooling, `last` the first stage that `trainable: last_stage` trains (the blocks at the
-    last resolution), `later` the first one of `later_stages` (those at an eighth of the photo's resolution and below,
-    a quarter of vgg16's).
-    """
-
-    create: Callable[[], Any]
-    stages: Callable[[Any], Stages]
-    features: int
-    later: str
-    last: str
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-
-def _tv(name: str, **options: Any) -> Callable[[], Any]:
-    def create() -> Any:
-        import torchvision  # here, as importing it takes as long as torch, and ARCHITECTURES is often only read
-
-        return getattr(torchvision.models, name)(weights=None, **options)
-
-    return create
-
-
-def _timm(name: str) -> Callable[[], Any]:
-    def create() -> Any:
-        import timm
-
-        return timm.create_model(name, pretrained=False)
-
-    return create
-
-
-def _efficientnet_lite(number: int) -> Architecture:
-    create = _timm(f"tf_efficientnet_lite{number}")
-    return Architecture(create, _lite, 1280, "blocks2", "blocks5", INCEPTION_MEAN, INCEPTION_STD)
-
-
-_EFFICIENTNET = _torchvision_features([0, 2, 3, 4, 6])
-_MOBILENET = _torchvision_features([0, 2, 4, 7, 14])
-_INCEPTION = _tv("inception_v3", aux_logits=False, init_weights=False)
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "resnet18": Architecture(_tv("resnet18"), _resnet, 512, "layer2", "layer4"),
-    "resnet34": Architecture(_tv("resnet34"), _resnet, 512, "layer2", "layer4"),
-    "resnet50": Architecture(_tv("resnet50"), _resnet, 2048, "layer2", "layer4"),
-    "efficientnet_b0": Architecture(_tv("efficientnet_b0"), _EFFICIENTNET, 1280, "stage2", "stage4"),
-    "vgg16": Architecture(_tv("vgg16"), _vgg, 4096, "stage2", "stage4"),
-    "inception_v3": Architecture(
-        _INCEPTION, _inception, 2048, "mixed5", "mixed7", INCEPTION_MEAN, INCEPTION_STD
-    ),
-    "mobilenet_v2": Architecture(_tv("mobilenet_v2"), _MOBILENET, 1280, "stage2", "stage4"),
-    **{f"efficientnet_lite{number}": _efficientnet_lite(number) for number in range(3)},
-}
 
 
 def interval_log_probabilities(edges: Tensor) -> Tensor:
@@ -214,43 +114,82 @@ class Regress(nn.Module):
 HEADS: dict[str, type[nn.Module]] = {"classify": Classify, "ordinal": Ordinal, "regress": Regress}
 
 
-def build_backbone(name: str, state: Mapping[str, Tensor] | None = None) -> nn.Sequential:
-    """The named backbone as a sequence of stages, images [B, 3, S, S] -> features [B, F].
-
-    `state` is a state dict with the library's names; entries of its classifier and of auxiliary outputs are ignored.
-    Raises RuntimeError if another entry is missing or has another shape.
-    """
-    architecture = ARCHITECTURES[name]
-    net = architecture.create()
-    if state is not None:
-        own = net.state_dict()
-        optional = {key for key in own if key.startswith(("fc.", "classifier.", "AuxLogits."))}
-        if name == "vgg16":
-            optional = {key for key in own if key.startswith("classifier.6.")}
-        missing = sorted(set(own) - optional - set(state))
-        wrong = sorted(k for k in set(own) & set(state) - optional if own[k].shape != state[k].shape)
-        if missing or wrong:
-            raise RuntimeError(f"missing {missing[:3]}, of another shape {wrong[:3]}")
-        net.load_state_dict({key: state[key] for key in own if key not in optional}, strict=False)
-    return nn.Sequential(OrderedDict(architecture.stages(net)))
+# Convolutions that use their weights as they are stored; others, such as those with standardised weights, do not.
+_FOLDABLE = ("Conv2d", "Conv2dSame")
 
 
-def fold_norms(module: nn.Module) -> None:
-    """Fold each batch norm of `module`, which must be in eval mode, into the convolution before it.
+def fold_norms(network: nn.Module, images: Tensor) -> None:
+    """Fold each batch norm of `network`, which must be in eval mode, into the convolution before it.
 
     In eval mode a batch norm is a linear map of each channel, so it can be merged into the convolution's weights and
     bias: the same function with fewer passes over memory (Jacob et al. 2018, "Quantization and Training of Neural
-    Networks for Efficient Integer-Arithmetic-Only Inference", 3.2). In every architecture here, a norm that follows a
-    convolution among its module's children is also called right after it.
+    Networks for Efficient Integer-Arithmetic-Only Inference", 3.2). Which norm takes the output of which convolution is
+    seen in a forward pass of `images`.
     """
-    children = list(module.named_children())
-    for (name, conv), (after, norm) in pairwise(children):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            setattr(module, name, fuse_conv_bn_eval(conv, norm))
-            # timm's norms include the activation.
-            setattr(module, after, getattr(norm, "act", nn.Identity()))
-    for child in module.children():
-        fold_norms(child)
+    pairs = _norms_after_convolutions(network, images)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if child in pairs:
+                setattr(parent, name, fuse_conv_bn_eval(child, pairs[child]))  # type: ignore[type-var]
+            elif child in pairs.values():
+                # timm's norms include the activation.
+                setattr(parent, name, getattr(child, "act", nn.Identity()))
+
+
+def _norms_after_convolutions(network: nn.Module, images: Tensor) -> dict[nn.Module, nn.BatchNorm2d]:
+    """The batch norms that take nothing but the output of one convolution, which nothing else takes, by convolution."""
+    uses = _CountUses()
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # kept, so that no later tensor has the same id
+    taken: list[tuple[nn.BatchNorm2d, int]] = []
+    calls: Counter[nn.Module] = Counter()
+
+    def after_convolution(conv: nn.Module, inputs: Any, output: Tensor) -> None:
+        calls[conv] += 1
+        outputs[id(output)] = (conv, output)
+        uses.counts[id(output)] = 0  # an earlier tensor may have had the same id
+
+    def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        calls[norm] += 1
+        taken.append((norm, id(inputs[0])))
+
+    hooks = []
+    for module in network.modules():
+        if type(module).__name__ in _FOLDABLE:
+            hooks.append(module.register_forward_hook(after_convolution))
+        elif isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    with torch.no_grad(), uses:
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    pairs = Counter(
+        (outputs[one][0], norm) for norm, one in taken if one in outputs and uses.counts[one] == 1
+    )
+    return {conv: norm for (conv, norm), times in pairs.items() if calls[conv] == calls[norm] == times}
+
+
+class _CountUses(TorchFunctionMode):
+    """Counts the operations that take each tensor, by its id; an operation is what gives a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(True for _ in _tensors_in(result)):
+            self.counts.update(map(id, _tensors_in((args, list((kwargs or {}).values())))))
+        return result
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors_in(one)
 
 
 class CountingModel(nn.Module):
@@ -266,14 +205,14 @@ class CountingModel(nn.Module):
     def __init__(
         self,
         config: CountingModelConfig,
-        state: Mapping[str, Tensor] | None = None,
+        state: State | None = None,
         backbone: nn.Sequential | None = None,
     ) -> None:
         """Build the backbone with the weights `state`, or use an existing `backbone`."""
         super().__init__()
-        architecture = ARCHITECTURES[config.backbone]
+        architecture = find_architecture(config.backbone, config.image_size)
         self.config = config
-        self.backbone = build_backbone(config.backbone, state) if backbone is None else backbone
+        self.backbone = architecture.build(state) if backbone is None else backbone
         hidden = nn.Linear(architecture.features, config.hidden)
         head_classes = config.head_classes or config.classes
         self.head = nn.Sequential(hidden, nn.ReLU(), HEADS[config.head](config.hidden, head_classes))
@@ -293,7 +232,7 @@ class CountingModel(nn.Module):
         names = [name for name, _ in self.backbone.named_children()]
         if trainable == "head":
             return len(names)
-        architecture = ARCHITECTURES[self.config.backbone]
+        architecture = find_architecture(self.config.backbone, self.config.image_size)
         first = {"last_stage": architecture.last, "later_stages": architecture.later, "all": names[0]}
         return names.index(first[trainable])
 

@@ -27,7 +27,8 @@ def calibrate(probabilities: Tensor, temperature: float) -> Tensor:
 
 class Predictor(nn.Module):
     """Probabilities of the counts of photos, averaged over its models and, with `flip`, over a photo and its mirror
-    image. All models have the same classes and image size. The average is calibrated by `temperature`."""
+    image. All models have the same classes, image size and interpolation. The average is calibrated by
+    `temperature`."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Predictor(nn.Module):
         self.configs = [counter.config for counter in counters]
         self.flip, self.decoding, self.temperature = flip, decoding, temperature
         self.classes, self.image_size = self.configs[0].classes, self.configs[0].image_size
+        self.interpolation = self.configs[0].interpolation
 
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities float32 [B, K] of uint8 RGB [B, S, S, 3]."""

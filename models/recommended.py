@@ -10,13 +10,20 @@ They are starting points, not optima: a search goes on from them. Sources:
   with momentum 0.9 at 3e-3 to 1e-2.
 - Girshick, 2015 (Fast R-CNN, arXiv 1504.08083): VGG16, which has no batch norm, by SGD at 1e-3; for AdamW a tenth of
   it, by custom.
+- Steiner et al., 2021 (arXiv 2106.10270): Vision Transformers by SGD with momentum at 1e-3 to 1e-2. Liu et al., 2022
+  (ConvNeXt, arXiv 2201.03545): fine-tuning by AdamW at 5e-5; twice that for one rate and few epochs, by custom.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+from torch import nn
+
+from binsweep.models.backbones.library import meta_network, own_image_size
 
 # Of choices that no backbone decides, the one to begin with, the best first. Later stages cost half of the whole
 # network and are 1.5 points behind it; a head costs next to nothing and is 8 points behind (docs/results.md).
@@ -47,12 +54,22 @@ RATES: Mapping[str, _Rates] = {
     "mobilenet_v2": _DEPTHWISE,
     **dict.fromkeys(("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"), _LITE),
 }
+# Networks without batch norm, as transformers and ConvNeXt: Steiner et al.; Liu et al.
+_WITHOUT_BATCH_NORM = _Rates(head=1e-3, adamw=1e-4, sgd=3e-3)
 SGD_HEAD_FACTOR = 10.0  # of AdamW's rate for a head, which SGD does not normalise
+
+
+@lru_cache
+def _rates(backbone: str) -> _Rates:
+    if backbone in RATES:
+        return RATES[backbone]
+    modules = meta_network(backbone, own_image_size(backbone)).modules()
+    return _RESNET if any(isinstance(module, nn.BatchNorm2d) for module in modules) else _WITHOUT_BATCH_NORM
 
 
 def recommended_settings(backbone: str, trainable: str, optimizer: str) -> dict[str, Any]:
     """The settings to begin with, by name, for a backbone of which this part is trained by this optimizer."""
-    rates = RATES[backbone]
+    rates = _rates(backbone)
     of_head = rates.head * (SGD_HEAD_FACTOR if optimizer == "sgd" else 1.0)
     shared = {
         "batch_size": 32,

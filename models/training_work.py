@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from binsweep.models.backbones.library import meta_network, own_image_size
 from binsweep.models.levels import Level
 
 # Billions of multiply-adds for a photo of 224 x 224 pixels: torchvision's model table, and the EfficientNet-Lite page
@@ -25,11 +31,22 @@ _DEPTHWISE_FACTOR = 3.0
 _TRAINED_SHARE = {"head": 1 / 800, "last_stage": 0.2, "later_stages": 0.45, "all": 1.0}
 
 
+@lru_cache
+def _giga_operations(backbone: str) -> float:
+    """Billions of multiply-adds of a network for a photo, by area as for 224 x 224 pixels."""
+    size = own_image_size(backbone)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        meta_network(backbone, size)(torch.empty((1, 3, size, size), device="meta"))
+    return float(counter.get_total_flops()) / 2e9 * (224 / size) ** 2
+
+
 def level_work(level: Level) -> float:
     """What an epoch of a section costs, against other sections on the same photos; without unit."""
     settings = level.settings
     pixels = (level.image_size / 224) ** 2 * settings.train_share
     if settings.trainable == "head":  # its features are stored, whatever the backbone and the size
         return _TRAINED_SHARE["head"] * settings.train_share
-    factor = _DEPTHWISE_FACTOR if settings.backbone.startswith(_DEPTHWISE) else 1.0
-    return factor * _GIGA_OPERATIONS[settings.backbone] * _TRAINED_SHARE[settings.trainable] * pixels
+    name = settings.backbone
+    factor = _DEPTHWISE_FACTOR if name.rpartition("/")[2].startswith(_DEPTHWISE) else 1.0
+    operations = _GIGA_OPERATIONS[name] if name in _GIGA_OPERATIONS else _giga_operations(name)
+    return factor * operations * _TRAINED_SHARE[settings.trainable] * pixels

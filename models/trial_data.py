@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,7 +40,8 @@ class TrialData:
 
     Models answer with the `classes`, in their order; the labels of `train` and `validation` are their indices. The head
     tells apart `head_classes` in training, which the labels of `train_also` are indices of; () stands for `classes`.
-    `other_sizes` holds the same photos at the image sizes of other fidelity levels.
+    `other_sizes` holds the same photos at the image sizes of other fidelity levels, and resized with other
+    `interpolation`s, which are those of the networks' weights.
     """
 
     classes: tuple[Label, ...]
@@ -51,10 +52,14 @@ class TrialData:
     train_also: PixelBank | None = None  # photos of other counts
     head_classes: tuple[Label, ...] = ()
     other_sizes: tuple[TrialData, ...] = ()
+    interpolation: str = "bilinear"
 
-    def at_size(self, image_size: int) -> TrialData:
-        """The same photos at one of the sizes that they were decoded at."""
-        return next(data for data in (self, *self.other_sizes) if data.image_size == image_size)
+    def at_size(self, image_size: int, interpolation: str = "") -> TrialData:
+        """The same photos at one of the sizes that they were decoded at; by default with the same interpolation."""
+        wanted = (image_size, interpolation or self.interpolation)
+        every = (replace(self, other_sizes=()), *self.other_sizes)
+        (found,) = (data for data in every if (data.image_size, data.interpolation) == wanted)
+        return replace(found, other_sizes=tuple(data for data in every if data is not found))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "head_classes", self.head_classes or self.classes)

@@ -53,8 +53,9 @@ def open_pixel_bank(
     size: int,
     home: Path,
     progress: Progress | None = None,
+    interpolation: str = "bilinear",
 ) -> PixelBank:
-    """The bank of a manifest's split, or of its photos of other counts, at `size` x `size` pixels.
+    """The bank of a manifest's split, or of its photos of other counts, resized to `size` x `size` pixels.
 
     It comes from `home`/banks or is built there on all cores. Concurrent processes build it once; a damaged bank is
     built again. `progress(done, total)` counts images. Raises UserError if an image no longer matches the manifest,
@@ -63,6 +64,7 @@ def open_pixel_bank(
     items = manifest.train_also if split_name == "train_also" else manifest.split(split_name)
     classes = manifest.head_classes if split_name == "train_also" else manifest.classes
     key = f"pixels|{manifest.fingerprint}|{split_name}|{size}|decoder {VERSION}"
+    key += "" if interpolation == "bilinear" else f"|{interpolation}"
 
     def load(path: Path) -> PixelBank:
         bank = PixelBank(path)
@@ -72,7 +74,8 @@ def open_pixel_bank(
 
     def build(partial: Path) -> None:
         evict_banks(partial.parent, len(items) * size * size * 3)
-        _decode_all([[str(item.path), item.sha256] for item in items], size, partial / _PIXELS_FILE, progress)
+        images = [[str(item.path), item.sha256] for item in items]
+        _decode_all(images, size, interpolation, partial / _PIXELS_FILE, progress)
         places = {label: place for place, label in enumerate(classes)}
         labels = [places[manifest.head_class(item.label)] for item in items]
         index = {"key": key, "ids": [item.id for item in items], "labels": labels}
@@ -82,13 +85,15 @@ def open_pixel_bank(
     return open_bank(path, f"pixel bank of {manifest.source} ({split_name})", load, build)
 
 
-def _decode_all(images: list[list[str]], size: int, file: Path, progress: Progress | None) -> None:
+def _decode_all(
+    images: list[list[str]], size: int, interpolation: str, file: Path, progress: Progress | None
+) -> None:
     with file.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), size, size, 3)}
         np.lib.format.write_array_header_1_0(stream, header)
         start = stream.tell()
         stream.truncate(start + len(images) * size * size * 3)
-    job = {"file": str(file), "start": start, "size": size, "images": images}
+    job = {"file": str(file), "start": start, "size": size, "interpolation": interpolation, "images": images}
     run(_decode_part, job, len(images), min_units=100, progress=progress)
 
 
@@ -105,7 +110,7 @@ def _decode_part(job: dict[str, Any], worker: int, n_workers: int) -> Iterator[N
                 data = read(Path(path))
                 if hashlib.sha256(data).hexdigest() != sha256:
                     raise ImageError("changed since it was read for the manifest")
-                pixels = decode(data, size)
+                pixels = decode(data, size, job["interpolation"])
             except ImageError as error:
                 raise OSError(f"{path}: {error}") from error
             file.seek(job["start"] + row * size * size * 3)

@@ -21,9 +21,9 @@ def to_onnx(predictor: Predictor) -> bytes:
     Raises whatever PyTorch's exporter raises for operations that ONNX lacks.
     """
     folded = copy.deepcopy(predictor).cpu().eval()
-    fold_norms(folded)
     # Traced with two photos: a batch of one would be taken for a constant.
     example = torch.zeros((2, *2 * (predictor.image_size,), 3), dtype=torch.uint8)
+    fold_norms(folded, example)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         file = Path(folder) / "network.onnx"
         warnings.simplefilter("ignore")

@@ -29,7 +29,8 @@ class TorchEngine:
         self.threads = torch.get_num_threads()
         self.predictor = Predictor.from_dict(json.loads(Path(files["config"]).read_text())).eval()
         self.predictor.load_state_dict(torch.load(files["weights"], map_location="cpu", weights_only=True))
-        fold_norms(self.predictor)
+        size = self.predictor.image_size
+        fold_norms(self.predictor, torch.zeros((1, size, size, 3), dtype=torch.uint8))
         self.predictor.to(memory_format=torch.channels_last)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

@@ -265,12 +265,14 @@ def audit_labels(
     from binsweep.data.output_path import require_folder
     from binsweep.data.split import Split
     from binsweep.models.labelling import labelling_of
-    from binsweep.models.network import ARCHITECTURES
     from binsweep.models.pretrained import check_weights
+    from binsweep.search.spec.backbone_checks import backbone_problems, is_backbone, near_backbones
     from binsweep.search.workflows.label_audit import effect_lines, run_audit
 
-    if backbone not in ARCHITECTURES:
-        raise UserError(f"--backbone {backbone}: unknown", f"known: {', '.join(sorted(ARCHITECTURES))}")
+    if not is_backbone(backbone):
+        raise UserError(f"--backbone {backbone}: unknown", near_backbones(backbone))
+    for problem in backbone_problems("--backbone", "--image-size", [backbone], [image_size]):
+        raise UserError(f"{problem.path} {problem.value}: {problem.rule}", problem.hint)
     check_weights(backbone, "imagenet")
     require_folder(out)
     wanted = parse_classes(classes) if classes else None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from binsweep.models.backbones.library import interpolation_of
 from binsweep.models.decoding import BEST_DECODING
 from binsweep.models.distributed import current_group
 from binsweep.models.inference_cost import photo_costs
@@ -128,7 +129,7 @@ def attempt(task: TrialTask, data: TrialData, send: Send, parts: int) -> None:
     best: float | None = None
     state = group.from_first(load_training_state(task.folder / LAST) if group.rank == 0 else None)
     *earlier, section = task.sections
-    data = data.at_size(section.image_size)
+    data = data.at_size(section.image_size, interpolation_of(section.settings.backbone))
     measured = task.costs and group.rank == 0
     costs = photo_costs(section.settings, data.classes, data.image_size) if measured else {}
     for epoch, metrics in enumerate(state.history if state else [], 1):

@@ -38,9 +38,10 @@ from binsweep.search.ray_backend.file_transfer import (
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """The pixel banks of the photos at one image size."""
+    """The pixel banks of the photos at one image size, resized with one interpolation."""
 
     image_size: int
+    interpolation: str
     train: Path
     validation: Path
     train_also: Path | None
@@ -71,7 +72,14 @@ class PhotoDriverFiles(DriverFiles):
             train, validation = (PixelBank(banks / path.name) for path in (photos.train, photos.validation))
             also = PixelBank(banks / photos.train_also.name) if photos.train_also else None
             return TrialData(
-                self.classes, photos.image_size, train, validation, banks, also, self.head_classes
+                self.classes,
+                photos.image_size,
+                train,
+                validation,
+                banks,
+                also,
+                self.head_classes,
+                interpolation=photos.interpolation,
             )
 
         data, *others = (at_size(photos) for photos in self.photos)
@@ -118,6 +126,7 @@ def _open_photos(data: TrialData, folder: Path, node: str, shared: bool) -> Phot
     photos = tuple(
         PhotoFiles(
             one.image_size,
+            one.interpolation,
             one.train.path,
             one.validation.path,
             one.train_also.path if one.train_also else None,
@@ -145,7 +154,7 @@ class PhotoFileServer(FileServer):
     def weights(self, backbone: str, weights: str) -> tuple[str, int]:
         """A name for the weights of a backbone that identifies their content, and their size in bytes."""
         file = self._weights_file(backbone, weights)
-        return f"{file_hash(file)}.pth", file.stat().st_size
+        return f"{file_hash(file)}{file.suffix}", file.stat().st_size
 
     def weights_part(self, backbone: str, weights: str, start: int) -> bytes:
         """A chunk of the weights."""

@@ -8,17 +8,17 @@ from typing import Any, get_args
 
 from binsweep.models.health_rules import RULES, Action, thresholds_of
 from binsweep.models.labelling import NAMING, Labelling, Measure
-from binsweep.models.network import ARCHITECTURES
 from binsweep.models.settings import ABOVE_ONE, BOUNDS, CHOICES, TYPES, Settings
+from binsweep.search.spec.backbone_checks import (
+    backbone_problems,
+    batch_of_one_problem,
+    is_backbone,
+    near_backbones,
+)
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
 from binsweep.search.spec.schema import ENDING_LIMITS, METRICS, AnySweepFile, FidelityPart, SweepFile
 from binsweep.search.spec.space import Dimension, Range, SearchSpace, values_of
 from binsweep.search.spec.space_parser import when_problems
-
-# Below these photo sizes the network's last stage has a single position, and batch norm needs a second photo.
-MIN_SIZE_FOR_BATCH_OF_ONE = 33
-MIN_SIZE_FOR_BATCH_OF_ONE_INCEPTION = 107
-MIN_SIZE_INCEPTION = 75
 
 
 def setting_problems(model: Mapping[str, Any], space: Mapping[str, Dimension]) -> Iterator[Problem]:
@@ -66,8 +66,8 @@ def _value_problem(path: str, name: str, value: Any) -> Problem | None:
     is_valid_type = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
     if not is_valid_type:
         return Problem(path, f"must be of type {kind.__name__}", value, example)
-    if name == "backbone" and value not in ARCHITECTURES:
-        return Problem(path, "unknown backbone", value, nearest(value, list(ARCHITECTURES)))
+    if name == "backbone" and not is_backbone(value):
+        return Problem(path, "unknown backbone", value, near_backbones(value))
     if name in CHOICES and value not in CHOICES[name]:
         rule = f"must be one of {', '.join(CHOICES[name])}"
         return Problem(path, rule, value, nearest(value, CHOICES[name]))
@@ -311,25 +311,22 @@ def override_problems(file: AnySweepFile, space: SearchSpace) -> Iterator[Proble
 
 
 def _check_batch_of_one(context: SpecContext) -> Iterator[Problem]:
-    size, smallest = _smallest_size(context), min(context.values("batch_size"))
-    inception = "inception_v3" in context.values("backbone")
-    least = MIN_SIZE_FOR_BATCH_OF_ONE_INCEPTION if inception else MIN_SIZE_FOR_BATCH_OF_ONE
-    if smallest < 2 and size < least and set(context.values("trainable")) != {"head"}:
-        rule = f"must be at least 2 where more than the head is trained at data.image_size {size}"
-        hint = f"batch norm needs more than one position: 2, or data.image_size from {least}"
-        yield Problem("batch_size", rule, smallest, hint)
+    size, smallest = min(_sizes(context)), min(context.values("batch_size"))
+    if smallest < 2 and set(context.values("trainable")) != {"head"}:
+        hint = batch_of_one_problem(context.values("backbone"), size)
+        if hint:
+            rule = f"must be at least 2 where more than the head is trained at data.image_size {size}"
+            yield Problem("batch_size", rule, smallest, hint)
 
 
-def _smallest_size(context: SpecContext) -> int:
-    return min(context.file.fidelity.image_size or [context.file.data.image_size])
+def _sizes(context: SpecContext) -> list[int]:
+    return context.file.fidelity.image_size or [context.file.data.image_size]
 
 
-def _check_inception_size(context: SpecContext) -> Iterator[Problem]:
-    size = _smallest_size(context)
-    if "inception_v3" in context.values("backbone") and size < MIN_SIZE_INCEPTION:
-        rule = f"inception_v3 needs at least {MIN_SIZE_INCEPTION}"
-        key = "fidelity.image_size" if context.file.fidelity.image_size else "data.image_size"
-        yield Problem(key, rule, size, "raise it, or leave inception_v3 out")
+def _check_backbones(context: SpecContext) -> Iterator[Problem]:
+    path = f"{'space' if 'backbone' in context.space else 'model'}.backbone"
+    size_path = "fidelity.image_size" if context.file.fidelity.image_size else "data.image_size"
+    yield from backbone_problems(path, size_path, context.values("backbone"), _sizes(context))
 
 
 CHECKS = (
@@ -345,6 +342,6 @@ CHECKS = (
     _check_budget,
     _check_workers,
     _check_overrides,
+    _check_backbones,
     _check_batch_of_one,
-    _check_inception_size,
 )

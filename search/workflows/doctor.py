@@ -17,7 +17,7 @@ from binsweep import __version__
 from binsweep.data.banks.store import BANKS_LIMIT, bank_size, banks_in, size_limit
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores, memory
-from binsweep.models.network import ARCHITECTURES
+from binsweep.models.download import OFFLINE, is_offline
 from binsweep.models.precision import has_fast_bf16
 from binsweep.models.pretrained import available_offline
 from binsweep.tracking.mlflow_server.embedded import tracking_server
@@ -130,9 +130,11 @@ def _mlflow(home: Path) -> CheckResult:
 
 def _weights(home: Path) -> CheckResult:
     have = available_offline()
-    missing = [name for name in ARCHITECTURES if name not in have]
-    remedy = f"for {', '.join(missing)}, set model.weights to a folder with their files" if missing else ""
-    return CheckResult("weights", bool(have), f"imagenet, offline: {', '.join(have) or 'none'}", remedy)
+    text = f"imagenet, on this machine: {', '.join(have) or 'none'}"
+    if is_offline():
+        remedy = "" if have else f"unset {OFFLINE}, or set model.weights to a folder of BACKBONE.pth files"
+        return CheckResult("weights", bool(have), f"{text}; {OFFLINE}: nothing is downloaded", remedy)
+    return CheckResult("weights", True, f"{text}; others are downloaded before a sweep")
 
 
 CHECKS: tuple[Callable[[Path], CheckResult], ...] = (

@@ -99,6 +99,7 @@ def _write(folder: Path, file_format: ExportFormat, name: str, predictor: Predic
         "classes": list(predictor.classes),
         labelling_of(predictor.classes).words.answer: predictor.decoding,
         "image_size": predictor.image_size,
+        "interpolation": predictor.interpolation,
     }
     (folder / "labels.json").write_text(json.dumps(labels, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_readme(file_format, name, predictor, error), encoding="utf-8")
@@ -128,8 +129,9 @@ def _readme(file_format: ExportFormat, name: str, predictor: Predictor, error: f
 `{FILES[file_format]}` {words.does[0].lower()}{words.does[1:]}; its preprocessing is inside.
 
 - Input `images`: uint8 [N, {size}, {size}, 3], any N: RGB pixels of decoded photos, rows from the top, upright (apply
-  the EXIF orientation), resized to {size} x {size} with antialiased bilinear filtering (Pillow's `Image.BILINEAR`),
-  without keeping the aspect ratio. No scaling, no mean, no change of the channels' order.
+  the EXIF orientation), resized to {size} x {size} with antialiased {predictor.interpolation} filtering (Pillow's
+  `Image.{predictor.interpolation.upper()}`), without keeping the aspect ratio. No scaling, no mean, no change of the
+  channels' order.
 - Output `probabilities`: float32 [N, {len(classes)}], {of_classes} in this order; each row adds up to 1.
 - The {words.noun} that the model answers with: {decodings[predictor.decoding]} (`{predictor.decoding}`).
 
@@ -146,7 +148,7 @@ For photos:
     from PIL import Image, ImageOps
 
     photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-    images = np.asarray(photo.resize(({size}, {size}), Image.BILINEAR))[None]
+    images = np.asarray(photo.resize(({size}, {size}), Image.{predictor.interpolation.upper()}))[None]
 
 ## Test it
 `test_vector.npz` has `images` and the `probabilities` that PyTorch computes for them. This file's differed by at most

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
+from binsweep.models.backbones.library import interpolation_of
 from binsweep.models.calibration import fit_temperature
 from binsweep.models.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint
 from binsweep.models.decoding import BEST_DECODING, Decoding, decode_labels
@@ -74,8 +75,9 @@ def choose_inference(spec: PhotoSpec, data: TrialData, checkpoints: Sequence[Che
         return p < ALPHA
 
     members, flip, table = [0], False, _mean(checkpoints[:1])
-    # A served model reads photos at one size.
-    alike = [place for place, one in enumerate(checkpoints) if one.image_size == checkpoints[0].image_size]
+    # A served model reads photos at one size, in one way.
+    read_as = [(one.image_size, interpolation_of(one.settings.backbone)) for one in checkpoints]
+    alike = [place for place, one in enumerate(read_as) if one == read_as[0]]
     while spec.register.ensemble and len(members) < min(MAX_MEMBERS, len(alike)):
         others = [place for place in alike if place not in members]
         tables = {one: _mean([checkpoints[place] for place in (*members, one)]) for one in others}
@@ -172,7 +174,7 @@ def _mean(checkpoints: Sequence[Checkpoint]) -> NDArray[np.float32]:
 def _predict(predictor: Predictor, data: TrialData) -> NDArray[np.float32]:
     """The probabilities on the validation split, float32 [N, K]."""
     predictor.eval().to(memory_format=torch.channels_last)
-    pixels = data.at_size(predictor.image_size).validation.pixels
+    pixels = data.at_size(predictor.image_size, predictor.interpolation).validation.pixels
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), PREDICT_BATCH_SIZE):

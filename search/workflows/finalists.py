@@ -21,6 +21,7 @@ import torch
 from binsweep.data.atomic_write import write_json
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores
+from binsweep.models.backbones.library import interpolation_of
 from binsweep.models.checkpoint import Checkpoint, load_checkpoint
 from binsweep.models.levels import Level, total_epochs
 from binsweep.models.precision import threads_of
@@ -273,7 +274,8 @@ def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, leve
 def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: bool) -> None:
     if not diverged:
         checkpoint = load_checkpoint(place / BEST)
-        bank, classes = data.at_size(checkpoint.image_size).validation, data.classes
+        interpolation = interpolation_of(checkpoint.settings.backbone)
+        bank, classes = data.at_size(checkpoint.image_size, interpolation).validation, data.classes
         probabilities = checkpoint.log_probabilities.exp().numpy()
         actual = np.asarray(classes)[bank.labels]
         title = f"validation, epoch {checkpoint.epoch}: accuracy {checkpoint.metrics['val_accuracy']:.1%}"
@@ -329,5 +331,5 @@ def _train_on_both(
     torch.set_num_threads(threads_of(settings.trainable, cores()))
     state = load_training_state(place / LAST)
     options = TrainOptions(start_from=state, refit=True, earlier=checkpoint.earlier)
-    train(settings, data.at_size(checkpoint.image_size), report, options)
+    train(settings, data.at_size(checkpoint.image_size, interpolation_of(settings.backbone)), report, options)
     (place / LAST).unlink(missing_ok=True)

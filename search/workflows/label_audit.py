@@ -10,6 +10,7 @@ import numpy as np
 from binsweep.data.banks.pixels import PixelBank, open_pixel_bank
 from binsweep.data.banks.store import bank_folder
 from binsweep.data.manifest import Manifest
+from binsweep.models.backbones.library import interpolation_of
 from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
 from binsweep.models.labelling import Labelling
 from binsweep.models.trial_data import TrialData
@@ -23,8 +24,19 @@ def run_audit(
     manifest: Manifest, home: Path, out: Path, image_size: int, backbone: str
 ) -> tuple[list[JudgedLabel], ExclusionEffect]:
     """Audit a manifest's labels. Writes audit.csv (all, ranked), exclude.csv and doubtful.jpg into `out`."""
-    banks = {name: open_pixel_bank(manifest, name, image_size, home) for name in ("train", "validation")}
-    data = TrialData(manifest.classes, image_size, banks["train"], banks["validation"], bank_folder(home))
+    interpolation = interpolation_of(backbone)
+    banks = {
+        name: open_pixel_bank(manifest, name, image_size, home, interpolation=interpolation)
+        for name in ("train", "validation")
+    }
+    data = TrialData(
+        manifest.classes,
+        image_size,
+        banks["train"],
+        banks["validation"],
+        bank_folder(home),
+        interpolation=interpolation,
+    )
     doubts, effect = audit(data, backbone)
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "audit.csv", COLUMNS, (_row(doubt) for doubt in doubts))

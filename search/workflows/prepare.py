@@ -6,14 +6,17 @@ import itertools
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from binsweep.data.banks.pixels import open_pixel_bank
+from binsweep.data.banks.pixels import PixelBank, open_pixel_bank
 from binsweep.data.banks.store import bank_folder
 from binsweep.data.errors import UserError
 from binsweep.data.labels import Label
 from binsweep.data.manifest import Manifest
 from binsweep.data.parallel import Progress
 from binsweep.data.source_checks import format_skipped
+from binsweep.data.split import SplitName
+from binsweep.models.backbones.library import interpolation_of
 from binsweep.models.levels import Level
 from binsweep.models.trial_data import TrialData, build_banks
 from binsweep.search.execution.code_trial import CodeTrainer
@@ -87,7 +90,8 @@ def prepare_photos(spec: PhotoSpec, home: Path) -> tuple[Manifest, TrialData]:
                 continue
             built.add(own)
             with ProgressBar(f"features of {_described(level, spec)}") as progress:
-                build_banks(level.settings, data.at_size(level.image_size), progress)
+                own_data = data.at_size(level.image_size, interpolation_of(settings.backbone))
+                build_banks(level.settings, own_data, progress)
     return manifest, data
 
 
@@ -103,14 +107,26 @@ def _described(level: Level, spec: PhotoSpec) -> str:
 def open_data(spec: PhotoSpec, manifest: Manifest, home: Path) -> TrialData:
     """Decode the photos for training and validation, or open their banks."""
     with ProgressBar("decoding") as progress:
-        data, *others = (_open_size(manifest, size, home, progress) for size in spec.image_sizes)
+        ways = dict.fromkeys(interpolation_of(backbone) for backbone in spec.values("backbone"))
+        data, *others = (
+            _open_size(manifest, size, way, home, progress) for way in ways for size in spec.image_sizes
+        )
     return replace(data, other_sizes=tuple(others))
 
 
-def _open_size(manifest: Manifest, size: int, home: Path, progress: Progress) -> TrialData:
-    train = open_pixel_bank(manifest, "train", size, home, progress)
-    validation = open_pixel_bank(manifest, "validation", size, home, progress)
-    also = open_pixel_bank(manifest, "train_also", size, home, progress) if manifest.train_also else None
+def _open_size(
+    manifest: Manifest, size: int, interpolation: str, home: Path, progress: Progress
+) -> TrialData:
+    def opened(split: SplitName | Literal["train_also"]) -> PixelBank:
+        return open_pixel_bank(manifest, split, size, home, progress, interpolation)
+
     return TrialData(
-        manifest.classes, size, train, validation, bank_folder(home), also, manifest.head_classes
+        manifest.classes,
+        size,
+        opened("train"),
+        opened("validation"),
+        bank_folder(home),
+        opened("train_also") if manifest.train_also else None,
+        manifest.head_classes,
+        interpolation=interpolation,
     )

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from binsweep.data.errors import UserError
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.engines.choice import AUTO_ENGINE, MAX_ENGINE_DIFFERENCE, choose_engine, open_engine
 from binsweep.models.engines.names import ENGINE_CLASSES, EngineChoice, EngineName
 from binsweep.models.engines.onnx_file import to_onnx
-from binsweep.models.network import ARCHITECTURES, HEADS, CountingModel, CountingModelConfig
+from binsweep.models.network import HEADS, CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 
 SIZE = 64

@@ -5,12 +5,11 @@ import json
 import pytest
 import torch
 
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.network import (
-    ARCHITECTURES,
     HEADS,
     CountingModel,
     CountingModelConfig,
-    build_backbone,
     fold_norms,
     interval_log_probabilities,
 )
@@ -55,7 +54,7 @@ def test_batch_norms_are_part_of_their_convolutions(backbone: str, images: torch
                     if value.is_floating_point():
                         value.uniform_(0.5, 2)
         before = counter(images)
-        fold_norms(counter)
+        fold_norms(counter, images)
         torch.testing.assert_close(counter(images), before)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in counter.modules())
 
@@ -106,8 +105,8 @@ def test_config_survives_json() -> None:
 
 def test_state_of_another_network_is_refused() -> None:
     with pytest.raises(RuntimeError, match="missing"):
-        build_backbone("resnet18", {"conv1.weight": torch.zeros(64, 3, 7, 7)})
+        ARCHITECTURES["resnet18"].build({"conv1.weight": torch.zeros(64, 3, 7, 7)})
     state = ARCHITECTURES["resnet18"].create().state_dict()
     state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
     with pytest.raises(RuntimeError, match="of another shape"):
-        build_backbone("resnet18", state)
+        ARCHITECTURES["resnet18"].build(state)

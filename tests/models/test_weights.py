@@ -7,15 +7,16 @@ import timm
 import torch
 
 from binsweep.data.errors import UserError
-from binsweep.models.network import ARCHITECTURES, build_backbone
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.pretrained import (
-    EFFICIENTNET_LITE,
     available_offline,
     check_weights,
     file_hash,
     load_state,
     weights_file,
 )
+
+EFFICIENTNET_LITE = [f"efficientnet_lite{number}" for number in range(3)]
 
 
 @pytest.mark.parametrize("backbone", EFFICIENTNET_LITE)
@@ -27,7 +28,7 @@ def test_lite_weights_give_the_same_features_as_the_whole_network(backbone: str)
     reference.load_state_dict(state)
     images = torch.rand(1, 3, 96, 96) * 2 - 1
     with torch.inference_mode():
-        features = build_backbone(backbone, state).eval()(images)
+        features = ARCHITECTURES[backbone].build(state).eval()(images)
         torch.testing.assert_close(reference.classifier(features), reference(images))
 
 
@@ -35,6 +36,7 @@ def test_missing_imagenet_weights_name_what_can_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("BINSWEEP_OFFLINE", "1")
     assert set(available_offline()) == set(EFFICIENTNET_LITE)
     with pytest.raises(UserError) as caught:
         check_weights("resnet50", "imagenet")

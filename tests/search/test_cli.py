@@ -266,14 +266,18 @@ def spec_of(model: str) -> SweepSpec:
 def test_the_next_commands_are_of_the_sweeps_model_and_can_be_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _print_next_commands(tmp_path, "tiny-1", spec_of("bin-counter"), (1, 2), promoted=False, has_champion=False)
+    _print_next_commands(
+        tmp_path, "tiny-1", spec_of("bin-counter"), (1, 2), promoted=False, has_champion=False
+    )
     said = capsys.readouterr().out
     assert "  binsweep promote tiny-1          test the best" in said
     assert "  binsweep serve                   serve the champion" in said
     _print_next_commands(tmp_path, "tiny-1", spec_of("a b"), (1, 2), promoted=True, has_champion=True)
     said = capsys.readouterr().out
     assert "promote" not in said and "binsweep serve 'a b'" in said and "PHOTO.jpg --model 'a b'" in said
-    _print_next_commands(tmp_path, "tiny-1", spec_of("bin-counter"), (1, 2), promoted=True, has_champion=False)
+    _print_next_commands(
+        tmp_path, "tiny-1", spec_of("bin-counter"), (1, 2), promoted=True, has_champion=False
+    )
     said = capsys.readouterr().out
     assert "binsweep ui" in said and "serve" not in said and "predict" not in said
 

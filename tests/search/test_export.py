@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from binsweep.data.errors import UserError
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.engines.choice import choose_engine
 from binsweep.models.engines.names import EngineChoice
-from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
+from binsweep.models.network import CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.search.cli.main import cli
 from binsweep.search.workflows.export import ExportFormat, export_model

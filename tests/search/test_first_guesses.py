@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_sweeps import run_here
 
-from binsweep.models.network import ARCHITECTURES
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.workflows.first_guesses import MAX_POINTS, initial_points

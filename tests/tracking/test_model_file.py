@@ -24,9 +24,10 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.engines.choice import choose_engine
 from binsweep.models.engines.names import EngineName
-from binsweep.models.network import ARCHITECTURES, HEADS, CountingModel, CountingModelConfig
+from binsweep.models.network import HEADS, CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.model_source import model_source
 from binsweep.tracking.registry.registration import register

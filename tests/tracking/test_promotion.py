@@ -15,7 +15,8 @@ from PIL import Image
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest, load_manifest
 from binsweep.data.split import Split
-from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
+from binsweep.models.backbones.architecture import ARCHITECTURES
+from binsweep.models.network import CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.evaluation.predictions import Predictions, evaluate
 from binsweep.tracking.evaluation.scorecard import score

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tests.limited import limited
 
-from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
+from binsweep.models.backbones.architecture import ARCHITECTURES
+from binsweep.models.network import CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.registration import saved_model
 

@@ -15,10 +15,11 @@ from fuzz import requests as fuzzed
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.decode import MAX_BYTES
+from binsweep.models.backbones.architecture import ARCHITECTURES
 from binsweep.models.decoding import MAX_ROWS
 from binsweep.models.engines.choice import choose_engine
 from binsweep.models.engines.names import EngineName
-from binsweep.models.network import ARCHITECTURES, CountingModel, CountingModelConfig
+from binsweep.models.network import CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.registration import register
 from binsweep.tracking.serving.model_server import serve_model

@@ -88,7 +88,7 @@ def _choose_engine(candidate: Candidate, items: Sequence[Item]) -> ServingEngine
     images, size = [], candidate.predictor.image_size
     for item in items:
         try:
-            images.append(decode(item.path, size))
+            images.append(decode(item.path, size, candidate.predictor.interpolation))
         except ImageError as error:
             if item is items[-1] and not images:
                 raise UserError(

@@ -10,6 +10,7 @@ import ast
 import importlib.util
 from pathlib import Path
 
+from binsweep.models.backbones import families
 from binsweep.models.engines.names import ENGINE_CLASSES, EngineName
 
 # Set before the first import of PyTorch, which reads it. OpenMP threads that wait for each other at the end of a layer
@@ -23,11 +24,18 @@ import sys
 if "mlflow.pyfunc.scoring_server" in sys.modules:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 """
+_FAMILIES = tuple(file.removeprefix("binsweep.") for file in families.FILES)
+_BACKBONES = (
+    "models.backbones.architecture",
+    *_FAMILIES,
+    "models.backbones.cutting",
+    "models.backbones.library",
+)
 # The parts of each engine: they hold a class for it.
 ENGINE_PARTS: dict[EngineName, tuple[str, ...]] = {
     "openvino": ("models.engines.openvino_engine",),
     "onnxruntime": ("models.engines.onnxruntime_engine",),
-    "torch": ("models.network", "models.predictor", "models.engines.torch_engine"),
+    "torch": (*_BACKBONES, "models.network", "models.predictor", "models.engines.torch_engine"),
 }
 FOOT = """from mlflow.models import set_model
 

@@ -58,7 +58,7 @@ def _from_base64(text: str) -> bytes:
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 
-def _decode_base64(text: Any, size: int) -> np.ndarray | str:
+def _decode_base64(text: Any, size: int, interpolation: str) -> np.ndarray | str:
     """uint8 RGB [size, size, 3], or the reason why there is none."""
     if text is None or text != text or text in ("None", "nan"):  # what MLflow makes of a null
         return "expected base64 text, got nothing (null)"
@@ -74,7 +74,7 @@ def _decode_base64(text: Any, size: int) -> np.ndarray | str:
     if len(content) > MAX_BYTES:
         return too_large
     try:
-        return decode(content, size)
+        return decode(content, size, interpolation)
     except ImageError as error:
         return str(error)
 
@@ -189,8 +189,11 @@ class ServedCountingModel(PythonModel):
         self.counting = ThreadPoolExecutor(1, "counting")
         self.waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
         config = json.loads(Path(context.artifacts["config"]).read_text())
-        # All networks of a model have the same classes and the same size.
-        self.classes, self.image_size = (config["counters"][0][key] for key in ("classes", "image_size"))
+        # All networks of a model have the same classes, the same size and the same interpolation.
+        first = config["counters"][0]
+        self.classes, self.image_size, self.interpolation = (
+            first[key] for key in ("classes", "image_size", "interpolation")
+        )
         self.decoding = config["decoding"]
         self.version = _registered_version(Path(context.artifacts["config"]))
         self.network = self.counting.submit(self.engine, context.artifacts, _max_threads()).result()
@@ -219,7 +222,7 @@ class ServedCountingModel(PythonModel):
             raise
 
     def _predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
-        decode_one = partial(_decode_base64, size=self.image_size)
+        decode_one = partial(_decode_base64, size=self.image_size, interpolation=self.interpolation)
         decoded = list(self.readers.map(decode_one, model_input["image"]))
         images = [one for one in decoded if not isinstance(one, str)]
         errors = [one if isinstance(one, str) else "" for one in decoded]
