@@ -61,7 +61,10 @@ class CodeState:
         """The state of the trial in a folder; an empty one before its first report."""
         try:
             return cls(**json.loads((folder / STATE).read_text()))
-        except (FileNotFoundError, ValueError):  # of a trial without checkpoints, a power cut may leave half a file
+        except (
+            FileNotFoundError,
+            ValueError,
+        ):  # of a trial without checkpoints, a power cut may leave half a file
             return cls()
 
     def write(self, folder: Path) -> None:
@@ -211,7 +214,7 @@ class _CodeRun:
         if not limits:
             return None, ""
         seconds, reason = min(limits)
-        return self.begun + seconds, f"{reason}, and the epoch after {self.state.epoch} has not ended"
+        return self.begun + seconds, f"{reason}, and an epoch has not ended"
 
     def _settings(self) -> CodeSettings:
         settings = self.task.sections[-1].settings

@@ -102,24 +102,25 @@ class CodeHost:
         finally:
             if not done and self._is_alive():
                 done = self._unwind()
+            if not done:
+                self.close()
             self._output.end(MAX_DRAIN_SECONDS)
-            left = self._left_processes()
-            if left or not done:
+            if left := self._left_processes():
                 self.close()
         return TrialEnd(left)
 
     def close(self) -> None:
         """End the process and all that it has started."""
         process, self._process = self._process, None
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
         if process is None:
             return
-        end_descendants(process.pid)
+        end_descendants(process.pid)  # first: as long as it lives, it tells which they are
         with contextlib.suppress(OSError):
             process.kill()
         process.wait()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         os.close(self._lifeline)
         _hosts.discard(self)
 

@@ -114,7 +114,7 @@ class Trial:
             raise ReportError(f"trial.report: epoch {number!r} is no whole number") from error
         if number == self._epoch and number > 0:
             raise ReportError(f"trial.report: epoch {number} was reported twice")
-        if number < self._epoch:
+        if number < max(1, self._epoch):
             raise ReportError(
                 f"trial.report: epoch {number} was reported after epoch {self._epoch}: they must go up from 1"
             )
