@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,14 @@ from binsweep.models.health_rules import (
 )
 from binsweep.models.levels import Section
 from binsweep.search.execution.health import keep_findings
-from binsweep.search.execution.trial import ERROR, LostWorkerError, Send, TrialTask, leave_error
+from binsweep.search.execution.trial import (
+    ERROR,
+    LostWorkerError,
+    Send,
+    TrialTask,
+    is_disk_full,
+    leave_error,
+)
 from binsweep.search.own_code.host_process import CodeError, HostKilledError, host_for
 from binsweep.search.own_code.snapshot import CodeSnapshot
 from binsweep.search.own_code.trial import SAVING, TrialStart
@@ -51,8 +59,13 @@ class CodeState:
     @classmethod
     def read(cls, folder: Path) -> CodeState:
         """The state of the trial in a folder; an empty one before its first report."""
-        file = folder / STATE
-        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+        try:
+            return cls(**json.loads((folder / STATE).read_text()))
+        except (
+            FileNotFoundError,
+            ValueError,
+        ):  # of a trial without checkpoints, a power cut may leave half a file
+            return cls()
 
     def write(self, folder: Path) -> None:
         """Write the state, and remove the checkpoints that it does not name."""
@@ -75,7 +88,7 @@ def read_code_history(folder: Path) -> list[dict[str, float]]:
         try:
             epoch, metrics = json.loads(line)
         except ValueError:
-            break  # the process was killed while it wrote this line, before it sent the epoch
+            continue  # the process was killed while it wrote this line, before it sent the epoch
         found.setdefault(epoch, metrics)  # what was sent first counts
     return [found.get(epoch, {}) for epoch in range(1, max(found, default=0) + 1)]
 
@@ -121,6 +134,11 @@ class CodeTrainer:
             raise
         except HostKilledError as error:
             raise LostWorkerError(str(error)) from error
+        except Exception as error:
+            if not is_disk_full(error):
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                leave_error(task.folder, reason, traceback.format_exc())
+            raise
 
 
 @dataclass
@@ -133,6 +151,8 @@ class _CodeRun:
     state: CodeState = field(init=False)
     losses: _Losses = field(init=False)
     best: float | None = None
+    known: int = 0  # the epochs that were reported before, which are reported again if they were not saved
+    begun: float = 0.0  # time.monotonic()
     since: float = 0.0  # time.monotonic() of the last report
 
     def train(self) -> None:
@@ -140,7 +160,9 @@ class _CodeRun:
         task, settings = self.task, self._settings()
         self.state = CodeState.read(task.folder)
         self.losses = _Losses(task.rules)
+        _end_line(task.folder / HISTORY)
         history = read_code_history(task.folder)
+        self.known = len(history)
         objective = Objective(task.goal, task.metric)
         for epoch, metrics in enumerate(history, 1):
             if not metrics:
@@ -154,13 +176,13 @@ class _CodeRun:
                 self.best = value
             if epoch > task.known and not self.send(epoch, metrics):
                 return
+        if self.known >= settings.epochs:
+            return
         checkpoint = task.folder / self.state.last if self.state.last else None
         first = self.state.last_epoch + 1 if checkpoint else 1
         if task.known and not checkpoint:
             text = "it was resumed and has saved nothing, so it began again: give trial.report a `save`"
             keep_findings(task.folder, [HealthFinding("no_checkpoint", task.known, text)])
-        if first > settings.epochs:
-            return
         start = TrialStart(
             task.number,
             dict(settings.params),
@@ -173,16 +195,26 @@ class _CodeRun:
             task.threads,
             task.resources.gpus,
         )
-        begun = self.since = time.monotonic()
-        limit = None if task.minutes is None else begun + 60 * task.minutes
+        self.begun = self.since = time.monotonic()
         host = host_for(self.code.place, self.code.function, task.threads)
-        try:
-            end = host.train(start, self._report, lambda: None if limit is None else limit + GRACE_SECONDS)
-        except TimeoutError as error:
-            raise TimeoutError(f"budget.trial_minutes: {task.minutes:g} are over, and {error}") from error
+        end = host.train(start, self._report, *self._deadline())
         if end.left_processes:
             text = f"it left processes running, which were ended: {', '.join(end.left_processes)}"
             keep_findings(task.folder, [HealthFinding("left_processes", self.state.epoch, text)])
+
+    def _deadline(self) -> tuple[float | None, str]:
+        """When an epoch that has not ended is given up (time.monotonic), and the reason."""
+        task, limits = self.task, []
+        if task.minutes is not None:
+            limits.append(
+                (60 * task.minutes + GRACE_SECONDS, f"budget.trial_minutes: {task.minutes:g} are over")
+            )
+        if task.seconds_left is not None:
+            limits.append((task.seconds_left, f"{task.limit} are long over"))
+        if not limits:
+            return None, ""
+        seconds, reason = min(limits)
+        return self.begun + seconds, f"{reason}, and an epoch has not ended"
 
     def _settings(self) -> CodeSettings:
         settings = self.task.sections[-1].settings
@@ -205,7 +237,7 @@ class _CodeRun:
             self.state = CodeState(epoch, state.last, state.last_epoch, state.best, state.best_epoch)
         if is_best and (saved or self.state.best is None):
             self.best = value
-        findings = self.losses.add(metrics, epoch)
+        findings = self.losses.add(metrics, epoch) if epoch > self.known else []
         if foreign:
             text = f"it wrote outside of its folder, where trials at once overwrite each other: {', '.join(foreign)}"
             findings.append(HealthFinding("foreign_writes", epoch, text))
@@ -213,10 +245,24 @@ class _CodeRun:
             keep_findings(task.folder, findings)
         with (task.folder / HISTORY).open("a") as stream:
             stream.write(json.dumps([epoch, metrics]) + "\n")
+            if (
+                saved
+            ):  # the state names the checkpoint: what was reported until then must not be lost behind it
+                stream.flush()
+                os.fsync(stream.fileno())
         self.state.write(task.folder)
         go_on = self.send(epoch, metrics)
         self.since = time.monotonic()
+        if go_on and task.minutes is not None and self.since > self.begun + 60 * task.minutes:
+            raise TimeoutError(f"budget.trial_minutes: {task.minutes:g} are over after epoch {epoch}")
         return go_on
+
+
+def _end_line(file: Path) -> None:
+    """Let what is appended to a file begin on a line of its own: the last one may be cut off, by a full disk too."""
+    if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+        with file.open("ab") as stream:
+            stream.write(b"\n")
 
 
 def _keep_checkpoint(complete: Path, target: Path) -> None:

@@ -28,6 +28,10 @@ INTERRUPTED = "its training was cut short"
 MAX_LOST_WORKERS = 3  # lost at one epoch, after which the trial itself is to blame
 MAX_EQUAL_ERRORS = 3  # failures of one kind in a row, after which the code or the data is to blame
 SLACK = 0.03  # of the time of the budget, by which it may be exceeded for a trial to end
+# How long an epoch may keep a sweep from its end: it is taken to hang after so many times the longest one, or, before
+# one has ended, after as long as the budget; but not before a few minutes.
+MAX_EPOCH_LENGTHS = 5.0
+MIN_OVERTIME_SECONDS = 300.0
 MIN_FREE_BYTES = 200 * 2**20  # on the disk, below which no trial starts
 
 
@@ -78,6 +82,7 @@ class Controller:
         self._trace = trace
         self._waiting: deque[tuple[int, str]] = deque()  # the next trials, and why each is resumed
         self._errors: list[str] = []
+        self._longest_epoch = 0.0  # seconds
 
     @property
     def epochs(self) -> int:
@@ -244,7 +249,18 @@ class Controller:
             bool(self._spec.limits or self._spec.objective.cost_objective),
             trial.resources,
             self._spec.health,
+            *self._hang_limit(),
         )
+
+    def _hang_limit(self) -> tuple[float | None, str]:
+        """The seconds until an epoch that has not ended is taken to hang, because the sweep's time is long over, and
+        the limit of the budget that this is about; None without a limit on time."""
+        running = self._running_resources()
+        if (left := self._budget.seconds_left(running)) is None:
+            return None, ""
+        left = max(0.0, left)
+        longest = MAX_EPOCH_LENGTHS * self._longest_epoch or self.spent.seconds + left
+        return left + max(MIN_OVERTIME_SECONDS, longest), self._budget.time_limit(running)
 
     @uninterrupted()
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
@@ -298,6 +314,7 @@ class Controller:
         elif since > seconds:  # writing and reporting take time, too
             seconds = since
         trial.reported = True
+        self._longest_epoch = max(self._longest_epoch, seconds)
         self._strategy.note_seconds(trial.number, seconds, start)
 
     def _keep_to_budget(self, trial: TrialRecord) -> None:

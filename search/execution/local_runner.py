@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from binsweep.search.execution.controller import Controller
-from binsweep.search.execution.trial import Trainer, is_disk_full
+from binsweep.search.execution.trial import LostWorkerError, Trainer, is_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +16,8 @@ def run_local(controller: Controller, trainer: Trainer) -> None:
         number = task.number
         try:
             trainer.train(task, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
+        except LostWorkerError as error:
+            controller.lost(number, str(error))
         except Exception as error:
             if is_disk_full(error):
                 controller.lost(number, f"the disk is full: {error}".splitlines()[0])

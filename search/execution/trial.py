@@ -51,6 +51,9 @@ class TrialTask:
     resources: TrialResources = ONE_CORE
     # The health rules that differ from the defaults.
     rules: Mapping[str, HealthRule] = field(default_factory=dict)
+    # Until the sweep's time is long over, so that own code which is still at an epoch hangs; and which limit that is.
+    seconds_left: float | None = None
+    limit: str = ""
 
 
 class Trainer(Protocol):

@@ -143,7 +143,11 @@ def _apply(trials: dict[int, TrialHistory], number: int, record: Record, at: flo
         return  # the record of its start was damaged
     elif kind == "metrics":
         # A trial's end logs its best values under names of their own.
-        epoch = {name: value for name, value in record["values"].items() if not name.startswith("best_")}
+        epoch = {
+            name: value
+            for name, value in record["values"].items()
+            if name == spec.metric or not name.startswith("best_")
+        }
         if spec.metric in epoch:
             _apply_epoch(trial, record["step"], epoch, at, spec)
     elif kind == "tags":
@@ -155,7 +159,9 @@ def _apply_start(
 ) -> None:
     text, tags = record["params"], record["tags"]
     if number not in trials:
-        params = spec.space.active({name: spec.space.parse(name, text[name]) for name in spec.space})
+        # Own code is given no value of a dimension whose condition does not hold.
+        values = {name: spec.space.parse(name, text[name]) for name in spec.space if name in text}
+        params = spec.space.active(values)
         trials[number] = TrialHistory(number, params, total_epochs(spec.sections(params, seed=0)))
     trial = trials[number]
     if (

@@ -1,4 +1,4 @@
-"""The process that own training code runs in: `python -m binsweep.search.own_code.host FD`.
+"""The process that own training code runs in: `python -m binsweep.search.own_code.host FD LIFELINE`.
 
 It serves one trial after the other, so that a process and its imports are paid for once. What the code prints, leaves
 behind, or breaks stays in here: the worker that has started this process sees to it (`host_process`).
@@ -7,6 +7,7 @@ behind, or breaks stays in here: the worker that has started this process sees t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import functools
 import inspect
@@ -16,25 +17,27 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from binsweep.search.own_code.descendants import end_descendants
 from binsweep.search.own_code.load import LoadError, describe_error, load_function
 from binsweep.search.own_code.trial import ReportError, Trial, TrialEnded, TrialStart, returned_metrics
 
+PR_SET_CHILD_SUBREAPER = 36  # of Linux's <sys/prctl.h>
 _foreign_writes: list[str] = []  # files that own code opened for writing outside of its folder
 _allowed: list[str] = []  # prefixes of the paths in which it may
 
 
 def main() -> None:
-    """Serve the connection of the inherited file descriptor until it is closed."""
-    connection = Connection(int(sys.argv[1]))
+    """Serve the connection of an inherited file descriptor until it is closed, and end with that of the lifeline."""
+    connection, lifeline = Connection(int(sys.argv[1])), int(sys.argv[2])
     sys.argv = ["train"]
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_worker, args=(lifeline,), daemon=True).start()
+    _adopt_orphans()
     sys.addaudithook(_watch_writes)
     while True:
         try:
@@ -51,11 +54,21 @@ def main() -> None:
             os._exit(0)
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process and its children when the worker is gone: in the middle of an epoch, nothing else tells."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
+def _end_with_worker(lifeline: int) -> None:
+    """End this process and its children as soon as the worker is gone: another one may go on with the trial at once.
+
+    The worker never writes to the pipe, which the system closes when it dies; in the middle of an epoch, nothing else
+    tells.
+    """
+    os.read(lifeline, 1)
+    end_descendants(os.getpid())
     os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of processes that own code starts and whose parent ends: so the worker finds all of them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _seed_everything(seed: int) -> None:
@@ -185,7 +198,7 @@ def _watch_writes(event: str, arguments: tuple[Any, ...]) -> None:
     writes = writes or (mode is None and isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR)))
     if not writes or not isinstance(path, str) or len(_foreign_writes) >= 8:
         return
-    full = str(Path(path).absolute())
+    full = os.path.normpath(Path(path).absolute())
     if not full.startswith(tuple(_allowed)) and "__pycache__" not in full:
         _foreign_writes.append(full)
 

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from binsweep.data.python_process import python_module, subprocess_environment
+from binsweep.search.own_code.descendants import descendants, end_descendants
 from binsweep.search.own_code.trial import TrialStart
 
 OUTPUT = "output.txt"
@@ -30,6 +31,7 @@ MAX_UNWIND_SECONDS = 5.0  # for own code to return after its trial has ended
 MAX_LOAD_SECONDS = 300.0  # for its imports
 MAX_CALL_SECONDS = 3600.0  # for the predictions of a split, and for making the model
 MAX_DRAIN_SECONDS = 2.0
+MAX_POLL_SECONDS = 0.5  # in which a report is noticed at once, a deadline or the end of the process after it
 # Helpers of Python's multiprocessing and of joblib, which stay by design.
 HELPERS = ("resource_tracker", "forkserver")
 
@@ -64,6 +66,7 @@ class CodeHost:
         self.place, self.function, self.threads = place, function, threads
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._lifeline = -1  # closed when this process ends, however it ends
         self._output = _Output()
 
     def load(self, *optional: str) -> list[str]:
@@ -99,12 +102,14 @@ class CodeHost:
         self._raise_failure(kind, content)
         return content[0]
 
-    def train(self, start: TrialStart, report: Report, deadline: Callable[[], float | None]) -> TrialEnd:
+    def train(
+        self, start: TrialStart, report: Report, deadline: float | None = None, late: str = ""
+    ) -> TrialEnd:
         """Run one trial; `report` is called for each epoch.
 
-        Raises CodeError if the code fails, TimeoutError if it is still at an epoch at the `deadline` (time.monotonic),
-        HostKilledError if its process was killed, and OSError if a disk is full. Whatever ends the trial, its
-        processes are ended with it.
+        Raises CodeError if the code fails, TimeoutError(late) if it is still at an epoch at the `deadline`
+        (time.monotonic), HostKilledError if its process was killed, and OSError if a disk is full. Whatever ends the
+        trial, its processes are ended with it.
         """
         marker = f"\0{secrets.token_hex(16)}\n".encode()
         self._output.begin(start.folder / OUTPUT, marker)
@@ -112,7 +117,7 @@ class CodeHost:
         try:
             self._ask(("train", self.place, self.function, start, marker))
             while True:
-                kind, *content = self._receive(deadline(), "the epoch has not ended")
+                kind, *content = self._receive(deadline, late)
                 if kind == "report":
                     go_on = False
                     try:
@@ -126,26 +131,26 @@ class CodeHost:
         finally:
             if not done and self._is_alive():
                 done = self._unwind()
+            if not done:
+                self.close()
             self._output.end(MAX_DRAIN_SECONDS)
-            left = self._left_processes()
-            if left or not done:
+            if left := self._left_processes():
                 self.close()
         return TrialEnd(left)
 
     def close(self) -> None:
         """End the process and all that it has started."""
         process, self._process = self._process, None
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
         if process is None:
             return
-        for victim in [*_descendants(process.pid), *_session(process.pid)]:
-            with contextlib.suppress(psutil.Error):
-                victim.kill()
+        end_descendants(process.pid)  # first: as long as it lives, it tells which they are
         with contextlib.suppress(OSError):
             process.kill()
         process.wait()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        os.close(self._lifeline)
         _hosts.discard(self)
 
     def _start(self) -> None:
@@ -154,18 +159,20 @@ class CodeHost:
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": str(self.threads),
         }
-        fd = theirs.fileno()
-        command = python_module("binsweep.search.own_code.host", str(fd))
+        end, self._lifeline = os.pipe()
+        inherited = [theirs.fileno(), end]
+        command = python_module("binsweep.search.own_code.host", *map(str, inherited))
         self._process = subprocess.Popen(
             command,
             env=environment,
-            pass_fds=[fd],
+            pass_fds=inherited,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         theirs.close()
+        os.close(end)
         self._connection = ours
         assert self._process.stdout is not None
         self._output.follow(self._process.stdout.fileno())
@@ -194,11 +201,12 @@ class CodeHost:
     def _receive(self, deadline: float | None, late: str) -> tuple[Any, ...]:
         assert self._connection is not None and self._process is not None
         try:
-            while not self._connection.poll(
-                None if deadline is None else max(0.0, deadline - time.monotonic())
-            ):
+            while not self._connection.poll(MAX_POLL_SECONDS):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimeoutError(late)
+                # A process that it has forked may hold the other end.
+                if not self._is_alive() and not self._connection.poll(0):
+                    raise EOFError
             message: tuple[Any, ...] = self._connection.recv()
             return message
         except (EOFError, ConnectionError) as error:
@@ -231,7 +239,7 @@ class CodeHost:
         if self._process is None:
             return []
         found = []
-        for process in {*_descendants(self._process.pid), *_session(self._process.pid)}:
+        for process in descendants(self._process.pid):
             with contextlib.suppress(psutil.Error):
                 command = " ".join(process.cmdline())
                 if process.status() != psutil.STATUS_ZOMBIE and not any(name in command for name in HELPERS):
@@ -316,23 +324,6 @@ class _Output:
                     stream.write(b"".join(self._tail))
             self._file = None
             self._tail.clear()
-
-
-def _descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
-
-
-def _session(pid: int) -> list[psutil.Process]:
-    """The other processes of a session: also those whose parent has ended."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != pid and os.getsid(process.pid) == pid:
-                found.append(process)
-    return found
 
 
 _hosts: set[CodeHost] = set()

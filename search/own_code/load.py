@@ -25,7 +25,10 @@ def load_module(place: str) -> ModuleType:
         _use_folder(Path(place).parent)
         name = Path(place).stem
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        if place.endswith(".py") and getattr(module, "__file__", None) != place:
+            raise ImportError(f"Python has a module {name} of its own: give the file another name")
+        return module
     except BaseException as error:  # SystemExit, too: the code may call sys.exit while it is imported
         if isinstance(error, KeyboardInterrupt):
             raise

@@ -168,5 +168,5 @@ def _add_params(digest: Any, params: Mapping[str, Any]) -> None:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
             continue
         for inner in sorted(path.rglob("*")):
-            status = inner.stat()
+            status = inner.lstat()  # a link may point to nothing
             digest.update(f"{inner.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())

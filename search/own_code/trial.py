@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,8 +43,8 @@ class Trial:
     """One trial: its values, and how its results are reported.
 
     `params` has the searched values and the fixed ones of the spec's `params`. `seed` is the trial's own, `number` its
-    place in the sweep, `folder` the working directory, in which it may write what it likes. `last_epoch` is where its
-    training ends, `cpus` and `gpus` what it may use.
+    place in the sweep, `folder` the working directory, in which it may write what it likes. `metric` is what the sweep
+    optimises, `last_epoch` is where its training ends, `cpus` and `gpus` what it may use.
     """
 
     def __init__(self, start: TrialStart, send: Callable[[int, dict[str, float], bool], bool]) -> None:
@@ -52,7 +54,7 @@ class Trial:
         self._current = 0  # the one that `epochs` is at; 0 outside of it
         self._goes_on = True
         self.params: Mapping[str, Any] = MappingProxyType(start.params)
-        self.number, self.seed = start.number, start.seed
+        self.number, self.seed, self.metric = start.number, start.seed, start.metric
         self.folder = start.folder / "work"
         self.last_epoch = start.last_epoch
         self.cpus, self.gpus = start.cpus, start.gpus
@@ -75,7 +77,7 @@ class Trial:
     def report(
         self, metrics: Mapping[str, SupportsFloat], save: Save | None = None, epoch: int | None = None
     ) -> bool:
-        """Report the metrics of an epoch; returns whether the trial goes on.
+        """Report the metrics of an epoch; returns whether the trial goes on, which it does not after the last one.
 
         `save` is called with an empty folder, in which it writes whatever `checkpoint()` shall give back later. The
         epoch is the one of `epochs()`, or one more than that of the last report. Raises ReportError for metrics that
@@ -88,7 +90,7 @@ class Trial:
         if save is not None:
             self._save(save)
         self._epoch = number
-        self._goes_on = self._send(number, values, save is not None)
+        self._goes_on = self._send(number, values, save is not None) and number < self.last_epoch
         return self._goes_on
 
     def artifact(self, path: str | Path) -> None:
@@ -106,15 +108,20 @@ class Trial:
     def _next_epoch(self, epoch: int | None) -> int:
         expected = self._current or self._epoch + 1
         number = expected if epoch is None else epoch
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise ReportError(f"epoch {number!r} is no whole number")
+        try:
+            number = operator.index(number)  # NumPy's integers, too
+        except TypeError as error:
+            raise ReportError(f"trial.report: epoch {number!r} is no whole number") from error
         if number == self._epoch and number > 0:
-            raise ReportError(f"epoch {number} was reported twice")
-        if number < self._epoch:
-            raise ReportError(f"epoch {number} was reported after epoch {self._epoch}: they must go up")
+            raise ReportError(f"trial.report: epoch {number} was reported twice")
+        if number < max(1, self._epoch):
+            raise ReportError(
+                f"trial.report: epoch {number} was reported after epoch {self._epoch}: they must go up from 1"
+            )
         if number > self.last_epoch:
             raise ReportError(
-                f"epoch {number} was reported, and the training ends at {self.last_epoch}: raise fidelity.epochs"
+                f"trial.report: epoch {number} was reported, and the training ends at {self.last_epoch}: "
+                "raise fidelity.epochs"
             )
         return number
 
@@ -130,6 +137,7 @@ class Trial:
 
 
 ARTIFACTS = "artifacts"
+METRIC_NAME = re.compile(r"\w[\w .:-]*(/\w[\w .:-]*)*")  # as MLflow takes them
 SAVING = "checkpoint.tmp"  # a checkpoint that is not complete; renamed when its epoch is reported
 
 
@@ -141,12 +149,16 @@ def _checked(metrics: Any, metric: str) -> dict[str, float]:
         )
     values: dict[str, float] = {}
     for name, value in metrics.items():
+        if not METRIC_NAME.fullmatch(str(name)) or len(str(name)) > 200:
+            rule = "is no name that MLflow takes: use up to 200 letters, digits and _ - . : / and blanks"
+            raise ReportError(f"trial.report: {name!r:.60} {rule}")
         try:
             if isinstance(value, str | bytes):
                 raise TypeError
             values[str(name)] = float(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            given = f"{value!r:.60} ({type(value).__name__})"
+        except Exception as error:  # PyTorch raises a RuntimeError for a tensor of two numbers
+            text = " ".join(repr(value).split())
+            given = f"{text:.60} ({type(value).__name__})"
             raise ReportError(f"trial.report: {name} is {given}, not a number") from error
     if metric not in values:
         have = ", ".join(values) or "nothing"

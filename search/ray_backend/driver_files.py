@@ -7,6 +7,7 @@ import binsweep.search.ray_backend.environment  # noqa: F401 (before Ray)
 # isort: split
 import contextlib
 import functools
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -224,7 +225,9 @@ class CodeDriverFiles(DriverFiles):
         return replace(task, sections=(*earlier, section))
 
     def _folder(self) -> Path:
-        folder = node_home() / "inputs" / self.code.fingerprint[:16]
+        # The fingerprint does not have the names of the params' files.
+        names = "\0".join([self.code.fingerprint, *(name for name, _ in self.stamps)])
+        folder = node_home() / "inputs" / hashlib.sha256(names.encode()).hexdigest()[:16]
         folder.parent.mkdir(parents=True, exist_ok=True)
         return folder
 

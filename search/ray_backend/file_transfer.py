@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,7 +51,7 @@ class DriverFiles(ABC):
     def at_hand(self, task: TrialTask) -> Iterator[tuple[TrialTask, Upload]]:
         """The task with a local folder that has the trial's files, and a function that uploads the changed ones.
 
-        The function returns once they are on the driver's disk.
+        The function returns once they are on the driver's disk, and those that are gone here are gone there.
         """
         if self.is_on_driver():
             yield task, lambda: None
@@ -66,8 +66,9 @@ class DriverFiles(ABC):
                 nonlocal sent
                 now = _modification_times(folder)
                 changed = {n: (folder / n).read_bytes() for n, stamp in now.items() if sent.get(n) != stamp}
-                if changed:
-                    ray.get(self.file_server.keep.remote(task.folder.name, changed))
+                gone = sent.keys() - now.keys()
+                if changed or gone:
+                    ray.get(self.file_server.keep.remote(task.folder.name, changed, gone))
                 sent = now
 
             yield replace(task, folder=folder), upload
@@ -194,12 +195,17 @@ class FileServer:
         folder = self._folder / trial
         return {name: (folder / name).read_bytes() for name in _modification_times(folder)}
 
-    def keep(self, trial: str, files: dict[str, bytes]) -> None:
-        """Write files of a trial, each atomically."""
+    def keep(self, trial: str, files: dict[str, bytes], gone: Collection[str] = ()) -> None:
+        """Write files of a trial, each atomically, then remove those that are `gone`."""
         folder = self._folder / trial
         # The state comes last: it implies that the other files belong to its epoch.
         for name in sorted(files, key=lambda name: name.startswith("last.")):
             _write(folder / name, files[name])
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is not empty, or is gone
+                if (folder / name).parent != folder:
+                    (folder / name).parent.rmdir()
 
 
 def _write(file: Path, content: bytes) -> None:

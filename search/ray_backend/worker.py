@@ -30,6 +30,8 @@ def trainable(config: dict[str, Any], driver_files: DriverFiles) -> None:
             return True
 
         timer = _deadline_timer(task, upload)
+        if task.minutes is not None and isinstance(driver_files, PhotoDriverFiles):
+            timer.start()  # own code runs in a process that can be ended
         try:
             if task.resources.workers > 1:
                 from binsweep.search.ray_backend.worker_group import run_in_group  # slow to import
@@ -38,6 +40,7 @@ def trainable(config: dict[str, Any], driver_files: DriverFiles) -> None:
                 run_in_group(task, driver_files, send)
             else:
                 driver_files.trainer().train(task, send)
+            upload()  # what own code has written after its last epoch
         except Exception:
             upload()  # the error file
             raise
@@ -57,6 +60,4 @@ def _deadline_timer(task: TrialTask, upload: Upload) -> threading.Timer:
     seconds = threading.TIMEOUT_MAX if task.minutes is None else 60 * task.minutes + GRACE_SECONDS
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
-    if task.minutes is not None:
-        timer.start()
     return timer

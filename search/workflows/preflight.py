@@ -6,7 +6,9 @@ This module imports little, so that a mistake is reported, and `--dry-run` answe
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,6 +23,7 @@ from binsweep.search.execution.resources import (
     trial_resources,
 )
 from binsweep.search.own_code.host_process import CodeError, CodeHost, HostKilledError
+from binsweep.search.own_code.snapshot import take_snapshot
 from binsweep.search.spec.sweep_spec import CodeSpec, PhotoSpec, SweepSpec
 
 Runner = Literal["ray", "local"]
@@ -76,14 +79,14 @@ def _check_budget(spec: SweepSpec, with_gpus: bool) -> None:
 
 def check_code(spec: CodeSpec) -> None:
     """Import the training function, in a process of its own. Raises UserError if that fails."""
-    place, _, function = spec.trainer.rpartition(":")
-    file = spec.trainer_file
-    if file is not None and not file.is_file():
-        raise UserError(f"trainer: there is no file {file}", "it is looked for in the folder of the spec")
-    host = CodeHost(place, function, threads=1)
-    try:
-        host.load()
-    except (CodeError, HostKilledError, TimeoutError) as error:
-        raise UserError(f"trainer: {error}", "mend it: no trial could begin") from error
-    finally:
-        host.close()
+    place, _, _ = spec.trainer.rpartition(":")
+    with tempfile.TemporaryDirectory() as folder:  # as the trials will import it: without what is not copied
+        code = take_snapshot(spec.trainer, {}, Path(folder))
+        host = CodeHost(code.place, code.function, threads=1)
+        try:
+            host.load()
+        except (CodeError, HostKilledError, TimeoutError) as error:
+            reason = str(error).replace(code.place, place)
+            raise UserError(f"trainer: {reason}", "mend it: no trial could begin") from error
+        finally:
+            host.close()

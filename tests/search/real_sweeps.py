@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -132,24 +133,29 @@ def runs_of(server: str, name: str) -> tuple[Run, dict[int, Run]]:
     return parent, trials
 
 
-def curves(server: str, name: str) -> dict[tuple[int, str], list[tuple[int, float]]]:
+def curves(
+    server: str, name: str, metrics: Sequence[str] = EXACT
+) -> dict[tuple[int, str], list[tuple[int, float]]]:
     client = MlflowClient(server)
     found = {}
     for number, trial in runs_of(server, name)[1].items():
-        for metric in EXACT:
+        for metric in metrics:
             history = client.get_metric_history(trial.info.run_id, metric)
             found[number, metric] = sorted((point.step, point.value) for point in history)
     return found
 
 
-def assert_whole(server: str, home: Path, name: str, trials: int) -> None:
+def assert_whole(
+    server: str, home: Path, name: str, trials: int, epochs: int = EPOCHS, metrics: Sequence[str] = EXACT
+) -> None:
     """Every trial once and ended, in the study and in MLflow; every epoch of every metric exactly once."""
     study = trials_of(home / "sweeps" / f"{name}-1" / "study.db")
     assert [trial.state.name for trial in study] == ["COMPLETE"] * trials
     parent, runs = runs_of(server, name)
     assert parent.info.status == "FINISHED" and sorted(runs) == list(range(trials))
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    for points in curves(server, name).values():
-        assert [step for step, _ in points] == list(range(1, EPOCHS + 1))
+    for points in curves(server, name, metrics).values():
+        assert [step for step, _ in points] == list(range(1, epochs + 1))
     assert load_state(home / "sweeps" / f"{name}-1")["status"] == "finished"
     assert not list((home / "sweeps").glob("*/trial-*/last.pt"))
+    assert not list((home / "sweeps").glob("*/trial-*/checkpoint.tmp"))
