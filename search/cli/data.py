@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from binsweep.data.errors import UserError
-from binsweep.search.cli.options import classes_option, home_folder, parse_counts, split_by_option
+from binsweep.search.cli.options import classes_option, parse_counts, split_by_option
 from binsweep.search.terminal.format import format_duration
 from binsweep.search.terminal.progress import ProgressMeter
+from binsweep.search.workflows.home import home_folder
 
 if TYPE_CHECKING:
     from binsweep.data.manifest import Manifest
