@@ -299,6 +299,8 @@ def _tune(controller: Controller, driver_files: DriverFiles, slots: int, folder:
             name="ray",
             storage_path=folder,
             verbose=0,
+            # It prints nothing then. In a notebook, Tune's default would clear the cell's output first.
+            progress_reporter=tune.CLIReporter(),
             callbacks=[_RayLivenessCheck()],
             failure_config=tune.FailureConfig(max_failures=0),
         ),

@@ -78,11 +78,15 @@ class LiveTable:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        self._show(at_once=True)
         self._controller.listeners.remove(self)
+        paused = ""
         if waiting := sum(trial.state == "paused" for trial in self._trials()):
             stay = "trials stay" if waiting > 1 else "trial stays"
-            print(f"{waiting} {stay} paused: other trials were better", file=sys.stderr, flush=True)
+            paused = f"{waiting} {stay} paused: other trials were better"
+        if self._output is not None:
+            self._output.show(Group(self._screen(), paused), at_once=True)
+        elif paused:
+            print(paused, file=sys.stderr, flush=True)
 
     def trial_started(self, trial: TrialRecord) -> None:
         searched = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
