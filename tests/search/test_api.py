@@ -17,6 +17,8 @@ from mlflow import MlflowClient
 from real_sweeps import run_here
 
 import binsweep
+from binsweep.search.api.session import session
+from binsweep.search.execution.interrupts import uninterrupted
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.workflows.predict import predict_images
 
@@ -203,6 +205,19 @@ def test_an_interrupted_sweep_goes_on_by_the_same_call(
     assert again.id == sweep.id == "own-1" and sweep.status == "finished"
     assert list(sweep.trials["state"]) == ["completed"] * 3
     assert not sweep.history.duplicated(["trial", "epoch"]).any() and len(sweep.history) == 6
+
+
+def test_an_interrupt_waits_for_what_must_be_complete_and_ends_with_its_call() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), session():
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            done.append("complete")
+        done.append("too late")
+    assert done == ["complete"]
+    with uninterrupted():  # the next call is not interrupted by it
+        pass
 
 
 def test_a_sweep_runs_in_another_thread(own: dict[str, Any], home: Path) -> None:
