@@ -151,6 +151,13 @@ PARTS: dict[str, tuple[str, Callable[[], bool]]] = {
         "mlflow",
         lambda: parameters("mlflow.pyfunc.scoring_server:init") == {"model"},
     ),
+    "fluent._active_experiment_id": (
+        "mlflow",
+        lambda: (
+            "_active_experiment_id = experiment.experiment_id"
+            in source("mlflow.tracking.fluent:set_experiment")
+        ),
+    ),
     "registered_model_meta": (
         "mlflow",
         lambda: (

@@ -15,7 +15,6 @@ import click
 from binsweep.data.errors import UserError
 from binsweep.search.cli.options import (
     classes_option,
-    home_folder,
     labels_option,
     parse_classes,
     parse_counts,
@@ -23,6 +22,7 @@ from binsweep.search.cli.options import (
 )
 from binsweep.search.terminal.format import format_duration
 from binsweep.search.terminal.progress import ProgressMeter
+from binsweep.search.workflows.home import home_folder
 
 if TYPE_CHECKING:
     from binsweep.data.labels import LabelKind

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from binsweep.search.cli.options import home_folder
+from binsweep.search.workflows.home import home_folder
 
 DEFAULT_UI_PORT = 5000
 

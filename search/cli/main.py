@@ -25,6 +25,7 @@ from binsweep.search.cli.machine import doctor, migrate, ui
 from binsweep.search.cli.models import evaluate, export, predict, promote, rollback, serve
 from binsweep.search.cli.sweep import report, status, sweep, sync
 from binsweep.search.execution.interrupts import interrupt
+from binsweep.search.terminal.library_logs import MLFLOW_LEVEL, QUIET_LEVELS
 from binsweep.search.terminal.streams import OutputError, redirect_to_null, settle_streams
 from binsweep.tracking.mlflow_server.credentials import normalize_tracking_uri
 
@@ -48,12 +49,10 @@ def cli(debug: bool) -> None:
     """Sweep hyperparameters, compare trials in MLflow, promote the best model on evidence, serve it."""
     level = logging.INFO if debug else logging.WARNING
     if not debug:
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when MLflow is imported
+        os.environ.setdefault(MLFLOW_LEVEL, "ERROR")
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
-    for noisy in ("mlflow", "alembic", "ray", "optuna"):
-        logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.ERROR)
-    # Ray Tune logs each failed trial as an error; the sweep reports it already, with the reason.
-    logging.getLogger("ray.tune").setLevel(logging.INFO if debug else logging.CRITICAL)
+    for name, quiet in QUIET_LEVELS.items():
+        logging.getLogger(name).setLevel(logging.INFO if debug else quiet)
 
 
 COMMANDS = (

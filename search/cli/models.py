@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from binsweep.data.errors import UserError
-from binsweep.search.cli.options import home_folder, model_uri, parse_classes
+from binsweep.search.cli.options import parse_classes
+from binsweep.search.workflows.home import home_folder, model_uri
 
 DEFAULT_PORT = 5001
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
-from urllib.parse import unquote
 
 import click
 
 from binsweep.data.errors import UserError
 from binsweep.data.labels import Label
 
-HOME_HINT = "set BINSWEEP_HOME to a folder where you may write"
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
@@ -71,41 +66,6 @@ def split_by_option(command: Command) -> Command:
     return option(renamed_option("--by", "--split-by")(command))
 
 
-def home_folder() -> Path:
-    """The home, which holds all files of the product: BINSWEEP_HOME, or .binsweep in the working directory.
-
-    Raises UserError if that is not a folder. A home that does not exist yet is created when it is first written.
-    """
-    value = os.environ.get("BINSWEEP_HOME") or ".binsweep"
-    try:
-        home = Path(value).expanduser().absolute()
-    except RuntimeError as error:  # ~NAME of an unknown user, or ~ without HOME
-        raise UserError(f"BINSWEEP_HOME: the home directory in {value} is not known", HOME_HINT) from error
-    if home.exists() and not home.is_dir():
-        raise UserError(f"BINSWEEP_HOME: {home} is not a folder", HOME_HINT)
-    if "?" in str(home):  # in a database URL, the query starts there
-        raise UserError(
-            f"BINSWEEP_HOME: {home} has a question mark, which a database URL cannot contain", HOME_HINT
-        )
-    if unquote(str(home)) != str(home):  # SQLAlchemy would decode it, and open a database in another folder
-        raise UserError(
-            f"BINSWEEP_HOME: {home} has a percent sign with two hexadecimal digits, which a database URL decodes",
-            HOME_HINT,
-        )
-    return home
-
-
-def require_writable(home: Path) -> None:
-    """Raise UserError if sweeps cannot be written, before minutes are spent on the data."""
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        sweeps = home / "sweeps"
-        with tempfile.TemporaryFile(dir=sweeps if sweeps.exists() else home):
-            pass
-    except OSError as error:
-        raise UserError(f"BINSWEEP_HOME: {home} cannot be written: {error.strerror}", HOME_HINT) from error
-
-
 def parse_counts(text: str, option: str = "--classes") -> list[int]:
     """Parse `0-5` or `1,2,3`; raises UserError for anything else."""
     try:
@@ -123,10 +83,3 @@ def parse_classes(text: str) -> list[Label]:
     if re.fullmatch(r"[0-9,\s-]*", text):
         return list(parse_counts(text))
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def model_uri(model: str) -> str:
-    """The URI of NAME (its champion), NAME@alias or NAME/version; a URI is returned as it is."""
-    if ":/" in model:
-        return model
-    return f"models:/{model}" if "@" in model or "/" in model else f"models:/{model}@champion"

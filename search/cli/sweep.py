@@ -16,13 +16,8 @@ from rich.console import Console
 from binsweep.data.errors import UserError
 from binsweep.data.labels import Label
 from binsweep.search.cli.models import promote_and_print, serve_and_ask
-from binsweep.search.cli.options import (
-    home_folder,
-    promote_option,
-    renamed_option,
-    require_writable,
-    set_option,
-)
+from binsweep.search.cli.options import promote_option, renamed_option, set_option
+from binsweep.search.workflows.home import home_folder
 
 if TYPE_CHECKING:  # these imports take seconds
     from binsweep.search.spec.sweep_spec import SweepSpec
@@ -75,47 +70,36 @@ def sweep(
 ) -> None:
     """Run the sweep that SPEC describes, or resume it if it was interrupted."""
     from binsweep.search.spec.parser import load_spec
+    from binsweep.search.workflows.launch import LaunchOptions, check_options, plan_sweep
     from binsweep.search.workflows.preflight import check_before_start, warnings
 
-    _check_exclusive(resume, start_new, bool(warm_starts), address is not None and runner == "local")
+    check_options(resume, start_new, bool(warm_starts), address is not None and runner == "local")
     loaded = load_spec(spec, assignments)
     nodes = _join(address) if address is not None else None
-    check_before_start(loaded, nodes, runner)
     for text in warnings(loaded):
         print(f"warning: {text}", file=sys.stderr)
     if dry_run:
+        check_before_start(loaded, nodes, runner)
         _print_dry_run(loaded)
         return
-
-    # Imported after the spec is checked: they take seconds.
-    from binsweep.search.history.sweep_state import find_unfinished
-    from binsweep.search.workflows.prepare import prepare
-    from binsweep.search.workflows.sweep import run_sweep
-    from binsweep.search.workflows.warm_start import earlier_folders, make_warm_start, read_earlier
-    from binsweep.tracking.mlflow_server.embedded import tracking_server
-    from binsweep.tracking.mlflow_server.named_server import named_server, require_reachable
-
     home = home_folder()
-    sources = earlier_folders(home, warm_starts)
-    earlier = read_earlier(sources, loaded)
-    require_writable(home)
-    if remote := named_server():
-        require_reachable(remote)  # before minutes are spent on the data
-    prepared = prepare(loaded, home)
-    fingerprint = prepared.fingerprint
-    unfinished = None if start_new else find_unfinished(home, loaded, fingerprint, asked=resume)
-    if unfinished in sources:  # a warm start from an unfinished sweep does not resume it
-        unfinished = None
-    if unfinished is not None:
-        kept = "; it keeps the warm start that it began with" if sources else ""
-        print(f"going on with {unfinished.name} (--new starts another sweep instead){kept}", file=sys.stderr)
-    warm = None
-    if earlier and unfinished is None:
-        found = make_warm_start(earlier, loaded, fingerprint)
-        warm = found.guesses
-        print("\n".join(found.lines), file=sys.stderr)
+    plan = plan_sweep(
+        loaded,
+        home,
+        LaunchOptions(
+            runner,
+            nodes,
+            resume,
+            start_new=start_new,
+            warm_starts=warm_starts,
+            then_promote=then_promote,
+            profile=profile,
+        ),
+    )
+    from binsweep.tracking.mlflow_server.embedded import tracking_server  # takes seconds
+
     with tracking_server(home) as uri:
-        result = run_sweep(prepared, runner, uri, unfinished, warm, profile, nodes, then_promote)
+        result = plan.run(uri)
         if not as_json:
             _print_leaderboard(result, loaded)
         answer = _answer(result)
@@ -126,7 +110,7 @@ def sweep(
         print(json.dumps(answer))
     else:
         has_champion = answer.get("proof") is not None or answer.get("promotion", {}).get("promoted", False)
-        _print_next_commands(home, result.id, loaded, prepared.classes, then_promote, has_champion)
+        _print_next_commands(home, result.id, loaded, plan.prepared.classes, then_promote, has_champion)
 
 
 def _print_dry_run(spec: SweepSpec) -> None:
@@ -140,16 +124,6 @@ def _print_dry_run(spec: SweepSpec) -> None:
             print(f"begins with {point.reason}: {values}", file=sys.stderr)
     search = {**spec.raw["search"], "initial_points": [dict(point.params) for point in points]}
     print(json.dumps({**spec.raw, "search": search}, indent=1))
-
-
-def _check_exclusive(resume: bool, start_new: bool, warm_start: bool, cluster_without_ray: bool) -> None:
-    if resume and (start_new or warm_start):
-        other = " and ".join(["--new"] * start_new + ["--warm-start"] * warm_start)
-        raise UserError(
-            f"--resume and {other} exclude one another", "--resume continues a sweep, the others start one"
-        )
-    if cluster_without_ray:
-        raise UserError("--address and --runner local exclude one another", "omit one of them")
 
 
 def _join(address: str) -> Sequence[Mapping[str, float]]:
@@ -174,11 +148,12 @@ def _print_leaderboard(result: SweepResult, spec: SweepSpec) -> None:
 
 def _answer(result: SweepResult) -> dict[str, Any]:
     """The JSON answer of a sweep. Raises ClickException if it has no result or was suspended."""
-    if not result.leaderboard:
-        reason = result.failed[0].reason if result.failed else result.ended_by or "no trial ran"
-        raise click.ClickException(f"no trial of {result.id} has a result: {reason}")
-    if result.suspended:
-        raise click.ClickException(f"{result.id} was suspended; the same command goes on. {result.ended_by}")
+    from binsweep.search.workflows.launch import SweepError, require_result
+
+    try:
+        require_result(result)
+    except SweepError as error:
+        raise click.ClickException(str(error)) from error
     rows = [
         {"trial": trial.number, "value": trial.value, "epoch": trial.epoch, "params": trial.params}
         for trial in result.leaderboard

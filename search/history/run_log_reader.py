@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,19 @@ def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
         guess_errors,
         labelling,
     )
+
+
+def read_epochs(folder: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """The trial, the epoch and all metrics of each epoch that was reported, in the order of the reports."""
+    metric = parse_spec(load_state(folder)["spec"], str(folder / STATE)).metric
+    for record in read_spool(folder / "spool"):
+        number = trial_number(record["key"])
+        if (
+            number is not None
+            and record["kind"] == "metrics"
+            and metric in (found := _epoch_metrics(record, metric))
+        ):
+            yield number, record["step"], found
 
 
 def resources_spent(folder: Path) -> ResourceUsage:
@@ -142,16 +155,20 @@ def _apply(trials: dict[int, TrialHistory], number: int, record: Record, at: flo
     elif (trial := trials.get(number)) is None:
         return  # the record of its start was damaged
     elif kind == "metrics":
-        # A trial's end logs its best values under names of their own.
-        epoch = {
-            name: value
-            for name, value in record["values"].items()
-            if name == spec.metric or not name.startswith("best_")
-        }
+        epoch = _epoch_metrics(record, spec.metric)
         if spec.metric in epoch:
             _apply_epoch(trial, record["step"], epoch, at, spec)
     elif kind == "tags":
         _apply_tags(trial, record["values"], at)
+
+
+def _epoch_metrics(record: Record, metric: str) -> dict[str, float]:
+    """The metrics of an epoch; a trial's end logs its best values under names of their own."""
+    return {
+        name: value
+        for name, value in record["values"].items()
+        if name == metric or not name.startswith("best_")
+    }
 
 
 def _apply_start(

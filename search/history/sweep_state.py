@@ -126,13 +126,18 @@ def find_unfinished(home: Path, spec: SweepSpec, fingerprint: str, asked: bool) 
     if asked:
         if not named:
             raise UserError(f"--resume: no sweep {spec.name!r} in {home}", "leave out --resume to start it")
-        if found := _obstacle(named[0], spec, fingerprint):
-            problem, hint = found
-            raise UserError(f"--resume: cannot go on with {named[0].name}: {problem}", hint)
+        require_resumable(named[0], spec, fingerprint)
         return named[0]
     if named:
         load_state(named[0])
     return next((folder for folder in named if _is_resumable(folder, spec, fingerprint)), None)
+
+
+def require_resumable(folder: Path, spec: SweepSpec, fingerprint: str) -> None:
+    """Raise UserError if a sweep cannot be resumed with this spec and data of that fingerprint, and say why."""
+    if found := _obstacle(folder, spec, fingerprint):
+        problem, hint = found
+        raise UserError(f"--resume: cannot go on with {folder.name}: {problem}", hint)
 
 
 def _is_resumable(folder: Path, spec: SweepSpec, fingerprint: str) -> bool:

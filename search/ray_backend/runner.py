@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,12 +147,19 @@ def _init_ray(folder: str, **options: Any) -> None:
     """`ray.init`, without its SIGTERM handler, which ends the process at once with code 15.
 
     It is called in `folder`, because Ray's workers import modules first from the working directory of this call: a
-    user's data.py there would be imported instead of other modules of that name.
+    user's data.py there would be imported instead of other modules of that name. Raises UserError if this process uses
+    Ray already, as a notebook may.
     """
+    if ray.is_initialized():
+        raise UserError(
+            "Ray runs already in this process, and a sweep starts one of its own, or joins a cluster by its address",
+            "call ray.shutdown() first, or use the runner local",
+        )
     handler = signal.getsignal(signal.SIGTERM)
     with contextlib.chdir(folder):
         ray.init(**options)
-    signal.signal(signal.SIGTERM, handler)
+    if threading.current_thread() is threading.main_thread():  # in another thread, Ray sets none
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -291,6 +299,8 @@ def _tune(controller: Controller, driver_files: DriverFiles, slots: int, folder:
             name="ray",
             storage_path=folder,
             verbose=0,
+            # It prints nothing then. In a notebook, Tune's default would clear the cell's output first.
+            progress_reporter=tune.CLIReporter(),
             callbacks=[_RayLivenessCheck()],
             failure_config=tune.FailureConfig(max_failures=0),
         ),

@@ -1,4 +1,4 @@
-"""The progress of a sweep on stderr: a live table on a terminal, plain lines elsewhere."""
+"""The progress of a sweep: a live table on a terminal or in a notebook, plain lines on stderr elsewhere."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
 from binsweep.search.terminal.format import format_count, format_duration, format_metric, format_value
+from binsweep.search.terminal.notebook import NotebookOutput, in_notebook
 
 MAX_ROWS = 10
 STATE_STYLES = {
@@ -68,6 +69,7 @@ class LiveTable:
         self._warned: Counter[str] = Counter()  # the number of trials, by rule
         self._room = ""  # how much more fits into the time left; computed where the controller calls, not while drawing
         self._live: Live | None = None
+        self._output = NotebookOutput() if in_notebook() else None
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._screen, refresh_per_second=2)
 
@@ -76,6 +78,7 @@ class LiveTable:
             self._live.start()
         self._controller.listeners.append(self)
         self._update_room()
+        self._show(at_once=True)
         return self
 
     def __exit__(
@@ -84,9 +87,14 @@ class LiveTable:
         if self._live is not None:
             self._live.stop()
         self._controller.listeners.remove(self)
+        paused = ""
         if waiting := sum(trial.state == "paused" for trial in self._trials()):
             stay = "trials stay" if waiting > 1 else "trial stays"
-            print(f"{waiting} {stay} paused: other trials were better", file=sys.stderr, flush=True)
+            paused = f"{waiting} {stay} paused: other trials were better"
+        if self._output is not None:
+            self._output.show(Group(self._screen(), paused), at_once=True)
+        elif paused:
+            print(paused, file=sys.stderr, flush=True)
 
     def trial_started(self, trial: TrialRecord) -> None:
         searched = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
@@ -99,6 +107,7 @@ class LiveTable:
         self._update_room()
         if first and self._room:
             self._line(f"measured: {self._room}")
+        self._show()
 
     def _update_room(self) -> None:
         """How many trainings of a typical configuration fit into the time left; empty before anything was measured, and
@@ -129,8 +138,14 @@ class LiveTable:
         self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)}: {metric} {best}{why}")
         self._line(self._summary())
 
+    def _show(self, at_once: bool = False) -> None:
+        """Bring a notebook's table up to date; on a terminal, its own thread does."""
+        if self._output is not None:
+            self._output.show(self._screen(), at_once)
+
     def _line(self, text: str) -> None:
-        if self._live is None:
+        self._show()
+        if self._live is None and self._output is None:
             print(text, file=sys.stderr, flush=True)
 
     def _trials(self) -> list[TrialRecord]:

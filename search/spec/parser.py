@@ -212,8 +212,7 @@ def set_key(raw: dict[str, Any], assignment: str) -> dict[str, str]:
     Returns the bare words that YAML reads as true or false, by their paths.
     """
     key, equals, text = assignment.partition("=")
-    steps = key.split(".")
-    if not equals or not all(steps):
+    if not equals or not all(key.split(".")):
         raise UserError(
             f"--set {assignment}: not of the form key.path=value", "for example --set budget.trials=8"
         )
@@ -223,13 +222,19 @@ def set_key(raw: dict[str, Any], assignment: str) -> dict[str, str]:
         raise UserError(f"--set {assignment}: the value is not YAML", "quote it") from error
     for problem in document.problems:
         raise UserError(f"--set {assignment}: {problem.rule}", problem.hint)
+    assign(raw, key, document.value, f"--set {assignment}")
+    return {f"{key}.{path}".rstrip("."): word for path, word in document.bare_words.items()}
+
+
+def assign(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a dotted key of a loaded spec. Raises UserError, which begins with `where`, if it leads into a value."""
+    *sections, name = key.split(".")
     place = raw
-    for step in steps[:-1]:
+    for step in sections:
         place = place.setdefault(step, {})
         if not isinstance(place, dict):
-            raise UserError(f"--set {assignment}: {step} is a value, not a section", "name a key of the spec")
-    place[steps[-1]] = document.value
-    return {f"{key}.{path}".rstrip("."): word for path, word in document.bare_words.items()}
+            raise UserError(f"{where}: {step} is a value, not a section", "name a key of the spec")
+    place[name] = value
 
 
 def _absolute(value: Any, keywords: Sequence[str] = ()) -> Any:
@@ -276,16 +281,21 @@ def _resolve(value: Any, folder: Path) -> Any:
     return [_resolve(one, folder) for one in value] if isinstance(value, list) else value
 
 
-def _read(path: Path, assignments: Sequence[str]) -> YamlDocument:
-    """Read a sweep file and apply `--set` assignments. Raises UserError if it is not YAML."""
+def read_file(path: Path) -> YamlDocument:
+    """Read a sweep file. Raises UserError if it is not YAML."""
     try:
-        document = read_yaml(path.read_bytes())
+        return read_yaml(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"no sweep file {path}", "examples are in sweeps/") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}", "give a YAML file") from error
     except NotYaml as error:
         raise UserError(f"{path}{error.where}: {error.what}", error.hint) from error
+
+
+def _read(path: Path, assignments: Sequence[str]) -> YamlDocument:
+    """Read a sweep file and apply `--set` assignments. Raises UserError if it is not YAML."""
+    document = read_file(path)
     if isinstance(document.value, dict):
         for assignment in assignments:
             document.bare_words |= set_key(document.value, assignment)
@@ -301,10 +311,14 @@ def read_raw(path: Path, assignments: Sequence[str] = ()) -> Any:
 
 def load_spec(path: Path, assignments: Sequence[str] = ()) -> SweepSpec:
     """Read, override with `--set` assignments, and validate a sweep file."""
-    document = _read(path, assignments)
+    return parse_document(_read(path, assignments), str(path), path.absolute().parent)
+
+
+def parse_document(document: YamlDocument, where: str, folder: Path) -> SweepSpec:
+    """Validate a document. Its photos are relative to the working directory, its training code to `folder`."""
     if isinstance(document.value, dict):
         if "trainer" in document.value:
-            make_code_paths_absolute(document.value, path.absolute().parent)
+            make_code_paths_absolute(document.value, folder)
         else:
             _make_paths_absolute(document.value)
-    return parse_spec(document.value, str(path), document)
+    return parse_spec(document.value, where, document)

@@ -15,8 +15,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from binsweep.search.terminal.format import format_duration
+from binsweep.search.terminal.notebook import NotebookOutput, in_notebook
 
 
 def _bars(*columns: ProgressColumn) -> Progress:
@@ -33,12 +35,14 @@ def _bars(*columns: ProgressColumn) -> Progress:
 
 
 class ProgressBar:
-    """The progress of one step, called with (done, total) images; prints one line at its end."""
+    """The progress of one step, called with (done, total) images; prints one line at its end, which in a notebook
+    takes the place of the bar."""
 
     def __init__(self, name: str) -> None:
         self._name, self._total, self._start = name, 0, time.time()
         self._bars = _bars()
         self._task = self._bars.add_task(name, total=None)
+        self._output = NotebookOutput() if in_notebook() else None
 
     def __enter__(self) -> ProgressBar:
         self._bars.start()
@@ -47,13 +51,19 @@ class ProgressBar:
     def __call__(self, done: int, total: int) -> None:
         self._total = max(self._total, total)
         self._bars.update(self._task, completed=done, total=total)
+        if self._output is not None:
+            self._output.show(self._bars.get_renderable())
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bars.stop()
         if kind is None:
             images = f"{self._total:,} images, " if self._total else ""
             duration = format_duration(time.time() - self._start)
-            print(f"{self._name}: {images}{duration}", file=sys.stderr, flush=True)
+            line = f"{self._name}: {images}{duration}"
+            if self._output is not None:
+                self._output.show(Text(line), at_once=True)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
 
 class ProgressMeter:

@@ -30,6 +30,9 @@ N_READERS = 8
 # Image files contain such bytes. A list of names contains none of them, no two zero bytes in a row, and no longer name.
 BINARY_BYTES = re.compile(rb"[\x01-\x08\x0e-\x1f\x7f]|\0\0")
 MAX_NAME_BYTES = 4096
+Answer = Callable[
+    [Sequence[bytes]], list[dict[str, Any]]
+]  # the answers to the bytes of photos' files, in order
 
 
 @dataclass(frozen=True)
@@ -163,14 +166,21 @@ def predict_images(
     Asks the server at `url`, or loads the model `model_uri`, and predicts one batch at a time.
     """
     photos = find_photos(places, None if sys.stdin is None else sys.stdin.buffer)
+    answer = load_answer(model_uri, home) if url is None else partial(ask, url, timeout=MAX_ANSWER_SECONDS)
+    yield from answer_photos(photos, answer)
+
+
+def load_answer(model_uri: str, home: Path) -> Answer:
+    """Load a model into this process. Raises UserError if it does not exist."""
+    with tracking_server(home) as uri:
+        return open_model(model_uri, uri)
+
+
+def answer_photos(photos: Sequence[Photo], answer: Answer) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each photo's name and answer, as `predict_images` does."""
     with ExitStack() as stack:
         progress = stack.enter_context(ProgressBar("predicting")) if len(photos) > BATCH_PHOTOS else None
         pool = stack.enter_context(ThreadPoolExecutor(N_READERS))
-        answer: Callable[[Sequence[bytes]], list[dict[str, Any]]]
-        if url is not None:
-            answer = partial(ask, url, timeout=MAX_ANSWER_SECONDS)
-        else:
-            answer = open_model(model_uri, stack.enter_context(tracking_server(home)))
         for start in range(0, len(photos), BATCH_PHOTOS):
             batch = photos[start : start + BATCH_PHOTOS]
             yield from zip([photo.name for photo in batch], _rows(batch, answer, pool), strict=True)
@@ -178,11 +188,7 @@ def predict_images(
                 progress(start + len(batch), len(photos))
 
 
-def _rows(
-    batch: Sequence[Photo],
-    answer: Callable[[Sequence[bytes]], list[dict[str, Any]]],
-    pool: ThreadPoolExecutor,
-) -> list[dict[str, Any]]:
+def _rows(batch: Sequence[Photo], answer: Answer, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
     """The answers for a batch. A photo that cannot be read has the reason in `error`; the others are answered."""
     contents = list(pool.map(_content, batch))
     good = [content for content in contents if isinstance(content, bytes)]

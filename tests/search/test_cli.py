@@ -19,12 +19,13 @@ from PIL import Image
 from real_sweeps import run_here
 
 from binsweep.data.synthetic.dataset import write_synthetic
-from binsweep.search.cli.options import model_uri, parse_counts
+from binsweep.search.cli.options import parse_counts
 from binsweep.search.cli.sweep import _print_leaderboard, _print_next_commands
 from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.parser import load_spec, parse_spec
 from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.terminal.streams import redirect_to_null
+from binsweep.search.workflows.home import model_uri
 from binsweep.search.workflows.sweep import SweepResult
 
 QUICK = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"

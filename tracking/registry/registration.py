@@ -31,6 +31,7 @@ from binsweep.models.engines.choice import ServingEngine
 from binsweep.models.engines.names import EngineName
 from binsweep.models.labelling import labelling_of
 from binsweep.models.predictor import Predictor
+from binsweep.tracking.fluent_state import process_settings
 from binsweep.tracking.registry.model_source import model_source
 from binsweep.tracking.registry.versions import image_rows
 
@@ -77,7 +78,9 @@ def _reopened(tracking_uri: str, run_id: str) -> Iterator[None]:
     # start_run refuses a run that is not of the process's active experiment.
     mlflow.set_experiment(experiment_id=before.experiment_id)
     try:
-        with mlflow.start_run(run_id=run_id):
+        with mlflow.start_run(
+            run_id=run_id, nested=True
+        ):  # a caller in Python may have a run of its own open
             yield
     finally:
         client.set_terminated(run_id, before.status, before.end_time)
@@ -127,9 +130,12 @@ def register(
     The model consists of one source file that imports nothing of this project, a config, a state dict, and for another
     engine than PyTorch an ONNX file.
     """
-    mlflow.set_tracking_uri(tracking_uri)
     client = MlflowClient(tracking_uri)
-    with _model_arguments(predictor, engine) as arguments, _reopened(tracking_uri, run_id):
+    with (
+        process_settings(tracking_uri),
+        _model_arguments(predictor, engine) as arguments,
+        _reopened(tracking_uri, run_id),
+    ):
         info = mlflow.pyfunc.log_model(name="model", **arguments)
     description = f"{labelling_of(predictor.classes).words.does}."
     try:

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.errors import UserError
+from binsweep.tracking.fluent_state import process_settings
 from binsweep.tracking.processes import (
     LOOPBACK,
     Server,
@@ -165,8 +166,7 @@ def open_model(model_uri: str, tracking_uri: str) -> Callable[[Sequence[bytes]],
     Raises UserError if the model does not exist; the function raises it if the model refuses the images.
     """
     require_model(model_uri, tracking_uri)
-    mlflow.set_tracking_uri(tracking_uri)
-    with tempfile.TemporaryDirectory(prefix="binsweep-model-") as folder:
+    with process_settings(tracking_uri), tempfile.TemporaryDirectory(prefix="binsweep-model-") as folder:
         model = mlflow.pyfunc.load_model(model_uri, dst_path=folder)
 
     def answer(images: Sequence[bytes]) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""The Python API: what `import binsweep` offers, for scripts and notebooks."""
