@@ -140,7 +140,7 @@ def _norms_after_convolutions(network: nn.Module, images: Tensor) -> dict[nn.Mod
     """The batch norms that take nothing but the output of one convolution, which nothing else takes, by convolution."""
     uses = _CountUses()
     outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # kept, so that no later tensor has the same id
-    taken: list[tuple[nn.BatchNorm2d, int]] = []
+    taken: list[tuple[nn.Module, nn.BatchNorm2d, int]] = []
     calls: Counter[nn.Module] = Counter()
 
     def after_convolution(conv: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -150,7 +150,8 @@ def _norms_after_convolutions(network: nn.Module, images: Tensor) -> dict[nn.Mod
 
     def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
-        taken.append((norm, id(inputs[0])))
+        if id(inputs[0]) in outputs:
+            taken.append((outputs[id(inputs[0])][0], norm, id(inputs[0])))
 
     hooks = []
     for module in network.modules():
@@ -162,9 +163,7 @@ def _norms_after_convolutions(network: nn.Module, images: Tensor) -> dict[nn.Mod
         network(images)
     for hook in hooks:
         hook.remove()
-    pairs = Counter(
-        (outputs[one][0], norm) for norm, one in taken if one in outputs and uses.counts[one] == 1
-    )
+    pairs = Counter((conv, norm) for conv, norm, one in taken if uses.counts[one] == 1)
     return {conv: norm for (conv, norm), times in pairs.items() if calls[conv] == calls[norm] == times}
 
 

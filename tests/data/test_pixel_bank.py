@@ -105,6 +105,12 @@ def test_what_differs_has_a_bank_of_its_own(
     changed = load_manifest(str(bucket), None, Split(), home)
     banks.append(open_pixel_bank(changed, "train", 16, home))
     banks.append(open_pixel_bank(load_manifest(str(bucket), [0, 1], Split(), home), "train", 16, home))
+    bicubic = open_pixel_bank(manifest, "test", 16, home, interpolation="bicubic")
+    banks.append(bicubic)
+    np.testing.assert_array_equal(
+        bicubic.pixels[0], decode(manifest.split("test")[0].path, 16, interpolation="bicubic")
+    )
+    assert not np.array_equal(bicubic.pixels, banks[2].pixels)
     assert len({bank.path for bank in banks}) == len(banks)
     assert len({bank.key for bank in banks}) == len(banks)
     assert not np.array_equal(banks[3].pixels[0], banks[0].pixels[0])

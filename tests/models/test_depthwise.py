@@ -30,11 +30,12 @@ def test_gradients_are_those_of_the_library(
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_network_in_bf16_learns_the_same_with_it() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_network_in_bf16_learns_the_same_with_it(bias: bool) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 32, 3),
-        nn.Conv2d(32, 32, 5, 2, 2, groups=32, bias=False),
+        nn.Conv2d(32, 32, 5, 2, 2, groups=32, bias=bias),
         nn.Conv2d(32, 32, 3, 1, 1, groups=32, bias=False),
         nn.Conv2d(32, 8, 1),
     ).to(memory_format=torch.channels_last)

@@ -527,3 +527,63 @@ def test_a_batch_of_one_that_batch_norm_cannot_compare() -> None:
     assert "batch_size: must be at least 2 where more than the head is trained" in message(raw)
     raw["data"]["image_size"] = 64
     assert parse_spec(raw).values("batch_size") == [1, 16]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.backbone": "convnext_tny"}, ("unknown backbone", "did you mean 'convnext_tiny'")),
+        ({"model.backbone": "timm/test_vitt"}, ("did you mean 'timm/test_vit'",)),
+        ({"model.backbone": "xyzzy"}, ("a network of torchvision or timm, such as",)),
+        (
+            {"model.backbone": "timm/convnext_tiny.in12kk"},
+            ("did you mean 'timm/convnext_tiny.in12k'",),
+        ),
+        (
+            {"model.backbone": "timm/crossvit_9_240", "data.image_size": 240},
+            ("model.backbone: the stages of timm/crossvit_9_240 cannot be found",),
+        ),
+        (
+            {"model.backbone": "vit_b_32", "data.image_size": 100},
+            ("data.image_size: vit_b_32 takes no photos of this size", "got 100", "trained at 224 px"),
+        ),
+        (
+            {
+                "model.backbone": "timm/test_vit",
+                "data.image_size": 96,
+                "fidelity": {"image_size": [64, 96]},
+            },
+            ("fidelity.image_size: the shapes of timm/test_vit's weights depend on it",),
+        ),
+        (
+            {
+                "model": {"backbone": "mobilenet_v3_small", "trainable": "all", "batch_size": 1},
+                "data.image_size": 32,
+            },
+            ("batch_size: must be at least 2", "batch norm of mobilenet_v3_small"),
+        ),
+    ],
+)
+def test_networks_that_cannot_be_used_are_named_with_a_remedy(
+    changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    raw: dict[str, Any] = {
+        "name": "x",
+        "data": {"source": "photos"},
+        "model": {},
+        "space": {"lr": {"low": 1e-4, "high": 0.1, "log": True}},
+        "budget": {"minutes": 1},
+    }
+    for path, value in changes.items():
+        section, _, key = path.partition(".")
+        raw[section] = {**raw.get(section, {}), key: value} if key else value
+    found = message(raw)
+    assert "1 mistake" in found and all(word in found for word in words), found
+    assert len(found) < 600  # no list of all names
+
+
+def test_a_network_without_batch_norm_trains_on_single_photos() -> None:
+    raw = broken("model", {"backbone": "timm/test_vit", "trainable": "all", "batch_size": 1})
+    del raw["space"]["batch_size"]
+    raw["data"] = {**raw["data"], "image_size": 32}
+    assert parse_spec(raw).values("batch_size") == [1]
