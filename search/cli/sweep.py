@@ -125,7 +125,7 @@ def sweep(
     else:
         has_champion = answer.get("proof") is not None
         classes = prepared.manifest.classes
-        _print_next_commands(home, result.id, loaded.model_name(classes), classes, then_promote, has_champion)
+        _print_next_commands(home, result.id, loaded.model_name(classes), then_promote, has_champion, classes)
 
 
 def _print_dry_run(spec: SweepSpec) -> None:
@@ -186,7 +186,7 @@ def _answer(result: SweepResult) -> dict[str, Any]:
 
 
 def _print_next_commands(
-    home: Path, sweep_id: str, model: str, classes: Sequence[Label], promoted: bool, has_champion: bool
+    home: Path, sweep_id: str, model: str, promoted: bool, has_champion: bool, classes: Sequence[Label] = ()
 ) -> None:
     """The commands after a sweep. Once it was promoted, those for the champion are left out if there is none."""
     from binsweep.models.labelling import labelling_of
