@@ -101,8 +101,8 @@ def check_labels(
     if len(classes) < 2:
         raise UserError(
             f"data.source has images of {len(classes)} class, and at least 2 are needed: {source}{note}",
-            "images of several counts or classes; folders of which some are named by a number are read as counts "
-            "unless data.labels: names is set",
+            "images of several counts, for example bins with 1, 2 and 3 items, or of several named classes (with "
+            "data.labels: names, if one of them is named by a number)",
         )
 
 

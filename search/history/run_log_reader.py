@@ -46,7 +46,7 @@ def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
         first, last = min(first, at), max(last, at)
         if number is None:
             if record["kind"] == "dataset":
-                labelling = labelling_of(record["profile"]["classes"])
+                labelling = labelling_of(record["profile"].get("classes", ()))
                 guess = _guess(record["profile"])
                 guess_errors = _guess_errors(record["profile"]) if labelling is COUNTING else {}
             parent |= record.get("tags", {}) if record["kind"] == "start" else {}
