@@ -27,6 +27,7 @@ NEED_QUIET = {
     "test_compose.py",
     "test_groups.py",
     "test_outages.py",
+    "test_own_code_cluster.py",
     "test_postgres.py",
     "test_pull.py",
     "test_ray_doors.py",

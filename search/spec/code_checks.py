@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from binsweep.search.spec.checks import (
     budget_problems,
@@ -27,6 +28,7 @@ def code_problems(file: CodeFile, space: SearchSpace) -> list[Problem]:
     return [
         *_trainer_problems(file.trainer),
         *_name_problems(file, space),
+        *_value_problems("params", file.params),
         *_epoch_problems(file, space),
         *_resource_problems(file),
         *health_problems(file.health, LOSS_RULES),
@@ -53,8 +55,21 @@ def _name_problems(file: CodeFile, space: SearchSpace) -> Iterator[Problem]:
             elif name == "seed":
                 hint = "each trial has its own, trial.seed, drawn from search.seed"
                 yield Problem(f"{section}.{name}", "cannot be given", ABSENT, hint)
-    for name in sorted(file.params.keys() & set(space)):
+    for name in sorted(file.params.keys() & set(space) - {"epochs"}):
         yield Problem(f"params.{name}", "also in space", file.params[name], "keep it in one of the two")
+
+
+def _value_problems(path: str, value: Any) -> Iterator[Problem]:
+    """The values in params that cannot be kept with a sweep, and compared when it is resumed."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from _value_problems(f"{path}.{name}", one)
+    elif isinstance(value, list):
+        for place, one in enumerate(value):
+            yield from _value_problems(f"{path}[{place}]", one)
+    elif value is not None and (not isinstance(value, str | int | float) or value != value):
+        rule = "must be text, a number, true, false, a list or a section of these"
+        yield Problem(path, rule, value, "write a plain value")
 
 
 def _epoch_problems(file: CodeFile, space: SearchSpace) -> Iterator[Problem]:

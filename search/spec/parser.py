@@ -78,7 +78,8 @@ def _shape_problems(error: ValidationError, kind: type[AnySweepFile]) -> list[Pr
         if key in RENAMED_KEYS:
             problems.append(Problem(key, "was renamed", ABSENT, f"write {RENAMED_KEYS[key]}"))
         elif item["type"] == "extra_forbidden":
-            hint = nearest(str(path[-1]), known_keys(kind, path))
+            known = known_keys(kind, path) + ["trainer"] * (len(path) == 1 and kind is SweepFile)
+            hint = nearest(str(path[-1]), known)
             problems.append(Problem(key, "unknown key", ABSENT, hint))
         elif item["type"] == "missing":
             problems.append(Problem(key, "required key is missing", ABSENT, f"add {key}"))

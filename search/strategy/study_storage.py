@@ -6,6 +6,7 @@ the copy. An event with several changes (a trial's end: its reason, then its sta
 kill between any two leaves a study that can go on: the trial is still running, and ends again.
 """
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from binsweep.data.errors import UserError
 from binsweep.search.spec.objective import Goal
 
+MAX_LOCKED_SECONDS = 60.0  # by a process that reads the study, such as a warm start from it
 INFEASIBLE_ATTR = "constraints:limit"  # system attribute of a trial, stored
 
 
@@ -108,13 +110,24 @@ class StudyStorage:
 def _open_disk(path: Path) -> RDBStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return RDBStorage(f"sqlite:///{path}")
+        return RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": lambda: _connect(path)})
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(
             f"{path}: cannot be opened as a study ({reason})",
             "put a copy of it back; `binsweep sweep SPEC --new` starts another sweep",
         ) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection whose transactions do not wait for the disk, which takes tens of milliseconds.
+
+    A killed process loses nothing. A power cut may lose the last ones: those epochs are reported again.
+    """
+    connection = sqlite3.connect(path, timeout=MAX_LOCKED_SECONDS, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
 
 
 def _open_study(disk: RDBStorage, name: str, goal: Goal, path: Path) -> int:
