@@ -19,7 +19,7 @@ from binsweep.models.trial_data import TrialData
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 
 SIZE = 64
-SLOWEST_FIRST = ("test_resume.py", "test_sweep.py", "test_cli.py")
+SLOWEST_FIRST = ("test_resume.py", "test_sweep.py", "test_cli.py", "test_api.py", "test_notebook.py")
 # Integration tests that measure, kill or wait at chosen moments: they run one after another (`quiet`).
 NEED_QUIET = {
     "test_benchmarks.py",

@@ -25,7 +25,7 @@ class LoadedModel:
     def predict(self, paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
         """Count the items in photos: files, folders, globs, or s3://BUCKET/PREFIX.
 
-        One row per photo: image, count, expected_count, confidence (0 to 1), probabilities (a list, one per count),
+        One row per photo: image, count, expected_count, confidence (0 to 1), probabilities (a dict, by count),
         model_version, error. A photo that cannot be read has the reason in `error`, and no count. Raises UserError for
         a place without photos.
         """

@@ -152,7 +152,7 @@ def _init_ray(folder: str, **options: Any) -> None:
     """
     if ray.is_initialized():
         raise UserError(
-            "Ray runs already in this process, and a sweep starts one of its own, or joins a cluster by its address",
+            "Ray runs already in this process, and a sweep starts one of its own, or joins a cluster itself",
             "call ray.shutdown() first, or use the runner local",
         )
     handler = signal.getsignal(signal.SIGTERM)

@@ -92,8 +92,11 @@ def trainer_of(function: Callable[..., Any]) -> str:
     module = sys.modules.get(function.__module__)
     file = getattr(module, "__file__", None)
     is_main = function.__module__ == "__main__"
+    is_file = (
+        file is not None and Path(file).is_file()
+    )  # a program that is piped into Python is called <stdin>
     # A notebook may run a script into its own namespace, and define functions next to those of the script.
-    if file is None or (is_main and inspect.getsourcefile(inspect.unwrap(function)) != file):
+    if not is_file or (is_main and inspect.getsourcefile(inspect.unwrap(function)) != file):
         raise UserError(
             f"trainer: {name} is defined in a notebook or at a prompt, and trials train in processes of their own, "
             "which cannot import it",
@@ -101,4 +104,4 @@ def trainer_of(function: Callable[..., Any]) -> str:
         )
     if module is not None and module.__package__ and not is_main:
         return f"{module.__name__}:{name}"
-    return f"{Path(file).absolute()}:{name}"
+    return f"{Path(str(file)).absolute()}:{name}"

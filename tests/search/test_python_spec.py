@@ -171,6 +171,10 @@ def test_a_function_that_trials_cannot_import_is_refused(
     exec(compile("def train(trial): ...", "/tmp/ipykernel_1/2.py", "exec"), vars(notebook))
     with pytest.raises(UserError, match=r"defined in a notebook(.|\n)*hint: write it into a file"):
         trainer_of(notebook.train)
-    notebook.__file__ = module.__file__  # a script was run in the notebook
-    with pytest.raises(UserError, match="defined in a notebook"):
-        trainer_of(notebook.train)
+    for file in (
+        module.__file__,
+        "<stdin>",
+    ):  # a script was run in the notebook; a program was piped into Python
+        notebook.__file__ = file
+        with pytest.raises(UserError, match="defined in a notebook"):
+            trainer_of(notebook.train)
