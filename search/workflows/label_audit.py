@@ -12,7 +12,7 @@ from binsweep.data.banks.store import bank_folder
 from binsweep.data.manifest import Manifest
 from binsweep.models.backbones.library import interpolation_of
 from binsweep.models.label_audit import ExclusionEffect, JudgedLabel, audit
-from binsweep.models.labelling import Labelling
+from binsweep.models.labelling import COUNTING, Labelling
 from binsweep.models.trial_data import TrialData
 from binsweep.tracking.evaluation.figures import MAX_MISTAKES, draw_mistakes, write_csv
 
@@ -63,7 +63,7 @@ def _draw(doubts: Sequence[JudgedLabel], banks: dict[str, PixelBank], path: Path
     )
 
 
-def effect_lines(effect: ExclusionEffect, labelling: Labelling) -> list[str]:
+def effect_lines(effect: ExclusionEffect, labelling: Labelling = COUNTING) -> list[str]:
     """The effect of training without the doubtful labels, on validation, as lines of text."""
     shown = labelling.second("accuracy")
     lines = [f"the model is right on {effect.model_accuracy:.1%} of the photos that it has not seen"]
