@@ -6,12 +6,20 @@ import logging
 
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial import LostWorkerError, Trainer, is_disk_full
+from binsweep.search.own_code.host_process import close_hosts
 
 log = logging.getLogger(__name__)
 
 
 def run_local(controller: Controller, trainer: Trainer) -> None:
     """Run trials until the controller has no more. A failure ends only its own trial."""
+    try:
+        _run_trials(controller, trainer)
+    finally:
+        close_hosts()
+
+
+def _run_trials(controller: Controller, trainer: Trainer) -> None:
     while (task := controller.next_task()) is not None:
         number = task.number
         try:
