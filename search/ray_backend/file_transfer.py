@@ -203,9 +203,9 @@ class FileServer:
             _write(folder / name, files[name])
         for name in gone:
             (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it is not empty, or is gone
-                if (folder / name).parent != folder:
-                    (folder / name).parent.rmdir()
+            with contextlib.suppress(OSError):  # the first folder that is not empty
+                for parent in Path(name).parents[:-1]:
+                    (folder / parent).rmdir()
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from binsweep.search.ray_backend.file_transfer import node_home, remove_orphaned_trials, trial_folder
+from binsweep.search.ray_backend.file_transfer import (
+    FileServer,
+    node_home,
+    remove_orphaned_trials,
+    trial_folder,
+)
 
 HOLD = """
 import sys, time
@@ -49,3 +54,11 @@ def test_a_killed_workers_folder_goes_and_a_living_ones_stays() -> None:
             process.wait()
     remove_orphaned_trials()
     assert not list((node_home() / "trials").glob("trial-*"))
+
+
+def test_the_driver_removes_what_is_gone_on_the_node(tmp_path: Path) -> None:
+    server, folder = FileServer(tmp_path), tmp_path / "trial-0001"
+    server.keep("trial-0001", {"checkpoint-1/a": b"1", "checkpoint-1/b/c": b"2", "last.json": b"{}"})
+    server.keep("trial-0001", {"checkpoint-2/a": b"3"}, ["checkpoint-1/a", "checkpoint-1/b/c"])
+    assert server.files("trial-0001") == {"checkpoint-2/a": b"3", "last.json": b"{}"}
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "last.json"]

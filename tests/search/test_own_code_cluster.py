@@ -57,7 +57,7 @@ def test_code_and_its_files_reach_a_node_without_a_shared_disk(server: str, tmp_
         home = cluster.hidden / "home"
         assert_whole(server, home, name, 6, EPOCHS, METRICS)
         for trial in home.glob(f"sweeps/{name}-1/trial-*"):
-            assert len(list(trial.glob("checkpoint-*"))) == 1, "those of earlier epochs are removed here, too"
+            assert len(list(trial.glob("checkpoint-*"))) <= 1, "the best one, of the trials that are kept"
         (inputs,) = (path for path in (cluster.node_home / "inputs").iterdir() if path.is_dir())
         copied = {str(file.relative_to(inputs)) for file in inputs.rglob("*") if file.is_file()}
         copied = {file for file in copied if "__pycache__" not in file}
