@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 
 from binsweep.data.errors import UserError
@@ -14,6 +15,8 @@ from binsweep.search.execution.interrupts import acknowledge_interrupt, interrup
 from binsweep.search.terminal.library_logs import quiet_libraries
 from binsweep.tracking.mlflow_server.credentials import normalize_tracking_uri
 
+# tqdm, which libraries import, recommends widgets in a notebook; nothing here uses them. Set before those are imported.
+warnings.filterwarnings("ignore", message="IProgress not found")
 HOST = "binsweep.search.own_code.host"  # the main module of a process that runs own training code
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 
 MLFLOW_LEVEL = "MLFLOW_LOGGING_LEVEL"  # read when MLflow is imported
@@ -21,7 +20,6 @@ QUIET_LEVELS = {
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Let the libraries log errors only within this block; afterwards their loggers are as they were."""
-    warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm in a notebook without widgets
     before = {name: logging.getLogger(name).level for name in QUIET_LEVELS}
     os.environ.setdefault(MLFLOW_LEVEL, "ERROR")
     for name, level in QUIET_LEVELS.items():

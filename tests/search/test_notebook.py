@@ -112,11 +112,15 @@ def text_of(outputs: list[Any]) -> str:
 
 @pytest.mark.timeout(600)
 def test_a_sweep_is_one_table_that_changes_in_place(outputs: dict[str, list[Any]]) -> None:
-    notice, table, result = outputs["sweep"]
-    assert notice["name"] == "stderr" and notice["text"].startswith("going on with cells-1")
-    assert table["output_type"] == "display_data" and "<pre" in table["data"]["text/html"]
+    kinds = ("stream", "display_data", "execute_result")
+    notices, (table,), (result,) = (
+        [one for one in outputs["sweep"] if one["output_type"] == kind] for kind in kinds
+    )
+    # A slow MLflow may add a notice of its own.
+    assert text_of(notices).startswith("going on with cells-1") and "trial 0" not in text_of(notices)
+    assert "<pre" in table["data"]["text/html"]
     assert "2 completed" in table["data"]["text/plain"] and "trial 0 starts" not in text_of([table])
-    assert result["output_type"] == "execute_result" and "<table" in result["data"]["text/html"]
+    assert "<table" in result["data"]["text/html"]
     assert "cells-1: finished" in result["data"]["text/plain"]
     (board,) = outputs["board"]
     assert "val_loss" in board["data"]["text/html"]
