@@ -81,7 +81,7 @@ def judge_no_worse(
     """Whether the candidate is not worse than the opponent's answers in `measure` beyond chance."""
     mine, theirs = (_score(answers, actual, measure) for answers in (candidate, other))
     p = p_value(other, candidate, actual, measure)
-    text = f"{measure} {mine:.4f} against {opponent}'s {theirs:.4f} (test that it is worse: {_format_p(p)})"
+    text = f"{measure} {mine:.4f} against {opponent}'s {theirs:.4f} (test that it is worse: {format_p(p)})"
     return RuleResult(name, p >= ALPHA, text)
 
 
@@ -105,7 +105,7 @@ def no_better_than_guess(candidate: Labels, guess: Label, actual: Labels) -> str
     for measure in labelling.tested:
         p = p_value(candidate, constant, actual, measure)
         if p >= ALPHA:
-            weak.append(f"{measure} {mine[measure]:.4f} against {theirs[measure]:.4f} ({_format_p(p)})")
+            weak.append(f"{measure} {mine[measure]:.4f} against {theirs[measure]:.4f} ({format_p(p)})")
     return f"no better than always answering {guess}, beyond chance: {', '.join(weak)}" if weak else ""
 
 
@@ -120,13 +120,13 @@ def _judge_better(
     photos = len(actual)
     mine, theirs = (_score(answers, actual, measure) for answers in (candidate, other))
     p, won, lost = mcnemar_test(candidate, other, actual)
-    evidence = f"{won} photos to {lost} where they differ, McNemar {_format_p(p, alpha)}"
+    evidence = f"{won} photos to {lost} where they differ, McNemar {format_p(p, alpha)}"
     if measure not in SHARES_RIGHT:
         # Enough resamples to reach a p below a small alpha.
         resamples = max(N_RESAMPLES, math.ceil(20 / alpha))
         p, low, high = bootstrap_test(candidate, other, actual, measure, resamples=resamples)
         interval = f"95 % from {low:+.4f} to {high:+.4f}"
-        evidence = f"difference {mine - theirs:+.4f} ({interval}), bootstrap {_format_p(p, alpha)}"
+        evidence = f"difference {mine - theirs:+.4f} ({interval}), bootstrap {format_p(p, alpha)}"
     if alpha < ALPHA:
         evidence += f", below {alpha:.2g} required"
     passed = p < alpha
@@ -194,5 +194,6 @@ def judge_limit(name: str, value: float, limit: float, unit: str) -> RuleResult:
     return RuleResult(name, value <= limit, f"{value:.1f} {unit}, at most {limit:g} allowed")
 
 
-def _format_p(p: float, alpha: float = ALPHA) -> str:
+def format_p(p: float, alpha: float = ALPHA) -> str:
+    """A p-value for people; exact where it decides."""
     return "p < 0.001" if p < 0.001 <= alpha else f"p {p:.3f}" if p >= 0.001 else f"p {p:.1g}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from binsweep.data.errors import UserError
 from binsweep.models.labelling import Measure
 from binsweep.models.metrics import N_RESAMPLES
-from binsweep.tracking.promotion.gate import RuleResult
+from binsweep.tracking.promotion.gate import RuleResult, format_p
 from binsweep.tracking.promotion.paired_tests import ALPHA, bootstrap_test, mcnemar_test
 
 REQUIRED = ("id", "truth", "prediction")
@@ -152,16 +152,14 @@ def judge_better(
     mine, theirs = score(measure, candidate, truth), score(measure, other, truth)
     if measure == "accuracy":
         p, won, lost = mcnemar_test(candidate, other, truth)
-        evidence = f"{won} rows to {lost} where they differ, McNemar p {p:.3g}"
+        evidence = f"{won} rows to {lost} where they differ, McNemar {format_p(p, alpha)}"
     else:
         resamples = max(N_RESAMPLES, math.ceil(20 / alpha))
         p, low, high = bootstrap_test(candidate, other, truth, measure, resamples=resamples)
-        evidence = (
-            f"difference {mine - theirs:+.4g} (95 % from {low:+.4g} to {high:+.4g}), bootstrap p {p:.3g}"
-        )
+        evidence = f"difference {mine - theirs:+.4g} (95 % from {low:+.4g} to {high:+.4g}), bootstrap {format_p(p, alpha)}"
     required = f", below {alpha:.2g} required" if alpha < ALPHA else ""
     verb = "beats" if p < alpha else "does not beat"
-    text = f"test {measure} {mine:.4g} {verb} {opponent}'s {theirs:.4g} ({evidence}{required})"
+    text = f"test {measure} {mine:.4f} {verb} {opponent}'s {theirs:.4f} ({evidence}{required})"
     return RuleResult(f"better than {opponent}", p < alpha, text)
 
 
