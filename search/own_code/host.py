@@ -138,7 +138,11 @@ CALLS: dict[str, Callable[..., Any]] = {"load": _load, "predict": _predict, "mod
 def _train(
     connection: Connection, place: str, function: str, start: TrialStart, marker: bytes
 ) -> tuple[Any, ...]:
+    has_reported = False
+
     def send(epoch: int, metrics: dict[str, float], saved: bool) -> bool:
+        nonlocal has_reported
+        has_reported = True
         foreign, _foreign_writes[:] = list(_foreign_writes), []
         connection.send(("report", epoch, metrics, saved, foreign))
         try:
@@ -163,7 +167,7 @@ def _train(
         _seed_everything(start.seed)
         _foreign_writes.clear()
         returned = train(trial)
-        metrics = {} if trial._epoch >= start.first_epoch else returned_metrics(returned, start.metric)
+        metrics = {} if has_reported else returned_metrics(returned, start.metric)
         if metrics is None and start.first_epoch <= start.last_epoch:
             raise ReportError(
                 f"{function} ended without a report: call trial.report({{{start.metric!r}: ...}})"

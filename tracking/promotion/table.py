@@ -156,7 +156,8 @@ def judge_better(
     else:
         resamples = max(N_RESAMPLES, math.ceil(20 / alpha))
         p, low, high = bootstrap_test(candidate, other, truth, measure, resamples=resamples)
-        evidence = f"difference {mine - theirs:+.4g} (95 % from {low:+.4g} to {high:+.4g}), bootstrap {format_p(p, alpha)}"
+        interval_text = f"95 % from {low:+.4g} to {high:+.4g}"
+        evidence = f"difference {mine - theirs:+.4g} ({interval_text}), bootstrap {format_p(p, alpha)}"
     required = f", below {alpha:.2g} required" if alpha < ALPHA else ""
     verb = "beats" if p < alpha else "does not beat"
     text = f"test {measure} {mine:.4f} {verb} {opponent}'s {theirs:.4f} ({evidence}{required})"
