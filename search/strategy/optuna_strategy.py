@@ -307,6 +307,7 @@ class OptunaStrategy:
     def end_at(self, number: int, last_epoch: int) -> None:
         """Let a running or paused trial end at another epoch than its configuration says."""
         self._storage.set_trial_attr(number, LAST_EPOCH_ATTR, last_epoch)
+        self._storage.write_through()
         self._curves[number].last_epoch = last_epoch
         self._pool.trials[number].end_at(last_epoch, self._curves[number])
         self._next.forget()

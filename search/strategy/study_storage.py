@@ -58,6 +58,7 @@ class StudyStorage:
         memory_ids.append(trial._trial_id)
         for storage, ids in self._storages[:-1]:
             ids.append(storage.create_new_trial(self._study_ids[storage], template_trial=frozen))
+        self.write_through()
         return frozen
 
     def add_point(
@@ -69,6 +70,7 @@ class StudyStorage:
         )
         for storage, ids in self._storages:
             ids.append(storage.create_new_trial(self._study_ids[storage], template_trial=template))
+        self.write_through()
         return self._memory.get_trial(self._storages[-1][1][-1])
 
     def set_trial_attr(self, number: int, key: str, value: Any) -> None:
@@ -101,6 +103,18 @@ class StudyStorage:
             for key, attribute in attributes.items():
                 storage.set_trial_user_attr(ids[number], key, attribute)
             storage.set_trial_state_values(ids[number], state, values)
+        self.write_through()
+
+    def write_through(self) -> None:
+        """Wait until all that was stored is on the disk.
+
+        A power cut must not take back that a trial has begun, because its folder has files by then; or that it has
+        ended, because the state that it could be resumed from is removed after that.
+        """
+        for storage, _ in self._storages:
+            if isinstance(storage, RDBStorage):
+                with storage.engine.connect() as connection:
+                    connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _copy_to_memory(self, trial: FrozenTrial) -> None:
         study_id = self._study_ids[self._memory]
@@ -122,7 +136,8 @@ def _open_disk(path: Path) -> RDBStorage:
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection whose transactions do not wait for the disk, which takes tens of milliseconds.
 
-    A killed process loses nothing. A power cut may lose the last ones: those epochs are reported again.
+    A killed process loses nothing. A power cut may lose those since the last `write_through`: these epochs are
+    reported again.
     """
     connection = sqlite3.connect(path, timeout=MAX_LOCKED_SECONDS, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
