@@ -247,7 +247,7 @@ class _CodeRun:
             stream.write(json.dumps([epoch, metrics]) + "\n")
             if (
                 saved
-            ):  # the state names the checkpoint: what was reported until then must not be lost behind it
+            ):  # what was reported until then must not be lost: training goes on behind this checkpoint
                 stream.flush()
                 os.fsync(stream.fileno())
         self.state.write(task.folder)

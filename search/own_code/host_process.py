@@ -35,9 +35,8 @@ MAX_POLL_SECONDS = 0.5  # in which a report is noticed at once, a deadline or th
 # Helpers of Python's multiprocessing and of joblib, which stay by design.
 HELPERS = ("resource_tracker", "forkserver")
 
-Report = Callable[
-    [int, dict[str, float], bool, list[str]], bool
-]  # epoch, metrics, saved, foreign writes -> go on
+# epoch, metrics, whether it was saved, foreign writes -> whether the trial goes on
+Report = Callable[[int, dict[str, float], bool, list[str]], bool]
 
 
 class CodeError(Exception):
@@ -297,10 +296,8 @@ class _Output:
             return
         head = data[: max(0, KEPT_BYTES - self._written)]
         if head:
-            with (
-                contextlib.suppress(OSError),
-                self._file.open("ab") as stream,
-            ):  # a full disk is noticed elsewhere
+            # A full disk is noticed elsewhere.
+            with contextlib.suppress(OSError), self._file.open("ab") as stream:
                 stream.write(head)
             self._written += len(head)
         if rest := data[len(head) :]:
