@@ -20,7 +20,7 @@ test: install
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not integration" --durations=15
 
 integration: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "integration and not quiet" --durations=10
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "integration and not quiet" --durations=10
 	$(BIN)/python -m pytest -m "integration and quiet" --durations=10
 
 check: install
