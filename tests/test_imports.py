@@ -46,6 +46,7 @@ LAZY = {
     "data.errors",
     "search.api.models",
     "search.api.sweeps",
+    "search.own_code.optuna_objective",
     "search.own_code.trial",
     "search.workflows.launch",
 }

@@ -71,15 +71,14 @@ def sweep(
     """Run the sweep that SPEC describes, or resume it if it was interrupted."""
     from binsweep.search.spec.parser import load_spec
     from binsweep.search.workflows.launch import LaunchOptions, check_options, plan_sweep
-    from binsweep.search.workflows.preflight import check_before_start, warnings
+    from binsweep.search.workflows.preflight import check_before_start, print_warnings
 
     check_options(resume, start_new, bool(warm_starts), address is not None and runner == "local")
     loaded = load_spec(spec, assignments)
     nodes = _join(address) if address is not None else None
-    for text in warnings(loaded):
-        print(f"warning: {text}", file=sys.stderr)
     if dry_run:
         check_before_start(loaded, nodes, runner)
+        print_warnings(loaded)
         _print_dry_run(loaded)
         return
     home = home_folder()

@@ -61,6 +61,7 @@ def contents(history: SweepHistory) -> dict[str, Any]:
     leaders = history.leaders
     names = list(history.spec.space)
     shown = history.labelling.beside(metric) if isinstance(history.spec, PhotoSpec) else ""
+    shown = "" if shown == metric else shown
     return {
         "history": history,
         "facts": _facts(history),

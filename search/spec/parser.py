@@ -150,11 +150,11 @@ def _parse_photos(raw: dict[str, Any]) -> tuple[PhotoSpec | None, list[Problem]]
     model = raw.get("model") if isinstance(raw.get("model"), dict) else {}
     assert isinstance(model, dict)
     problems += setting_problems(model, dimensions)
-    problems += unequal_lists(raw.get("fidelity"))
+    unequal = list(unequal_lists(raw.get("fidelity")))
     if file is None or problems:
-        return None, problems
+        return None, [*problems, *unequal]
     context = SpecContext(file, SearchSpace(dimensions))
-    problems += cross_problems(context)
+    problems += [*cross_problems(context), *unequal]
     if problems:
         return None, problems
     typed = {name: TYPES[name](value) for name, value in file.model.items()}

@@ -16,7 +16,7 @@ from binsweep.data.errors import UserError
 from binsweep.search.execution.resources import Node
 from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.workflows.home import require_writable
-from binsweep.search.workflows.preflight import Runner, check_before_start
+from binsweep.search.workflows.preflight import Runner, check_before_start, print_warnings
 
 if TYPE_CHECKING:  # these imports take seconds
     from binsweep.search.strategy.earlier_sweeps import FirstGuesses
@@ -99,6 +99,7 @@ def plan_sweep(spec: SweepSpec, home: Path, options: LaunchOptions) -> PlannedSw
     sources = earlier_folders(home, options.warm_starts)
     earlier = read_earlier(sources, spec)
     require_writable(home)
+    print_warnings(spec)
     if remote := named_server():
         require_reachable(remote)  # before minutes are spent on the data
     prepared = prepare(spec, home)

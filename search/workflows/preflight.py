@@ -6,6 +6,7 @@ This module imports little, so that a mistake is reported, and `--dry-run` answe
 from __future__ import annotations
 
 import itertools
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,8 +56,13 @@ def check_before_start(
     _check_budget(spec, any(gpus))
 
 
-def warnings(spec: SweepSpec) -> list[str]:
-    """What is allowed in a spec and hardly meant."""
+def print_warnings(spec: SweepSpec) -> None:
+    """Print what is allowed in a spec and hardly meant."""
+    for text in _warnings(spec):
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def _warnings(spec: SweepSpec) -> list[str]:
     if not isinstance(spec, PhotoSpec):
         return []
     if "none" not in spec.values("weights") or "head" not in spec.values("trainable"):

@@ -54,7 +54,7 @@ def code_spec(raw: Any) -> CodeSpec:
 def test_a_good_spec_is_read() -> None:
     spec = code_spec(GOOD)
     assert (spec.metric, spec.goal, spec.max_epochs) == ("val_accuracy", "maximize", 9)
-    assert spec.model_name == "digits", "the registered model has the sweep's name"
+    assert spec.model_name() == "digits", "the registered model has the sweep's name"
     (section,) = spec.sections({"lr": 0.01, "kind": "a"}, seed=5)
     assert section.settings.params == {**GOOD["params"], "lr": 0.01, "kind": "a"}
     assert (section.settings.epochs, section.settings.seed) == (9, 5)

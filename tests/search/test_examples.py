@@ -30,5 +30,5 @@ def test_an_example_learns(name: str, server: str, tmp_path: Path) -> None:
 
 
 def test_the_example_of_scikit_learn_is_as_short_as_is_said() -> None:
-    lines = (EXAMPLES / "sklearn_digits" / "train.py").read_text().splitlines()
-    assert len(lines) <= 26
+    text, _, _ = (EXAMPLES / "sklearn_digits" / "train.py").read_text().partition("def predict")
+    assert len([line for line in text.splitlines() if line]) <= 25  # what trains, without what is promoted

@@ -57,7 +57,8 @@ def test_the_readme_runs_the_file_and_its_test_vector(
         expected = predictor(torch.from_numpy(vector["images"])).numpy()
     np.testing.assert_allclose(vector["probabilities"], expected, atol=1e-6)
     labels = json.loads((folder / "labels.json").read_text())
-    assert labels == {"classes": [0, 2, 3], "count": "median", "image_size": SIZE}
+    expected = {"classes": [0, 2, 3], "count": "median", "image_size": SIZE, "interpolation": "bilinear"}
+    assert labels == expected
     # The README's own lines, in a process of their own, with the test vector in place of photos.
     readme = (folder / "README.md").read_text()
     run = re.search(r"## Run it\n\n(.*?)\nFor photos", readme, re.DOTALL)

@@ -93,7 +93,7 @@ def test_the_end_of_a_sweep_waits_for_the_data_report_aloud_and_not_for_ever(
     recorder._wait_for_data_report()
     assert 0.3 <= time.monotonic() - start < 10
     said = capsys.readouterr().err
-    assert "waiting up to 0 s for the data report of 1,234 images" in said
+    assert "waiting up to under a second for the data report of 1,234 images" in said
     assert "`binsweep data report ./bins` writes it" in said
     over.set()
     recorder._data_report.join()
