@@ -11,17 +11,9 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from binsweep.data.atomic_write import write_bytes
-from binsweep.models.health_rules import (
-    HealthFinding,
-    HealthRule,
-    loss_not_decreasing,
-    overfit,
-    overtraining,
-    thresholds_of,
-)
+from binsweep.models.health_rules import RULES, HealthFinding, HealthRule
 from binsweep.models.levels import Section
 from binsweep.search.execution.health import keep_findings
 from binsweep.search.execution.trial import (
@@ -61,23 +53,15 @@ class CodeState:
         """The state of the trial in a folder; an empty one before its first report."""
         try:
             return cls(**json.loads((folder / STATE).read_text()))
-        except (
-            FileNotFoundError,
-            ValueError,
-        ):  # of a trial without checkpoints, a power cut may leave half a file
-            return cls()
+        except (FileNotFoundError, ValueError):
+            return cls()  # of a trial without checkpoints, a power cut may leave half a file
 
     def write(self, folder: Path) -> None:
         """Write the state, and remove the checkpoints that it does not name."""
         write_bytes(folder / STATE, json.dumps(asdict(self)).encode(), durable=self.last is not None)
-        remove_other_checkpoints(folder, self)
-
-
-def remove_other_checkpoints(folder: Path, state: CodeState) -> None:
-    """Remove the checkpoints in a trial's folder that its state does not name."""
-    for path in folder.glob("checkpoint-*"):
-        if path.name not in (state.last, state.best):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in folder.glob("checkpoint-*"):
+            if path.name not in (self.last, self.best):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def read_code_history(folder: Path) -> list[dict[str, float]]:
@@ -150,6 +134,7 @@ class _CodeRun:
     send: Send
     state: CodeState = field(init=False)
     losses: _Losses = field(init=False)
+    objective: Objective = field(init=False)
     best: float | None = None
     known: int = 0  # the epochs that were reported before, which are reported again if they were not saved
     begun: float = 0.0  # time.monotonic()
@@ -163,15 +148,15 @@ class _CodeRun:
         _end_line(task.folder / HISTORY)
         history = read_code_history(task.folder)
         self.known = len(history)
-        objective = Objective(task.goal, task.metric)
+        self.objective = Objective(task.goal, task.metric)
         for epoch, metrics in enumerate(history, 1):
             if not metrics:
                 continue
             self.losses.add(metrics)
-            value = objective.value_of(metrics)
+            value = self.objective.value_of(metrics)
             # The best epoch is the one whose checkpoint was kept: one without a checkpoint cannot be promoted.
             if epoch == self.state.best_epoch or (
-                self.state.best is None and objective.is_better(value, self.best)
+                self.state.best is None and self.objective.is_better(value, self.best)
             ):
                 self.best = value
             if epoch > task.known and not self.send(epoch, metrics):
@@ -225,8 +210,8 @@ class _CodeRun:
         """Keep an epoch's files, then send it."""
         task, now = self.task, time.monotonic()
         metrics = {**metrics, "seconds": metrics.get("seconds", now - self.since)}
-        value = Objective(task.goal, task.metric).value_of(metrics)
-        is_best = Objective(task.goal, task.metric).is_better(value, self.best)
+        value = self.objective.value_of(metrics)
+        is_best = self.objective.is_better(value, self.best)
         state = self.state
         if saved:
             name = f"checkpoint-{epoch:06d}"
@@ -245,9 +230,8 @@ class _CodeRun:
             keep_findings(task.folder, findings)
         with (task.folder / HISTORY).open("a") as stream:
             stream.write(json.dumps([epoch, metrics]) + "\n")
-            if (
-                saved
-            ):  # what was reported until then must not be lost: training goes on behind this checkpoint
+            if saved:
+                # What was reported until then must not be lost: training goes on behind this checkpoint.
                 stream.flush()
                 os.fsync(stream.fileno())
         self.state.write(task.folder)
@@ -302,13 +286,7 @@ class _Losses:
         ]
 
     def _apply(self, name: str, *losses: Sequence[float]) -> str:
-        rule = {"loss_not_decreasing": loss_not_decreasing, "overfit": overfit, "overtraining": overtraining}[
-            name
-        ]
-        thresholds: dict[str, Any] = {**thresholds_of(name)}
-        if name in self._rules:
-            thresholds |= self._rules[name].thresholds
-        return str(rule(*losses, **thresholds))  # type: ignore[operator]
+        return RULES[name](*losses, **self._rules.get(name, HealthRule()).thresholds)
 
     @staticmethod
     def _exploded(metrics: Mapping[str, float]) -> str:

@@ -26,6 +26,13 @@ class CodeSnapshot:
     fingerprint: str  # of the code and of the files that it is given
     files: tuple[str, ...]  # relative to the folder of `place`; none of an installed module
 
+    def copy_to(self, folder: Path) -> None:
+        """Copy the files into a folder."""
+        for name in self.files:
+            copied = folder / name
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(self.place).parent / name, copied)
+
 
 def take_snapshot(trainer: str, params: Mapping[str, Any], home: Path) -> CodeSnapshot:
     """Copy the file of a trainer, and the modules next to it that it imports, into `home`/code.
@@ -45,7 +52,7 @@ def take_snapshot(trainer: str, params: Mapping[str, Any], home: Path) -> CodeSn
     fingerprint = code_fingerprint(present, params)
     target = home / "code" / fingerprint[:16]
     if not target.is_dir():
-        _copy(found, file.parent, target)
+        _keep_copy(present, target)
     return replace(present, place=str(target / file.name), fingerprint=fingerprint)
 
 
@@ -126,12 +133,9 @@ def _installed_file(name: str) -> Path:
     return Path(spec.origin)
 
 
-def _copy(files: list[Path], source: Path, target: Path) -> None:
+def _keep_copy(code: CodeSnapshot, target: Path) -> None:
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    for path in files:
-        copied = temporary / path.relative_to(source)
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copied)
+    code.copy_to(temporary)
     try:
         temporary.rename(target)
     except OSError:  # another process has copied the same code

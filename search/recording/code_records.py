@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +33,7 @@ class CodeRecords:
 
     def write_inputs(self, folder: Path) -> Iterable[Path]:
         """The code as the trials run it."""
-        source = Path(self.code.place).parent
-        for name in self.code.files:
-            target = folder / CODE / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, target)
+        self.code.copy_to(folder / CODE)
         return [folder / CODE] if self.code.files else []
 
     def write_data_report(self, folder: Path) -> Iterable[Path]:
@@ -52,7 +47,7 @@ class CodeRecords:
     def trial_params(self, trial: TrialRecord) -> dict[str, Any]:
         settings = trial.levels[-1].settings
         assert isinstance(settings, CodeSettings)
-        return {**settings.params, "epochs": settings.epochs, "seed": settings.seed}
+        return settings.run_params()
 
     def trial_tags(self, trial: TrialRecord) -> Mapping[str, str]:
         return {}

@@ -95,6 +95,10 @@ class CodeSettings:
     epochs: int
     seed: int
 
+    def run_params(self) -> dict[str, Any]:
+        """The parameters of its run in MLflow."""
+        return {**self.params, "epochs": self.epochs, "seed": self.seed}
+
 
 @dataclass(frozen=True)
 class CodeSection:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -33,17 +33,18 @@ from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.photo_trial import BEST, LAST, run_trial
 from binsweep.search.execution.trial import TrialTask
-from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key
+from binsweep.search.history.run_keys import SWEEP, finalist_key, refit_key, trial_key
 from binsweep.search.recording.photo_records import FIGURES
 from binsweep.search.recording.run_params import run_params
 from binsweep.search.spec.objective import is_finite
-from binsweep.search.spec.sweep_spec import PhotoSpec
+from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
 from binsweep.search.terminal.format import format_duration, format_metric
 from binsweep.tracking.evaluation.figures import write_evaluation
 from binsweep.tracking.run_tags import environment_tags
 from binsweep.tracking.runlog.run_log import RunLog
 
 DONE_FILE = "done.json"
+MAX_SEND_SECONDS = 60.0
 MAX_AUTO_FINALISTS = 3
 MAX_AUTO_SHARE = 1 / 3  # of a sweep's time, for the trainings of `finalists: auto`
 GATE_SECONDS = 60.0  # for choosing, testing and serving the candidate; measured on two slow cores
@@ -60,6 +61,10 @@ class Training:
     checkpoint: Path
     value: float
     trial: int
+
+
+# Trains with a fresh seed 1, 2, ...; None if the training came to nothing.
+TrainAgain = Callable[[int], Training | None]
 
 
 @dataclass(frozen=True)
@@ -168,8 +173,9 @@ def _leader_checkpoint(folder: Path, leader: Mapping[str, Any], place: int) -> C
     return load_checkpoint(file)
 
 
-def _with_fresh_seed(settings: Settings, number: int) -> Settings:
-    return replace(settings, seed=(settings.seed + number * SEED_STRIDE) % 2**31)
+def fresh_seed(seed: int, number: int) -> int:
+    """The fresh seed 1, 2, ... of a trial that had `seed`."""
+    return (seed + number * SEED_STRIDE) % 2**31
 
 
 def _with_settings(levels: Sequence[Level], **changes: Any) -> tuple[Level, ...]:
@@ -189,31 +195,89 @@ def train_finalists(
     Trainings that an earlier call has finished are reused, and an interrupted one is resumed. A configuration with a
     diverged training is left out; raises UserError if none remains.
     """
-    finalists = []
-    chosen = leaders[: plan.finalists]
-    for place, leader in enumerate(chosen, 1):
+
+    def train_again(leader: Mapping[str, Any], place: int) -> TrainAgain:
         checkpoint = _leader_checkpoint(folder, leader, place)
-        trainings = []
-        for seed in range(1, plan.seeds + 1):
-            name = f"trial {leader['number']}, seed {seed} of {plan.seeds}"
-            training = _train_again(folder, spec, data, leader["number"], seed, checkpoint, runlog)
-            outcome = (
-                "diverged"
-                if training is None
-                else f"{spec.metric} {format_metric(spec.metric, training.value)}"
-            )
-            print(f"finalist {place} of {len(chosen)}: {name}: {outcome}", file=sys.stderr)
-            if training is not None:
-                trainings.append(training)
-        if len(trainings) == plan.seeds:
-            trainings.sort(key=lambda one: -spec.objective.sign * one.value)
-            finalists.append(Finalist(leader["number"], leader["value"], trainings))
+        return lambda seed: _train_again(folder, spec, data, leader["number"], seed, checkpoint, runlog)
+
+    finalists = rank_finalists(spec, leaders[: plan.finalists], plan.seeds, train_again, "diverged")
     if not finalists:
         raise UserError(
             f"every finalist of {folder.name} diverged with a fresh seed",
             "narrow the space, or set register.finalists: 0",
         )
+    return finalists
+
+
+def rank_finalists(
+    spec: SweepSpec,
+    leaders: Sequence[Mapping[str, Any]],
+    seeds: int,
+    train_again: Callable[[Mapping[str, Any], int], TrainAgain],
+    failure: str,
+) -> list[Finalist]:
+    """Train each of the leaders with fresh seeds 1, 2, ..., best mean first.
+
+    `train_again(leader, place)` gives what trains the leader in that place, from 1. A configuration of which a training
+    comes to nothing (None), which is told by the word `failure`, is left out.
+    """
+    finalists = []
+    for place, leader in enumerate(leaders, 1):
+        train = train_again(leader, place)
+        trainings = []
+        for seed in range(1, seeds + 1):
+            name = f"trial {leader['number']}, seed {seed} of {seeds}"
+            training = train(seed)
+            outcome = (
+                failure if training is None else f"{spec.metric} {format_metric(spec.metric, training.value)}"
+            )
+            print(f"finalist {place} of {len(leaders)}: {name}: {outcome}", file=sys.stderr)
+            if training is not None:
+                trainings.append(training)
+        if len(trainings) == seeds:
+            trainings.sort(key=lambda one: -spec.objective.sign * one.value)
+            finalists.append(Finalist(leader["number"], leader["value"], trainings))
     return sorted(finalists, key=lambda one: -spec.objective.sign * one.mean)
+
+
+def describe_finalists(spec: SweepSpec, plan: FinalistPlan, finalists: Sequence[Finalist]) -> str:
+    """How the best of the finalists was chosen."""
+    if not plan.finalists:
+        return f"trial {finalists[0].number} as the sweep left it, the best of many by validation"
+
+    def describe(finalist: Finalist) -> str:
+        *fresh, searched = (
+            format_metric(spec.metric, value)
+            for value in [*(training.value for training in finalist.trainings), finalist.value]
+        )
+        mean = format_metric(spec.metric, finalist.mean)
+        return f"trial {finalist.number}: {mean} ({' and '.join(fresh)}; in the sweep {searched})"
+
+    seeds = f"{plan.seeds} fresh seed{'s' if plan.seeds > 1 else ''}"
+    return f"finalists by mean {spec.metric} of {seeds}: " + "; ".join(map(describe, finalists))
+
+
+def as_searched(folder: Path, leader: Mapping[str, Any]) -> Training:
+    """The training of a trial of the leaderboard in the sweep itself."""
+    number = leader["number"]
+    return Training(trial_key(number), folder / leader["checkpoint"], leader["value"], number)
+
+
+def finalist_folder(folder: Path, number: int, seed: int) -> Path:
+    """The folder of a trial's training with a fresh seed."""
+    return folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
+
+
+def sent_run(runlog: RunLog, key: str, folder: Path, tracking_uri: str) -> str:
+    """The id of a run in MLflow, once it has arrived there. Raises UserError if it does not in time."""
+    runlog.flush(MAX_SEND_SECONDS)
+    run_id = runlog.sent_run_id(key)
+    if run_id is None:
+        raise UserError(
+            f"the run {key} of {folder.name} has not reached {tracking_uri}",
+            "try again when the server answers; nothing is lost",
+        )
+    return run_id
 
 
 def _train_again(
@@ -227,11 +291,11 @@ def _train_again(
 ) -> Training | None:
     """One training of a finalist, unless an earlier call has finished it; None if it diverged."""
     key = finalist_key(number, seed)
-    place = folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
-    fresh = _with_fresh_seed(checkpoint.settings, seed)
+    place = finalist_folder(folder, number, seed)
+    fresh = replace(checkpoint.settings, seed=fresh_seed(checkpoint.settings.seed, seed))
     if not (place / DONE_FILE).exists():
         levels = _with_settings(checkpoint.levels, seed=fresh.seed)
-        _begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, levels)
+        begin_run(runlog, key, f"finalist {number:03d}, seed {seed}", "finalist", number, run_params(levels))
         threads = threads_of(fresh.trainable, cores())
         task = TrialTask(number, levels, place, spec.metric, spec.goal, threads, rules=spec.health)
         diverged = False
@@ -265,10 +329,10 @@ def _restored_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, levels: Sequence[Level]) -> None:
-    seed = str(levels[-1].settings.seed)
-    tags = environment_tags() | {"binsweep.kind": kind, "trial": str(number), "seed": seed}
-    runlog.start_run(key, name, SWEEP, tags, run_params(levels))
+def begin_run(runlog: RunLog, key: str, name: str, kind: str, number: int, params: Mapping[str, Any]) -> None:
+    """Begin the child run of a training after the search, of a trial's configuration."""
+    tags = environment_tags() | {"binsweep.kind": kind, "trial": str(number), "seed": str(params["seed"])}
+    runlog.start_run(key, name, SWEEP, tags, params)
 
 
 def _end_run(runlog: RunLog, key: str, place: Path, data: TrialData, diverged: bool) -> None:
@@ -301,7 +365,7 @@ def refit(
         place.mkdir(exist_ok=True)
         checkpoint = load_checkpoint(training.checkpoint)
         name = f"refit of {training.key}"
-        _begin_run(runlog, key, name, "refit", training.trial, checkpoint.levels)
+        begin_run(runlog, key, name, "refit", training.trial, run_params(checkpoint.levels))
         with _restored_threads():
             _train_on_both(checkpoint, data, epochs, place, key, runlog)
         runlog.artifact(key, place / BEST, "weights")

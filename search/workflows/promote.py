@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,21 @@ from binsweep.data.manifest import Manifest
 from binsweep.models.checkpoint import load_checkpoint
 from binsweep.models.pretrained import weights_licence
 from binsweep.models.trial_data import TrialData
-from binsweep.search.history.run_keys import SWEEP, trial_key
+from binsweep.search.history.run_keys import SWEEP
 from binsweep.search.history.sweep_state import STATE, find_folder, load_state
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.schema import MAX_FINALISTS
 from binsweep.search.spec.sweep_spec import CodeSpec, PhotoSpec
-from binsweep.search.terminal.format import format_duration, format_metric, format_value
+from binsweep.search.terminal.format import format_duration, format_value
 from binsweep.search.workflows.final_model import build_final_model
 from binsweep.search.workflows.finalists import (
     GATE_SECONDS,
     Finalist,
     FinalistPlan,
-    Training,
+    as_searched,
+    describe_finalists,
     plan_finalists,
+    sent_run,
     train_finalists,
 )
 from binsweep.search.workflows.prepare import open_data
@@ -34,8 +35,6 @@ from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.judge import PromotionDecision
 from binsweep.tracking.promotion.promote import promote
 from binsweep.tracking.runlog.run_log import RunLog
-
-MAX_SEND_SECONDS = 60.0
 
 
 def sweep_manifest(sweep: str, home: Path) -> tuple[PhotoSpec, Manifest]:
@@ -103,23 +102,17 @@ def _candidate(
             finalists = train_finalists(folder, spec, data, state["leaderboard"], plan, runlog)
         else:
             best = state["leaderboard"][0]
-            finalists = [Finalist(best["number"], best["value"], [_own_training(folder, best)])]
+            finalists = [Finalist(best["number"], best["value"], [as_searched(folder, best)])]
         trainings = finalists[0].trainings[:1]
         if spec.register.ensemble:
             trainings = [one for finalist in finalists for one in finalist.trainings]
             known = {one.key for one in trainings}
-            own = [_own_training(folder, leader) for leader in state["leaderboard"][:MAX_FINALISTS]]
+            own = [as_searched(folder, leader) for leader in state["leaderboard"][:MAX_FINALISTS]]
             trainings += [one for one in own if one.key not in known and one.checkpoint.exists()]
         final = build_final_model(folder, spec, data, trainings, runlog)
-        runlog.flush(MAX_SEND_SECONDS)
-        run_id, page = runlog.sent_run_id(final.key), runlog.sent_page(SWEEP)
+        run_id, page = sent_run(runlog, final.key, folder, tracking_uri), runlog.sent_page(SWEEP)
     finally:
         runlog.close(0.0)
-    if run_id is None:
-        raise UserError(
-            f"the run {final.key} of {folder.name} has not reached {tracking_uri}",
-            "try again when the server answers; nothing is lost",
-        )
     checkpoint = load_checkpoint(finalists[0].trainings[0].checkpoint)
     settings, levels = checkpoint.settings, checkpoint.levels
     origin = {
@@ -140,7 +133,7 @@ def _candidate(
         # Later evaluations read the whole source: data.exclude applies to train only.
         "fingerprint": manifest.full_fingerprint or manifest.fingerprint,
     }
-    notes = [*_finalist_notes(spec, plan, finalists), *final.notes]
+    notes = [describe_finalists(spec, plan, finalists), *final.notes]
     return Candidate(
         run_id,
         final.predictor,
@@ -153,25 +146,3 @@ def _candidate(
         photos,
         spec.register.engine,
     )
-
-
-def _own_training(folder: Path, leader: Mapping[str, Any]) -> Training:
-    """The training of a trial of the leaderboard in the sweep itself."""
-    number = leader["number"]
-    return Training(trial_key(number), folder / leader["checkpoint"], leader["value"], number)
-
-
-def _finalist_notes(spec: PhotoSpec, plan: FinalistPlan, finalists: list[Finalist]) -> list[str]:
-    if not plan.finalists:
-        return [f"trial {finalists[0].number} as the sweep left it, the best of many by validation"]
-
-    def describe(finalist: Finalist) -> str:
-        *fresh, searched = (
-            format_metric(spec.metric, value)
-            for value in [*(training.value for training in finalist.trainings), finalist.value]
-        )
-        mean = format_metric(spec.metric, finalist.mean)
-        return f"trial {finalist.number}: {mean} ({' and '.join(fresh)}; in the sweep {searched})"
-
-    seeds = f"{plan.seeds} fresh seed{'s' if plan.seeds > 1 else ''}"
-    return [f"finalists by mean {spec.metric} of {seeds}: " + "; ".join(map(describe, finalists))]

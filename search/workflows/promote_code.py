@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from binsweep.data.resource_limits import cores
 from binsweep.search.execution.code_trial import CodeState, CodeTrainer, CodeTraining, read_code_history
 from binsweep.search.execution.controller import trial_seed
 from binsweep.search.execution.trial import TrialTask
-from binsweep.search.history.run_keys import SWEEP, finalist_key, trial_key
+from binsweep.search.history.run_keys import finalist_key
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_state import load_state
 from binsweep.search.own_code.host_process import CodeError, CodeHost, HostKilledError, host_for
@@ -28,16 +28,25 @@ from binsweep.search.own_code.snapshot import (
     take_snapshot,
 )
 from binsweep.search.recording.code_records import CODE
-from binsweep.search.spec.sweep_spec import CodeSection, CodeSpec
-from binsweep.search.terminal.format import format_metric
-from binsweep.search.workflows.finalists import DONE_FILE, SEED_STRIDE, Finalist, Training
+from binsweep.search.spec.sweep_spec import CodeSpec
+from binsweep.search.workflows.finalists import (
+    DONE_FILE,
+    Finalist,
+    FinalistPlan,
+    Training,
+    as_searched,
+    begin_run,
+    describe_finalists,
+    finalist_folder,
+    fresh_seed,
+    rank_finalists,
+    sent_run,
+)
 from binsweep.tracking.promotion.judge import PromotionDecision
 from binsweep.tracking.promotion.promote_code import OWN_CODE, CodeCandidate, promote_code
 from binsweep.tracking.promotion.table import PredictionTable, parse_table
-from binsweep.tracking.run_tags import environment_tags
 from binsweep.tracking.runlog.run_log import RunLog
 
-MAX_SEND_SECONDS = 60.0
 TRAINER_FILE, PARAMS_FILE, CHECKPOINT = "trainer.json", "params.json", "checkpoint"  # in a version's OWN_CODE
 
 
@@ -60,22 +69,16 @@ def promote_code_sweep(
             "have seen",
             "run the sweep again",
         )
-    judging, notes = _judging_code(spec, code, home)
-    host = CodeHost(judging.place, judging.function, cores())
+    params_of = {trial.number: trial.params for trial in read_history(folder).trials}
+    judging, host, notes = _judging_host(spec, code, home)
     try:
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)
         try:
-            best, note = _best_training(folder, spec, code, leaders, runlog)
-            runlog.flush(MAX_SEND_SECONDS)
-            run_id = runlog.sent_run_id(best.key)
+            best, note = _best_training(_Finalists(folder, spec, code, runlog, params_of), leaders)
+            run_id = sent_run(runlog, best.key, folder, tracking_uri)
         finally:
             runlog.close(0.0)
-        if run_id is None:
-            raise UserError(
-                f"the run {best.key} of {folder.name} has not reached {tracking_uri}",
-                "try again when the server answers; nothing is lost",
-            )
-        params = _params_of(folder, spec, best.trial)
+        params = spec.trial_values(params_of[best.trial])
         model, own = folder / "promotion" / "model", folder / "promotion" / OWN_CODE
         shutil.rmtree(folder / "promotion", ignore_errors=True)
         _write_own_code(own, judging, spec, best.checkpoint, params)
@@ -98,12 +101,17 @@ def promote_code_sweep(
         host.close()
 
 
-def _judging_code(spec: CodeSpec, code: CodeSnapshot, home: Path) -> tuple[CodeSnapshot, list[str]]:
-    """The code with `predict` and `model`: as the sweep ran it, or where it had none yet, as it is now; with a note."""
-    if not _missing_functions(code):
-        return code, []
+def _judging_host(spec: CodeSpec, code: CodeSnapshot, home: Path) -> tuple[CodeSnapshot, CodeHost, list[str]]:
+    """The code with `predict` and `model`, in its process: as the sweep ran it, or where it had none yet, as it is now;
+    with a note on that."""
+    host = CodeHost(code.place, code.function, cores())
+    if not _missing_functions(host):
+        return code, host, []
+    host.close()
     present = take_snapshot(spec.trainer, spec.params, home)
-    if missing := _missing_functions(present):
+    host = CodeHost(present.place, present.function, cores())
+    if missing := _missing_functions(host):
+        host.close()
         wanted = {"predict": "predict(checkpoint, split)", "model": "model(checkpoint)"}
         name = Path(spec.trainer.rpartition(":")[0]).name
         raise UserError(
@@ -111,15 +119,15 @@ def _judging_code(spec: CodeSpec, code: CodeSnapshot, home: Path) -> tuple[CodeS
             "rows, and registers what serves",
             "add it (docs/own_code.md), then promote again: no trial need be trained anew",
         )
-    return present, ["predict and model are those of the present file: the sweep ran without them"]
+    return present, host, ["predict and model are those of the present file: the sweep ran without them"]
 
 
-def _missing_functions(code: CodeSnapshot) -> list[str]:
-    host = CodeHost(code.place, code.function, 1)
+def _missing_functions(host: CodeHost) -> list[str]:
     try:
         found = _call(lambda: host.load("predict", "model"), "trainer")
-    finally:
+    except UserError:
         host.close()
+        raise
     return [name for name in ("predict", "model") if name not in found]
 
 
@@ -137,12 +145,6 @@ def _table(host: CodeHost, checkpoint: Path, split: str, params: Mapping[str, An
     return parse_table(_call(lambda: host.predict(checkpoint, split, params), where), where)
 
 
-def _params_of(folder: Path, spec: CodeSpec, number: int) -> dict[str, Any]:
-    """Everything that a trial of the sweep was given."""
-    history = {trial.number: trial for trial in read_history(folder).trials}
-    return spec.trial_values(history[number].params)
-
-
 def _code_paths(code: CodeSnapshot) -> list[Path]:
     """The files and folders of the code, each as a model's `code_paths` names it."""
     root = Path(code.place).parent
@@ -153,11 +155,7 @@ def _write_own_code(
     target: Path, code: CodeSnapshot, spec: CodeSpec, checkpoint: Path, params: Mapping[str, Any]
 ) -> None:
     """Put together what predicts again with this checkpoint, on any machine with the packages that the code imports."""
-    root = Path(code.place).parent
-    for name in code.files:
-        copied = target / CODE / name
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / name, copied)
+    code.copy_to(target / CODE)
     shutil.copytree(checkpoint, target / CHECKPOINT)
     write_json(target / PARAMS_FILE, dict(params))
     place = f"{Path(code.place).name}:{code.function}" if code.files else spec.trainer
@@ -194,15 +192,17 @@ class _Finalists:
     spec: CodeSpec
     code: CodeSnapshot
     runlog: RunLog
+    params_of: Mapping[int, Mapping[str, Any]]  # the searched values of each trial
 
-    def train(self, number: int, seed: int, params: Mapping[str, Any]) -> Training | None:
+    def train(self, number: int, seed: int) -> Training | None:
         """One training, unless an earlier call has finished it; None if it failed or diverged."""
         key, spec = finalist_key(number, seed), self.spec
-        place = self.folder / "finalists" / f"trial-{number:04d}-seed-{seed}"
+        place = finalist_folder(self.folder, number, seed)
         if not (place / DONE_FILE).exists():
-            fresh = (trial_seed(spec.search.seed, number) + seed * SEED_STRIDE) % 2**31
-            sections = spec.sections(params, fresh)
-            self._begin(key, number, seed, sections[0])
+            fresh = fresh_seed(trial_seed(spec.search.seed, number), seed)
+            sections = spec.sections(self.params_of[number], fresh)
+            name, params = f"finalist {number:03d}, seed {seed}", sections[0].settings.run_params()
+            begin_run(self.runlog, key, name, "finalist", number, params)
             task = TrialTask(number, sections, place, spec.metric, spec.goal, cores(), rules=spec.health)
             failure = ""
 
@@ -228,16 +228,6 @@ class _Finalists:
             return None
         return Training(key, CodeTraining().best_checkpoint(place), done["value"], number)
 
-    def _begin(self, key: str, number: int, seed: int, section: CodeSection) -> None:
-        settings = section.settings
-        tags = environment_tags() | {
-            "binsweep.kind": "finalist",
-            "trial": str(number),
-            "seed": str(settings.seed),
-        }
-        params = {**settings.params, "epochs": settings.epochs, "seed": settings.seed}
-        self.runlog.start_run(key, f"finalist {number:03d}, seed {seed}", SWEEP, tags, params)
-
 
 def _best_value(place: Path, spec: CodeSpec) -> float | None:
     """The value of the epoch whose checkpoint was kept as the best."""
@@ -247,51 +237,28 @@ def _best_value(place: Path, spec: CodeSpec) -> float | None:
     return history[state.best_epoch - 1].get(spec.metric)
 
 
-def _best_training(
-    folder: Path, spec: CodeSpec, code: CodeSnapshot, leaders: Sequence[Mapping[str, Any]], runlog: RunLog
-) -> tuple[Training, str]:
+def _best_training(trainer: _Finalists, leaders: Sequence[Mapping[str, Any]]) -> tuple[Training, str]:
     """The best training of the best finalist by the mean of its fresh seeds, and a note on the choice."""
-    n_finalists, seeds = spec.register.finalists, spec.register.seeds
-    assert isinstance(n_finalists, int)
-    if n_finalists == 0:
-        best = leaders[0]
-        checkpoint = folder / best["checkpoint"]
-        if not checkpoint.exists():
-            raise UserError(f"trial {best['number']} saved no checkpoint", "give trial.report a `save`")
-        note = f"trial {best['number']} as the sweep left it, the best of many by validation"
-        return Training(trial_key(best["number"]), checkpoint, best["value"], best["number"]), note
-    trainer = _Finalists(folder, spec, code, runlog)
-    finalists = []
-    chosen = leaders[:n_finalists]
-    for place, leader in enumerate(chosen, 1):
-        number = leader["number"]
-        history = {trial.number: trial for trial in read_history(folder).trials}
-        trainings = []
-        for seed in range(1, seeds + 1):
-            training = trainer.train(number, seed, history[number].params)
-            told = (
-                "failed"
-                if training is None
-                else f"{spec.metric} {format_metric(spec.metric, training.value)}"
-            )
-            name = f"trial {number}, seed {seed} of {seeds}"
-            print(f"finalist {place} of {len(chosen)}: {name}: {told}", file=sys.stderr)
-            trainings += [] if training is None else [training]
-        if len(trainings) == seeds:
-            trainings.sort(key=lambda one: -spec.objective.sign * one.value)
-            finalists.append(Finalist(number, leader["value"], trainings))
-    host_for(code.place, code.function, cores()).close()
+    folder, spec, code = trainer.folder, trainer.spec, trainer.code
+    assert isinstance(spec.register.finalists, int)
+    plan = FinalistPlan(spec.register.finalists, spec.register.seeds)
+    if plan.finalists:
+        finalists = rank_finalists(
+            spec,
+            leaders[: plan.finalists],
+            plan.seeds,
+            lambda leader, _: functools.partial(trainer.train, leader["number"]),
+            "failed",
+        )
+        host_for(code.place, code.function, cores()).close()
+    else:
+        training = as_searched(folder, leaders[0])
+        if not training.checkpoint.exists():
+            raise UserError(f"trial {training.trial} saved no checkpoint", "give trial.report a `save`")
+        finalists = [Finalist(training.trial, training.value, [training])]
     if not finalists:
         raise UserError(
             f"every finalist of {folder.name} failed with a fresh seed, or saved no checkpoint",
             "give trial.report a `save`, narrow the space, or set register.finalists: 0",
         )
-    finalists.sort(key=lambda one: -spec.objective.sign * one.mean)
-    means = "; ".join(
-        f"trial {one.number}: {format_metric(spec.metric, one.mean)} "
-        f"(in the sweep {format_metric(spec.metric, one.value)})"
-        for one in finalists
-    )
-    plural = "s" if seeds > 1 else ""
-    note = f"finalists by mean {spec.metric} of {seeds} fresh seed{plural}: {means}"
-    return finalists[0].trainings[0], note
+    return finalists[0].trainings[0], describe_finalists(spec, plan, finalists)

@@ -86,14 +86,16 @@ def run_here(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[
     raise AssertionError("main() ends by sys.exit")
 
 
-def started(spec: Path, runner: str, home: Path, server: str) -> subprocess.Popen[str]:
-    """A sweep that has begun its first trial."""
+def started(
+    spec: Path, runner: str, home: Path, server: str, begin: str = "trial 0 starts"
+) -> subprocess.Popen[str]:
+    """A sweep that has begun its first trial, by the line that says so; `trial ` is any of them."""
     process = subprocess.Popen(
         command(spec, runner), env=environment(home, server), stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("trial 0 starts"):
+        if line.startswith(begin):
             return process
     raise AssertionError("no trial began")
 

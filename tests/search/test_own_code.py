@@ -12,9 +12,7 @@ from mlflow.entities import Run
 from own_sweeps import EPOCHS, METRICS, TRAIN, code_spec
 from real_sweeps import (
     assert_whole,
-    command,
     curves,
-    environment,
     is_worker,
     kill_all,
     run,
@@ -165,7 +163,7 @@ def test_a_sweep_that_is_killed_ends_as_if_undisturbed(
     spec = code_spec(tmp_path / "code", name, 4, params={"seconds": 0.05})
     for _ in range(kills):
         epochs = sum(len(t.intermediate_values) for t in _study(home, name))
-        process = started(spec, runner, home, server) if not epochs else _resumed(spec, runner, home, server)
+        process = started(spec, runner, home, server, "trial " if epochs else "trial 0 starts")
         wait_for_epochs(home, name, epochs + dice.randint(3, 40 // kills))
         kill_all(process)
     epochs = sum(len(trial.intermediate_values) for trial in _study(home, name))
@@ -181,18 +179,6 @@ def test_a_sweep_that_is_killed_ends_as_if_undisturbed(
 def _study(home: Path, name: str) -> list[object]:
     file = home / "sweeps" / f"{name}-1" / "study.db"
     return list(trials_of(file)) if file.exists() else []
-
-
-def _resumed(spec: Path, runner: str, home: Path, server: str) -> subprocess.Popen[str]:
-    """A sweep that goes on, from when its first trial does."""
-    process = subprocess.Popen(
-        command(spec, runner), env=environment(home, server), stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("trial "):
-            return process
-    raise AssertionError("no trial went on")
 
 
 @pytest.mark.integration

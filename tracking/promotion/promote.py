@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from mlflow import MlflowClient
 
 from binsweep.data.decode import ImageError, decode
 from binsweep.data.errors import UserError
@@ -17,11 +16,10 @@ from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.evidence import collect_champion_evidence, collect_evidence
 from binsweep.tracking.promotion.gate import PromotionCriteria
 from binsweep.tracking.promotion.judge import PromotionDecision, judge
-from binsweep.tracking.promotion.lock import promotion_lock
-from binsweep.tracking.promotion.publish import initial_tags, publish, record_not_judged
+from binsweep.tracking.promotion.publish import initial_tags, move_alias, publish, record_not_judged
 from binsweep.tracking.registry.photo_splits import new_test_photos, store_photos
 from binsweep.tracking.registry.registration import register, saved_model
-from binsweep.tracking.registry.versions import CHALLENGER, CHAMPION, champion_of
+from binsweep.tracking.registry.versions import champion_of
 
 N_ENGINE_PHOTOS = 32  # test photos on which the engine must agree with the trained network
 
@@ -66,13 +64,9 @@ def promote(
         while True:
             decision = judge(candidate, gate, evidence, approved, version)
             publish(tracking_uri, model_name, candidate, evidence, decision, folder)
-            # Another promotion or a rollback may have moved the alias during these minutes.
-            with promotion_lock(home):
-                current = champion_of(tracking_uri, model_name)
-                if (current and str(current.version)) == (champion and champion.version):
-                    alias = CHAMPION if decision.promoted else CHALLENGER
-                    MlflowClient(tracking_uri).set_registered_model_alias(model_name, alias, version)
-                    return decision
+            if move_alias(tracking_uri, model_name, decision, home):
+                return decision
+            current = champion_of(tracking_uri, model_name)
             champion = collect_champion_evidence(tracking_uri, model_name, current, items, home)
             evidence = replace(evidence, champion=champion)
     except BaseException as error:

@@ -19,9 +19,8 @@ from binsweep.data.errors import UserError
 from binsweep.tracking.evaluation.scorecard import Scores
 from binsweep.tracking.promotion.gate import PromotionCriteria, RuleResult
 from binsweep.tracking.promotion.judge import PromotionDecision, describe_decision_number
-from binsweep.tracking.promotion.lock import promotion_lock
 from binsweep.tracking.promotion.paired_tests import significance_level
-from binsweep.tracking.promotion.publish import record_not_judged, store_decision
+from binsweep.tracking.promotion.publish import move_alias, record_not_judged, store_decision
 from binsweep.tracking.promotion.table import (
     MIN_COMPARED_ROWS,
     PredictionTable,
@@ -42,8 +41,6 @@ from binsweep.tracking.promotion.version_tags import (
     timestamp,
 )
 from binsweep.tracking.registry.versions import (
-    CHALLENGER,
-    CHAMPION,
     champion_of,
     describe,
     test_folder,
@@ -111,13 +108,9 @@ def promote_code(
         while True:
             decision = judge_code(candidate, gate, champion, served, approved, version, number)
             _publish(tracking_uri, model_name, candidate, decision)
-            # Another promotion or a rollback may have moved the alias during these minutes.
-            with promotion_lock(home):
-                current = champion_of(tracking_uri, model_name)
-                if (current and str(current.version)) == (champion and champion.version):
-                    alias = CHAMPION if decision.promoted else CHALLENGER
-                    MlflowClient(tracking_uri).set_registered_model_alias(model_name, alias, version)
-                    return decision
+            if move_alias(tracking_uri, model_name, decision, home):
+                return decision
+            current = champion_of(tracking_uri, model_name)
             champion = _champion_table(tracking_uri, current, candidate)
     except BaseException as error:
         record_not_judged(tracking_uri, model_name, version, error)

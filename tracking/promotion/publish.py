@@ -18,6 +18,7 @@ from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.evidence import Evidence
 from binsweep.tracking.promotion.gate import RuleResult
 from binsweep.tracking.promotion.judge import PromotionDecision
+from binsweep.tracking.promotion.lock import promotion_lock
 from binsweep.tracking.promotion.version_tags import (
     CHAMPION_BEFORE,
     DECISION,
@@ -29,7 +30,7 @@ from binsweep.tracking.promotion.version_tags import (
     timestamp,
 )
 from binsweep.tracking.registry.photo_splits import digest_of
-from binsweep.tracking.registry.versions import describe, test_folder
+from binsweep.tracking.registry.versions import CHALLENGER, CHAMPION, champion_of, describe, test_folder
 
 
 def initial_tags(candidate: Candidate) -> dict[str, str]:
@@ -125,6 +126,27 @@ def store_decision(
         file = Path(folder) / f"decision-{version}.json"
         file.write_text(json.dumps(asdict(decision), indent=1))
         client.log_artifact(run_id, str(file), "gate")
+
+
+def move_alias(
+    tracking_uri: str,
+    model_name: str,
+    decision: PromotionDecision,
+    home: Path | None,
+) -> bool:
+    """Give a judged version its alias: `champion`, or `challenger` if it was refused.
+
+    False, and nothing is moved, if the champion is no longer the one that it was judged against: another promotion or a
+    rollback may have moved the alias during these minutes.
+    """
+    assert decision.version is not None
+    with promotion_lock(home):
+        current = champion_of(tracking_uri, model_name)
+        if (None if current is None else str(current.version)) != decision.champion_version:
+            return False
+        alias = CHAMPION if decision.promoted else CHALLENGER
+        MlflowClient(tracking_uri).set_registered_model_alias(model_name, alias, decision.version)
+    return True
 
 
 def record_not_judged(tracking_uri: str, model_name: str, version: str, error: BaseException) -> None:
