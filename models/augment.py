@@ -6,16 +6,13 @@ number. So a feature bank can hold the first few views of each photo, and traini
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from binsweep.models.precision import to_device
-
-Augment = Literal["none", "flip", "flip_shift", "full"]
+from binsweep.models.settings import Augment
 
 AUGMENT_VERSION = 1  # part of the key of feature banks
 MAX_SHIFT = 0.06  # a share of the photo's size, in each direction

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from binsweep.models.augment import Augment, augment_images
+from binsweep.models.augment import augment_images
 from binsweep.models.precision import to_device
 from binsweep.models.profiler import Mark, no_mark
+from binsweep.models.settings import Augment
 
 
 class Batches(Protocol):

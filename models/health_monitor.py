@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from binsweep.data.labels import Label
 from binsweep.models.health_rules import (
     MIN_CONSECUTIVE,
-    WORKING_RANGES,
     HealthFinding,
     HealthRule,
     check_input_images,
@@ -50,6 +49,11 @@ MIN_IMAGES_BETWEEN_SAMPLES = 3200
 MIN_NORM_FOR_RATIO = 1e-3  # a parameter that starts at zero (a bias) has no meaningful ratio yet
 MIN_LR_SHARE_FOR_RATIO = 0.01  # one-cycle begins and ends with tiny steps, which are no problem
 ROWS_FOR_MOMENTS = 16
+# Outside of these inputs (SageMaker's thresholds) the gradient is below 1e-7.
+WORKING_RANGES: dict[type[nn.Module], tuple[float, float]] = {
+    nn.Tanh: (-9.4999, 9.4999),
+    nn.Sigmoid: (-23.0, 16.99999),
+}
 
 History = Sequence[Mapping[str, float]]
 Indices = NDArray[np.int64]

@@ -10,14 +10,16 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from binsweep.data.labels import Label
 from binsweep.models.labelling import labelling_of
+
+if TYPE_CHECKING:
+    from torch import Tensor  # slow to import, and own training code has these rules without it
 
 Matrix = NDArray[np.int64]  # [K, K]: row = true class, column = predicted class
 Action = Literal["note", "stop", "ignore"]
@@ -208,7 +210,7 @@ def dead_relu(
 def saturated_activation(
     saturation: Mapping[str, Tensor], threshold_inactivity: float = 1.0, threshold_layer: float = 50.0
 ) -> str:
-    """More than `threshold_layer` percent of a tanh or sigmoid layer's units are within WORKING_RANGES for less than
+    """More than `threshold_layer` percent of a tanh or sigmoid layer's units are within the working range for less than
     `threshold_inactivity` percent of the images.
 
     `saturation` holds, for each layer, the share of images for which each unit is outside of the range, [units].
@@ -222,13 +224,6 @@ def saturated_activation(
         lambda value: value > threshold_layer,
         "{1:.0f} % of the units of {0} are saturated: lower lr",
     )
-
-
-# Outside of these inputs (SageMaker's thresholds) the gradient is below 1e-7.
-WORKING_RANGES: dict[type[nn.Module], tuple[float, float]] = {
-    nn.Tanh: (-9.4999, 9.4999),
-    nn.Sigmoid: (-23.0, 16.99999),
-}
 
 
 def poor_weight_initialization(

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
-from binsweep.models.augment import Augment
-
+Augment = Literal["none", "flip", "flip_shift", "full"]
 Trainable = Literal["head", "last_stage", "later_stages", "all"]
 Head = Literal["classify", "ordinal", "regress"]
 Optimizer = Literal["adamw", "sgd"]

@@ -13,7 +13,7 @@ from binsweep.data.banks.pixels import PixelBank
 from binsweep.data.labels import Label
 from binsweep.data.parallel import Progress
 from binsweep.data.resource_limits import cores
-from binsweep.models.augment import AUGMENT_VERSION, Augment, augment_images, views_of
+from binsweep.models.augment import AUGMENT_VERSION, augment_images, views_of
 from binsweep.models.batches import Batches, FeatureBatches, PixelBatches
 from binsweep.models.build import build_model
 from binsweep.models.network import CountingModel
@@ -25,7 +25,7 @@ from binsweep.models.precision import (
     to_device,
 )
 from binsweep.models.pretrained import file_hash, weights_file
-from binsweep.models.settings import Settings
+from binsweep.models.settings import Augment, Settings
 
 NO_AUGMENT: Augment = "none"
 INFERENCE_BATCH = 256  # photos per forward pass where no gradients are kept

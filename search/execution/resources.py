@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores, memory
 from binsweep.search.spec.schema import ResourcesPart
@@ -44,6 +42,8 @@ class TrialResources:
 
 def this_machine() -> Node:
     """The resources of this machine that this process may use."""
+    import torch  # slow to import, and workers of own training code do without it
+
     return {
         "CPU": cores(),
         "GPU": torch.cuda.device_count(),

@@ -1,289 +1,29 @@
-"""What the trials of a sweep need on nodes without a disk in common with the driver: banks of photos, or own code."""
+"""The files of a sweep on the driver, for each kind of training.
+
+A worker imports only the module of its own kind: own code needs no PyTorch.
+"""
 
 from __future__ import annotations
 
 import binsweep.search.ray_backend.environment  # noqa: F401 (before Ray)
 
 # isort: split
-import contextlib
-import functools
-import hashlib
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import ray
 
-from binsweep.data.banks.pixels import PixelBank
-from binsweep.data.banks.store import banks_in_use, evict_banks, open_bank
-from binsweep.data.errors import UserError
-from binsweep.data.labels import Label
-from binsweep.data.locks import locked
-from binsweep.models.pretrained import file_hash, provide_weights_file, weights_file
-from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.code_trial import CodeTrainer
 from binsweep.search.execution.photo_trial import PhotoTrainer
-from binsweep.search.execution.trial import Trainer, TrialTask
-from binsweep.search.own_code.snapshot import CodeSnapshot
-from binsweep.search.ray_backend.file_transfer import (
-    DriverFiles,
-    FileServer,
-    fetch_file,
-    file_part,
-    node_home,
-    start_file_server,
-)
-
-
-@dataclass(frozen=True)
-class PhotoFiles:
-    """The pixel banks of the photos at one image size, resized with one interpolation."""
-
-    image_size: int
-    interpolation: str
-    train: Path
-    validation: Path
-    train_also: Path | None
-
-
-@dataclass(frozen=True)
-class PhotoDriverFiles(DriverFiles):
-    """The files of a sweep over photos: its banks and the weights of its backbones."""
-
-    node: str  # Ray's id of the driver's node
-    classes: tuple[Label, ...]
-    head_classes: tuple[Label, ...]
-    photos: tuple[PhotoFiles, ...]  # at each image size, the data's own first
-    banks: Path
-    open: tuple[str, ...]  # names of the banks that the sweep uses
-    file_server: Any = None
-    what: ClassVar[str] = "banks"
-
-    def trainer(self) -> PhotoTrainer:
-        banks, here = self.banks, self.is_on_driver()
-        if not here:
-            banks = node_home() / "banks"
-            for name in self.open:
-                fetch = functools.partial(_fetch_bank, self.file_server, name)
-                open_bank(banks / name, "copy of a bank", _complete, fetch)
-
-        def at_size(photos: PhotoFiles) -> TrialData:
-            train, validation = (PixelBank(banks / path.name) for path in (photos.train, photos.validation))
-            also = PixelBank(banks / photos.train_also.name) if photos.train_also else None
-            return TrialData(
-                self.classes,
-                photos.image_size,
-                train,
-                validation,
-                banks,
-                also,
-                self.head_classes,
-                interpolation=photos.interpolation,
-            )
-
-        data, *others = (at_size(photos) for photos in self.photos)
-        return PhotoTrainer(replace(data, other_sizes=tuple(others)))
-
-    def here(self, task: TrialTask) -> TrialTask:
-        settings = task.sections[-1].settings
-        self._provide_weights(settings.backbone, settings.weights)
-        return task
-
-    def _provide_weights(self, backbone: str, weights: str) -> None:
-        """Copy weights that only the driver's machine has, once."""
-        with contextlib.suppress(UserError):
-            weights_file(backbone, weights)
-            return
-        name, size = ray.get(self.file_server.weights.remote(backbone, weights))
-        file = node_home() / "weights" / name
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".tmp")  # one of a killed worker is overwritten
-            with locked(file.with_suffix(".lock")):
-                if not file.exists():
-                    fetch_file(
-                        temporary,
-                        size,
-                        functools.partial(self.file_server.weights_part.remote, backbone, weights),
-                    )
-                    temporary.replace(file)
-        provide_weights_file(backbone, weights, file)
+from binsweep.search.execution.trial import Trainer
+from binsweep.search.ray_backend.code_files import open_code_files
+from binsweep.search.ray_backend.file_transfer import DriverFiles
+from binsweep.search.ray_backend.photo_files import open_photo_files
 
 
 def open_driver_files(trainer: Trainer, folder: Path, shared: bool) -> DriverFiles:
     """The files of the sweep in `folder`, which this process has at hand; if `shared`, also for other nodes."""
     node = ray.get_runtime_context().get_node_id()
     if isinstance(trainer, CodeTrainer):
-        return _open_code(trainer.code, trainer.paths, folder, node, shared)
+        return open_code_files(trainer.code, trainer.paths, folder, node, shared)
     assert isinstance(trainer, PhotoTrainer)
-    return _open_photos(trainer.data, folder, node, shared)
-
-
-def _open_photos(data: TrialData, folder: Path, node: str, shared: bool) -> PhotoDriverFiles:
-    file_server = start_file_server(PhotoFileServer, folder, data.banks) if shared else None
-    names = tuple(path.name for path in banks_in_use(data.banks))
-    photos = tuple(
-        PhotoFiles(
-            one.image_size,
-            one.interpolation,
-            one.train.path,
-            one.validation.path,
-            one.train_also.path if one.train_also else None,
-        )
-        for one in (data, *data.other_sizes)
-    )
-    return PhotoDriverFiles(node, data.classes, data.head_classes, photos, data.banks, names, file_server)
-
-
-class PhotoFileServer(FileServer):
-    """Serves banks and weights, too."""
-
-    def __init__(self, folder: Path, banks: Path) -> None:
-        super().__init__(folder)
-        self._banks = banks
-
-    def bank(self, name: str) -> dict[str, int]:
-        """The files of a bank and their sizes in bytes."""
-        return {path.name: path.stat().st_size for path in (self._banks / name).iterdir()}
-
-    def bank_part(self, name: str, file: str, start: int) -> bytes:
-        """A chunk of a bank's file."""
-        return file_part(self._banks / name / file, start)
-
-    def weights(self, backbone: str, weights: str) -> tuple[str, int]:
-        """A name for the weights of a backbone that identifies their content, and their size in bytes."""
-        file = self._weights_file(backbone, weights)
-        return f"{file_hash(file)}{file.suffix}", file.stat().st_size
-
-    def weights_part(self, backbone: str, weights: str, start: int) -> bytes:
-        """A chunk of the weights."""
-        return file_part(self._weights_file(backbone, weights), start)
-
-    @staticmethod
-    def _weights_file(backbone: str, weights: str) -> Path:
-        file = weights_file(backbone, weights)
-        assert file is not None, "only pre-trained weights are fetched"
-        return file
-
-
-def _fetch_bank(file_server: Any, name: str, folder: Path) -> None:
-    """Copy a bank of the driver into an empty folder."""
-    sizes = ray.get(file_server.bank.remote(name))
-    evict_banks(folder.parent, sum(sizes.values()))
-    for file, size in sizes.items():
-        fetch_file(folder / file, size, functools.partial(file_server.bank_part.remote, name, file))
-
-
-def _complete(path: Path) -> Path:
-    return path  # an existing bank is complete
-
-
-@dataclass(frozen=True)
-class CodeDriverFiles(DriverFiles):
-    """The files of a sweep of own code: the code, and the files that its params name."""
-
-    node: str
-    code: CodeSnapshot
-    paths: tuple[tuple[str, Path], ...]  # of the params, by their keys, on the driver's node
-    stamps: tuple[
-        tuple[str, tuple[int, int]], ...
-    ]  # size and modification time (s) of each file, by its name
-    file_server: Any = None
-    what: ClassVar[str] = "code"
-
-    def trainer(self) -> CodeTrainer:
-        if self.is_on_driver():
-            return CodeTrainer(self.code, dict(self.paths))
-        target = self._folder()
-        with locked(target.with_suffix(".lock")):
-            if not target.exists():
-                temporary = target.with_suffix(".tmp")
-                shutil.rmtree(temporary, ignore_errors=True)
-                for name, (size, _) in self.stamps:
-                    if not self._is_here(name):
-                        file = temporary / name
-                        file.parent.mkdir(parents=True, exist_ok=True)
-                        fetch_file(file, size, functools.partial(self.file_server.input_part.remote, name))
-                temporary.mkdir(exist_ok=True)
-                temporary.rename(target)
-        place = self.code.place
-        if self.code.files:
-            place = str(target / CODE / Path(place).name)
-        return CodeTrainer(replace(self.code, place=place), dict(self.paths))
-
-    def here(self, task: TrialTask) -> TrialTask:
-        """The task with the paths of this node in its params."""
-        *earlier, last = task.sections
-        params = last.settings.params
-        for key, path in self.paths:
-            copied = self._folder() / PARAMS / key / path.name
-            if copied.exists():
-                params = _with_value(params, key.split("."), str(copied))
-        section = replace(last, settings=replace(last.settings, params=params))
-        return replace(task, sections=(*earlier, section))
-
-    def _folder(self) -> Path:
-        # The fingerprint does not have the names of the params' files.
-        names = "\0".join([self.code.fingerprint, *(name for name, _ in self.stamps)])
-        folder = node_home() / "inputs" / hashlib.sha256(names.encode()).hexdigest()[:16]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def _is_here(self, name: str) -> bool:
-        """Whether a file of the params is on this node as well, such as on a disk that the nodes share."""
-        kind, _, rest = name.partition("/")
-        key, _, inner = rest.partition("/")
-        path = dict(self.paths).get(key)
-        if kind != PARAMS or path is None:
-            return False
-        file = path.parent / inner
-        return file.is_file() and _stamp(file) == dict(self.stamps)[name]
-
-
-CODE, PARAMS = "code", "params"
-
-
-def _open_code(
-    code: CodeSnapshot, paths: Mapping[str, Path], folder: Path, node: str, shared: bool
-) -> CodeDriverFiles:
-    inputs = {f"{CODE}/{name}": Path(code.place).parent / name for name in code.files}
-    for key, path in paths.items():
-        found = [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
-        for file in found:
-            inner = file.relative_to(path.parent)
-            if not any(part.startswith(".") for part in inner.parts):  # hidden files may be secrets
-                inputs[f"{PARAMS}/{key}/{inner}"] = file
-    file_server = start_file_server(CodeFileServer, folder, inputs) if shared else None
-    stamps = tuple((name, _stamp(file)) for name, file in inputs.items()) if shared else ()
-    return CodeDriverFiles(node, code, tuple(paths.items()), stamps, file_server)
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, int(status.st_mtime)
-
-
-def _with_value(values: Any, steps: Sequence[str], value: Any) -> Any:
-    """A copy of nested params with one value replaced."""
-    if not steps:
-        return value
-    step, *rest = steps
-    if isinstance(values, list):
-        return [
-            _with_value(one, rest, value) if place == int(step) else one for place, one in enumerate(values)
-        ]
-    return {**values, step: _with_value(values[step], rest, value)}
-
-
-class CodeFileServer(FileServer):
-    """Serves own code and the files that its params name, too."""
-
-    def __init__(self, folder: Path, inputs: dict[str, Path]) -> None:
-        super().__init__(folder)
-        self._inputs = inputs
-
-    def input_part(self, name: str, start: int) -> bytes:
-        """A chunk of a file."""
-        return file_part(self._inputs[name], start)
+    return open_photo_files(trainer.data, folder, node, shared)

@@ -38,6 +38,9 @@ class DriverFiles(ABC):
     node: str  # Ray's id of the driver's node
     file_server: Any
     what: ClassVar[str]  # that other nodes get before they train
+    in_own_process: ClassVar[bool] = (
+        False  # whether trials run in a process apart from the worker, which can be ended
+    )
 
     @abstractmethod
     def trainer(self) -> Trainer:

@@ -12,7 +12,6 @@ from typing import Any
 from ray import tune
 
 from binsweep.search.execution.trial import TrialTask, hide_gpus, leave_error
-from binsweep.search.ray_backend.driver_files import PhotoDriverFiles
 from binsweep.search.ray_backend.file_transfer import DriverFiles, Upload
 
 GRACE_SECONDS = 30.0  # after the time limit, in which an epoch may still end and be reported
@@ -30,13 +29,12 @@ def trainable(config: dict[str, Any], driver_files: DriverFiles) -> None:
             return True
 
         timer = _deadline_timer(task, upload)
-        if task.minutes is not None and isinstance(driver_files, PhotoDriverFiles):
-            timer.start()  # own code runs in a process that can be ended
+        if task.minutes is not None and not driver_files.in_own_process:
+            timer.start()
         try:
             if task.resources.workers > 1:
                 from binsweep.search.ray_backend.worker_group import run_in_group  # slow to import
 
-                assert isinstance(driver_files, PhotoDriverFiles)
                 run_in_group(task, driver_files, send)
             else:
                 driver_files.trainer().train(task, send)

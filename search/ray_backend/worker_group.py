@@ -27,7 +27,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from binsweep.search.execution.photo_trial import attempt, run_attempts
 from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import LostWorkerError, Send, TrialTask, hide_gpus, leave_error
-from binsweep.search.ray_backend.driver_files import PhotoDriverFiles
+from binsweep.search.ray_backend.file_transfer import DriverFiles
+from binsweep.search.ray_backend.photo_files import PhotoDriverFiles
 
 LOOPBACK = "127.0.0.1"
 MAX_UNWIND_SECONDS = 30.0  # for a process to notice that another one is gone
@@ -70,8 +71,9 @@ def _join(store: TCPStore, here: str, rank: int, size: int) -> None:
 _members: list[Any] = []  # the other processes of this process's group, kept from one trial to the next
 
 
-def run_in_group(task: TrialTask, driver_files: PhotoDriverFiles, send: Send) -> None:
+def run_in_group(task: TrialTask, driver_files: DriverFiles, send: Send) -> None:
     """`run_trial` with all workers of the task. Raises LostWorkerError if one is lost."""
+    assert isinstance(driver_files, PhotoDriverFiles)  # own code has no groups
     stopped: list[SystemExit] = []
 
     def report(epoch: int, metrics: dict[str, float]) -> bool:

@@ -11,11 +11,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from binsweep.data.labels import Label, LabelKind, kind_of
 from binsweep.data.split import SplitBy
-from binsweep.models.augment import Augment
 from binsweep.models.engines.names import EngineChoice
 from binsweep.models.labelling import COUNTING, NAMING, Labelling, Measure
 from binsweep.models.levels import Level
-from binsweep.models.settings import ABOVE_ONE, BOUNDS, Settings, Trainable
+from binsweep.models.settings import ABOVE_ONE, BOUNDS, Augment, Settings, Trainable
 from binsweep.search.spec.objective import Goal, Objective
 from binsweep.tracking.promotion.paired_tests import Correction
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from binsweep.data.errors import UserError
@@ -17,6 +18,7 @@ from binsweep.search.strategy.earlier_sweeps import FirstGuesses, InitialPoint
 from binsweep.search.strategy.factory import StrategyOptions, open_strategy
 from binsweep.search.strategy.freeze_thaw import MIN_FULL_TRIALS, SKIP_RUNGS_FROM
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
+from binsweep.search.strategy.study_storage import StudyStorage
 from binsweep.search.strategy.trial_pool import ETA
 
 EPOCHS = 9
@@ -529,3 +531,23 @@ def test_no_trial_is_stopped_at_its_own_last_epoch(tmp_path: Path) -> None:
         assert strategy.observe(number, 2, 1.0).decision is Decision.CONTINUE
     strategy.suggest()
     assert strategy.observe(6, 2, 0.0).decision is Decision.CONTINUE
+
+
+def test_stored_values_are_optunas_own(tmp_path: Path) -> None:
+    """They are written past Optuna's ORM, and read by it: also what is not finite, and a value that is replaced."""
+    storage = StudyStorage(tmp_path / "deep" / "study.db", "s", "maximize")
+    for _ in range(2):
+        storage.add_point({}, {}, {})
+    values = {1: 0.5, 2: math.inf, 3: -math.inf, 4: 1e-300, 7: 2.0}
+    for epoch, value in {**values, 1: 9.0}.items():
+        storage.report(1, epoch, value)
+    storage.report(1, 1, values[1])
+    storage.report(0, 1, math.nan)
+    first, second = stored(tmp_path)
+    assert second.intermediate_values == values == storage.trials()[1].intermediate_values
+    assert math.isnan(first.intermediate_values[1])
+
+    storage.close(1, TrialState.COMPLETE, 2.0, {})
+    with pytest.raises(UpdateFinishedTrialError):
+        storage.report(1, 8, 3.0)
+    assert stored(tmp_path)[1].intermediate_values == values
