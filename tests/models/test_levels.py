@@ -38,21 +38,29 @@ def data(manifest: Manifest, trial_data: TrialData, tmp_path_factory: pytest.Tem
     return replace(trial_data, other_sizes=(small,))
 
 
+@pytest.fixture(scope="module")
+def whole(data: TrialData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+    """An uninterrupted training: the folder of its states and checkpoints, and what it reported."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(data, folder)
+
+
 def run(
     data: TrialData,
-    folder: Path,
+    folder: Path | None,
     settings: Settings = TOP,
     earlier: tuple[Level, ...] = EARLIER,
     until: int = 99,
     start: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Train, keeping the state and the checkpoint of each epoch; the metrics that were reported."""
+    """Train, keeping the state and the checkpoint of each epoch in a folder; the metrics that were reported."""
     reported: list[dict[str, float]] = []
 
     def report(epoch: int, metrics: dict[str, float], snapshot: Snapshot) -> bool:
         reported.append(metrics)
-        snapshot.state().save(folder / f"state-{epoch}.pt")
-        snapshot.checkpoint().save(folder / f"best-{epoch}.pt")
+        if folder is not None:
+            snapshot.state().save(folder / f"state-{epoch}.pt")
+            snapshot.checkpoint().save(folder / f"best-{epoch}.pt")
         return epoch < until
 
     state = None if start is None else load_training_state(start)
@@ -60,18 +68,20 @@ def run(
     return reported
 
 
-def test_each_section_begins_with_the_weights_of_the_one_before(data: TrialData, tmp_path: Path) -> None:
-    curve = run(data, tmp_path)
+def test_each_section_begins_with_the_weights_of_the_one_before(
+    data: TrialData, tmp_path: Path, whole: tuple[Path, list[dict[str, float]]]
+) -> None:
+    folder, curve = whole
     assert [metrics["level"] for metrics in curve] == [1, 1, 1, 2, 2, 3, 3]
     rates = [metrics["lr"] for metrics in curve]
     assert rates[2] < 1e-4 < rates[3] and rates[4] < 1e-4 < rates[5], "each has its own schedule"
-    head, stage, whole = (load_checkpoint(tmp_path / f"best-{epoch}.pt") for epoch in (3, 5, 7))
+    head, stage, top = (load_checkpoint(folder / f"best-{epoch}.pt") for epoch in (3, 5, 7))
     assert (head.epoch, head.image_size, head.earlier) == (3, 48, ())
-    assert stage.earlier == EARLIER[:1] and whole.earlier == EARLIER
-    assert whole.image_size == data.image_size and whole.settings == TOP
+    assert stage.earlier == EARLIER[:1] and top.earlier == EARLIER
+    assert top.image_size == data.image_size and top.settings == TOP
     # At a learning rate of 0 nothing changes: the last section answers as the one before it, at its own size.
     still = replace(TOP, lr=0.0, weight_decay=0.0, ema=0.0, epochs=1)
-    run(data, tmp_path, still, EARLIER, start=tmp_path / "state-5.pt")
+    run(data, tmp_path, still, EARLIER, start=folder / "state-5.pt")
     last = load_checkpoint(tmp_path / "best-6.pt")
     trained = {key: value for key, value in last.state.items() if key in stage.state and "running" not in key}
     assert {key.split(".")[0] for key in trained} == {"backbone", "head"}
@@ -82,31 +92,33 @@ def test_each_section_begins_with_the_weights_of_the_one_before(data: TrialData,
 
 @pytest.mark.parametrize("at", range(1, 7))
 def test_a_training_in_sections_resumes_anywhere_with_the_same_curve(
-    data: TrialData, tmp_path: Path, at: int
+    data: TrialData, whole: tuple[Path, list[dict[str, float]]], at: int
 ) -> None:
-    whole = run(data, tmp_path)
-    rest = run(data, tmp_path, start=tmp_path / f"state-{at}.pt")
+    folder, curve = whole
+    rest = run(data, None, start=folder / f"state-{at}.pt")
     keys = ("train_loss", "val_loss", "val_accuracy", "lr", "level")
-    assert [[m[k] for k in keys] for m in rest] == [[m[k] for k in keys] for m in whole[at:]]
+    assert [[m[k] for k in keys] for m in rest] == [[m[k] for k in keys] for m in curve[at:]]
 
 
-def test_a_checkpoint_of_each_section_answers_as_its_validation_did(data: TrialData, tmp_path: Path) -> None:
-    run(data, tmp_path)
+def test_a_checkpoint_of_each_section_answers_as_its_validation_did(
+    data: TrialData, whole: tuple[Path, list[dict[str, float]]]
+) -> None:
+    folder, _ = whole
     for epoch in (3, 5, 7):
-        checkpoint = load_checkpoint(tmp_path / f"best-{epoch}.pt")
+        checkpoint = load_checkpoint(folder / f"best-{epoch}.pt")
         model = model_from_checkpoint(checkpoint)
         photos = torch.tensor(data.at_size(checkpoint.image_size).validation.pixels[:8])
         with torch.no_grad():
             torch.testing.assert_close(model(photos), checkpoint.log_probabilities[:8], atol=2e-4, rtol=0)
 
 
-def test_a_training_that_ends_earlier_leaves_out_later_sections(data: TrialData, tmp_path: Path) -> None:
+def test_a_training_that_ends_earlier_leaves_out_later_sections(data: TrialData) -> None:
     levels = (*EARLIER, Level(TOP, data.image_size))
     assert total_epochs(levels) == 7 and ending_at(levels, 7) == levels
     assert ending_at(levels, 3) == levels[:1]
     short = ending_at(levels, 4)
     assert [level.settings.epochs for level in short] == [3, 1]
-    curve = run(data, tmp_path, short[-1].settings, short[:-1])
+    curve = run(data, None, short[-1].settings, short[:-1])
     assert [metrics["level"] for metrics in curve] == [1, 1, 1, 2]
     assert str(EARLIER[0]) == "head at 48 px, 50% of the photos, 3 epochs"
 
