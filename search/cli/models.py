@@ -249,7 +249,7 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
                 print(f"{checked.model}: {'agrees' if checked.rule.passed else 'DOES NOT AGREE'}")
                 print(f"  {checked.rule.text}")
                 spread = ", ".join(f"p{p} {ms:.1f} ms" for p, ms in checked.milliseconds.items())
-                print(f"  one photo over HTTP: {spread}")
+                print(f"  one {checked.unit} over HTTP: {spread}")
             sys.exit(0 if checked.rule.passed else 1)
         code = serve_foreground(
             model_uri(model),

@@ -19,7 +19,7 @@ from binsweep.models.engines.onnx_file import to_onnx
 from binsweep.models.labelling import labelling_of
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.registration import load_network
-from binsweep.tracking.registry.versions import find_version
+from binsweep.tracking.registry.versions import find_version, require_photo_model
 from binsweep.tracking.serving.model_server import require_model
 
 ExportFormat = Literal["onnx", "openvino"]
@@ -52,6 +52,7 @@ def export_model(
     version = find_version(model_uri, tracking_uri)
     if version is None:
         raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
+    require_photo_model(version, "export")
     name = f"{version.name} version {version.version}"
     folder = out or Path(f"{version.name}-{version.version}-{file_format}")
     if os.path.lexists(folder):

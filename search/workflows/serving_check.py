@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from binsweep.data.errors import UserError
 from binsweep.search.terminal.progress import ProgressBar
 from binsweep.search.workflows.evaluate import require_own_test_split
 from binsweep.tracking.promotion.gate import RuleResult, judge_served
-from binsweep.tracking.registry.versions import find_version, stored_predictions
+from binsweep.tracking.promotion.promote_code import ask_rows, judge_served_rows, served_rows
+from binsweep.tracking.promotion.table import PredictionTable
+from binsweep.tracking.registry.versions import find_version, is_own_code, stored_predictions
 from binsweep.tracking.serving.model_server import (
     BATCH_PHOTOS,
     measure_latencies,
@@ -27,11 +31,12 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class ServingCheck:
-    """Whether the server agrees, and percentiles of the latency of one photo in milliseconds."""
+    """Whether the server agrees, and percentiles of the latency of one photo (or row) in milliseconds."""
 
     model: str
     rule: RuleResult
     milliseconds: dict[int, float]
+    unit: str = "photo"
 
 
 def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | None = None) -> ServingCheck:
@@ -44,6 +49,10 @@ def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | Non
     if version is None:
         raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
     name = f"{version.name} version {version.version}"
+    if is_own_code(version):
+        table = served_rows(tracking_uri, version)
+        with serve_model(f"models:/{version.name}/{version.version}", tracking_uri, port) as served:
+            return _check_own_code(name, served.url, table)
     items = require_own_test_split(version.tags, name, home)
     stored = stored_predictions(tracking_uri, version)
     # Test photos that are also in train or validation have no stored prediction.
@@ -64,5 +73,19 @@ def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | Non
         singles = (item.path.read_bytes() for item in items[:N_LATENCY_PHOTOS])
         latencies = measure_latencies(served.url, singles, MAX_ANSWER_SECONDS)
     rule = judge_served(stored["predicted"].to_numpy(), stored[columns].to_numpy(), rows, classes)
-    milliseconds = {p: 1000 * float(np.percentile(latencies, p)) for p in PERCENTILES}
-    return ServingCheck(name, rule, milliseconds)
+    return ServingCheck(name, rule, _milliseconds(latencies))
+
+
+def _check_own_code(name: str, url: str, table: PredictionTable) -> ServingCheck:
+    """Send a server of own training code the test rows that are stored with its version."""
+    rule = judge_served_rows(url, table)
+    latencies = []
+    for row in table.inputs or ():
+        started = time.perf_counter()
+        ask_rows(url, [row])
+        latencies.append(time.perf_counter() - started)
+    return ServingCheck(name, rule, _milliseconds(latencies), "row")
+
+
+def _milliseconds(latencies: Sequence[float]) -> dict[int, float]:
+    return {p: 1000 * float(np.percentile(latencies, p)) for p in PERCENTILES}

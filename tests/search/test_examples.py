@@ -42,6 +42,17 @@ def test_a_model_of_own_code_is_champion_and_its_equal_is_not(server: str, tmp_p
     assert first["candidate"]["accuracy"] > 0.5 > first["guess"]["accuracy"]
     rules = {rule["name"]: rule for rule in first["rules"]}
     assert rules["served as evaluated"]["text"] == "32 rows: all answers equal"
+    check = run_here("serve", "promoted-digits", "--check", **where)
+    assert check.returncode == 0, check.stderr
+    assert "version 1: agrees" in check.stdout and "one row over HTTP: p50" in check.stdout
+    for command in (
+        ("evaluate", "promoted-digits", EXAMPLES),
+        ("export", "promoted-digits", "--format", "onnx"),
+    ):
+        refused = run_here(*command, **where)
+        assert (
+            refused.returncode == 2 and f"`binsweep {command[0]}` is for models of photos" in refused.stderr
+        )
     again = run_here("promote", "promoted-digits", "--json", **where)
     assert again.returncode == 0, again.stderr
     second = json.loads(again.stdout)

@@ -41,8 +41,10 @@ from binsweep.tracking.promotion.version_tags import (
     timestamp,
 )
 from binsweep.tracking.registry.versions import (
+    CODE_FINGERPRINT,
     champion_of,
     describe,
+    stored_predictions,
     test_folder,
     versions_of,
 )
@@ -211,18 +213,46 @@ def _champion_table(
 
 def _judge_served(candidate: CodeCandidate, tracking_uri: str) -> RuleResult:
     """Serve the saved model, and send it the first test rows."""
-    test = candidate.test
     with serve_model(str(candidate.model), tracking_uri) as server:
-        if test.inputs is None:
-            text = "it starts and answers /ping; predict gives no column `input`, so no answer was compared"
-            return RuleResult("served as evaluated", True, text)
-        sent = list(test.inputs[:N_SERVED_ROWS])
-        records = all(isinstance(one, Mapping) for one in sent)
-        answers = ask_any(server.url, {"dataframe_records" if records else "inputs": sent}, ANSWER_SECONDS)
+        return judge_served_rows(server.url, candidate.test)
+
+
+def judge_served_rows(url: str, test: PredictionTable) -> RuleResult:
+    """Send a server the first rows of a table; whether its answers are the predictions."""
+    if test.inputs is None:
+        text = "it starts and answers /ping; predict gives no column `input`, so no answer was compared"
+        return RuleResult("served as evaluated", True, text)
+    sent = test.inputs[:N_SERVED_ROWS]
+    answers = ask_rows(url, sent)
     if len(answers) != len(sent):
         text = f"{len(answers)} answers to {len(sent)} rows"
         return RuleResult("served as evaluated", False, text)
     return judge_answers(test, answers)
+
+
+def ask_rows(url: str, rows: Sequence[Any]) -> list[Any]:
+    """A server's predictions for rows of the column `input`, in one request. Raises what `ask_any` raises."""
+    records = all(isinstance(one, Mapping) for one in rows)
+    return ask_any(url, {"dataframe_records" if records else "inputs": list(rows)}, ANSWER_SECONDS)
+
+
+def served_rows(tracking_uri: str, version: ModelVersion) -> PredictionTable:
+    """The rows that the gate has sent to the server of a version, as they are stored with it.
+
+    Raises UserError if none are stored.
+    """
+    stored = stored_predictions(tracking_uri, version)
+    if "input" not in stored:
+        name = f"{version.name} version {version.version}"
+        what = f"{name} has no test row that its server could be asked about"
+        raise UserError(what, "let `predict` give a column `input`, and promote its sweep again")
+    sent = stored[stored["input"].notna()]
+    return PredictionTable(
+        tuple(sent["id"]),
+        tuple(sent["true"].tolist()),
+        tuple(sent["predicted"].tolist()),
+        tuple(json.loads(one) for one in sent["input"]),
+    )
 
 
 def _count_decisions(tracking_uri: str, model_name: str, candidate: CodeCandidate) -> int:
@@ -245,7 +275,7 @@ def _register(tracking_uri: str, model_name: str, candidate: CodeCandidate) -> M
             raise
     tags = {
         "sweep": candidate.sweep,
-        "code.fingerprint": candidate.fingerprint,
+        CODE_FINGERPRINT: candidate.fingerprint,
         TEST_SPLIT: candidate.test.digest,
         # These two stay if this process is killed.
         DECISION: NOT_JUDGED,
@@ -267,6 +297,9 @@ def _publish(
         table = pd.DataFrame({name: list(map(_storable, column)) for name, column in columns.items()})
         if test.probabilities is not None:
             table["probabilities"] = [json.dumps(value) for value in test.probabilities]
+        if test.inputs is not None:
+            sent = [json.dumps(value) for value in test.inputs[:N_SERVED_ROWS]]
+            table["input"] = sent + [None] * (len(test.ids) - len(sent))
         table.to_parquet(file)
         client.log_artifact(candidate.run_id, str(file), test_folder(decision.version))
     verdict = f"{'promoted' if decision.promoted else 'not promoted'}: {decision.reason}"

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from binsweep.data.errors import UserError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+CODE_FINGERPRINT = "code.fingerprint"  # the tag of a version from own training code
 
 
 def image_rows(images: list[bytes]) -> pd.DataFrame:
@@ -30,6 +31,21 @@ def find_version(model_uri: str, tracking_uri: str) -> ModelVersion | None:
     if address["alias"]:
         return client.get_model_version_by_alias(address["name"], address["alias"])
     return client.get_model_version(address["name"], address["version"])
+
+
+def is_own_code(version: ModelVersion) -> bool:
+    """Whether a version comes from own training code: what it takes and answers is known to its code alone."""
+    return CODE_FINGERPRINT in version.tags
+
+
+def require_photo_model(version: ModelVersion | None, command: str) -> None:
+    """Raise UserError if a version is of own training code, and `command` is about models of photos."""
+    if version is not None and is_own_code(version):
+        name = f"{version.name} version {version.version}"
+        raise UserError(
+            f"{name} is a model of own training code, and `binsweep {command}` is for models of photos",
+            f"`binsweep serve {version.name}` serves it, and in Python mlflow.pyfunc.load_model loads it",
+        )
 
 
 def stored_predictions(tracking_uri: str, version: ModelVersion) -> pd.DataFrame:
