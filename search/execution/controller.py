@@ -298,8 +298,10 @@ class Controller:
         elif verdict.decision is Decision.PAUSE:
             trial.state = "paused"
             self._tell(lambda listener: listener.trial_suspended(trial, verdict.reason))
+        elif not math.isfinite(value):
+            self._end(trial, "failed", self._objective.what_is_broken(metrics))
         elif verdict.decision is Decision.STOP:
-            self._end(trial, "stopped" if math.isfinite(value) else "failed", verdict.reason)
+            self._end(trial, "stopped", verdict.reason)
         elif epoch < trial.last_epoch:
             self._keep_to_budget(trial)
         return trial.state == "running"

@@ -23,7 +23,7 @@ from binsweep.tracking.runlog.spool import owner_of
 
 STATE = "sweep.json"
 # Sections that may change when a sweep is resumed: they say how much is searched, not what.
-CHANGEABLE = ("budget", "resources", "register", "health")
+CHANGEABLE = ("budget", "resources", "register", "health", "notify")
 Status = Literal["running", "unfinished", "finished"]
 
 

@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 Goal = Literal["maximize", "minimize"]
 T = TypeVar("T")
+LOSSES = ("train_loss", "val_loss")  # a training whose losses are not finite has diverged
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,20 @@ class Objective:
         """The value of an epoch; NaN if it diverged, since accuracy may stay a number when the loss is NaN."""
         return metrics[self.metric] if is_finite(metrics) else math.nan
 
+    def what_is_broken(self, metrics: Mapping[str, float]) -> str:
+        """Names the values for which `value_of` is not finite: "val_loss is nan"."""
+        names = dict.fromkeys((self.metric, *LOSSES))
+        broken = [name for name in names if not math.isfinite(metrics.get(name, 0.0))]
+        return ", ".join(f"{name} is {metrics[name]}" for name in broken)
+
     def sort_key(self, value: float | None, number: int) -> tuple[float, int]:
         """Sorts trials best first; on ties the earlier trial comes first."""
         return -self.sign * (value or 0.0), number
 
 
 def is_finite(metrics: Mapping[str, float]) -> bool:
-    """Whether the losses of an epoch are finite, as far as it has any; otherwise the training has diverged."""
-    return all(math.isfinite(metrics[name]) for name in ("train_loss", "val_loss") if name in metrics)
+    """Whether the losses of an epoch are finite, as far as it has any."""
+    return all(math.isfinite(metrics[name]) for name in LOSSES if name in metrics)
 
 
 def pareto_front(ranked: Iterable[T], cost: Callable[[T], float | None]) -> list[T]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from binsweep.data.errors import UserError
 from binsweep.data.labels import Label
@@ -70,7 +70,8 @@ def _is_quoted(value: Any) -> bool:
         return False
 
 
-def _shape_problems(error: ValidationError, kind: type[AnySweepFile]) -> list[Problem]:
+def shape_problems(error: ValidationError, kind: type[BaseModel]) -> list[Problem]:
+    """The mistakes in a file's shape, in our words."""
     problems = []
     for item in error.errors():
         path = [step for step in item["loc"] if not (isinstance(step, str) and "[" in step)]
@@ -138,7 +139,7 @@ def _read_file(kind: type[F], raw: dict[str, Any]) -> tuple[F | None, dict[str, 
     try:
         file = kind.model_validate(raw)
     except ValidationError as error:
-        problems += _shape_problems(error, kind)
+        problems += shape_problems(error, kind)
     section = raw.get("space")
     dimensions, found = parse_space(section) if isinstance(section, dict) else ({}, [])
     return file, dimensions, [*problems, *found]
@@ -203,6 +204,7 @@ def _shared_parts(
         "health": {name: HealthRule(*split_health_rule(rule)) for name, rule in file.health.items()},
         "register": register,
         "gate": PromotionCriteria(**register.gate.model_dump()),
+        "notify": tuple(file.notify),
         "raw": raw,
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from binsweep.data.labels import Label, LabelKind, kind_of
 from binsweep.data.split import SplitBy
@@ -16,6 +16,7 @@ from binsweep.models.labelling import COUNTING, NAMING, Labelling, Measure
 from binsweep.models.levels import Level
 from binsweep.models.settings import ABOVE_ONE, BOUNDS, Augment, Settings, Trainable
 from binsweep.search.spec.objective import Goal, Objective
+from binsweep.tracking.notifications import ChannelKind, EventKind
 from binsweep.tracking.promotion.paired_tests import Correction
 
 # Validation metrics only: a sweep must not select by anything else.
@@ -23,6 +24,10 @@ METRICS: dict[str, Goal] = {**COUNTING.metrics, **NAMING.metrics}
 DEFAULT_MODEL = "bin-counter"  # also the default of the commands `serve`, `predict` and `rollback`
 MAX_FINALISTS = 5  # a sweep keeps the weights of so many trials
 ENDING_LIMITS = ("trials", "minutes", "epochs", "gpu_hours", "money")  # of a budget
+
+
+RECEIVERS: tuple[ChannelKind, ...] = get_args(ChannelKind)
+ENVIRONMENT_VARIABLE = r"\$[A-Za-z_][A-Za-z0-9_]*"
 
 
 class _Part(BaseModel):
@@ -289,6 +294,68 @@ class RegisterPart(_Part):
     gate: GatePart = GatePart()
 
 
+class MailPart(_Part):
+    """E-mail: its receivers, and the server that takes it (HOST or HOST:PORT)."""
+
+    to: Annotated[list[str], Field(min_length=1)]
+    from_: str = Field(alias="from")
+    server: Annotated[str, Field(pattern=r"^[^\s:/]+(:[0-9]{1,5})?$")]
+    user: str | None = None
+    password: str | None = None
+
+
+class NotifyPart(_Part):
+    """Who hears of what: one of RECEIVERS, and the events that it is sent (default: all)."""
+
+    webhook: str | None = None
+    slack: str | None = None
+    teams: str | None = None
+    email: MailPart | None = None
+    command: str | None = None
+    on: Annotated[list[EventKind], Field(min_length=1)] | None = None
+
+    @property
+    def receiver(self) -> ChannelKind:
+        """The one that it names."""
+        return next(name for name in RECEIVERS if getattr(self, name) is not None)
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What only its owner should know, by its key."""
+        found = {name: getattr(self, name) for name in ("webhook", "slack", "teams")}
+        if self.email is not None:
+            found["email.password"] = self.email.password
+        return {name: value for name, value in found.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _one_receiver(self) -> NotifyPart:
+        named = [name for name in RECEIVERS if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(
+                f"must name one of {', '.join(RECEIVERS)}, and has {' and '.join(named) or 'none'}"
+            )
+        return self
+
+
+class SpecNotifyPart(NotifyPart):
+    """The same in a spec, which is kept in MLflow for all to read: secrets are in environment variables."""
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> SpecNotifyPart:
+        for name, value in self.secrets.items():
+            if not re.fullmatch(ENVIRONMENT_VARIABLE, value):
+                raise ValueError(
+                    f"{name} must be an environment variable, $NAME: specs are kept in MLflow, for all to read"
+                )
+        return self
+
+
+class HomeNotifyFile(_Part):
+    """The file notify.yaml of a home, which only its owner reads."""
+
+    notify: list[NotifyPart] = []
+
+
 class AnySweepFile(_Part):
     """The sections of every sweep file, whatever it trains."""
 
@@ -299,6 +366,7 @@ class AnySweepFile(_Part):
     budget: BudgetPart = BudgetPart()
     resources: ResourcesPart = ResourcesPart()
     health: dict[str, Any] = {}  # by rule: an action (note, stop, ignore), or `action` and thresholds
+    notify: list[SpecNotifyPart] = []
 
 
 class SweepFile(AnySweepFile):
@@ -353,7 +421,9 @@ class CodeFile(AnySweepFile):
 def known_keys(part: Any, path: Sequence[Any]) -> list[str]:
     """The keys allowed in the section of `path` of a kind of file."""
     for step in path[:-1]:
+        if isinstance(step, int):  # an item of a list, whose type is known by now
+            continue
         names = {(f.alias or name): f.annotation for name, f in part.model_fields.items()}
         part = names.get(step)
-        part = next((kind for kind in get_args(part) if kind is not type(None)), part)  # optional sections
+        part = next((kind for kind in get_args(part) if kind is not type(None)), part)  # optional ones, lists
     return [field.alias or name for name, field in part.model_fields.items()]

@@ -18,6 +18,7 @@ from binsweep.search.spec.schema import (
     BudgetPart,
     DataPart,
     FidelityPart,
+    NotifyPart,
     RegisterPart,
     ResourcesPart,
     SearchPart,
@@ -42,6 +43,7 @@ class SweepSpec:
     health: dict[str, HealthRule]
     register: RegisterPart
     gate: PromotionCriteria
+    notify: tuple[NotifyPart, ...]
     raw: dict[str, Any]
 
     @property

@@ -322,7 +322,8 @@ class OptunaStrategy:
         self._next.forget()
         curve = self._curves[number]
         stop, broken = (None, False) if live is None else (live.stop, live.broken)
-        reason = stop.reason if stop else outcome.reason
+        # The runner knows what a value is called that is not finite.
+        reason = stop.reason if stop and outcome.state != "failed" else outcome.reason
         if outcome.violation > 0:
             self._storage.mark_infeasible(number, outcome.violation)
         self._pool.trials[number].broken = broken or outcome.violation > 0

@@ -16,6 +16,7 @@ from binsweep.data.errors import UserError
 from binsweep.search.execution.resources import Node
 from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.workflows.home import require_writable
+from binsweep.search.workflows.notify import channels_of, notify, sweep_broken, sweep_over
 from binsweep.search.workflows.preflight import Runner, check_before_start, print_warnings
 
 if TYPE_CHECKING:  # these imports take seconds
@@ -59,17 +60,25 @@ class PlannedSweep:
         """Run it. Raises KeyboardInterrupt, and whatever the runner fails with, once it can be resumed."""
         from binsweep.search.workflows.sweep import run_sweep
 
-        options = self.options
-        return run_sweep(
-            self.prepared,
-            options.runner,
-            tracking_uri,
-            self.unfinished,
-            self.warm_start,
-            options.profile,
-            options.nodes,
-            options.then_promote,
-        )
+        options, spec, home = self.options, self.prepared.spec, self.prepared.home
+        try:
+            result = run_sweep(
+                self.prepared,
+                options.runner,
+                tracking_uri,
+                self.unfinished,
+                self.warm_start,
+                options.profile,
+                options.nodes,
+                options.then_promote,
+            )
+        except UserError:
+            raise  # nothing has begun, and a person reads it
+        except Exception as error:  # one who interrupts it knows
+            notify(sweep_broken(spec, error), spec, home)
+            raise
+        notify(sweep_over(spec, result), spec, home)
+        return result
 
 
 def check_options(resume: bool, start_new: bool, warm_start: bool, cluster_without_ray: bool) -> None:
@@ -89,6 +98,7 @@ def plan_sweep(spec: SweepSpec, home: Path, options: LaunchOptions) -> PlannedSw
     Raises UserError for every mistake that can be found before the first trial; nothing is written then but banks.
     """
     check_before_start(spec, options.nodes, options.runner)
+    channels_of(spec, home)
 
     # Imported after the spec is checked: they take seconds.
     from binsweep.search.history.sweep_state import find_unfinished, require_resumable

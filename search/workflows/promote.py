@@ -28,6 +28,7 @@ from binsweep.search.workflows.finalists import (
     sent_run,
     train_finalists,
 )
+from binsweep.search.workflows.notify import decided, notify
 from binsweep.search.workflows.prepare import open_data
 from binsweep.search.workflows.promote_code import promote_code_sweep
 from binsweep.search.workflows.sweep_data import spec_manifest
@@ -69,10 +70,27 @@ def promote_sweep(
     """
     folder = find_folder(home, sweep)
     state = load_state(folder)
-    own = parse_spec(state["spec"], str(folder / STATE))
-    if isinstance(own, CodeSpec):
-        return own.model_name(), promote_code_sweep(folder, own, home, tracking_uri, approved, dry_run)
-    spec, manifest = sweep_manifest(sweep, home)
+    spec = parse_spec(state["spec"], str(folder / STATE))
+    if isinstance(spec, CodeSpec):
+        name = spec.model_name()
+        decision = promote_code_sweep(folder, spec, home, tracking_uri, approved, dry_run)
+    else:
+        name, decision = _promote_photos(folder, state, home, tracking_uri, approved, dry_run, in_budget)
+    if not dry_run and (event := decided(name, folder.name, decision)) is not None:
+        notify(event, spec, home)
+    return name, decision
+
+
+def _promote_photos(
+    folder: Path,
+    state: dict[str, Any],
+    home: Path,
+    tracking_uri: str,
+    approved: bool,
+    dry_run: bool,
+    in_budget: bool,
+) -> tuple[str, PromotionDecision]:
+    spec, manifest = sweep_manifest(folder.name, home)
     if not state["leaderboard"]:
         raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
     seconds = state["seconds"] / 2

@@ -58,7 +58,7 @@ ENDS = {
     "none": ("completed", 3, "trained to its end"),
     "exception": ("failed", 1, "ValueError: two (train.py, line 14)"),
     "exit": ("failed", 1, "SystemExit: it called sys.exit('two')"),
-    "nan": ("failed", 2, "value is nan"),
+    "nan": ("failed", 2, "score is nan"),
     "process": ("failed", 1, "its process ended with exit code 4"),
     "wrong": ("failed", 1, "objective.metric is score, which is missing (train.py, line 22)"),
     "killed": ("completed", 3, "trained to its end"),
