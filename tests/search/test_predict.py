@@ -12,7 +12,8 @@ from PIL import Image
 
 from binsweep.data.decode import ImageError, decode
 from binsweep.data.errors import UserError
-from binsweep.search.workflows.predict import find_photos
+from binsweep.search.workflows import photo_list
+from binsweep.search.workflows.photo_list import Photo
 
 KINDS: dict[str, Any] = {
     "jpg": {"format": "JPEG"},
@@ -35,6 +36,10 @@ def photos(tmp_path: Path) -> Path:
         Image.new("RGB", (8, 8)).save(file)
     (tmp_path / "photos" / "notes.txt").write_text("no photo")
     return tmp_path / "photos"
+
+
+def find_photos(places: list[str], stdin: io.BytesIO | None) -> list[Photo]:
+    return list(photo_list.find_photos(places, stdin))
 
 
 def names(places: list[str], stdin: bytes = b"") -> list[str]:

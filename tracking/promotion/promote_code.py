@@ -41,6 +41,7 @@ from binsweep.tracking.promotion.version_tags import (
     timestamp,
 )
 from binsweep.tracking.registry.versions import (
+    CODE_FINGERPRINT,
     champion_of,
     describe,
     test_folder,
@@ -245,7 +246,7 @@ def _register(tracking_uri: str, model_name: str, candidate: CodeCandidate) -> M
             raise
     tags = {
         "sweep": candidate.sweep,
-        "code.fingerprint": candidate.fingerprint,
+        CODE_FINGERPRINT: candidate.fingerprint,
         TEST_SPLIT: candidate.test.digest,
         # These two stay if this process is killed.
         DECISION: NOT_JUDGED,

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from binsweep.data.errors import UserError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+CODE_FINGERPRINT = "code.fingerprint"  # the tag of versions from own training code
 
 
 def image_rows(images: list[bytes]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.errors import UserError
+from binsweep.data.resource_limits import cores
 from binsweep.tracking.fluent_state import process_settings
 from binsweep.tracking.processes import (
     LOOPBACK,
@@ -38,6 +40,8 @@ from binsweep.tracking.processes import (
 )
 
 BATCH_PHOTOS = 32
+# The answers to the bytes of photos' files, in order.
+Answer = Callable[[Sequence[bytes]], list[dict[str, Any]]]
 START_SECONDS = 120.0  # to download the model and import PyTorch on a busy machine
 
 
@@ -160,28 +164,69 @@ def measure_latencies(url: str, photos: Iterable[bytes], timeout: float) -> list
     return seconds
 
 
-def open_model(model_uri: str, tracking_uri: str) -> Callable[[Sequence[bytes]], list[dict[str, Any]]]:
+def open_model(model_uri: str, tracking_uri: str) -> Answer:
     """A function that answers as `predict` does, with the model loaded into this process instead of a server.
 
-    Raises UserError if the model does not exist; the function raises it if the model refuses the images.
+    Raises UserError if the model does not exist or takes no photos; the function raises it if the model refuses the
+    images.
     """
+    (answer,) = open_models(model_uri, tracking_uri, 1)
+    return answer
+
+
+def open_models(model_uri: str, tracking_uri: str, number: int) -> list[Answer]:
+    """As many functions as `open_model` gives, for threads that ask at once: each has the model, and its share of the
+    cores to compute with."""
     require_model(model_uri, tracking_uri)
     with process_settings(tracking_uri), tempfile.TemporaryDirectory(prefix="binsweep-model-") as folder:
-        model = mlflow.pyfunc.load_model(model_uri, dst_path=folder)
+        files = mlflow.artifacts.download_artifacts(model_uri, dst_path=folder)
+        with _threads_of_each(number):
+            models = [mlflow.pyfunc.load_model(files) for _ in range(number)]
+    inputs = models[0].metadata.get_input_schema()
+    if inputs is not None and "image" not in inputs.input_names():
+        raise takes_no_photos(model_uri)
+    return [partial(_answer, model_uri, model) for model in models]
 
-    def answer(images: Sequence[bytes]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        try:
-            for start in range(0, len(images), BATCH_PHOTOS):
-                batch = images[start : start + BATCH_PHOTOS]
-                rows += model.predict(pd.DataFrame({"image": _base64(batch)})).to_dict("records")
-        except MlflowException as error:
-            raise UserError(
-                f"{model_uri} refuses: {error.message}", "give photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)"
-            ) from error
-        return [{key: _to_json(value) for key, value in row.items()} for row in rows]
 
-    return answer
+def takes_no_photos(model: str) -> UserError:
+    """The error for a model that was registered from own training code, or by others."""
+    return UserError(
+        f"{model} is not asked about photos: what it takes is known to its own code",
+        "ask it with `mlflow models predict`, or mlflow.pyfunc.load_model(...).predict(...) (docs/own_code.md)",
+    )
+
+
+@contextmanager
+def _threads_of_each(number: int) -> Iterator[None]:
+    """Let each of so many models that are loaded in the block compute with its share of the cores.
+
+    Served models read OMP_NUM_THREADS when they are loaded.
+    """
+    if number == 1:
+        yield
+        return
+    before = os.environ.get("OMP_NUM_THREADS", "")
+    limit = min(cores(), int(before)) if before.isdigit() else cores()
+    os.environ["OMP_NUM_THREADS"] = str(max(1, limit // number))
+    try:
+        yield
+    finally:
+        os.environ["OMP_NUM_THREADS"] = before
+        if not before:
+            del os.environ["OMP_NUM_THREADS"]
+
+
+def _answer(model_uri: str, model: Any, images: Sequence[bytes]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    try:
+        for start in range(0, len(images), BATCH_PHOTOS):
+            batch = images[start : start + BATCH_PHOTOS]
+            rows += model.predict(pd.DataFrame({"image": _base64(batch)})).to_dict("records")
+    except MlflowException as error:
+        raise UserError(
+            f"{model_uri} refuses: {error.message}", "give photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)"
+        ) from error
+    return [{key: _to_json(value) for key, value in row.items()} for row in rows]
 
 
 def require_model(model_uri: str, tracking_uri: str) -> None:
