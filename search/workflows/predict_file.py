@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -24,14 +25,7 @@ from binsweep.search.execution.interrupts import uninterrupted
 from binsweep.search.workflows.photo_list import PhotoList
 from binsweep.search.workflows.predict import Answered, answer_photos, ask_server, list_photos, models_for
 from binsweep.tracking.mlflow_server.embedded import tracking_server
-from binsweep.tracking.registry.versions import CODE_FINGERPRINT, find_version
-from binsweep.tracking.serving.model_server import (
-    BATCH_PHOTOS,
-    Answer,
-    open_models,
-    require_model,
-    takes_no_photos,
-)
+from binsweep.tracking.serving.model_server import BATCH_PHOTOS, Answer, open_models, photo_version
 
 HEADER_START = b'{"model": '
 ROWS_AT_ONCE = 10_000  # of the file that is written at the end
@@ -79,24 +73,25 @@ def predict_to_file(
     write = _writer(out)
     photos = list_photos(places)
     if url is not None:
-        question = Question(f"the server at {url}", None, len(photos), photos.digest)
+        question = Question(f"the server at {_without_login(url)}", None, len(photos), photos.digest)
         with _journal(out, question) as journal:
             _complete(journal, photos, lambda: ask_server(url), resumed)
             return journal.finish(write)
     with tracking_server(home) as uri:
-        require_model(model_uri, uri)
-        version = find_version(model_uri, uri)
         registered = None
-        if version is not None:
-            if CODE_FINGERPRINT in version.tags:
-                raise takes_no_photos(f"{version.name} version {version.version}")
-            # The version that the alias names now: it may name another one before the end.
+        if (version := photo_version(model_uri, uri)) is not None:
+            # What the alias names now: it may name another version before the end.
             model_uri = f"models:/{version.name}/{version.version}"
             registered = version.creation_timestamp
         question = Question(model_uri.removeprefix("models:/"), registered, len(photos), photos.digest)
         with _journal(out, question) as journal:
             _complete(journal, photos, lambda: open_models(model_uri, uri, models_for(len(photos))), resumed)
             return journal.finish(write)
+
+
+def _without_login(url: str) -> str:
+    """An address without the name and the password that may be in it."""
+    return re.sub(r"[^/@]*@", "", url)
 
 
 def _complete(

@@ -17,7 +17,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import requests
-from mlflow.entities.model_registry import RegisteredModel
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -38,6 +38,7 @@ from binsweep.tracking.processes import (
     wait_in_foreground,
     wait_until_answers,
 )
+from binsweep.tracking.registry.versions import CODE_FINGERPRINT, find_version
 
 BATCH_PHOTOS = 32
 # The answers to the bytes of photos' files, in order.
@@ -177,21 +178,32 @@ def open_model(model_uri: str, tracking_uri: str) -> Answer:
 def open_models(model_uri: str, tracking_uri: str, number: int) -> list[Answer]:
     """As many functions as `open_model` gives, for threads that ask at once: each has the model, and its share of the
     cores to compute with."""
-    require_model(model_uri, tracking_uri)
+    photo_version(model_uri, tracking_uri)
     with process_settings(tracking_uri), tempfile.TemporaryDirectory(prefix="binsweep-model-") as folder:
         files = mlflow.artifacts.download_artifacts(model_uri, dst_path=folder)
         with _threads_of_each(number):
             models = [mlflow.pyfunc.load_model(files) for _ in range(number)]
     inputs = models[0].metadata.get_input_schema()
     if inputs is not None and "image" not in inputs.input_names():
-        raise takes_no_photos(model_uri)
+        raise _takes_no_photos(model_uri)
     return [partial(_answer, model_uri, model) for model in models]
 
 
-def takes_no_photos(model: str) -> UserError:
-    """The error for a model that was registered from own training code, or by others."""
+def photo_version(model_uri: str, tracking_uri: str) -> ModelVersion | None:
+    """The registered version at an address; None for addresses outside of the registry.
+
+    Raises UserError if there is no such version, or if it is of own training code.
+    """
+    require_model(model_uri, tracking_uri)
+    version = find_version(model_uri, tracking_uri)
+    if version is not None and CODE_FINGERPRINT in version.tags:
+        raise _takes_no_photos(f"{version.name} version {version.version}")
+    return version
+
+
+def _takes_no_photos(model: str) -> UserError:
     return UserError(
-        f"{model} is not asked about photos: what it takes is known to its own code",
+        f"{model} is not asked about photos: its own code knows what it takes",
         "ask it with `mlflow models predict`, or mlflow.pyfunc.load_model(...).predict(...) (docs/own_code.md)",
     )
 
