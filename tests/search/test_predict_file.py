@@ -1,5 +1,6 @@
 """A table of answers: its rows, its kinds, and that it goes on after an interruption."""
 
+import base64
 import contextlib
 import csv
 import json
@@ -7,10 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -168,6 +170,41 @@ def test_what_cannot_be_written_is_said_before_the_work(photos: Path, tmp_path: 
     assert not list(tmp_path.glob("other*"))
 
 
+def test_a_server_that_changed_its_model_is_noticed(photos: Path, tmp_path: Path) -> None:
+    version = "1"
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            images = [base64.b64decode(text) for (text,) in body["dataframe_split"]["data"]]
+            rows = [{"count": len(one), "model_version": version, "error": ""} for one in images]
+            self.send_response(400 if b"bad" in images else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"predictions": rows}).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    out = tmp_path / "answers.jsonl"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://user:secret@127.0.0.1:{server.server_port}"
+
+        def answered() -> AnswerFile:
+            return predict_to_file([str(photos)], out, url, "", tmp_path, lambda *_: None)
+
+        with refused_in_the_middle(photos, "answered 400"):
+            answered()
+        assert "secret" not in (tmp_path / "answers.jsonl.partial").read_text()
+        version = "2"
+        with pytest.raises(UserError, match="has answers of version 1, and the model is now version 2"):
+            answered()
+        version = "1"
+        assert answered() == AnswerFile(str(out), N_PHOTOS, 0, BATCH_PHOTOS)
+        server.shutdown()
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["count"] for row in rows] == sizes(photos)
+
+
 @pytest.fixture(scope="module", params=["counts", "names"])
 def real_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A model with random weights as it is registered, computed by ONNX Runtime."""
@@ -217,21 +254,23 @@ def test_killed_and_interrupted_it_goes_on(bins: Path, tmp_path: Path, echo: str
     journal = tmp_path / "answers.csv.partial"
     env = {**os.environ, "BINSWEEP_HOME": str(tmp_path / "home")}
 
-    def interrupted(number: int) -> tuple[int, str]:
-        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-        until = time.monotonic() + 120
-        while time.monotonic() < until and process.poll() is None:
-            if journal.exists() and journal.read_bytes().count(b"\n") > BATCH_PHOTOS:
-                process.send_signal(number)
-                break
-            time.sleep(0.05)
-        _, said = process.communicate(timeout=60)
-        return process.returncode, said
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
-    assert interrupted(signal.SIGKILL)[0] == -signal.SIGKILL and not out.exists()
-    code, said = interrupted(signal.SIGTERM)
-    assert code == 130 and "32 of 40 were there already" in said and "the same command goes on" in said
-    done: Any = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    with start() as process:
+        until = time.monotonic() + 120
+        while not (journal.exists() and journal.read_bytes().count(b"\n") > BATCH_PHOTOS):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        process.kill()
+    assert journal.exists() and not out.exists()
+    with start() as process:
+        assert process.stderr is not None
+        assert "32 of 40 were there already" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130 and "the same command goes on" in said
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "32 of 40 were there already" in done.stderr, done.stderr
     assert done.stdout == f"{out}: 40 photos\n"
     assert len(pd.read_csv(out)) == 40 and not journal.exists()
