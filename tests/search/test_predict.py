@@ -18,6 +18,7 @@ from PIL import Image
 
 from binsweep.data.decode import ImageError, decode
 from binsweep.data.errors import UserError
+from binsweep.search.terminal import progress
 from binsweep.search.workflows import photo_list
 from binsweep.search.workflows.photo_list import Photo
 from binsweep.search.workflows.predict import READ_AHEAD, answer_photos
@@ -209,6 +210,25 @@ def test_answers_keep_the_order_and_few_photos_are_in_memory(tmp_path: Path) -> 
         counts.append(row["count"])
     assert counts == list(range(40, 300))
     assert most <= READ_AHEAD + 2 * 2 * BATCH_PHOTOS + 1
+
+
+def test_a_long_step_says_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.02)
+    with progress.ProgressBar("predicting") as bar:
+        bar(40, 100)
+        assert capsys.readouterr().err == ""  # no rate is known yet
+        for done in (50, 60):
+            time.sleep(0.03)
+            bar(done, 100)
+        bar(100, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" images")[0] for line in lines] == [
+        *("predicting: 50 of 100", "predicting: 60 of 100"),
+        "predicting: 100",
+    ]
+    assert all(re.search(r" images, [0-9.,]+/s, .+ left$", line) for line in lines[:2])
 
 
 def test_large_photos_are_asked_in_small_batches(tmp_path: Path) -> None:
