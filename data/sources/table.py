@@ -109,6 +109,23 @@ def table_photos(
     return [photo for _, photo in first.values()], skipped
 
 
+def table_paths(name: str, content: bytes) -> Iterator[tuple[int, str]]:
+    """The number and the path of each row of a table of photos whose labels are not asked for; rows may repeat a path.
+
+    Raises UserError if the content cannot be read, lacks the column `path`, or has a row without a path.
+    """
+    mistakes: list[str] = []
+    try:
+        for row in _rows(name, content, ("path",), "a column path"):
+            if row.path:
+                yield row.number, row.path
+            else:
+                mistakes.append(f"row {row.number} has no path")
+        _raise_mistakes(name, mistakes)
+    except UserError as error:  # here the table is no source of a sweep
+        raise UserError(error.message.removeprefix("data.source: "), error.hint) from error
+
+
 def _raise_mistakes(name: str, mistakes: Sequence[str]) -> None:
     if mistakes:
         many = f"{len(mistakes):,} mistakes" if len(mistakes) > 1 else "1 mistake"
@@ -164,22 +181,25 @@ def _count(text: str) -> int | None:
     return parse_count(found[1] if found else text)
 
 
-def _rows(name: str, content: bytes) -> Iterator[TableRow]:
+def _rows(
+    name: str, content: bytes, required: Sequence[str] = ("path", "label"), columns_hint: str = COLUMNS
+) -> Iterator[TableRow]:
+    """The rows of a table, which must have the `required` columns."""
     columns, rows = (_parquet_rows if content.startswith(b"PAR1") else _csv_rows)(name, content)
     places = {}
     for wanted in ("path", "label", "split"):
         found = [place for place, column in enumerate(columns) if column.strip() == wanted]
         if len(found) > 1:
             raise UserError(
-                f"data.source: {name} has {len(found)} columns {wanted!r}", f"a table with {COLUMNS}"
+                f"data.source: {name} has {len(found)} columns {wanted!r}", f"a table with {columns_hint}"
             )
         places[wanted] = found[0] if found else None
-    missing = [wanted for wanted in ("path", "label") if places[wanted] is None]
+    missing = [wanted for wanted in required if places[wanted] is None]
     if missing:
         has = ", ".join(repr(printable(column)[:40]) for column in columns[:20]) or "no column"
         raise UserError(
             f"data.source: {name} has no column {' and no column '.join(map(repr, missing))}; it has {has}",
-            f"a table with {COLUMNS}",
+            f"a table with {columns_hint}",
         )
     n_rows = 0
     for number, cells in rows:
@@ -187,7 +207,7 @@ def _rows(name: str, content: bytes) -> Iterator[TableRow]:
         path, label, split = (None if (at := places[one]) is None else cells[at] for one in places)
         yield TableRow(number, path or "", label or "", split)
     if not n_rows:
-        raise UserError(f"data.source: {name} has no rows", f"a row for each photo, with {COLUMNS}")
+        raise UserError(f"data.source: {name} has no rows", f"a row for each photo, with {columns_hint}")
 
 
 def _csv_rows(name: str, content: bytes) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:

@@ -12,7 +12,7 @@ from binsweep.search.workflows.home import home_folder, model_uri
 if TYPE_CHECKING:  # these imports take seconds
     import pandas as pd
 
-    from binsweep.search.workflows.predict import Answer
+    from binsweep.tracking.serving.model_server import Answer
 
 
 class LoadedModel:
@@ -23,7 +23,7 @@ class LoadedModel:
         self.uri, self._answer = uri, answer
 
     def predict(self, paths: str | Path | Sequence[str | Path]) -> pd.DataFrame:
-        """Count the items in photos: files, folders, globs, or s3://BUCKET/PREFIX.
+        """Count the items in photos: files, folders, globs, tables, or s3://BUCKET/PREFIX.
 
         One row per photo: image, count, expected_count, confidence (0 to 1), probabilities (a dict, by count),
         model_version, error. A photo that cannot be read has the reason in `error`, and no count. Raises UserError for
@@ -31,12 +31,13 @@ class LoadedModel:
         """
         import pandas as pd
 
-        from binsweep.search.workflows.predict import answer_photos, find_photos
+        from binsweep.search.workflows.photo_list import PhotoList, find_photos
+        from binsweep.search.workflows.predict import answer_photos
 
         places = [paths] if isinstance(paths, str | Path) else paths
         with session():
-            photos = find_photos([str(place) for place in places], None)
-            return pd.DataFrame({"image": name, **row} for name, row in answer_photos(photos, self._answer))
+            photos = PhotoList(find_photos([str(place) for place in places], None))
+            return pd.DataFrame({"image": name, **row} for name, row in answer_photos(photos, [self._answer]))
 
     def __repr__(self) -> str:
         return f"LoadedModel({self.uri!r})"

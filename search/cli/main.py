@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -140,6 +141,13 @@ def main() -> None:
     sys.exit(code)
 
 
+def _goes_on(arguments: Sequence[str]) -> bool:
+    """Whether the same command goes on where it was interrupted."""
+    if "predict" in arguments[:2]:
+        return any(one.startswith("--out") for one in arguments)
+    return "sweep" in arguments[:2] and "--dry-run" not in arguments
+
+
 def _report_lost_result(error: OutputError) -> int:
     """Say why stdout did not take the result; returns the exit code."""
     print(f"binsweep: the result cannot be written: {error.strerror}", file=sys.stderr)
@@ -159,7 +167,7 @@ def _run(debug: bool) -> int:
         return 2
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns KeyboardInterrupt into Abort
         print("binsweep: interrupted", file=sys.stderr)
-        if "sweep" in sys.argv[1:3] and "--dry-run" not in sys.argv:
+        if _goes_on(sys.argv[1:]):
             print(f"  the same command goes on: {shlex.join(['binsweep', *sys.argv[1:]])}", file=sys.stderr)
         return 130
     except click.ClickException as error:

@@ -293,12 +293,21 @@ def export(model: str, file_format: Any, out: Path | None) -> None:
 @click.argument("places", nargs=-1, required=True, metavar="PLACE...")
 @click.option("--url", help="Use the server at this URL. Default: load the model.")
 @click.option("--model", default="bin-counter", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def predict(places: Sequence[str], url: str | None, model: str, as_json: bool) -> None:
-    """Ask the model about the photos at each PLACE: a file, a folder, a glob, s3://BUCKET/PREFIX, or - for stdin
-    (a photo, or one place per line)."""
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write a table to this .csv, .parquet or .jsonl file; after an interruption, the same command goes on.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per line; with --out, one about the file."
+)
+def predict(places: Sequence[str], url: str | None, model: str, out: Path | None, as_json: bool) -> None:
+    """Ask the model about the photos at each PLACE: a file, a folder, a glob, a table with a column `path` (CSV,
+    Parquet), s3://BUCKET/PREFIX, or - for stdin (a photo, or one place per line)."""
     from binsweep.search.workflows.predict import predict_images
 
+    if out is not None:
+        sys.exit(_predict_to_file(places, url, model, out, as_json))
     failed, has_header = 0, False
     for name, row in predict_images(places, url, model_uri(model), home_folder()):
         failed += bool(row["error"])
@@ -316,3 +325,18 @@ def predict(places: Sequence[str], url: str | None, model: str, as_json: bool) -
             else:
                 print(f"{row['count']:>5}  {row['confidence']:>10.0%}  {row['expected_count']:>8.2f}  {name}")
     sys.exit(1 if failed else 0)
+
+
+def _predict_to_file(places: Sequence[str], url: str | None, model: str, out: Path, as_json: bool) -> int:
+    from binsweep.search.workflows.predict_file import predict_to_file
+
+    def resumed(done: int, total: int) -> None:
+        print(f"{done:,} of {total:,} were there already", file=sys.stderr, flush=True)
+
+    written = predict_to_file(places, out, url, model_uri(model), home_folder(), resumed)
+    if as_json:
+        print(json.dumps(asdict(written)))
+    else:
+        failed = f", {written.unanswered:,} without an answer (column error)" if written.unanswered else ""
+        print(f"{out}: {written.photos:,} photos{failed}")
+    return 1 if written.unanswered else 0

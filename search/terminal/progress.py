@@ -20,6 +20,8 @@ from rich.text import Text
 from binsweep.search.terminal.format import format_duration
 from binsweep.search.terminal.notebook import NotebookOutput, in_notebook
 
+LINE_SECONDS = 60.0  # between lines where there is no terminal
+
 
 def _bars(*columns: ProgressColumn) -> Progress:
     """A description, a bar, counts, `columns` and the remaining time; nothing where stderr is no terminal."""
@@ -35,24 +37,34 @@ def _bars(*columns: ProgressColumn) -> Progress:
 
 
 class ProgressBar:
-    """The progress of one step, called with (done, total) images; prints one line at its end, which in a notebook
-    takes the place of the bar."""
+    """The progress of one step, called with (done, total) images: a bar with rate and remaining time on a terminal, a
+    line a minute elsewhere. It prints one line at its end, which in a notebook takes the place of the bar."""
 
     def __init__(self, name: str) -> None:
         self._name, self._total, self._start = name, 0, time.time()
-        self._bars = _bars()
-        self._task = self._bars.add_task(name, total=None)
+        self._bars = _bars(TextColumn("{task.fields[rate]}"))
+        self._task = self._bars.add_task(name, total=None, rate="")
         self._output = NotebookOutput() if in_notebook() else None
+        self._first: tuple[int, float] | None = None  # what was done at the first call, and when
+        self._next_line = self._start + LINE_SECONDS
 
     def __enter__(self) -> ProgressBar:
         self._bars.start()
         return self
 
     def __call__(self, done: int, total: int) -> None:
+        now = time.time()
+        self._first = self._first or (done, now)
         self._total = max(self._total, total)
-        self._bars.update(self._task, completed=done, total=total)
+        rate = (done - self._first[0]) / max(now - self._first[1], 1e-3)
+        self._bars.update(self._task, completed=done, total=total, rate=f"{rate:,.0f}/s" if rate else "")
         if self._output is not None:
             self._output.show(self._bars.get_renderable())
+        elif self._bars.disable and now >= self._next_line and rate and done < total:
+            self._next_line = now + LINE_SECONDS
+            left = format_duration((total - done) / rate)
+            line = f"{self._name}: {done:,} of {total:,} images, {rate:,.1f}/s, {left} left"
+            print(line, file=sys.stderr, flush=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bars.stop()

@@ -25,8 +25,7 @@ from binsweep.tracking.evaluation.report import log_scorecard, write_scorecard
 from binsweep.tracking.evaluation.scorecard import Scorecard, score
 from binsweep.tracking.promotion.gate import no_better_than_guess
 from binsweep.tracking.registry.photo_splits import SEEN, judged_by, load_judged, seen_by, seen_contents
-from binsweep.tracking.registry.versions import find_version, require_photo_model
-from binsweep.tracking.serving.model_server import require_model
+from binsweep.tracking.serving.model_server import photo_version
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ def evaluate_source(
     chosen by are left out, unless `with_seen` or `split` asks for them. Raises UserError for a model or a source that
     cannot be read, and if no photo is left.
     """
-    require_model(model_uri, tracking_uri)
-    version = find_version(model_uri, tracking_uri)
-    require_photo_model(version, "evaluate")
+    version = photo_version(model_uri, tracking_uri)
     tags = {} if version is None else version.tags
     manifest = _read_photos(source, home, tags, split, classes)
     own = manifest.fingerprint == judged_by(tags)

@@ -19,8 +19,7 @@ from binsweep.models.engines.onnx_file import to_onnx
 from binsweep.models.labelling import labelling_of
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.registration import load_network
-from binsweep.tracking.registry.versions import find_version, require_photo_model
-from binsweep.tracking.serving.model_server import require_model
+from binsweep.tracking.serving.model_server import photo_version
 
 ExportFormat = Literal["onnx", "openvino"]
 N_VECTOR_IMAGES = 4
@@ -48,11 +47,9 @@ def export_model(
     of a probability from PyTorch's. Raises UserError if there is no such model, its network cannot be converted, or
     `out` exists.
     """
-    require_model(model_uri, tracking_uri)
-    version = find_version(model_uri, tracking_uri)
+    version = photo_version(model_uri, tracking_uri)
     if version is None:
         raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
-    require_photo_model(version, "export")
     name = f"{version.name} version {version.version}"
     folder = out or Path(f"{version.name}-{version.version}-{file_format}")
     if os.path.lexists(folder):

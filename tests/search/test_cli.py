@@ -402,7 +402,7 @@ def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server:
     assert asked.returncode == 0, asked.stderr
     lines = asked.stdout.decode().splitlines()
     assert lines[0].split() == ["items", "confidence", "expected", "photo"] and len(lines) == 41
-    assert b"counting: 40 images" in asked.stderr
+    assert b"predicting: 40 images" in asked.stderr
 
     # Predictions that are not those of the served model are found out.
     from mlflow import MlflowClient

@@ -38,16 +38,6 @@ def is_own_code(version: ModelVersion) -> bool:
     return CODE_FINGERPRINT in version.tags
 
 
-def require_photo_model(version: ModelVersion | None, command: str) -> None:
-    """Raise UserError if a version is of own training code, and `command` is about models of photos."""
-    if version is not None and is_own_code(version):
-        name = f"{version.name} version {version.version}"
-        raise UserError(
-            f"{name} is a model of own training code, and `binsweep {command}` is for models of photos",
-            f"`binsweep serve {version.name}` serves it, and in Python mlflow.pyfunc.load_model loads it",
-        )
-
-
 def stored_predictions(tracking_uri: str, version: ModelVersion) -> pd.DataFrame:
     """The version's predictions for its test split when it was judged.
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import mlflow
 import numpy as np
 import pandas as pd
 import requests
-from mlflow.entities.model_registry import RegisteredModel
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.errors import UserError
+from binsweep.data.resource_limits import cores
 from binsweep.tracking.fluent_state import process_settings
 from binsweep.tracking.processes import (
     LOOPBACK,
@@ -36,8 +38,11 @@ from binsweep.tracking.processes import (
     wait_in_foreground,
     wait_until_answers,
 )
+from binsweep.tracking.registry.versions import find_version, is_own_code
 
 BATCH_PHOTOS = 32
+# The answers to the bytes of photos' files, in order.
+Answer = Callable[[Sequence[bytes]], list[dict[str, Any]]]
 START_SECONDS = 120.0  # to download the model and import PyTorch on a busy machine
 
 
@@ -160,28 +165,80 @@ def measure_latencies(url: str, photos: Iterable[bytes], timeout: float) -> list
     return seconds
 
 
-def open_model(model_uri: str, tracking_uri: str) -> Callable[[Sequence[bytes]], list[dict[str, Any]]]:
+def open_model(model_uri: str, tracking_uri: str) -> Answer:
     """A function that answers as `predict` does, with the model loaded into this process instead of a server.
 
-    Raises UserError if the model does not exist; the function raises it if the model refuses the images.
+    Raises UserError if the model does not exist or takes no photos; the function raises it if the model refuses the
+    images.
+    """
+    (answer,) = open_models(model_uri, tracking_uri, 1)
+    return answer
+
+
+def open_models(model_uri: str, tracking_uri: str, number: int) -> list[Answer]:
+    """As many functions as `open_model` gives, for threads that ask at once: each has the model, and its share of the
+    cores to compute with."""
+    photo_version(model_uri, tracking_uri)
+    with process_settings(tracking_uri), tempfile.TemporaryDirectory(prefix="binsweep-model-") as folder:
+        files = mlflow.artifacts.download_artifacts(model_uri, dst_path=folder)
+        with _threads_of_each(number):
+            models = [mlflow.pyfunc.load_model(files) for _ in range(number)]
+    inputs = models[0].metadata.get_input_schema()
+    if inputs is not None and "image" not in inputs.input_names():
+        raise _takes_no_photos(model_uri)
+    return [partial(_answer, model_uri, model) for model in models]
+
+
+def photo_version(model_uri: str, tracking_uri: str) -> ModelVersion | None:
+    """The registered version at an address; None for addresses outside of the registry.
+
+    Raises UserError if there is no such version, or if it is of own training code.
     """
     require_model(model_uri, tracking_uri)
-    with process_settings(tracking_uri), tempfile.TemporaryDirectory(prefix="binsweep-model-") as folder:
-        model = mlflow.pyfunc.load_model(model_uri, dst_path=folder)
+    version = find_version(model_uri, tracking_uri)
+    if version is not None and is_own_code(version):
+        raise _takes_no_photos(f"{version.name} version {version.version}")
+    return version
 
-    def answer(images: Sequence[bytes]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        try:
-            for start in range(0, len(images), BATCH_PHOTOS):
-                batch = images[start : start + BATCH_PHOTOS]
-                rows += model.predict(pd.DataFrame({"image": _base64(batch)})).to_dict("records")
-        except MlflowException as error:
-            raise UserError(
-                f"{model_uri} refuses: {error.message}", "give photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)"
-            ) from error
-        return [{key: _to_json(value) for key, value in row.items()} for row in rows]
 
-    return answer
+def _takes_no_photos(model: str) -> UserError:
+    return UserError(
+        f"{model} is a model of own training code, not of photos",
+        "`binsweep serve` serves it, and mlflow.pyfunc.load_model(...).predict(...) asks it (docs/own_code.md)",
+    )
+
+
+@contextmanager
+def _threads_of_each(number: int) -> Iterator[None]:
+    """Let each of so many models that are loaded in the block compute with its share of the cores.
+
+    Served models read OMP_NUM_THREADS when they are loaded.
+    """
+    if number == 1:
+        yield
+        return
+    before = os.environ.get("OMP_NUM_THREADS", "")
+    limit = min(cores(), int(before)) if before.isdigit() else cores()
+    os.environ["OMP_NUM_THREADS"] = str(max(1, limit // number))
+    try:
+        yield
+    finally:
+        os.environ["OMP_NUM_THREADS"] = before
+        if not before:
+            del os.environ["OMP_NUM_THREADS"]
+
+
+def _answer(model_uri: str, model: Any, images: Sequence[bytes]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    try:
+        for start in range(0, len(images), BATCH_PHOTOS):
+            batch = images[start : start + BATCH_PHOTOS]
+            rows += model.predict(pd.DataFrame({"image": _base64(batch)})).to_dict("records")
+    except MlflowException as error:
+        raise UserError(
+            f"{model_uri} refuses: {error.message}", "give photos (JPEG, PNG, WebP, TIFF, AVIF or HEIC)"
+        ) from error
+    return [{key: _to_json(value) for key, value in row.items()} for row in rows]
 
 
 def require_model(model_uri: str, tracking_uri: str) -> None:
