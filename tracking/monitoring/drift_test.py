@@ -1,11 +1,11 @@
 """A test for drift that may be looked at as often as one likes.
 
 After each block of photos there is a look, whether or not anyone watches, so that the looks are the same however often
-a person asks. The k-th look may spend ALPHA / (k (k + 1)) of the false alarms, which adds up to ALPHA however many looks
-follow: alpha spending (Lan and DeMets, Discrete sequential boundaries for clinical trials, Biometrika 70, 1983) with a
-union bound, which holds whatever the looks have in common. Each look compares the last 1, 2, 4, ... blocks with the
-validation photos, so that a sudden change is found soon, and a small one once there are enough photos; the share of a
-look is divided among these windows and among the figures (Bonferroni).
+a person asks. The k-th look may spend ALPHA / (k (k + 1)) of the false alarms, which adds up to ALPHA however many
+looks follow. This is alpha spending (Lan and DeMets, Discrete sequential boundaries for clinical trials, Biometrika 70,
+1983) with a union bound, which holds whatever the looks have in common. Each look compares the last 1, 2, 4, ... blocks
+with the validation photos, so that a sudden change is found soon, and a small one once there are enough photos; the
+share of a look is divided among these windows and among the figures (Bonferroni).
 
 One comparison is Pearson's chi-squared test of homogeneity of the two samples (the validation photos are a sample, too:
 taking their shares for the truth would give false alarms for certain, sooner or later). Bins are merged until the

@@ -1,8 +1,8 @@
 """What a served model has seen, in a SQLite file of the home: servers add to it, and `binsweep monitor` reads it.
 
 Everything in it is bounded: counts per bin in all and for the last blocks of photos, one row for each of the last
-photos (no pixels), true labels, and a few thumbnails where they were asked for. A block is what the drift tests
-look at: it is closed with the addition that brings it to BLOCK_PHOTOS measured photos, and its number tells which look it is.
+photos (no pixels), true labels, and a few thumbnails where they were asked for. A block is what the drift tests look
+at: it is closed with the addition that brings it to BLOCK_PHOTOS measured photos, and its number says which look it is.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class WatchStore:
     def thumbnails(self, version: str) -> dict[bytes, bytes]:
         """The thumbnails of a version, JPEG by the sha256 of the photo's file."""
         rows = self._read("SELECT sha256, jpeg FROM thumbnails WHERE version = ?", version)
-        return {sha256: jpeg for sha256, jpeg in rows}
+        return dict(rows)
 
 
 def _photo(

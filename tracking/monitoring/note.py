@@ -1,0 +1,34 @@
+"""The note that the monitor leaves in MLflow: tags of the version, and its page in the version's run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from binsweep.data.errors import first_line
+from binsweep.tracking.monitoring.reference import FOLDER
+from binsweep.tracking.monitoring.summary import Summary
+
+VERDICT, PHOTOS, ACCURACY, UNTIL = "monitor", "monitor.photos", "monitor.accuracy", "monitor.until"
+
+
+def log_note(
+    tracking_uri: str, version: ModelVersion, page: Path, verdict: str, summary: Summary, notes: list[str]
+) -> None:
+    """Set the version's tags and log the page to its run; if MLflow refuses, that becomes one of the `notes`."""
+    tags = {VERDICT: verdict, PHOTOS: str(summary.answered), UNTIL: f"{summary.ended:.0f}"}
+    if summary.live is not None:
+        low, high = summary.live.intervals["accuracy"]
+        accuracy = summary.live.scores["accuracy"]
+        tags[ACCURACY] = f"{accuracy:.3f} ({low:.3f} to {high:.3f}) on {summary.live.photos} photos"
+    client = MlflowClient(tracking_uri)
+    try:
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, version.version, key, value[:5000])
+        if version.run_id:
+            client.log_artifact(version.run_id, str(page), f"{FOLDER}/version-{version.version}")
+    except MlflowException as error:
+        notes.append(f"MLflow did not take the note: {first_line(error)[:200]}")
