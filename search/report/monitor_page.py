@@ -26,6 +26,7 @@ from binsweep.tracking.monitoring.summary import FigureDrift, LiveScores, OddPho
 from binsweep.tracking.monitoring.truths import wilson_interval
 
 TEMPLATE = Path(__file__).with_name("monitor.html.jinja")
+MIN_COURSE_BLOCKS = 3  # of a chart over time
 MAX_GROUPS = 16  # pairs of bars of a chart
 WIDTH, HEIGHT, LEFT, FLOOR, TOP = 560, 220, 44, 186, 12
 
@@ -204,7 +205,7 @@ def _short(edge: float) -> str:
 
 def _course(figure: FigureDrift) -> str:
     """The index of each block, with the limits of its usual reading."""
-    if len(figure.course) < 2:
+    if len(figure.course) < MIN_COURSE_BLOCKS:
         return ""
     values = [index for _, index in figure.course]
     chart = Chart(

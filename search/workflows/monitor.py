@@ -11,8 +11,9 @@ from pathlib import Path
 from binsweep.data.errors import UserError, first_line
 from binsweep.search.report.monitor_page import verdict, write_page
 from binsweep.search.terminal.progress import ProgressBar
-from binsweep.tracking.evaluation.validation_reference import find_reference
+from binsweep.tracking.evaluation.validation_reference import late_reference
 from binsweep.tracking.monitoring.note import log_note
+from binsweep.tracking.monitoring.reference import load_reference
 from binsweep.tracking.monitoring.store import WatchStore, store_path
 from binsweep.tracking.monitoring.summary import Summary, summarize
 from binsweep.tracking.monitoring.truths import read_truths
@@ -53,10 +54,12 @@ def monitor(
     notes: list[str] = []
     rows = [] if truths is None else read_truths(truths, _answer_kind(store, version))
     known = store.add_truths(rows) if rows else 0
-    with ProgressBar("reading the data") as progress:
-        reference, problem = find_reference(tracking_uri, found, home, progress)
-    if problem:
-        notes.append(f"nothing to compare with: {problem}")
+    reference = load_reference(tracking_uri, found)
+    if reference is None:
+        with ProgressBar("reading the data") as progress:
+            reference, problem = late_reference(tracking_uri, found, home, progress)
+        if problem:
+            notes.append(f"nothing to compare with: {problem}")
     summary = summarize(store, version, reference)
     page = out or store.path.with_name(f"monitor-{version}.html")
     write_page(page, name, version, summary, found.tags, notes)

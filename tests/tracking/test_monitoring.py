@@ -91,11 +91,11 @@ def blocks(dice: np.random.Generator, many: int, darker: float = 0.0, first: int
 
 
 def test_without_drift_a_false_alarm_over_many_looks_is_as_rare_as_stated() -> None:
-    """60 models, each looked at 16 times: an alarm in any figure at any look counts. With a p of 0.05 for each look
+    """200 models, each looked at 10 times: an alarm in any figure at any look counts. With a p of 0.05 for each look
     and figure nearly all of them would alarm."""
-    dice, runs, alarms, naive = np.random.default_rng(3), 60, 0, 0
+    dice, runs, alarms, naive = np.random.default_rng(3), 200, 0, 0
     for _ in range(runs):
-        reference, seen = sample(dice, 400), blocks(dice, 16)
+        reference, seen = sample(dice, 400), blocks(dice, 10)
         alarms += any(test.drifts for test in drift_tests(reference, seen).values())
         naive += any(
             homogeneity_p(name, reference[name], b.counts[name]) < ALPHA for b in seen for name in reference

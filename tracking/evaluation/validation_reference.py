@@ -1,4 +1,4 @@
-"""The reference of a version: as its promotion stored it, or made now for one that was registered without."""
+"""The reference of a version that was registered without one, made later from its data."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ from binsweep.tracking.evaluation.predictions import evaluate
 from binsweep.tracking.monitoring.reference import (
     Reference,
     build_reference,
-    load_reference,
     reference_items,
     store_reference,
 )
 from binsweep.tracking.registry.photo_splits import judged_by, load_judged
 
 
-def find_reference(
+def late_reference(
     tracking_uri: str, version: ModelVersion, home: Path, progress: Progress | None = None
 ) -> tuple[Reference | None, str]:
-    """The figures of a version's validation photos, or None and the reason. What is made now is stored with it."""
-    if (stored := load_reference(tracking_uri, version)) is not None:
-        return stored, ""
+    """The figures of a version's validation photos, which are then stored with it; or None and the reason."""
     data = json.loads(version.tags.get("data") or "{}")
     if not data:
         return None, "the version does not record its data"

@@ -79,7 +79,7 @@ def drift_tests(reference: Counts, blocks: Sequence[Block]) -> dict[str, DriftTe
 
 
 def _test(figure: str, reference: Mapping[str, int], blocks: Sequence[Block], figures: int) -> DriftTest:
-    smallest, at, first = 1.0, None, None
+    smallest, at, first = float("inf"), None, None
     table, _ = table_of(figure, [reference, *(block.counts.get(figure, {}) for block in blocks)])
     sums = np.concatenate([np.zeros_like(table[:1]), np.cumsum(table[1:], axis=0)])
     for end, block in enumerate(blocks, start=1):

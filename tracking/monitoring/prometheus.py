@@ -97,7 +97,7 @@ def _histogram(name: str, figure: Figure, base: Mapping[str, str], cells: Bins) 
     """Cumulative counts below some of the figure's edges."""
     edges = figure.edges.tolist()
     step = -(-len(edges) // _MAX_BUCKETS)
-    lines = _header(name, "histogram", figure.title.capitalize())
+    lines = _header(name, "histogram", figure.title[0].upper() + figure.title[1:])
     for place in range(step - 1, len(edges), step):
         below = sum(times for at, (times, _) in cells.items() if int(at) <= place)
         lines.append(_sample(f"{name}_bucket", {**base, "le": f"{edges[place]:.6g}"}, below))

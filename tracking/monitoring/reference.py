@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -21,10 +21,12 @@ from mlflow.exceptions import MlflowException
 
 from binsweep.data.decode import ImageError, read
 from binsweep.data.labels import Label
-from binsweep.data.manifest import Item
 from binsweep.data.resource_limits import cores
 from binsweep.tracking.monitoring.figures import ANSWER, CONFIDENCE, FIGURES, PhotoStats, measure_photo
 from binsweep.tracking.monitoring.store import Counts
+
+if TYPE_CHECKING:
+    from binsweep.data.manifest import Item  # its packages are not in the model server's container
 
 FOLDER = "watch"  # in the model's run; one file for each version, because a run may become several versions
 MAX_REFERENCE_PHOTOS = 2000  # more would make the comparison little sharper, and each is read and decoded

@@ -56,6 +56,11 @@ class _Request:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    photos: int
+
+
 class Watcher:
     """Counts the requests and photos of one version's server into a store, from `start` on."""
 
@@ -70,7 +75,9 @@ class Watcher:
         self.reference: Reference | None = None
         self.failures, self.failure = 0, ""  # how often counting failed, and the last reason
         self._load_reference, self._keep_thumbnails = load_reference, keep_thumbnails
-        self._waiting: queue.SimpleQueue[_Answers | _Request | threading.Event] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Answers | _Request | _Refusal | threading.Event] = (
+            queue.SimpleQueue()
+        )
         self._waiting_bytes, self._missed = 0, 0
         self._lock = threading.Lock()
         self._tally = Tally()
@@ -93,8 +100,15 @@ class Watcher:
 
     def request_done(self, status: int, seconds: float) -> None:
         """Count a request, whatever came of it."""
+        self._put(_Request(status, seconds))
+
+    def refused(self, photos: int) -> None:
+        """Count the photos of a request that the model refused as a whole."""
+        self._put(_Refusal(photos))
+
+    def _put(self, item: _Request | _Refusal) -> None:
         if self._thread is not None and self._waiting.qsize() < MAX_WAITING_REQUESTS:
-            self._waiting.put(_Request(status, seconds))
+            self._waiting.put(item)
 
     def answered(self, texts: Sequence[Any], rows: pd.DataFrame) -> None:
         """Count the answers to photos in base64."""
@@ -126,6 +140,8 @@ class Watcher:
                 self._guard(self._count_answers, item)
             elif isinstance(item, _Request):
                 self._count_request(item)
+            elif isinstance(item, _Refusal):
+                self._tally.add(PHOTOS, REFUSED, times=item.photos)
             if isinstance(item, threading.Event) or time.monotonic() >= flush_at:
                 self._guard(self._write)
                 flush_at = time.monotonic() + FLUSH_SECONDS

@@ -77,12 +77,14 @@ def watch_answers(model: Any, watcher: Watcher) -> str | None:
 
     @functools.wraps(predict)
     def predict_and_count(context: Any, model_input: Any, *arguments: Any, **named: Any) -> Any:
-        answers = predict(context, model_input, *arguments, **named)
-        if (
-            isinstance(model_input, pd.DataFrame)
-            and "image" in model_input
-            and isinstance(answers, pd.DataFrame)
-        ):
+        about_photos = isinstance(model_input, pd.DataFrame) and "image" in model_input
+        try:
+            answers = predict(context, model_input, *arguments, **named)
+        except Exception:
+            if about_photos:
+                watcher.refused(len(model_input))
+            raise
+        if about_photos and isinstance(answers, pd.DataFrame):
             watcher.answered(model_input["image"].tolist(), answers)
         return answers
 
