@@ -1,9 +1,10 @@
-"""What watching costs a caller: the latency of one photo, and of 8 clients at once, with watching on against off.
+"""What watching, and a challenger in the shadow, cost a caller: the latency of one photo, and of 8 clients at once.
 
     python benchmarks/watching.py [--rounds 6] [--backbone efficientnet_lite0] [--engine onnxruntime]
 
-Two servers of one version (untrained), one of which watches, are asked in turn over HTTP with
-photos of 224 px, so that what else the machine does meets both. Ratios are to the server that does not watch.
+Three servers of one version (untrained), one that does not watch, one that does, and one that also asks a challenger a
+tenth of its requests, are asked in turn over HTTP with photos of 224 px, so that what else the machine does meets all.
+Ratios are to the server that does not watch.
 """
 
 import argparse
@@ -25,11 +26,13 @@ from binsweep.models.engines.choice import choose_engine
 from binsweep.models.network import CountingModel, CountingModelConfig
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.mlflow_server.embedded import tracking_server
+from binsweep.tracking.monitoring.shadow import SHADOW, ShadowTask
 from binsweep.tracking.monitoring.store import WatchStore, store_path
 from binsweep.tracking.processes import LOOPBACK, free_port, listen, local_url
 from binsweep.tracking.registry.registration import register
+from binsweep.tracking.serving.foreground import SHADOW_NICENESS
 from binsweep.tracking.serving.model_server import predict
-from binsweep.tracking.serving.replica import WatchOptions, open_replica
+from binsweep.tracking.serving.replica import WatchOptions, open_replica, start_replica
 
 SIZE, N_PHOTOS, EACH = 224, 64, 50
 N_CLIENTS, CROWD_SECONDS = 8, 5
@@ -86,11 +89,20 @@ def main() -> None:
         engine = choose_engine(args.engine, predictor, np.zeros((2, SIZE, SIZE, 3), np.uint8))
         register(uri, run.info.run_id, NAME, predictor, {}, engine)
         urls = {}
-        for name, watch in (("off", None), ("on", WatchOptions(str(home)))):
+        challenger = stack.enter_context(open_replica(NAME, "1", uri, [], niceness=SHADOW_NICENESS))
+        shadow = ShadowTask("challenger", challenger.server.url, 0.1)
+        options = WatchOptions(str(home))
+        for name, watch, task in (
+            ("off", None, None),
+            ("on", options, None),
+            ("with a shadow", options, shadow),
+        ):
             port = free_port()
             listeners = [stack.enter_context(listener) for listener in listen(LOOPBACK, port)]
-            stack.enter_context(open_replica(NAME, "1", uri, listeners, watch)).accept()
+            replica = start_replica(f"models:/{NAME}/1", NAME, "1", uri, listeners, watch, task)
+            stack.enter_context(replica).accept()
             urls[name] = local_url(LOOPBACK, port)
+            predict(urls[name], photos, 60)
         single: dict[str, list[float]] = {name: [] for name in urls}
         many: dict[str, list[float]] = {name: [] for name in urls}
         for number in range(args.rounds):
@@ -102,8 +114,9 @@ def main() -> None:
         report("one client", single)
         report(f"{N_CLIENTS} clients", many)
         time.sleep(5)  # until everything is written
-        seen = WatchStore(store_path(home, NAME)).totals("1")["photos"]
-        print("counted:", {state: times for state, (times, _) in seen.items()})
+        totals = WatchStore(store_path(home, NAME)).totals("1")
+        for figure in ("photos", SHADOW):
+            print(f"{figure}:", {state: times for state, (times, _) in totals[figure].items()})
 
 
 if __name__ == "__main__":

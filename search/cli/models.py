@@ -228,6 +228,19 @@ def evaluate(
     is_flag=True,
     help="Keep small pictures of the oddest photos. Without it, no pixel of a photo is kept.",
 )
+@click.option(
+    "--shadow",
+    "challenger",
+    metavar="VERSION",
+    help="Another version of MODEL (an alias, as challenger, or a number) that answers a share of the requests, too.",
+)
+@click.option(
+    "--shadow-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="The share of requests that the version in the shadow is asked.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result of --check as JSON.")
 def serve(
     model: str,
@@ -237,6 +250,8 @@ def serve(
     check: bool,
     watch: bool,
     keep_thumbnails: bool,
+    challenger: str | None,
+    shadow_share: float,
     as_json: bool,
 ) -> None:
     """Serve MODEL (a registered name, NAME@alias, NAME/version or a model URI) as `mlflow models serve` does."""
@@ -245,11 +260,16 @@ def serve(
             f"serve {model} --follow{' --check' if check else ''}: only the champion of a registered name is followed",
             "give a registered name alone, or omit --follow",
         )
+    if challenger is not None and (follow or check or not watch):
+        other = "--follow" if follow else "--check" if check else "--no-watch"
+        raise UserError(
+            f"--shadow with {other}: a challenger is only asked next to one watched version", "omit one"
+        )
     if keep_thumbnails and not watch:
         raise UserError("--keep-thumbnails with --no-watch: nothing is watched", "omit one of the two")
     from binsweep.tracking.mlflow_server.embedded import tracking_server
     from binsweep.tracking.mlflow_server.named_server import named_server
-    from binsweep.tracking.serving.foreground import serve_foreground
+    from binsweep.tracking.serving.foreground import ShadowOptions, serve_foreground
     from binsweep.tracking.serving.replica import WatchOptions
 
     home = home_folder()
@@ -282,6 +302,7 @@ def serve(
             ready=lambda url: print(f"serving {model} at {url}", flush=True),
             host=host,
             watch=watched,
+            shadow=None if challenger is None else ShadowOptions(challenger, shadow_share),
         )
     sys.exit(code)
 

@@ -42,6 +42,42 @@ def monitor(model: str, truths: Path | None, out: Path | None, as_json: bool) ->
         _print(found)
 
 
+@click.group()
+def shadow() -> None:
+    """Compare a served version with the challenger in its shadow."""
+
+
+@shadow.command()
+@click.argument("model", default="bin-counter")
+@click.option(
+    "--challenger", metavar="VERSION", help="The version's number. Default: the last one that was asked."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def report(model: str, challenger: str | None, as_json: bool) -> None:
+    """Say how often the challenger differs from MODEL (NAME, NAME@alias or NAME/version), and where."""
+    from binsweep.search.workflows.shadow_report import report_shadow
+    from binsweep.tracking.mlflow_server.embedded import tracking_server
+
+    home = home_folder()
+    with tracking_server(home) as uri:
+        found = report_shadow(model_uri(model), home, uri, challenger)
+    if as_json:
+        print(json.dumps(asdict(found) | {"line": found.line}))
+        return
+    print(f"{found.model} version {found.challenger}: {found.line}")
+    if found.missed or found.failed:
+        print(f"  not asked for lack of time: {found.missed} photos; failed: {found.failed} requests")
+    for title, rows in (("answer", found.by_answer), ("confidence", found.by_confidence)):
+        print(f"  by the {title} of version {found.version}:")
+        for row in rows:
+            share = row.differing / row.photos
+            print(
+                f"    {row.name}: {row.differing} of {row.photos}, {share:.1%} ({row.low:.1%} to {row.high:.1%})"
+            )
+    if found.pairs:
+        print("  commonest differences: " + ", ".join(f"{a} -> {b} ({n})" for a, b, n in found.pairs))
+
+
 def _print(found: Monitoring) -> None:
     from binsweep.search.report.monitor_page import (
         format_latency,

@@ -50,7 +50,7 @@ def monitor(
     if found is None:
         raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
     name, version = found.name, str(found.version)
-    store = _open_store(home, name, version)
+    store = open_store(home, name, version)
     notes: list[str] = []
     rows = [] if truths is None else read_truths(truths, _answer_kind(store, version))
     known = store.add_truths(rows) if rows else 0
@@ -67,7 +67,8 @@ def monitor(
     return Monitoring(name, version, summary, found.tags, page, notes, len(rows), known)
 
 
-def _open_store(home: Path, name: str, version: str) -> WatchStore:
+def open_store(home: Path, name: str, version: str) -> WatchStore:
+    """The counts of a model's servers. Raises UserError if there are none, or none of this version."""
     path = store_path(home, name)
     hint = "`binsweep serve` counts what it sees, in the home (BINSWEEP_HOME) in which it runs"
     if not path.exists():

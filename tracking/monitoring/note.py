@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from binsweep.data.errors import first_line
+from binsweep.data.errors import UserError, first_line
 from binsweep.tracking.monitoring.reference import FOLDER
 from binsweep.tracking.monitoring.summary import Summary
 
+SHADOW = "shadow"  # a tag of the challenger's version
 VERDICT, PHOTOS, ACCURACY, UNTIL = "monitor", "monitor.photos", "monitor.accuracy", "monitor.until"
 
 
@@ -32,3 +37,20 @@ def log_note(
             client.log_artifact(version.run_id, str(page), f"{FOLDER}/version-{version.version}")
     except MlflowException as error:
         notes.append(f"MLflow did not take the note: {first_line(error)[:200]}")
+
+
+def log_shadow(tracking_uri: str, name: str, version: str, line: str, report: Mapping[str, Any]) -> None:
+    """Set the tag of a version that was in the shadow, and log the report to its run.
+
+    Raises UserError if MLflow refuses.
+    """
+    client = MlflowClient(tracking_uri)
+    try:
+        client.set_model_version_tag(name, version, SHADOW, line[:5000])
+        if run_id := client.get_model_version(name, version).run_id:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / f"shadow-{version}.json"
+                file.write_text(json.dumps(report, indent=1))
+                client.log_artifact(run_id, str(file), f"{FOLDER}/version-{version}")
+    except MlflowException as error:
+        raise UserError(f"MLflow did not take the report: {first_line(error)[:200]}", "try again") from error

@@ -39,6 +39,8 @@ CREATE TABLE photos (number INTEGER PRIMARY KEY AUTOINCREMENT, version TEXT, sha
     confidence REAL, bytes INTEGER, brightness REAL, sharpness REAL, width INTEGER, height INTEGER,
     UNIQUE (version, sha256));
 CREATE TABLE truths (number INTEGER PRIMARY KEY AUTOINCREMENT, sha256 BLOB UNIQUE, truth TEXT, at REAL);
+CREATE TABLE shadowed (number INTEGER PRIMARY KEY AUTOINCREMENT, version TEXT, challenger TEXT, sha256 BLOB, at REAL,
+    answer TEXT, other TEXT, confidence REAL, other_confidence REAL, jpeg BLOB, UNIQUE (version, challenger, sha256));
 CREATE TABLE thumbnails (version TEXT, sha256 BLOB, oddness REAL, jpeg BLOB, PRIMARY KEY (version, sha256));
 PRAGMA user_version = {FORMAT};
 """
@@ -56,6 +58,20 @@ class AnsweredPhoto:
     confidence: float
     bytes: int
     stats: PhotoStats | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowedPhoto:
+    """A photo that a challenger was asked about, too: both answers as JSON, and a thumbnail if they differ and
+    thumbnails were asked for."""
+
+    sha256: bytes
+    at: float
+    answer: str
+    other: str
+    confidence: float
+    other_confidence: float
+    jpeg: bytes | None
 
 
 @dataclass
@@ -202,6 +218,45 @@ class WatchStore:
             return sum(
                 database.execute(find, (sha256,)).fetchone() is not None for sha256 in {t[0] for t in truths}
             )
+
+    def add_shadowed(self, version: str, challenger: str, photos: Sequence[ShadowedPhoto]) -> None:
+        """Keep both answers to photos; of one that was asked before, the last ones."""
+        with self._transaction() as database:
+            database.executemany(
+                "INSERT OR REPLACE INTO shadowed (version, challenger, sha256, at, answer, other, confidence,"
+                " other_confidence, jpeg) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        *(version, challenger, one.sha256, one.at, one.answer, one.other),
+                        *(one.confidence, one.other_confidence, one.jpeg),
+                    )
+                    for one in photos
+                ],
+            )
+            _forget(database, "shadowed", MAX_PHOTOS)
+            database.execute(
+                "UPDATE shadowed SET jpeg = NULL WHERE jpeg IS NOT NULL AND number NOT IN"
+                " (SELECT number FROM shadowed WHERE jpeg IS NOT NULL ORDER BY number DESC LIMIT ?)",
+                (MAX_THUMBNAILS,),
+            )
+
+    def challengers(self, version: str) -> list[str]:
+        """The versions that answered in the shadow of a version, the last one first."""
+        rows = self._read(
+            "SELECT challenger FROM shadowed WHERE version = ? GROUP BY challenger ORDER BY max(number) DESC",
+            version,
+        )
+        return [challenger for (challenger,) in rows]
+
+    def shadowed(self, version: str, challenger: str) -> list[tuple[ShadowedPhoto, str | None]]:
+        """The last photos that both have answered, in order, each with its true label as JSON if that is known."""
+        rows = self._read(
+            "SELECT sha256, shadowed.at, answer, other, confidence, other_confidence, jpeg, truth FROM shadowed"
+            " LEFT JOIN truths USING (sha256) WHERE version = ? AND challenger = ? ORDER BY shadowed.number",
+            version,
+            challenger,
+        )
+        return [(ShadowedPhoto(*row[:7]), row[7]) for row in rows]
 
     def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as database:

@@ -26,6 +26,7 @@ from binsweep.data.decode import ImageError, decode
 from binsweep.tracking.monitoring.drift import Oddness
 from binsweep.tracking.monitoring.figures import ANSWER, CONFIDENCE, FIGURES, LATENCY, measure_photo
 from binsweep.tracking.monitoring.reference import Reference
+from binsweep.tracking.monitoring.shadow import Shadow
 from binsweep.tracking.monitoring.store import AnsweredPhoto, Tally, WatchStore
 from binsweep.tracking.registry.served_model import from_base64
 
@@ -70,10 +71,12 @@ class Watcher:
         version: str,
         load_reference: Callable[[], Reference | None],
         keep_thumbnails: bool = False,
+        shadow: Shadow | None = None,
     ) -> None:
         self.store, self.version = store, version
         self.reference: Reference | None = None
         self.failures, self.failure = 0, ""  # how often counting failed, and the last reason
+        self._shadow = shadow
         self._load_reference, self._keep_thumbnails = load_reference, keep_thumbnails
         self._waiting: queue.SimpleQueue[_Answers | _Request | _Refusal | threading.Event] = (
             queue.SimpleQueue()
@@ -91,6 +94,8 @@ class Watcher:
         """Begin to count."""
         self._thread = threading.Thread(target=self._run, name="watching", daemon=True)
         self._thread.start()
+        if self._shadow is not None:
+            self._shadow.start()
 
     def close(self) -> None:
         """Write what was counted, and end."""
@@ -114,6 +119,8 @@ class Watcher:
         """Count the answers to photos in base64."""
         if self._thread is None:
             return
+        if self._shadow is not None:
+            self._shadow.offer(texts, rows)
         size = sum(len(text) for text in texts if isinstance(text, str))
         with self._lock:
             if self._waiting_bytes + size > MAX_WAITING_BYTES:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import current_import_path
+from binsweep.tracking.monitoring.shadow import ShadowTask
 from binsweep.tracking.processes import (
     Server,
     describe_failed_start,
@@ -55,6 +56,8 @@ class WorkerTask:
     control: int  # file descriptors
     listeners: Sequence[int]
     watch: WatchOptions | None
+    shadow: ShadowTask | None = None
+    niceness: int = 0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -62,8 +65,12 @@ class WorkerTask:
     @classmethod
     def from_json(cls, text: str) -> Self:
         raw = json.loads(text)
-        watch = raw.pop("watch")
-        return cls(**raw, watch=None if watch is None else WatchOptions(**watch))
+        watch, shadow = raw.pop("watch"), raw.pop("shadow")
+        return cls(
+            **raw,
+            watch=None if watch is None else WatchOptions(**watch),
+            shadow=None if shadow is None else ShadowTask(**shadow),
+        )
 
 
 WARM_UP = (1, 1, 1, BATCH_PHOTOS)  # photos of each request that a server answers before it takes others
@@ -105,6 +112,7 @@ def open_replica(
     tracking_uri: str,
     listeners: Sequence[socket.socket],
     watch: WatchOptions | None = None,
+    niceness: int = 0,
 ) -> Iterator[Replica]:
     """A warm server of `version` of the model `name`, for the public sockets `listeners`; ended with the block.
 
@@ -113,7 +121,9 @@ def open_replica(
     """
     model_uri = f"models:/{name}/{version}"
     require_model(model_uri, tracking_uri)
-    with start_replica(model_uri, name, version, tracking_uri, listeners, watch) as replica:
+    with start_replica(
+        model_uri, name, version, tracking_uri, listeners, watch, niceness=niceness
+    ) as replica:
         _warm_up(replica.server, model_uri)
         yield replica
 
@@ -126,6 +136,8 @@ def start_replica(
     tracking_uri: str,
     listeners: Sequence[socket.socket],
     watch: WatchOptions | None,
+    shadow: ShadowTask | None = None,
+    niceness: int = 0,
 ) -> Iterator[Replica]:
     """A server of any model that MLflow can load, for the public sockets `listeners`; ended with the block.
 
@@ -139,7 +151,9 @@ def start_replica(
             try:
                 port = free_port()
                 descriptors = [listener.fileno() for listener in listeners]
-                task = WorkerTask(model_uri, name, version, port, orders, descriptors, watch)
+                task = WorkerTask(
+                    model_uri, name, version, port, orders, descriptors, watch, shadow, niceness
+                )
                 server = spawn(
                     [task.to_json()],
                     port,

@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from binsweep.data.errors import UserError, first_line
 from binsweep.tracking.monitoring.prometheus import CONTENT_TYPE, metrics_text
 from binsweep.tracking.monitoring.reference import load_reference
+from binsweep.tracking.monitoring.shadow import Shadow, ShadowTask
 from binsweep.tracking.monitoring.store import WatchStore, store_path
 from binsweep.tracking.monitoring.truths import parse_feedback
 from binsweep.tracking.monitoring.watcher import Watcher
@@ -52,16 +53,18 @@ def usable(options: WatchOptions | None, model: str) -> WatchOptions | None:
     return options
 
 
-def open_watcher(options: WatchOptions, model: str, version: str) -> Watcher:
-    """A watcher of a registered version; MLflow's address is the process's."""
+def open_watcher(
+    options: WatchOptions, model: str, version: str, challenger: ShadowTask | None = None
+) -> Watcher:
+    """A watcher of a registered version, which also asks a challenger; MLflow's address is the process's."""
 
     def reference() -> Any:
         found = MlflowClient().get_model_version(model, version)
         return load_reference(mlflow.get_tracking_uri(), found)
 
-    return Watcher(
-        WatchStore(store_path(Path(options.home), model)), version, reference, options.keep_thumbnails
-    )
+    store = WatchStore(store_path(Path(options.home), model))
+    shadow = None if challenger is None else Shadow(store, version, challenger, options.keep_thumbnails)
+    return Watcher(store, version, reference, options.keep_thumbnails, shadow)
 
 
 def watch_answers(model: Any, watcher: Watcher) -> str | None:

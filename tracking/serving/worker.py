@@ -106,11 +106,12 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(task: WorkerTask) -> None:
+    os.nice(task.niceness)
     model = mlflow.pyfunc.load_model(task.model_uri)
     served: Application = scoring_server.init(model)
     watcher = None
     if task.watch is not None and task.name is not None:
-        watcher = open_watcher(task.watch, task.name, task.version)
+        watcher = open_watcher(task.watch, task.name, task.version, task.shadow)
         served = WatchedApp(served, watcher, task.name, watch_answers(model, watcher))
     app = ModelApp(served, task.version)
     listeners = [socket.socket(fileno=descriptor) for descriptor in task.listeners]
