@@ -98,9 +98,9 @@ def report_shadow(
     store = open_store(home, name, version)
     asked = store.challengers(version)
     if not asked or (challenger is not None and challenger not in asked):
-        which = "no version" if challenger is None else f"version {challenger}"
+        which = "no version was" if challenger is None else f"version {challenger} was not"
         there = f"there were: {', '.join(asked)}" if asked else f"`binsweep serve {name} --shadow challenger`"
-        raise UserError(f"{which} was asked in the shadow of {name} version {version}", there)
+        raise UserError(f"{which} asked in the shadow of {name} version {version}", there)
     challenger = challenger or asked[0]
     both = store.shadowed(version, challenger)
     photos = [photo for photo, _ in both]

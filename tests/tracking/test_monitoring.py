@@ -5,8 +5,10 @@ import hashlib
 import io
 import json
 import re
+import socket
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from binsweep.tracking.monitoring.drift_test import ALPHA, drift_tests, homogene
 from binsweep.tracking.monitoring.figures import ANSWER, CONFIDENCE, FIGURES, PhotoStats
 from binsweep.tracking.monitoring.prometheus import metrics_text
 from binsweep.tracking.monitoring.reference import Reference, build_reference
+from binsweep.tracking.monitoring.shadow import Shadow, ShadowTask
 from binsweep.tracking.monitoring.store import AnsweredPhoto, Block, Counts, Tally, WatchStore, store_path
 from binsweep.tracking.monitoring.summary import live_scores, summarize
 from binsweep.tracking.monitoring.truths import parse_feedback, read_truths, wilson_interval
@@ -376,3 +379,23 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     assert live_scores([]) is None
     live = live_scores([("3", "3"), ("2", "3"), ("3", '"odd"')])
     assert live is not None and live.photos == 2 and live.scores["rmse"] == pytest.approx(0.5**0.5)
+
+
+def test_a_challenger_that_is_slow_or_away_costs_the_caller_nothing(tmp_path: Path) -> None:
+    """Its address takes connections and never answers: what waits for it is bounded, the rest is counted as missed."""
+    store = WatchStore(tmp_path / "watch.db")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        shadow = Shadow(store, "1", ShadowTask("2", url, 1.0), False)
+        shadow.start()
+        began = time.monotonic()
+        for _ in range(50):
+            shadow.offer(encoded([jpeg(9)]), answers([1]))
+        assert time.monotonic() - began < 5
+    # Its connections end with the server: the request that it had has failed.
+    deadline = time.monotonic() + PATIENCE
+    while "shadow" not in store.totals("1"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    counted = {place: times for place, (times, _) in store.totals("1")["shadow"].items()}
+    assert counted["failed"] >= 1 and counted["missed"] >= 40 and not store.challengers("1")

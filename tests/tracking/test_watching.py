@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -158,6 +159,47 @@ def test_versions_are_watched_apart_while_the_champion_changes(
     assert found["version"] == "2" and found["figures"] == {}
     assert found["notes"] == ["nothing to compare with: the version does not record its data"]
     client.set_registered_model_alias(NAME, "champion", "1")
+
+
+@pytest.mark.integration  # two versions are served
+def test_a_challenger_in_the_shadow_is_asked_and_compared(
+    server: str, client: MlflowClient, manifest: Manifest, tmp_path: Path
+) -> None:
+    photos = [item.path.read_bytes() for item in manifest.split("test")]
+    with served(server, tmp_path, "--shadow", "2", "--shadow-share", "1") as url:
+        store, deadline = WatchStore(store_path(tmp_path, NAME)), time.monotonic() + PATIENCE
+        predict(url, photos, 60)
+        while not store.challengers("1"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert len(store.shadowed("1", "2")) == len(photos)
+    # Both are the same model: here one answers otherwise, and a person knows which of them is right.
+    first, _ = store.shadowed("1", "2")[0]
+    store.add_shadowed("1", "2", [replace(first, other="7")])
+    store.add_truths([(first.sha256, "7")])
+    environment = {"BINSWEEP_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": server}
+    done = CliRunner(env=environment).invoke(
+        cli, ["shadow", "report", NAME, "--json"], catch_exceptions=False
+    )
+    found = json.loads(done.stdout)
+    assert (found["every"]["photos"], found["every"]["differing"]) == (len(photos), 1)
+    assert found["pairs"] == [[json.loads(first.answer), 7, 1]]
+    assert found["judged"]["only_challenger"] == found["judged"]["challenger_right"] == 1
+    assert found["judged"]["only_served"] == 0 and found["judged"]["p"] == 0.25
+    version = client.get_model_version(NAME, "2")
+    assert version.tags["shadow"] == found["line"] and f"1 of {len(photos)} photos" in found["line"]
+    done = CliRunner(env=environment).invoke(cli, ["shadow", "report", NAME], catch_exceptions=False)
+    assert "commonest differences: " in done.stdout and "by the confidence of version 1" in done.stdout
+    with pytest.raises(UserError, match=f"version 9 was not asked in the shadow of {NAME} version 1"):
+        CliRunner(env=environment).invoke(
+            cli, ["shadow", "report", NAME, "--challenger", "9"], catch_exceptions=False
+        )
+
+
+@pytest.mark.parametrize("words", [["--follow"], ["--check"], ["--no-watch"]])
+def test_a_challenger_is_only_asked_next_to_one_watched_version(words: list[str]) -> None:
+    with pytest.raises(UserError, match=f"--shadow with {words[0]}"):
+        cli.main(["serve", "counter", "--shadow", "challenger", *words], standalone_mode=False)
 
 
 @pytest.mark.integration

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from binsweep.data.errors import UserError, first_line
 from binsweep.tracking.monitoring.reference import FOLDER
 from binsweep.tracking.monitoring.summary import Summary
+from binsweep.tracking.registry.versions import versions_of
 
 SHADOW = "shadow"  # a tag of the challenger's version
 VERDICT, PHOTOS, ACCURACY, UNTIL = "monitor", "monitor.photos", "monitor.accuracy", "monitor.until"
@@ -37,6 +38,15 @@ def log_note(
             client.log_artifact(version.run_id, str(page), f"{FOLDER}/version-{version.version}")
     except MlflowException as error:
         notes.append(f"MLflow did not take the note: {first_line(error)[:200]}")
+
+
+def shadow_notes(tracking_uri: str, name: str, run_id: str) -> list[str]:
+    """What versions of a run did in the shadow of a served version, for the record of another promotion of it."""
+    return [
+        f"as version {version.version}, {version.tags[SHADOW]}"
+        for version in versions_of(tracking_uri, name)
+        if version.run_id == run_id and SHADOW in version.tags
+    ]
 
 
 def log_shadow(tracking_uri: str, name: str, version: str, line: str, report: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from binsweep.data.manifest import Item
 from binsweep.models.decoding import answer_rows
 from binsweep.models.engines.choice import ServingEngine, choose_engine
 from binsweep.tracking.evaluation.predictions import answer_of
+from binsweep.tracking.monitoring.note import shadow_notes
 from binsweep.tracking.monitoring.reference import (
     Reference,
     build_reference,
@@ -54,7 +55,8 @@ def promote(
     """
     items = new_test_photos(candidate.manifest)
     engine = _choose_engine(candidate, items[:N_ENGINE_PHOTOS])
-    candidate = replace(candidate, notes=[*candidate.notes, engine.reason])
+    shadowed = shadow_notes(tracking_uri, model_name, candidate.run_id)
+    candidate = replace(candidate, notes=[*candidate.notes, engine.reason, *shadowed])
     current = champion_of(tracking_uri, model_name)
     champion = collect_champion_evidence(tracking_uri, model_name, current, items, home)
     if dry_run:
