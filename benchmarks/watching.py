@@ -30,7 +30,6 @@ from binsweep.tracking.monitoring.shadow import SHADOW, ShadowTask
 from binsweep.tracking.monitoring.store import WatchStore, store_path
 from binsweep.tracking.processes import LOOPBACK, free_port, listen, local_url
 from binsweep.tracking.registry.registration import register
-from binsweep.tracking.serving.foreground import SHADOW_NICENESS
 from binsweep.tracking.serving.model_server import predict
 from binsweep.tracking.serving.replica import WatchOptions, open_replica, start_replica
 
@@ -89,7 +88,7 @@ def main() -> None:
         engine = choose_engine(args.engine, predictor, np.zeros((2, SIZE, SIZE, 3), np.uint8))
         register(uri, run.info.run_id, NAME, predictor, {}, engine)
         urls = {}
-        challenger = stack.enter_context(open_replica(NAME, "1", uri, [], niceness=SHADOW_NICENESS))
+        challenger = stack.enter_context(open_replica(NAME, "1", uri, [], in_background=True))
         shadow = ShadowTask("challenger", challenger.server.url, 0.1)
         options = WatchOptions(str(home))
         for name, watch, task in (

@@ -15,8 +15,6 @@ from binsweep.tracking.serving.model_server import require_model
 from binsweep.tracking.serving.replica import WatchOptions, open_replica, start_replica
 from binsweep.tracking.serving.watching import usable
 
-SHADOW_NICENESS = 19  # the challenger computes in time that no other process wants
-
 
 @dataclass(frozen=True)
 class ShadowOptions:
@@ -84,6 +82,6 @@ def _start_challenger(
             "name another version, or promote a sweep: a candidate that is refused becomes challenger",
         )
     replica = stack.enter_context(
-        open_replica(name, str(found.version), tracking_uri, [], niceness=SHADOW_NICENESS)
+        open_replica(name, str(found.version), tracking_uri, [], in_background=True)
     )
     return ShadowTask(replica.version, replica.server.url, shadow.share)

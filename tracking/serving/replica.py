@@ -57,7 +57,7 @@ class WorkerTask:
     listeners: Sequence[int]
     watch: WatchOptions | None
     shadow: ShadowTask | None = None
-    niceness: int = 0
+    in_background: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -112,7 +112,7 @@ def open_replica(
     tracking_uri: str,
     listeners: Sequence[socket.socket],
     watch: WatchOptions | None = None,
-    niceness: int = 0,
+    in_background: bool = False,
 ) -> Iterator[Replica]:
     """A warm server of `version` of the model `name`, for the public sockets `listeners`; ended with the block.
 
@@ -122,7 +122,7 @@ def open_replica(
     model_uri = f"models:/{name}/{version}"
     require_model(model_uri, tracking_uri)
     with start_replica(
-        model_uri, name, version, tracking_uri, listeners, watch, niceness=niceness
+        model_uri, name, version, tracking_uri, listeners, watch, in_background=in_background
     ) as replica:
         _warm_up(replica.server, model_uri)
         yield replica
@@ -137,7 +137,7 @@ def start_replica(
     listeners: Sequence[socket.socket],
     watch: WatchOptions | None,
     shadow: ShadowTask | None = None,
-    niceness: int = 0,
+    in_background: bool = False,
 ) -> Iterator[Replica]:
     """A server of any model that MLflow can load, for the public sockets `listeners`; ended with the block.
 
@@ -152,7 +152,7 @@ def start_replica(
                 port = free_port()
                 descriptors = [listener.fileno() for listener in listeners]
                 task = WorkerTask(
-                    model_uri, name, version, port, orders, descriptors, watch, shadow, niceness
+                    model_uri, name, version, port, orders, descriptors, watch, shadow, in_background
                 )
                 server = spawn(
                     [task.to_json()],

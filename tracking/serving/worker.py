@@ -12,10 +12,12 @@ ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -105,8 +107,20 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.05)
 
 
+def _yield_to_others() -> None:
+    """Compute with one thread, in time that no other process wants; threads that are started later inherit that."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.nice(19)
+    if hasattr(os, "sched_setscheduler"):  # Linux
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    # Where Linux shares time among sessions (autogroup), these two count within this process's own session only.
+    with contextlib.suppress(OSError):  # other systems, and kernels without it
+        Path("/proc/self/autogroup").write_text("19")
+
+
 async def _serve(task: WorkerTask) -> None:
-    os.nice(task.niceness)
+    if task.in_background:
+        _yield_to_others()
     model = mlflow.pyfunc.load_model(task.model_uri)
     served: Application = scoring_server.init(model)
     watcher = None
