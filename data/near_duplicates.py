@@ -11,11 +11,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from binsweep.data.decode import decode
+from binsweep.data.image_quality import THUMBNAIL_SIZE
 from binsweep.data.sources.scan_cache import ScanResult
 
 # Bits of 64. Photos of different bins differ in more, copies of a photo that were saved or scaled again in fewer.
 MAX_HASH_DISTANCE = 3
-THUMBNAIL_SIZE = 128  # side in pixels of the image that is hashed; phash itself reduces it to 32
 
 
 def hash_image(path: Path) -> ScanResult:

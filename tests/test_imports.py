@@ -27,6 +27,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("tracking",),
     ("tracking.mlflow_server", "tracking.runlog", "tracking.registry"),
+    ("tracking.monitoring",),
     ("tracking.evaluation", "tracking.serving"),
     ("tracking.promotion",),
     ("search", "search.terminal", "search.own_code", "search.history.run_keys"),

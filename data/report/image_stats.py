@@ -4,10 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from binsweep.data.decode import decode, dimensions, read
-from binsweep.data.near_duplicates import THUMBNAIL_SIZE, perceptual_hash
+from binsweep.data.image_quality import THUMBNAIL_SIZE, brightness_and_sharpness
+from binsweep.data.near_duplicates import perceptual_hash
 from binsweep.data.sources.scan_cache import ScanResult
 
 
@@ -31,22 +30,6 @@ def measure_image(path: Path) -> ScanResult:
     data = read(path)
     width, height = dimensions(data)
     pixels = decode(data, THUMBNAIL_SIZE)
-    gray = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
-    image_stats = ImageStats(
-        width,
-        height,
-        len(data),
-        round(float(gray.mean()), 1),
-        round(sharpness(gray), 1),
-        perceptual_hash(pixels),
-    )
+    brightness, sharpness = brightness_and_sharpness(pixels)
+    image_stats = ImageStats(width, height, len(data), brightness, sharpness, perceptual_hash(pixels))
     return json.dumps(asdict(image_stats)), ""
-
-
-def sharpness(gray: np.ndarray) -> float:
-    """The variance of the 4-neighbour Laplacian of [H, W].
-
-    Source: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy" (2000).
-    """
-    around = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:]
-    return float((around - 4 * gray[1:-1, 1:-1]).var())

@@ -219,19 +219,63 @@ def evaluate(
     is_flag=True,
     help="Compare a server's answers on the test split with the stored ones, and exit.",
 )
+@click.option(
+    "--watch/--no-watch",
+    default=True,
+    show_default=True,
+    help="Count what a registered version sees and answers, for `binsweep monitor` and GET /metrics.",
+)
+@click.option(
+    "--keep-thumbnails",
+    is_flag=True,
+    help="Keep small pictures of the oddest photos. Without it, no pixel of a photo is kept.",
+)
+@click.option(
+    "--shadow",
+    "challenger",
+    metavar="VERSION",
+    help="Another version of MODEL (an alias, as challenger, or a number) that answers a share of the requests, too.",
+)
+@click.option(
+    "--shadow-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="The share of requests that the version in the shadow is asked.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result of --check as JSON.")
-def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as_json: bool) -> None:
-    """Serve MODEL (a registered name, NAME@alias, NAME/version or a model URI) with `mlflow models serve`."""
+def serve(
+    model: str,
+    port: int | None,
+    host: str,
+    follow: bool,
+    check: bool,
+    watch: bool,
+    keep_thumbnails: bool,
+    challenger: str | None,
+    shadow_share: float,
+    as_json: bool,
+) -> None:
+    """Serve MODEL (a registered name, NAME@alias, NAME/version or a model URI) as `mlflow models serve` does."""
     if follow and (check or any(sign in model for sign in "@/:")):
         raise UserError(
             f"serve {model} --follow{' --check' if check else ''}: only the champion of a registered name is followed",
             "give a registered name alone, or omit --follow",
         )
+    if challenger is not None and (follow or check or not watch):
+        other = "--follow" if follow else "--check" if check else "--no-watch"
+        raise UserError(
+            f"--shadow with {other}: a challenger is only asked next to one watched version", "omit one"
+        )
+    if keep_thumbnails and not watch:
+        raise UserError("--keep-thumbnails with --no-watch: nothing is watched", "omit one of the two")
     from binsweep.tracking.mlflow_server.embedded import tracking_server
     from binsweep.tracking.mlflow_server.named_server import named_server
-    from binsweep.tracking.serving.model_server import serve_foreground
+    from binsweep.tracking.serving.foreground import ShadowOptions, serve_foreground
+    from binsweep.tracking.serving.replica import WatchOptions
 
     home = home_folder()
+    watched = WatchOptions(str(home), keep_thumbnails) if watch else None
     if follow:
         from binsweep.tracking.serving.follow_champion import follow_champion
 
@@ -239,7 +283,7 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
         named = named_server()
         with contextlib.nullcontext(named) if named else tracking_server(home) as uri:
             log = functools.partial(print, flush=True)
-            sys.exit(follow_champion(model, host, port or DEFAULT_PORT, uri, log))
+            sys.exit(follow_champion(model, host, port or DEFAULT_PORT, uri, log, watched))
     with tracking_server(home) as uri:
         if check:
             from binsweep.search.workflows.serving_check import check_serving
@@ -259,6 +303,8 @@ def serve(model: str, port: int | None, host: str, follow: bool, check: bool, as
             uri,
             ready=lambda url: print(f"serving {model} at {url}", flush=True),
             host=host,
+            watch=watched,
+            shadow=None if challenger is None else ShadowOptions(challenger, shadow_share),
         )
     sys.exit(code)
 

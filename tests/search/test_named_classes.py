@@ -25,6 +25,8 @@ from binsweep.search.workflows.prepare import prepare
 from binsweep.search.workflows.promote import promote_sweep
 from binsweep.search.workflows.serving_check import check_serving
 from binsweep.search.workflows.sweep import run_sweep
+from binsweep.tracking.evaluation.validation_reference import late_reference
+from binsweep.tracking.monitoring.reference import load_reference
 from binsweep.tracking.registry.versions import champion_of
 from binsweep.tracking.serving.model_server import predict, serve_model
 
@@ -131,11 +133,28 @@ def test_the_gate_promotes_it_in_words_of_classes(promoted: tuple[Path, str, Any
     version = champion_of(server, "digit-names")
     assert version is not None and not COUNTING.search(names_of(version.description, digits))
     assert "zero \\<0\\>" in version.description and "`label`" in version.description
+    reference = load_reference(server, version)  # what it will be compared with once it is served
+    assert reference is not None and reference.photos == sum(reference.counts["answer"].values())
+    assert {json.loads(label) for label in reference.counts["answer"]} <= set(WORDS)
     page = (find_folder(home, "digit-names") / "test" / "report.html").read_text()
     assert "zero &lt;0&gt;" in page and "<0>" not in page
     assert not COUNTING.search(names_of(page, digits))
     metrics = MlflowClient(server).get_run(version.run_id or "").data.metrics
     assert {"test_macro_f1", "test_accuracy_class_zero _0_", "test_accuracy_class_one_ uno"} <= set(metrics)
+
+
+@pytest.mark.integration  # the version is evaluated once more
+@pytest.mark.timeout(900)
+def test_a_version_without_a_reference_gets_the_same_from_its_data(promoted: tuple[Path, str, Any]) -> None:
+    home, server, _ = promoted
+    version = champion_of(server, "digit-names")
+    assert version is not None
+    stored = load_reference(server, version)
+    made, problem = late_reference(server, version, home)
+    assert stored is not None and made is not None and not problem
+    assert made.photos == stored.photos
+    for figure in ("answer", "brightness", "sharpness", "width", "bytes"):
+        assert made.counts[figure] == stored.counts[figure]
 
 
 @pytest.mark.timeout(600)

@@ -99,7 +99,7 @@ def test_a_served_model_is_gone_with_all_its_processes(echo: str) -> None:
 def test_serving_in_the_foreground_ends_on_sigterm(echo: str) -> None:
     port = free_port()
     script = (
-        "import sys; from binsweep.tracking.serving.model_server import serve_foreground; "
+        "import sys; from binsweep.tracking.serving.foreground import serve_foreground; "
         "sys.exit(serve_foreground(sys.argv[1], int(sys.argv[2]), sys.argv[3], lambda u: print(u, flush=True)))"
     )
     child = subprocess.Popen(

@@ -11,7 +11,16 @@ import numpy as np
 from binsweep.data.decode import ImageError, decode
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Item
+from binsweep.models.decoding import answer_rows
 from binsweep.models.engines.choice import ServingEngine, choose_engine
+from binsweep.tracking.evaluation.predictions import answer_of
+from binsweep.tracking.monitoring.note import shadow_notes
+from binsweep.tracking.monitoring.reference import (
+    Reference,
+    build_reference,
+    reference_items,
+    store_reference,
+)
 from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.evidence import collect_champion_evidence, collect_evidence
 from binsweep.tracking.promotion.gate import PromotionCriteria
@@ -46,7 +55,8 @@ def promote(
     """
     items = new_test_photos(candidate.manifest)
     engine = _choose_engine(candidate, items[:N_ENGINE_PHOTOS])
-    candidate = replace(candidate, notes=[*candidate.notes, engine.reason])
+    shadowed = shadow_notes(tracking_uri, model_name, candidate.run_id)
+    candidate = replace(candidate, notes=[*candidate.notes, engine.reason, *shadowed])
     current = champion_of(tracking_uri, model_name)
     champion = collect_champion_evidence(tracking_uri, model_name, current, items, home)
     if dry_run:
@@ -59,6 +69,7 @@ def promote(
     version = str(registered.version)
     try:
         store_photos(tracking_uri, registered, candidate.manifest)
+        store_reference(tracking_uri, registered, _reference(candidate))
         uri = f"models:/{model_name}/{version}"
         evidence = collect_evidence(tracking_uri, model_name, candidate, items, uri, champion)
         while True:
@@ -72,6 +83,16 @@ def promote(
     except BaseException as error:
         record_not_judged(tracking_uri, model_name, version, error)
         raise
+
+
+def _reference(candidate: Candidate) -> Reference:
+    """The figures of the validation photos, with which what the served version sees will be compared."""
+    items, model = candidate.manifest.split("validation"), candidate.predictor
+    rows = reference_items(items)
+    answers = answer_rows(candidate.validation[rows], model.classes, model.decoding)
+    return build_reference(
+        [items[row] for row in rows], [(answer_of(row), row["confidence"]) for row in answers]
+    )
 
 
 def _choose_engine(candidate: Candidate, items: Sequence[Item]) -> ServingEngine:

@@ -49,7 +49,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SERVER_FAULT = "not the request's fault"
 
 
-def _from_base64(text: str) -> bytes:
+def from_base64(text: str) -> bytes:
     """Decode base64 as clients write it: in lines, as a data: URL, with - and _, without padding."""
     address = _DATA_ADDRESS.match(text)
     if address is not None:
@@ -68,7 +68,7 @@ def _decode_base64(text: Any, size: int, interpolation: str) -> np.ndarray | str
     if len(text) > 2 * MAX_BYTES:  # base64 adds a third, and line breaks a little
         return too_large
     try:
-        content = _from_base64(text)
+        content = from_base64(text)
     except ValueError as error:
         return f"not base64: {error}"
     if len(content) > MAX_BYTES:

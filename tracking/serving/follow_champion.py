@@ -11,7 +11,8 @@ from binsweep.data.errors import UserError, first_line
 from binsweep.tracking.processes import interrupted_by_sigterm, listen, local_url
 from binsweep.tracking.registry.versions import champion_of
 from binsweep.tracking.serving.refusals import Refusals
-from binsweep.tracking.serving.replica import DRAIN_SECONDS, Replica, open_replica
+from binsweep.tracking.serving.replica import DRAIN_SECONDS, Replica, WatchOptions, open_replica
+from binsweep.tracking.serving.watching import usable
 
 POLL_SECONDS = 5.0
 RETRY_SECONDS = (
@@ -20,7 +21,14 @@ RETRY_SECONDS = (
 TRACKING_ERRORS = (MlflowException, OSError)  # MLflow does not answer, or something else answers
 
 
-def follow_champion(name: str, host: str, port: int, tracking_uri: str, report: Callable[[str], None]) -> int:
+def follow_champion(
+    name: str,
+    host: str,
+    port: int,
+    tracking_uri: str,
+    report: Callable[[str], None],
+    watch: WatchOptions | None = None,
+) -> int:
     """Serve the champion of the model `name` on `host`:`port`, whichever version it is, until Ctrl-C or SIGTERM: 130.
 
     The alias is looked up every 5 s. When it moves, the new version's server starts next to the old one, is warmed, and
@@ -33,7 +41,9 @@ def follow_champion(name: str, host: str, port: int, tracking_uri: str, report: 
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in listen(host, port)]
         stack.enter_context(interrupted_by_sigterm())
-        follower = _Follower(name, local_url(host, port), listeners, tracking_uri, report)
+        follower = _Follower(
+            name, local_url(host, port), listeners, tracking_uri, report, usable(watch, name)
+        )
         try:
             while True:
                 follower.poll()
@@ -54,8 +64,10 @@ class _Follower:
         listeners: Sequence[socket.socket],
         tracking_uri: str,
         report: Callable[[str], None],
+        watch: WatchOptions | None,
     ) -> None:
         self._name = name
+        self._watch = watch
         self._url = url
         self._listeners = listeners
         self._tracking_uri = tracking_uri
@@ -111,7 +123,7 @@ class _Follower:
         try:
             with ExitStack() as stack:
                 replica = stack.enter_context(
-                    open_replica(self._name, version, self._tracking_uri, self._listeners)
+                    open_replica(self._name, version, self._tracking_uri, self._listeners, self._watch)
                 )
                 if not self._is_champion(version):
                     return

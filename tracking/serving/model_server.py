@@ -30,12 +30,10 @@ from binsweep.tracking.processes import (
     describe_failed_start,
     end,
     free_port,
-    interrupted_by_sigterm,
     require_port,
     root_cause,
     spawn,
     tail,
-    wait_in_foreground,
     wait_until_answers,
 )
 from binsweep.tracking.registry.versions import find_version, is_own_code
@@ -86,22 +84,6 @@ def serve_model(
             yield ServedModel(server.url, server)
         finally:
             end(server)
-
-
-def serve_foreground(
-    model_uri: str, port: int, tracking_uri: str, ready: Callable[[str], None], host: str = LOOPBACK
-) -> int:
-    """Serve `model_uri` on `host`:`port` until Ctrl-C or SIGTERM (130) or until it ends itself (1).
-
-    `ready` is called once with the address when the model answers. Raises the errors of `serve_model`.
-    """
-    with interrupted_by_sigterm():
-        try:
-            with serve_model(model_uri, tracking_uri, port, host) as served:
-                ready(served.url)
-                return wait_in_foreground(served.server)
-        except KeyboardInterrupt:
-            return 130
 
 
 def predict(url: str, images: Sequence[bytes], timeout: float) -> list[dict[str, Any]]:

@@ -1,20 +1,24 @@
 """A version of a model, loaded and warm in a server process of its own, that takes requests when it is told to."""
 
+from __future__ import annotations
+
 import io
+import json
 import os
 import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from PIL import Image
 
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import current_import_path
+from binsweep.tracking.monitoring.shadow import ShadowTask
 from binsweep.tracking.processes import (
     Server,
     describe_failed_start,
@@ -31,6 +35,43 @@ from binsweep.tracking.serving.model_server import (
     require_model,
     server_environment,
 )
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """Where a server counts what it sees, and whether it keeps small pictures of the oddest photos."""
+
+    home: str
+    keep_thumbnails: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What a server process serves. `name` is None and `version` "" for a model that is no registered version."""
+
+    model_uri: str
+    name: str | None
+    version: str
+    port: int  # of the loopback
+    control: int  # file descriptors
+    listeners: Sequence[int]
+    watch: WatchOptions | None
+    shadow: ShadowTask | None = None
+    in_background: bool = False
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        raw = json.loads(text)
+        watch, shadow = raw.pop("watch"), raw.pop("shadow")
+        return cls(
+            **raw,
+            watch=None if watch is None else WatchOptions(**watch),
+            shadow=None if shadow is None else ShadowTask(**shadow),
+        )
+
 
 WARM_UP = (1, 1, 1, BATCH_PHOTOS)  # photos of each request that a server answers before it takes others
 ANSWER_SECONDS = 60.0
@@ -66,7 +107,12 @@ class Replica:
 
 @contextmanager
 def open_replica(
-    name: str, version: str, tracking_uri: str, listeners: Sequence[socket.socket]
+    name: str,
+    version: str,
+    tracking_uri: str,
+    listeners: Sequence[socket.socket],
+    watch: WatchOptions | None = None,
+    in_background: bool = False,
 ) -> Iterator[Replica]:
     """A warm server of `version` of the model `name`, for the public sockets `listeners`; ended with the block.
 
@@ -75,6 +121,28 @@ def open_replica(
     """
     model_uri = f"models:/{name}/{version}"
     require_model(model_uri, tracking_uri)
+    with start_replica(
+        model_uri, name, version, tracking_uri, listeners, watch, in_background=in_background
+    ) as replica:
+        _warm_up(replica.server, model_uri)
+        yield replica
+
+
+@contextmanager
+def start_replica(
+    model_uri: str,
+    name: str | None,
+    version: str,
+    tracking_uri: str,
+    listeners: Sequence[socket.socket],
+    watch: WatchOptions | None,
+    shadow: ShadowTask | None = None,
+    in_background: bool = False,
+) -> Iterator[Replica]:
+    """A server of any model that MLflow can load, for the public sockets `listeners`; ended with the block.
+
+    Raises UserError if it does not answer within 120 s.
+    """
     with tempfile.TemporaryDirectory(prefix="binsweep-serve-") as temporary:
         folder = Path(temporary)
         log = folder / "serve.log"
@@ -83,8 +151,11 @@ def open_replica(
             try:
                 port = free_port()
                 descriptors = [listener.fileno() for listener in listeners]
+                task = WorkerTask(
+                    model_uri, name, version, port, orders, descriptors, watch, shadow, in_background
+                )
                 server = spawn(
-                    [model_uri, version, *map(str, (port, orders, *descriptors))],
+                    [task.to_json()],
                     port,
                     folder,
                     log,
@@ -95,20 +166,19 @@ def open_replica(
             finally:
                 os.close(orders)
             try:
-                _warm_up(server, model_uri, log)
+                if not wait_until_answers(server, "/ping", START_SECONDS):
+                    reason = describe_failed_start(server, START_SECONDS)
+                    raise UserError(
+                        f"the server of model {model_uri} {reason}; its log ends:\n{tail(log)}",
+                        "fix what the log reports; `mlflow models serve` with the same model shows all of it",
+                    )
                 yield Replica(version, server, writer)
             finally:
                 end(server)
 
 
-def _warm_up(server: Server, model_uri: str, log: Path) -> None:
-    """Wait until `server` answers, and let it count some photos."""
-    if not wait_until_answers(server, "/ping", START_SECONDS):
-        reason = describe_failed_start(server, START_SECONDS)
-        raise UserError(
-            f"the server of model {model_uri} {reason}; its log ends:\n{tail(log)}",
-            "fix what the log reports; `mlflow models serve` with the same model shows all of it",
-        )
+def _warm_up(server: Server, model_uri: str) -> None:
+    """Let a server count some photos."""
     photo = io.BytesIO()
     Image.radial_gradient("L").convert("RGB").save(photo, "JPEG")
     for photos in WARM_UP:
