@@ -11,14 +11,14 @@ from pathlib import Path
 from binsweep.data.errors import UserError, first_line
 from binsweep.search.report.monitor_page import verdict, write_page
 from binsweep.search.terminal.progress import ProgressBar
+from binsweep.search.workflows.notify import drifting, notify
 from binsweep.tracking.evaluation.validation_reference import late_reference
-from binsweep.tracking.monitoring.note import log_note
+from binsweep.tracking.monitoring.note import VERDICT, log_note
 from binsweep.tracking.monitoring.reference import load_reference
 from binsweep.tracking.monitoring.store import WatchStore, store_path
 from binsweep.tracking.monitoring.summary import Summary, summarize
 from binsweep.tracking.monitoring.truths import read_truths
-from binsweep.tracking.registry.versions import find_version
-from binsweep.tracking.serving.model_server import require_model
+from binsweep.tracking.serving.model_server import photo_version
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ def monitor(
     page in its run. A version without a reference gets one, if its data are still there. Raises UserError for a model
     that is not registered or was never watched, and for a file of true labels with mistakes.
     """
-    require_model(model_uri, tracking_uri)
-    found = find_version(model_uri, tracking_uri)
+    found = photo_version(model_uri, tracking_uri)
     if found is None:
         raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
     name, version = found.name, str(found.version)
@@ -63,8 +62,16 @@ def monitor(
     summary = summarize(store, version, reference)
     page = out or store.path.with_name(f"monitor-{version}.html")
     write_page(page, name, version, summary, found.tags, notes)
+    told = found.tags.get(VERDICT, "")
     log_note(tracking_uri, found, page, verdict(summary), summary, notes)
+    if has_new_drift(summary, told):
+        notify(drifting(name, version, verdict(summary), page), None, home)
     return Monitoring(name, version, summary, found.tags, page, notes, len(rows), known)
+
+
+def has_new_drift(summary: Summary, told: str) -> bool:
+    """Whether a figure drifts that the verdict of an earlier look does not name."""
+    return any(figure.name not in told for figure in summary.drifting)
 
 
 def open_store(home: Path, name: str, version: str) -> WatchStore:

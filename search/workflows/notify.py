@@ -131,3 +131,9 @@ def rolled_back(model: str, version: str, reason: str) -> Event:
     """That an earlier champion is champion again."""
     details = {"model": model, "version": version}
     return Event("champion", model, f"{model} version {version} is champion again", reason, details)
+
+
+def drifting(model: str, version: str, verdict: str, page: Path) -> Event:
+    """That a served version sees other photos than those by which it was chosen."""
+    details = {"model": model, "version": version, "page": str(page)}
+    return Event("drift", model, f"{model} version {version}: {verdict}", f"The page: {page}", details)

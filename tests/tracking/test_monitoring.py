@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from binsweep.data.errors import UserError
 from binsweep.data.manifest import Manifest
 from binsweep.search.report.monitor_page import verdict, write_page
+from binsweep.search.workflows.monitor import has_new_drift
 from binsweep.tracking.monitoring import store as stores
 from binsweep.tracking.monitoring import watcher as watchers
 from binsweep.tracking.monitoring.drift import (
@@ -306,6 +308,10 @@ def test_named_classes_are_watched_in_their_own_words(tmp_path: Path) -> None:
     assert summary.live is not None and (summary.live.right, summary.live.photos) == (3, 4)
     assert summary.live.intervals["accuracy"] == pytest.approx((0.3006, 0.9544), abs=1e-3)
     assert verdict(summary).startswith("no verdict yet: 4 photos measured")
+    figure = summary.figures[0]
+    drifts = replace(summary, figures=[replace(figure, test=replace(figure.test, first=1))])
+    assert not has_new_drift(summary, "") and has_new_drift(drifts, verdict(summary))
+    assert not has_new_drift(drifts, verdict(drifts))
     write_page(tmp_path / "page.html", "parts", "1", summary, {"test.accuracy": "0.9"}, ["a note"])
     page = (tmp_path / "page.html").read_text()
     assert "scratched &lt;1&gt;" in page and "balanced accuracy" in page and "90.0%" in page
