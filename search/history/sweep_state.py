@@ -8,18 +8,20 @@ import os
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from binsweep.data.atomic_write import write_json
 from binsweep.data.errors import UserError
-from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.kinds import kind_of
 from binsweep.search.history.run_keys import JOB_VARIABLE, SWEEP, trial_key
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.renamed_keys import translate_renamed_keys
 from binsweep.search.spec.sweep_spec import SweepSpec
-from binsweep.tracking.runlog.run_log import RunLog
 from binsweep.tracking.runlog.spool import owner_of
+
+if TYPE_CHECKING:  # these imports take seconds
+    from binsweep.search.execution.controller import Controller
+    from binsweep.tracking.runlog.run_log import RunLog
 
 STATE = "sweep.json"
 # Sections that may change when a sweep is resumed: they say how much is searched, not what.
