@@ -45,7 +45,7 @@ class Asked:
 
     def contains(self, params: Mapping[str, Any]) -> bool:
         """Whether a configuration is in the part of the space that is left."""
-        return not self.is_narrowed or all(self.space.contains(name, value) for name, value in params.items())
+        return self.space.contains_all(params)
 
     def ask_narrowed(self, study: optuna.Study, number: int) -> tuple[dict[str, Any], str] | None:
         """A configuration by the sampler, and its reason; None if all were tried.

@@ -86,6 +86,13 @@ class Encoder:
         features = np.flatnonzero(self._is_continuous[self.feature_groups()])
         return ~self._inactive(points)[:, self._is_continuous], features
 
+    def continuous_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last coordinates of the continuous ranges, shape [ranges]."""
+        ranges = np.flatnonzero(self._is_continuous)
+        return (
+            (np.zeros(len(ranges)), np.ones(len(ranges))) if self._left is None else self._left.ends(ranges)
+        )
+
     def with_continuous(self, points: Points, coordinates: np.ndarray) -> Points:
         """The points with other coordinates of their continuous ranges [n, ranges]."""
         changed = points.copy()
@@ -197,6 +204,8 @@ class Encoder:
         if step is not None:  # every range of whole numbers has one
             steps = min(round((value - first) / step), _steps(distribution))
             value = first + max(0, steps) * step
+        if self._left is not None:  # coordinates cost the ends of a narrowed range a last digit
+            first, last = self._left.values[i]
         return int(value) if dimension.is_int else float(min(last, max(first, value)))
 
 
@@ -205,15 +214,17 @@ class _Part:
 
     def __init__(self, encoder: Encoder, space: SearchSpace) -> None:
         self._options: dict[int, np.ndarray] = {}  # those that are left, by dimension
-        self._ends: dict[int, tuple[float, float]] = {}  # the coordinates of the first and the last value
+        self._ends: dict[int, tuple[float, float]] = {}  # the coordinates of the first and the last value,
+        self.values: dict[int, tuple[float, float]] = {}  # and these values
         for i, name in enumerate(encoder.names):
             dimension = space[name]
             if isinstance(dimension, Choice):
                 self._options[i] = np.array([encoder.coordinate(name, value) for value in dimension.values])
             else:
                 distribution: Any = space.distributions[name]
-                first, last = distribution.low, distribution.high
-                self._ends[i] = encoder.coordinate(name, first), encoder.coordinate(name, last)
+                self.values[i] = distribution.low, distribution.high
+                low, high = (encoder.coordinate(name, value) for value in self.values[i])
+                self._ends[i] = low, high
 
     def from_unit(self, points: Points, unit: Points) -> Points:
         """The points, with coordinates from numbers between 0 and 1 that spread over what is left."""
@@ -223,6 +234,11 @@ class _Part:
         for i, (low, high) in self._ends.items():
             found[:, i] = low + unit[:, i] * (high - low)
         return found
+
+    def ends(self, dimensions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last coordinates of these ranges."""
+        ends = np.array([self._ends[i] for i in dimensions]).reshape(len(dimensions), 2)
+        return ends[:, 0], ends[:, 1]
 
     def nearest(self, points: Points) -> Points:
         """The points, with what lies outside moved to the nearest end of its range or to the first choice."""
