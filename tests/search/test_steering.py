@@ -307,7 +307,9 @@ def test_a_pinned_trial_still_ends_with_a_value_that_is_no_number_and_with_the_b
     assert "budget.epochs" in controller.trials[second].reason
 
 
-@pytest.mark.parametrize("sampler", ["auto", "tpe", "gp", "random", "grid"])
+@pytest.mark.parametrize(
+    "sampler", ["auto", "tpe", pytest.param("gp", marks=pytest.mark.integration), "random", "grid"]
+)
 def test_after_narrowing_every_new_trial_is_in_what_is_left(sampler: str, tmp_path: Path) -> None:
     space = {
         **RAW["space"],
