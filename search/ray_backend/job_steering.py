@@ -15,6 +15,7 @@ from binsweep.search.steering.request import requester
 
 MAX_ANSWER_SECONDS = 120.0
 MARK = "binsweep-answer:"  # before and after the answer, in the job's log, which Ray writes into, too
+SPLIT_MARK = "binsweep-''answer:"  # as the shell is given it: Ray logs the command
 
 
 def steer_job(name: str, dashboard: str, command: Sequence[str], assignments: Sequence[str]) -> str:
@@ -29,8 +30,8 @@ def steer_job(name: str, dashboard: str, command: Sequence[str], assignments: Se
         job = jobs.start_job(
             client,
             {
-                "entrypoint": f"{jobs.EXPORT_HOME}; unset RAY_API_SERVER_ADDRESS; echo {MARK}; "
-                f"python -m binsweep {shlex.join(words)} 2>&1; code=$?; echo {MARK}; exit $code",
+                "entrypoint": f"{jobs.EXPORT_HOME}; unset RAY_API_SERVER_ADDRESS; echo {SPLIT_MARK}; "
+                f"python -m binsweep {shlex.join(words)} 2>&1; code=$?; echo {SPLIT_MARK}; exit $code",
                 "runtime_env": {"working_dir": folder, "env_vars": {"BINSWEEP_USER": requester()}},
             },
         )

@@ -14,6 +14,7 @@ from binsweep.search.steering.state import Wish
 from binsweep.search.strategy.asked import REQUEST_ATTR, Asked
 from binsweep.search.strategy.base import Decision, Outcome, Record, Suggestion, Verdict
 from binsweep.search.strategy.earlier_sweeps import EarlierSweep, FirstGuesses
+from binsweep.search.strategy.initial_points import INITIAL_ATTR, InitialPoints
 from binsweep.search.strategy.lengths import section_of
 from binsweep.search.strategy.next_step import NextStep
 from binsweep.search.strategy.planner import Planner
@@ -35,11 +36,8 @@ COST_ATTR = "cost"  # inference cost
 SECONDS_ATTR = "epoch_seconds"  # mean time of its epochs, stored again when it has changed by MIN_CHANGE
 START_ATTR = "start_seconds"  # the time from handing it to a worker to its first epoch
 LAST_EPOCH_ATTR = "last_epoch"  # if it ends earlier than its configuration says
-INITIAL_ATTR = "initial_point"  # the index of the initial point that it began with
 PRIOR_ATTR = "prior"  # the earlier sweep that it belongs to
 # User attributes of the study
-INITIAL_POINTS_ATTR = "first"  # configurations to try before any other
-INITIAL_REASONS_ATTR = "first_because"  # why each of them is tried
 EARLIER_ATTR = "earlier"  # sweeps whose values do not count, as a prior
 HYPERPARAMETERS_ATTR = "learned"  # of the planner's models
 
@@ -101,6 +99,7 @@ class OptunaStrategy:
         self._n_prior = sum(PRIOR_ATTR in trial.user_attrs for trial in storage.trials())
         self._may_begin = True  # whether a free worker may begin a trial
         self._all_tried = False  # none begins because there is none left, not because it may not
+        self._initial = InitialPoints(storage)
         self._asked = Asked(space, policy.make_sampler)
         self._use_earlier()
         if policy.planner is not None and (hyperparameters := storage.study_attr(HYPERPARAMETERS_ATTR)):
@@ -132,10 +131,9 @@ class OptunaStrategy:
         Earlier trials do not belong to this sweep: `trials` and `best` exclude them, and this sweep's numbers follow
         theirs. A study that knows its first guesses is left as it is.
         """
-        if len(self._storage) or self._storage.study_attr(INITIAL_POINTS_ATTR) is not None:
+        if len(self._storage) or self._initial.are_known:
             return
-        self._storage.set_study_attr(INITIAL_POINTS_ATTR, [dict(point.params) for point in known.points])
-        self._storage.set_study_attr(INITIAL_REASONS_ATTR, [point.reason for point in known.points])
+        self._initial.store(known.points)
         self._storage.set_study_attr(EARLIER_ATTR, [sweep.as_json() for sweep in known.earlier])
         self._use_earlier()
         for sweep, record in known.results:
@@ -164,8 +162,10 @@ class OptunaStrategy:
         if begin and (wish := self._asked.next_wish()) is not None:
             self._asked.begun.add(wish.id)
             return self._begin(dict(wish.params), {SUGGESTED_ATTR: wish.reason, REQUEST_ATTR: wish.id})
-        if begin and (found := self._begin_initial_point()) is not None:
-            return found
+        initial = self._initial.next_one(self._n_prior, self._asked.contains) if begin else None
+        if initial is not None and self._times.reachable_by_new(initial[1]):
+            index, params, reason = initial
+            return self._begin(params, {SUGGESTED_ATTR: reason, INITIAL_ATTR: index})
         plan = self._next.plan(self._may_begin)
         if plan is not None and plan.number is None and plan.params is None:
             found = self._ask_sampler()
@@ -182,25 +182,6 @@ class OptunaStrategy:
         if plan.skips_rungs:
             attributes[SKIPS_RUNGS_ATTR] = True
         return self._begin(plan.params, attributes)
-
-    def _begin_initial_point(self) -> Suggestion | None:
-        """A trial of the next initial point that is in what is left of the space; None if there is no time for it."""
-        points = self._storage.study_attr(INITIAL_POINTS_ATTR) or []
-        reasons = self._storage.study_attr(INITIAL_REASONS_ATTR) or [""] * len(points)
-        for index in range(self._next_initial_point(), len(points)):
-            if self._asked.contains(points[index]):
-                if not self._times.reachable_by_new(points[index]):
-                    return None
-                why = f": {reasons[index]}" if reasons[index] else ""
-                reason = f"initial point {index + 1} of {len(points)}{why}"
-                return self._begin(points[index], {SUGGESTED_ATTR: reason, INITIAL_ATTR: index})
-        return None
-
-    def _next_initial_point(self) -> int:
-        """The index of the next initial point. Studies of earlier versions begin with them, and nothing else."""
-        own = [trial.user_attrs for trial in self._storage.trials()[self._n_prior :]]
-        unasked = [attributes for attributes in own if REQUEST_ATTR not in attributes]
-        return max((one[INITIAL_ATTR] + 1 for one in own if INITIAL_ATTR in one), default=len(unasked))
 
     def steer(self, wishes: Sequence[Wish], pinned: Mapping[int, str], space: SearchSpace) -> None:
         """Take over what people have asked for until now."""
