@@ -14,8 +14,7 @@ from binsweep.search.ray_backend import jobs
 from binsweep.search.steering.request import requester
 
 MAX_ANSWER_SECONDS = 120.0
-MARK = "binsweep-answer:"  # before and after the answer, in the job's log, which Ray writes into, too
-SPLIT_MARK = "binsweep-''answer:"  # as the shell is given it: Ray logs the command
+MARK = "binsweep-answer: "  # begins each line of the answer in the job's log, which Ray writes into, too
 
 
 def steer_job(name: str, dashboard: str, command: Sequence[str], assignments: Sequence[str]) -> str:
@@ -30,15 +29,18 @@ def steer_job(name: str, dashboard: str, command: Sequence[str], assignments: Se
         job = jobs.start_job(
             client,
             {
-                "entrypoint": f"{jobs.EXPORT_HOME}; unset RAY_API_SERVER_ADDRESS; echo {SPLIT_MARK}; "
-                f"python -m binsweep {shlex.join(words)} 2>&1; code=$?; echo {SPLIT_MARK}; exit $code",
+                # The command's own exit code, not that of sed.
+                "entrypoint": f"{jobs.EXPORT_HOME}; unset RAY_API_SERVER_ADDRESS; "
+                f"answer=$(python -m binsweep {shlex.join(words)} 2>&1); code=$?; "
+                f"printf '%s\\n' \"$answer\" | sed 's/^/{MARK}/'; exit $code",
                 "runtime_env": {"working_dir": folder, "env_vars": {"BINSWEEP_USER": requester()}},
             },
         )
         if not jobs.wait_for_end(client, job, MAX_ANSWER_SECONDS):
             client.stop_job(job)
             raise TimeoutError(f"the head did not answer within {MAX_ANSWER_SECONDS:.0f} s")
-        answer: str = client.get_job_logs(job).rpartition(MARK)[0].rpartition(MARK)[2].strip()
+        lines: list[str] = client.get_job_logs(job).splitlines()
+        answer = "\n".join(line.removeprefix(MARK) for line in lines if line.startswith(MARK))
         succeeded = jobs.has_succeeded(client, job)
         client.delete_job(job)
     if not succeeded:
