@@ -1,5 +1,6 @@
 """What people ask of a sweep: refused with its reason, or happening once, whatever is killed, and recorded."""
 
+import contextlib
 import json
 import math
 import random
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from own_sweeps import code_spec
 from real_sweeps import kill_all, run_here, started, trials_of, wait_for_epochs
@@ -513,14 +515,21 @@ def steered(server: str, tmp_path: Path) -> Iterator[Callable[[str], Sweep]]:
             "resources": {"max_concurrent_trials": 2},
         }
         spec = code_spec(tmp_path / "code", name, None, **changes)
-        processes.append(started(spec, runner, home, server, "trial "))
-        threading.Thread(target=processes[-1].communicate, daemon=True).start()
+        process = started(spec, runner, home, server, "trial ")
+        reader = threading.Thread(target=process.communicate, daemon=True)  # or the pipe would fill up
+        reader.start()
+        processes.append((process, reader))
         return Sweep(home / "sweeps" / f"{name}-1")
 
     yield start
-    for process in processes:
-        if process.poll() is None:
-            kill_all(process)
+    for process, reader in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for member in (
+                *psutil.Process(process.pid).children(recursive=True),
+                psutil.Process(process.pid),
+            ):
+                member.kill()
+        reader.join(30)
 
 
 @pytest.mark.integration
