@@ -34,6 +34,7 @@ NEED_QUIET = {
     "test_resource_limits.py",
     "test_resume.py",
     "test_served_limits.py",
+    "test_steering.py",
 }
 
 

@@ -32,6 +32,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("tracking.promotion",),
     ("search", "search.terminal", "search.own_code", "search.history.run_keys"),
     ("search.spec",),
+    ("search.steering",),
     ("search.strategy",),
     ("search.execution",),
     ("search.ray_backend", "search.history"),

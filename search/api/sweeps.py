@@ -18,7 +18,9 @@ if TYPE_CHECKING:  # these imports take seconds
 
     from binsweep.search.history.sweep_history import SweepHistory
     from binsweep.search.spec.sweep_spec import SweepSpec
+    from binsweep.search.steering.request import Kind
     from binsweep.search.workflows.launch import LaunchOptions
+    from binsweep.search.workflows.steer import Answer
     from binsweep.tracking.promotion.judge import PromotionDecision
 
 RUNNERS = ("ray", "local")
@@ -125,6 +127,49 @@ class Sweep:
 
         with session(), tracking_server(self._home) as uri:
             return promote_sweep(self.id, self._home, uri, approved, dry_run)[1]
+
+    def enqueue(
+        self, params: Mapping[str, Any] | None = None, *, like: int | None = None, **values: Any
+    ) -> Answer:
+        """Let the sweep try a configuration next: a value for every searched parameter, in `params` or as keyword
+        arguments, or with `like` the changes to that trial's.
+
+        This and the other requests below are for a sweep that runs in any process, also in another thread of this one.
+        They are kept if none runs it, and happen when it goes on. Each returns the sweep's answer, and raises UserError
+        with the reason where it breaks the sweep's rules.
+        """
+        return self._ask("enqueue", like, {**(params or {}), **values})
+
+    def stop_trial(self, trial: int) -> Answer:
+        """Stop a trial after the epoch in progress; what it has reached counts."""
+        return self._ask("stop-trial", trial)
+
+    def pin(self, trial: int) -> Answer:
+        """Train a trial to its end, whatever the strategy thinks of it."""
+        return self._ask("pin", trial)
+
+    def change_budget(self, **limits: Any) -> Answer:
+        """Change limits of the budget: `minutes=90`, or `minutes="+30"` for 30 more than now."""
+        return self._ask("budget", None, limits)
+
+    def narrow(self, parts: Mapping[str, Any] | None = None, **more: Any) -> Answer:
+        """Search less of the space from now on: `lr=(1e-4, 1e-2)`, `backbone=["resnet18", "resnet34"]`."""
+        return self._ask("narrow", None, {**(parts or {}), **more})
+
+    def pause(self) -> Answer:
+        """Pause the sweep: running trials end their epoch and wait; `unpause` lets it go on."""
+        return self._ask("pause")
+
+    def unpause(self) -> Answer:
+        """Let the sweep go on after `pause`, in the process that runs it; `resume` is for one that no process runs."""
+        return self._ask("resume")
+
+    def _ask(self, kind: Kind, trial: int | None = None, values: Mapping[str, Any] | None = None) -> Answer:
+        from binsweep.search.spec.python_spec import plain_values
+        from binsweep.search.steering.request import Request
+        from binsweep.search.workflows.steer import steer
+
+        return steer(self.folder, Request(kind, trial, plain_values(values or {})))
 
     def resume(
         self,

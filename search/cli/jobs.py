@@ -1,4 +1,4 @@
-"""The commands for submitted sweeps: submit, logs, stop, resume."""
+"""The commands for submitted sweeps: submit, logs, stop, and resume, which is also for paused sweeps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 
 import click
 
-from binsweep.search.cli.options import dashboard_option, promote_option, set_option
+from binsweep.search.cli.options import (
+    dashboard_option,
+    optional_dashboard_option,
+    promote_option,
+    set_option,
+)
+from binsweep.search.cli.steering import ask
 
 
 @click.command()
@@ -48,10 +54,15 @@ def stop(name: str, dashboard: str) -> None:
 
 
 @click.command()
-@click.argument("name")
-@dashboard_option
-def resume(name: str, dashboard: str) -> None:
-    """Resume the submitted sweep NAME after it was stopped, has failed, or has lost the cluster's head."""
-    from binsweep.search.ray_backend.jobs import resume_sweep
+@click.argument("sweep_id", metavar="SWEEP")
+@optional_dashboard_option
+def resume(sweep_id: str, dashboard: str | None) -> None:
+    """Let SWEEP go on after `binsweep pause`; with a dashboard also a submitted one that was stopped, has failed, or
+    has lost the cluster's head."""
+    if dashboard is not None:
+        from binsweep.search.ray_backend.jobs import has_ended, resume_sweep
 
-    print(f"{name} goes on as {resume_sweep(name, dashboard)}")
+        if has_ended(sweep_id, dashboard):
+            print(f"{sweep_id} goes on as {resume_sweep(sweep_id, dashboard)}")
+            return
+    ask(sweep_id, dashboard, "resume")

@@ -25,6 +25,7 @@ from binsweep.search.cli.jobs import logs, resume, stop, submit
 from binsweep.search.cli.machine import doctor, migrate, ui
 from binsweep.search.cli.models import evaluate, export, predict, promote, rollback, serve
 from binsweep.search.cli.monitor import monitor, shadow
+from binsweep.search.cli.steering import budget, enqueue, narrow, pause, pin, stop_trial
 from binsweep.search.cli.sweep import report, status, sweep, sync
 from binsweep.search.execution.interrupts import interrupt
 from binsweep.search.terminal.library_logs import MLFLOW_LEVEL, QUIET_LEVELS
@@ -60,7 +61,8 @@ def cli(debug: bool) -> None:
 COMMANDS = (
     *(sweep, status, report, sync),
     *(promote, rollback, evaluate, serve, monitor, shadow, predict, export),
-    *(submit, logs, stop, resume),
+    *(enqueue, stop_trial, pin, budget, narrow, pause, resume),
+    *(submit, logs, stop),
     *(ui, migrate, doctor),
     data_group,
 )

@@ -13,6 +13,8 @@ from binsweep.data.labels import Label
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
+DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
+
 set_option = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the spec."
 )
@@ -47,9 +49,20 @@ def dashboard_option(command: Command) -> Command:
     option = click.option(
         "--dashboard",
         metavar="URL",
-        envvar="RAY_API_SERVER_ADDRESS",
+        envvar=DASHBOARD_VARIABLE,
         required=True,
-        help="Ray dashboard URL, such as http://127.0.0.1:8265 (or RAY_API_SERVER_ADDRESS).",
+        help=f"Ray dashboard URL, such as http://127.0.0.1:8265 (or {DASHBOARD_VARIABLE}).",
+    )
+    return option(renamed_option("--address", "--dashboard")(command))
+
+
+def optional_dashboard_option(command: Command) -> Command:
+    """--dashboard for commands that are also for sweeps of this machine."""
+    option = click.option(
+        "--dashboard",
+        metavar="URL",
+        envvar=DASHBOARD_VARIABLE,
+        help=f"Ray dashboard URL, for a submitted sweep (or {DASHBOARD_VARIABLE}).",
     )
     return option(renamed_option("--address", "--dashboard")(command))
 

@@ -58,10 +58,15 @@ class BudgetTracker:
         self._best_trial = -1
         self._ended_since_best = 0
 
-    def tick(self, running: Sequence[TrialResources]) -> None:
-        """Count the time since the last call, during which trials with these resources were running."""
+    def change(self, spec: SweepSpec) -> None:
+        """Take over the limits of a spec that differs in its budget."""
+        self._spec, self._budget = spec, spec.budget
+
+    def tick(self, running: Sequence[TrialResources], counts: bool = True) -> None:
+        """Count the time since the last call, during which trials with these resources were running; unless it does
+        not count, as while the sweep is paused."""
         now = time.monotonic()
-        self._counted = (self._usage_at(now, running), now)
+        self._counted = (self._usage_at(now, running) if counts else self._counted[0], now)
 
     def usage(self, running: Sequence[TrialResources]) -> ResourceUsage:
         """The usage until now, while trials with these resources are running."""

@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from binsweep.models.health_rules import HealthFinding
 from binsweep.models.levels import ending_at
 from binsweep.search.execution.budget import BudgetTracker, ResourceUsage
+from binsweep.search.execution.faults import FaultWatch
 from binsweep.search.execution.health import HealthTracker
 from binsweep.search.execution.interrupts import uninterrupted
 from binsweep.search.execution.kinds import kind_of
+from binsweep.search.execution.listener import Listener
 from binsweep.search.execution.resources import TrialResources
+from binsweep.search.execution.steering import Steering
+from binsweep.search.execution.sweep_clock import SweepClock
 from binsweep.search.execution.trial import ERROR, TrialTask
 from binsweep.search.execution.trial_record import ENDED, TrialRecord
 from binsweep.search.history.run_keys import trial_key
+from binsweep.search.spec.schema import BudgetPart
 from binsweep.search.spec.sweep_spec import SweepSpec
+from binsweep.search.steering.request import AnsweredRequest
 from binsweep.search.strategy.base import Decision, Outcome, Record, Strategy, Suggestion
-from binsweep.search.terminal.format import format_duration
 
 INTERRUPTED = "its training was cut short"
 MAX_LOST_WORKERS = 3  # lost at one epoch, after which the trial itself is to blame
-MAX_EQUAL_ERRORS = 3  # failures of one kind in a row, after which the code or the data is to blame
-SLACK = 0.03  # of the time of the budget, by which it may be exceeded for a trial to end
-# How long an epoch may keep a sweep from its end: it is taken to hang after so many times the longest one, or, before
-# one has ended, after as long as the budget; but not before a few minutes.
-MAX_EPOCH_LENGTHS = 5.0
-MIN_OVERTIME_SECONDS = 300.0
-MIN_FREE_BYTES = 200 * 2**20  # on the disk, below which no trial starts
-
-
-class Listener(Protocol):
-    """Receives the events of a sweep: the MLflow recorder, the decision log, the live table."""
-
-    def trial_started(self, trial: TrialRecord) -> None: ...
-    def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None: ...
-    def health_found(self, trial: TrialRecord, found: Sequence[HealthFinding]) -> None: ...
-    def trial_suspended(self, trial: TrialRecord, reason: str) -> None: ...
-    def trial_ended(self, trial: TrialRecord) -> None: ...
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -74,6 +60,7 @@ class Controller:
         self.ended_by = ""
         self.suspended = False
         self.reserve: Callable[[Controller], float] | None = None  # seconds that the promotion will need
+        self._steering = Steering(spec, folder)
         self._spec, self._objective, self._strategy, self._folder = spec, spec.objective, strategy, folder
         self._kind = kind_of(spec)
         self._trial_resources, self._fits = trial_resources, fits
@@ -81,8 +68,8 @@ class Controller:
         self._health = HealthTracker(spec.health)
         self._trace = trace
         self._waiting: deque[tuple[int, str]] = deque()  # the next trials, and why each is resumed
-        self._errors: list[str] = []
-        self._longest_epoch = 0.0  # seconds
+        self._faults = FaultWatch(folder)
+        self._clock = SweepClock(self._budget, strategy, self.trials, self._reserved, lambda: self.is_paused)
 
     @property
     def epochs(self) -> int:
@@ -92,7 +79,55 @@ class Controller:
     @property
     def spent(self) -> ResourceUsage:
         """What the sweep has cost until now."""
-        return self._budget.usage(self._running_resources())
+        return self._clock.spent
+
+    def _reserved(self) -> float:
+        return 0.0 if self.reserve is None else self.reserve(self)
+
+    @property
+    def budget(self) -> BudgetPart:
+        """The present budget: the spec's, with what people have changed of it."""
+        return self._spec.budget
+
+    @property
+    def paused_by(self) -> str:
+        """Who has paused the sweep: no trial starts until it is resumed. Empty while it is not paused."""
+        return self._steering.state.paused
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether somebody has paused the sweep."""
+        return bool(self.paused_by)
+
+    @property
+    def answers(self) -> Sequence[AnsweredRequest]:
+        """The requests of people that were taken in, also by earlier processes."""
+        return self._steering.answers
+
+    @uninterrupted()
+    def steer(self) -> None:
+        """Take in what people have asked for since the last call. It is on the disk when this returns."""
+        self._clock.tick()  # the time of a pause, or until one, is over
+        found = self._steering.take_in(self.trials)
+        for answered in found:
+            self._tell(lambda listener, one=answered: listener.request_answered(one))  # type: ignore[misc]
+        if found:
+            self._enforce()
+        self._end_stopped()
+
+    def _enforce(self) -> None:
+        """Put in force what people have asked for. Running trials are stopped when they report an epoch."""
+        state = self._steering.state
+        self._spec = self._steering.spec
+        self._budget.change(self._spec)
+        self._strategy.steer(state.wishes, state.pins, state.space_of(self._spec.space))
+
+    def _end_stopped(self) -> None:
+        """End the trials that people have stopped, unless they are running: these end after their epoch."""
+        for number, reason in self._steering.state.stops.items():
+            if (trial := self.trials.get(number)) is not None and trial.state in ("paused", "waiting"):
+                self._waiting = deque(item for item in self._waiting if item[0] != number)
+                self._end(trial, "stopped", reason)
 
     def restore(self, records: Sequence[Record]) -> None:
         """Take over the trials of earlier processes. Those that were running are resumed before new ones start."""
@@ -112,19 +147,25 @@ class Controller:
         for trial in sorted(ended, key=lambda trial: trial.ended or trial.started):
             self._note_value(trial)
             self._budget.note_end(trial.number)
+        for record in records:
+            self._steering.note_begun(record.request, record.number)
+        if self._steering.answers:
+            self._enforce()
 
     @uninterrupted()
     def next_task(self) -> TrialTask | None:
         """The next trial to run. None if the budget or the space is exhausted (`ended_by` says which), or if the next
-        trial waits for resources."""
-        self._tick()
+        trial waits for resources, or while the sweep is paused."""
+        self.steer()
+        if self.is_paused:
+            return None
         # One more trial would run: on GPUs and by money, the time is then over earlier.
         one_more = self._trial_resources(self._spec.trial_values({}))
         if (left := self.seconds_left(one_more)) is not None:
             self._strategy.note_time_left(left)
-        if over := self._over(self.seconds_left()):
+        if over := self._clock.over(self.seconds_left()):
             self.ended_by = over
-        elif reason := self._fault():
+        elif reason := self._faults.fault:
             self.suspend(reason)
         elif self._waiting:
             number, reason = self._waiting[0]
@@ -144,52 +185,19 @@ class Controller:
     def seconds_left(self, *further: TrialResources) -> float | None:
         """The seconds for which the running trials and `further` ones may train, below 0 if the time is over; None
         without a limit on time."""
-        self._tick()
-        left = self._budget.seconds_left([*self._running_resources(), *further])
-        return None if left is None else left - self._reserved()
-
-    def _reserved(self) -> float:
-        return 0.0 if self.reserve is None else self.reserve(self)
+        return self._clock.seconds_left(*further)
 
     def training_seconds(self, number: int | None = None) -> float | None:
         """How long a trial's whole training takes, or the longest one of a typical configuration; None if nothing was
         measured yet."""
         return self._strategy.training_seconds(number)
 
-    def _over(self, left: float | None) -> str:
-        """The limit of the budget that is reached with so many seconds `left`, so that no trial may start; empty if
-        there is none."""
-        over = self._budget.exhausted(self.spent)
-        if not over and left is not None and left <= 0:
-            limit = self._budget.time_limit(self._running_resources())
-            return f"{limit}, less about {format_duration(self._reserved())} for the promotion, are over"
-        return over
-
-    def _tick(self) -> None:
-        """Count the time since the last call. To be called before a trial starts or leaves its worker."""
-        self._budget.tick(self._running_resources())
-
     def _has_paused(self) -> bool:
         return any(trial.state == "paused" for trial in self.trials.values())
-
-    def _running_resources(self) -> list[TrialResources]:
-        return [trial.resources for trial in list(self.trials.values()) if trial.state == "running"]
 
     def _note_value(self, trial: TrialRecord) -> None:
         if trial.feasible and trial.value is not None:
             self._budget.note_value(trial.number, trial.value)
-
-    def _fault(self) -> str:
-        """Why no trial should start although the budget is not exhausted; empty if nothing is wrong."""
-        if len(self._errors) >= MAX_EQUAL_ERRORS:
-            return (
-                f"errors: {MAX_EQUAL_ERRORS} trials in a row failed with the same error: {self._errors[-1]}"
-            )
-        free = shutil.disk_usage(self._folder).free
-        if free < MIN_FREE_BYTES:
-            need = f"{MIN_FREE_BYTES // 2**20} MB are needed"
-            return f"disk: only {free // 2**20} MB are free at {self._folder}, {need}: free some space to continue"
-        return ""
 
     def _add(
         self, number: int, params: dict[str, object], suggested: str, last_epoch: int | None = None
@@ -208,6 +216,7 @@ class Controller:
         if number not in self.trials:
             self._add(number, suggestion.params, suggestion.reason)
             reason = ""
+        self._steering.note_begun(suggestion.request, number)
         if suggestion.last_epoch is not None:
             self.trials[number].last_epoch = suggestion.last_epoch
         if self._has_resources(number):
@@ -235,6 +244,8 @@ class Controller:
         trial = self.trials[number]
         trial.state, trial.resumed = "running", reason
         trial.since, trial.reported = time.monotonic(), False
+        hang_seconds, limit = self._clock.hang_limit()
+        trial.hangs_at = math.inf if hang_seconds is None else trial.since + hang_seconds
         self._tell(lambda listener: listener.trial_started(trial))
         return TrialTask(
             number,
@@ -249,18 +260,9 @@ class Controller:
             bool(self._spec.limits or self._spec.objective.cost_objective),
             trial.resources,
             self._spec.health,
-            *self._hang_limit(),
+            hang_seconds,
+            limit,
         )
-
-    def _hang_limit(self) -> tuple[float | None, str]:
-        """The seconds until an epoch that has not ended is taken to hang, because the sweep's time is long over, and
-        the limit of the budget that this is about; None without a limit on time."""
-        running = self._running_resources()
-        if (left := self._budget.seconds_left(running)) is None:
-            return None, ""
-        left = max(0.0, left)
-        longest = MAX_EPOCH_LENGTHS * self._longest_epoch or self.spent.seconds + left
-        return left + max(MIN_OVERTIME_SECONDS, longest), self._budget.time_limit(running)
 
     @uninterrupted()
     def report(self, number: int, epoch: int, metrics: dict[str, float]) -> bool:
@@ -269,12 +271,13 @@ class Controller:
         A stopped trial has ended. A paused one has not: its worker is free, and a later task resumes it from the
         state in its folder. An epoch that is reported again counts once.
         """
+        self.steer()
         trial = self.trials[number]
         if epoch <= trial.epochs_done:
             return trial.state == "running"
         value = self._objective.value_of(metrics)
-        self._tick()
-        self._note_seconds(trial, metrics)
+        self._clock.tick()
+        self._clock.note_seconds(trial, metrics)
         self._budget.epochs += epoch - trial.epochs_done
         trial.epochs_done, trial.losses = epoch, 0
         violation, broken = self._broken_limit(metrics)
@@ -295,6 +298,8 @@ class Controller:
             self._end(trial, "stopped", broken, violation)
         elif unhealthy := self._health.stop_reason(found):
             self._end(trial, "stopped", unhealthy)
+        elif (asked := self._steering.state.stops.get(number, "")) and epoch < trial.last_epoch:
+            self._end(trial, "stopped", asked)
         elif verdict.decision is Decision.PAUSE:
             trial.state = "paused"
             self._tell(lambda listener: listener.trial_suspended(trial, verdict.reason))
@@ -304,37 +309,20 @@ class Controller:
             self._end(trial, "stopped", verdict.reason)
         elif epoch < trial.last_epoch:
             self._keep_to_budget(trial)
+            if trial.state == "running" and self.is_paused:
+                self._suspend(trial, f"the sweep was paused by {self.paused_by}")
+            elif trial.state == "running" and self._clock.hang_limit_is_early(trial):
+                self._suspend(
+                    trial, "the budget has been extended, and so has the time until it is taken to hang"
+                )
         return trial.state == "running"
-
-    def _note_seconds(self, trial: TrialRecord, metrics: Mapping[str, float]) -> None:
-        """Tell the strategy how long the epoch took that a trial reports, and the start before it."""
-        now, start = time.monotonic(), None
-        since, trial.since = now - trial.since, now
-        seconds = metrics.get("seconds", since)
-        if not trial.reported:
-            start = max(0.0, since - seconds)
-        elif since > seconds:  # writing and reporting take time, too
-            seconds = since
-        trial.reported = True
-        self._longest_epoch = max(self._longest_epoch, seconds)
-        self._strategy.note_seconds(trial.number, seconds, start)
 
     def _keep_to_budget(self, trial: TrialRecord) -> None:
         """Stop a running trial if the budget is spent; let it end earlier if the rest of it would take too long."""
-        left, remaining = self.seconds_left(), None
-        if left is not None:
-            remaining = self._strategy.training_seconds(trial.number, trial.epochs_done)
-        over, planned = self._over(left), trial.last_epoch - trial.epochs_done
-        fitting = planned
-        if left is not None and remaining is not None:
-            slack = SLACK * (self.spent.seconds + max(0.0, left))
-            if remaining > left + slack:
-                fitting = self._strategy.reachable(trial.number, left) - trial.epochs_done
-            elif left <= 0:
-                over = ""  # it ends within the slack
+        over, fitting = self._clock.epochs_left(trial)
+        planned = trial.last_epoch - trial.epochs_done
         if over or not fitting:
-            limit = over or self._budget.time_limit(self._running_resources())
-            self.ended_by = over or f"{limit}: a further epoch would not end in time"
+            self.ended_by = over or f"{self._clock.time_limit()}: a further epoch would not end in time"
             if trial.is_at_level_end:  # its learning rate has come down
                 self._end(trial, "completed", f"trained to the end of a level ({self.ended_by})")
             else:
@@ -347,6 +335,10 @@ class Controller:
         reason = f"shortened from {trial.last_epoch} to {last_epoch} epochs, to end within the budget"
         self._strategy.end_at(trial.number, last_epoch)
         trial.last_epoch = last_epoch
+        self._suspend(trial, reason)
+
+    def _suspend(self, trial: TrialRecord, reason: str) -> None:
+        """Take a running trial from its worker; it is the next that is resumed."""
         trial.state = "waiting"
         self._waiting.appendleft((trial.number, reason))
         self._tell(lambda listener: listener.trial_suspended(trial, reason))
@@ -354,20 +346,18 @@ class Controller:
     @uninterrupted()
     def finish(self, number: int, error: str = "") -> None:
         """End a trial whose worker has trained all epochs or failed. Does nothing after a stop."""
-        self._tick()
+        self._clock.tick()
         trial = self.trials[number]
         if trial.state != "running":
             return
-        kind = error.partition(":")[0]
-        if error and kind != "TimeoutError":
-            same_kind = [other for other in self._errors if other.partition(":")[0] == kind]
-            self._errors = [*same_kind, error]
+        if error:
+            self._faults.note_error(error)
         self._end(trial, "failed" if error else "completed", error or "trained to its end")
 
     @uninterrupted()
     def lost(self, number: int, reason: str) -> None:
         """Let another worker resume a trial whose worker died; fail it after MAX_LOST_WORKERS at the same epoch."""
-        self._tick()
+        self._clock.tick()
         trial = self.trials[number]
         if trial.state != "running":
             return
@@ -392,7 +382,10 @@ class Controller:
 
     @uninterrupted()
     def close(self) -> None:
-        """End the trials that are still open when the sweep is over, so that no run stays RUNNING."""
+        """End the trials that are still open when the sweep is over, so that no run stays RUNNING, and refuse what is
+        asked for too late."""
+        for answered in self._steering.refuse_rest(f"the sweep has ended ({self.ended_by})"):
+            self._tell(lambda listener, one=answered: listener.request_answered(one))  # type: ignore[misc]
         for trial in self.trials.values():
             if trial.state not in ENDED:
                 before = "others did better until " if trial.state == "paused" else ""
@@ -417,7 +410,7 @@ class Controller:
             state = "failed"  # it has no value to compare and no checkpoint to keep
         trial.state, trial.reason, trial.ended = state, reason, time.time()
         if state != "failed":
-            self._errors = []
+            self._faults.note_success()
         self._budget.note_end(trial.number)
         trial.save()
         self._strategy.finish(trial.number, Outcome(state, reason, violation))

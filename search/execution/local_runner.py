@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from binsweep.search.execution.controller import Controller
+from binsweep.search.execution.steering import LOOK_SECONDS
 from binsweep.search.execution.trial import LostWorkerError, Trainer, is_disk_full
 from binsweep.search.own_code.host_process import close_hosts
 
@@ -20,7 +22,10 @@ def run_local(controller: Controller, trainer: Trainer) -> None:
 
 
 def _run_trials(controller: Controller, trainer: Trainer) -> None:
-    while (task := controller.next_task()) is not None:
+    while (task := controller.next_task()) is not None or controller.is_paused:
+        if task is None:
+            time.sleep(LOOK_SECONDS)
+            continue
         number = task.number
         try:
             trainer.train(task, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]

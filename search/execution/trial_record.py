@@ -44,6 +44,7 @@ class TrialRecord:
     resumed: str = ""  # why it was last resumed
     last_epoch: int = 0  # where it ends; less than `planned_epochs` if it was shortened
     since: float = 0.0  # time.monotonic() of its last report, or of when it was handed to a worker
+    hangs_at: float = 0.0  # time.monotonic() from which its worker takes an epoch that has not ended to hang
     reported: bool = False  # whether it has reported an epoch since it was handed to a worker
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 SWEEP = "sweep"  # the parent run
+JOB_VARIABLE = "BINSWEEP_JOB"  # in the environment of a submitted sweep: the name that it was submitted under
 
 
 def trial_key(number: int) -> str:

@@ -16,10 +16,12 @@ from binsweep.models.levels import total_epochs
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.history.run_keys import SWEEP, trial_number
 from binsweep.search.history.sweep_history import RunInterval, SweepHistory, TrialHistory
-from binsweep.search.history.sweep_state import STATE, load_state
+from binsweep.search.history.sweep_state import STATE, load_state, run_status
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.sweep_spec import SweepSpec
-from binsweep.tracking.runlog.spool import Record, owner_of, read_spool
+from binsweep.search.steering.inbox import read_answers, waiting_requests
+from binsweep.search.steering.state import state_after
+from binsweep.tracking.runlog.spool import Record, read_spool
 
 
 def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
@@ -28,10 +30,9 @@ def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
     if ended_by:
         state |= {"status": "finished", "ended_by": ended_by}
     spec = parse_spec(state["spec"], str(folder / STATE))
-    # The run log may also be open in a process that promotes the sweep or sends waiting records.
-    owner = owner_of(folder / "spool")
-    alive = owner is not None and owner == str(state.get("process", owner))
-    status = "unfinished" if state["status"] == "running" and not alive else state["status"]
+    status = run_status(folder, state)
+    answers = read_answers(folder)
+    spec = state_after(answers).spec_of(spec)
     trials: dict[int, TrialHistory] = {}
     guess_errors: dict[str, float] = {}
     parent: dict[str, str] = {}
@@ -72,6 +73,8 @@ def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
         until,
         guess_errors,
         labelling,
+        answers,
+        waiting_requests(folder),
     )
 
 

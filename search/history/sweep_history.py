@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from binsweep.models.labelling import COUNTING, Labelling
 from binsweep.models.levels import Section, level_at, level_ends
 from binsweep.search.execution.budget import ResourceUsage, seconds_at_pace
 from binsweep.search.spec.sweep_spec import SweepSpec
+from binsweep.search.steering.request import AnsweredRequest, Request
+from binsweep.search.steering.state import state_after
 
 ENDED = ("completed", "stopped", "failed")
 
@@ -75,6 +77,13 @@ class SweepHistory:
     until: float  # now if it is running, else the time of its last record
     guess_errors: Mapping[str, float] = field(default_factory=dict)  # val_rmse and val_mae of the same guess
     labelling: Labelling = COUNTING
+    answers: Sequence[AnsweredRequest] = ()  # what people have asked for,
+    requests: Sequence[Request] = ()  # and what no process has taken in yet
+
+    @property
+    def paused_by(self) -> str:
+        """Who has paused the sweep; empty while it is not paused."""
+        return state_after(self.answers).paused
 
     @property
     def leaders(self) -> list[TrialHistory]:
@@ -163,6 +172,15 @@ def as_json(history: SweepHistory) -> str:
             "seconds": history.seconds,
             "seconds_left": history.seconds_left if history.status == "running" else None,
             "cost": history.cost,
+            "paused_by": history.paused_by,
+            "requests": [
+                {"who": one.request.who, "when": one.request.when, "asked": str(one.request)}
+                | {"granted": one.granted, "answer": one.answer}
+                for one in history.answers
+            ],
+            "waiting_requests": [
+                {"who": one.who, "when": one.when, "asked": str(one)} for one in history.requests
+            ],
             "warnings": warning_counts(history),
             "leaderboard": [
                 {

@@ -8,18 +8,20 @@ import os
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from binsweep.data.atomic_write import write_json
 from binsweep.data.errors import UserError
-from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.kinds import kind_of
-from binsweep.search.history.run_keys import SWEEP, trial_key
+from binsweep.search.history.run_keys import JOB_VARIABLE, SWEEP, trial_key
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.renamed_keys import translate_renamed_keys
 from binsweep.search.spec.sweep_spec import SweepSpec
-from binsweep.tracking.runlog.run_log import RunLog
 from binsweep.tracking.runlog.spool import owner_of
+
+if TYPE_CHECKING:  # these imports take seconds
+    from binsweep.search.execution.controller import Controller
+    from binsweep.tracking.runlog.run_log import RunLog
 
 STATE = "sweep.json"
 # Sections that may change when a sweep is resumed: they say how much is searched, not what.
@@ -48,6 +50,7 @@ def save_state(
         "id": folder.name,
         "status": status,
         "process": os.getpid(),
+        "job": os.environ.get(JOB_VARIABLE, ""),
         "ended_by": controller.ended_by,
         **asdict(controller.spent),
         "spec": spec.raw,
@@ -77,6 +80,11 @@ def load_state(folder: Path) -> dict[str, Any]:
     return {**state, "spec": translate_renamed_keys(state["spec"])}
 
 
+def read_spec(folder: Path) -> SweepSpec:
+    """The spec that the sweep in a folder was last started with. Raises UserError if its state is damaged."""
+    return parse_spec(load_state(folder)["spec"], str(folder / STATE))
+
+
 def sweep_folders(home: Path) -> list[Path]:
     """The folders of all sweeps of a home."""
     return sorted(file.parent for file in (home / "sweeps").glob(f"*/{STATE}"))
@@ -89,10 +97,34 @@ def _named(home: Path, name: str) -> list[Path]:
     return [folder for _, folder in sorted(named, reverse=True)]
 
 
+def _submitted_as(home: Path, name: str) -> Path | None:
+    """The folder of the sweep that was submitted to a cluster under this name."""
+    return next((f for f in sweep_folders(home) if is_readable(f) and load_state(f).get("job") == name), None)
+
+
+def is_readable(folder: Path) -> bool:
+    """Whether the sweep in a folder has a state that is not damaged."""
+    try:
+        load_state(folder)
+    except UserError:
+        return False
+    return True
+
+
+def run_status(folder: Path, state: dict[str, Any]) -> Status:
+    """Of a sweep with this state: running only while the process that runs it lives."""
+    # The run log may also be open in a process that promotes the sweep or sends waiting records.
+    owner = owner_of(folder / "spool")
+    alive = owner is not None and owner == str(state.get("process", owner))
+    status: Status = state["status"]
+    return "unfinished" if status == "running" and not alive else status
+
+
 def find_folder(home: Path, sweep: str) -> Path:
-    """The folder of a sweep by its id, or of the newest sweep by its name. Raises UserError if there is none."""
+    """The folder of a sweep by its id or the name that it was submitted under, or of the newest sweep by its name.
+    Raises UserError if there is none."""
     exact = next((folder for folder in sweep_folders(home) if folder.name == sweep), None)
-    found = exact or next(iter(_named(home, sweep)), None)
+    found = exact or next(iter(_named(home, sweep)), None) or _submitted_as(home, sweep)
     if found is None:
         have = ", ".join(sorted(folder.name for folder in sweep_folders(home))) or "none yet"
         raise UserError(f"no sweep {sweep!r} in {home}", f"sweeps here: {have}")

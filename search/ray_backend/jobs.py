@@ -29,6 +29,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import PACKAGE
+from binsweep.search.history.run_keys import JOB_VARIABLE
 from binsweep.search.spec.parser import parse_spec, read_raw
 from binsweep.search.spec.renamed_keys import translate_renamed_keys
 from binsweep.search.terminal.format import format_duration
@@ -63,7 +64,7 @@ class Job:
 
 
 @contextlib.contextmanager
-def _connection_errors(dashboard: str) -> Iterator[None]:
+def connection_errors(dashboard: str) -> Iterator[None]:
     """Turn Ray's connection errors into a UserError."""
     hint = "give the URL of the Ray dashboard, such as http://127.0.0.1:8265, and its token in RAY_AUTH_TOKEN"
     try:
@@ -74,7 +75,8 @@ def _connection_errors(dashboard: str) -> Iterator[None]:
         raise UserError(f"--dashboard {dashboard}: {str(error).splitlines()[0]}", hint) from error
 
 
-def _client(dashboard: str) -> JobSubmissionClient:
+def connect(dashboard: str) -> JobSubmissionClient:
+    """A client of the cluster whose Ray dashboard this is."""
     if not dashboard.startswith(("http://", "https://")):
         raise UserError(f"--dashboard {dashboard}: not a URL", "for example http://127.0.0.1:8265")
     return JobSubmissionClient(dashboard)
@@ -90,8 +92,8 @@ def submit_sweep(file: Path, assignments: Sequence[str], dashboard: str, promote
     spec = parse_spec(raw, str(file))
     _check_paths(raw)
     name = f"{spec.name}-{secrets.token_hex(3)}"
-    with _connection_errors(dashboard):
-        return _send(_client(dashboard), name, name, yaml.safe_dump(raw), "--promote" if promote else "")
+    with connection_errors(dashboard):
+        return _send(connect(dashboard), name, name, yaml.safe_dump(raw), "--promote" if promote else "")
 
 
 def resume_sweep(name: str, dashboard: str) -> str:
@@ -99,8 +101,8 @@ def resume_sweep(name: str, dashboard: str) -> str:
 
     Ray loses its jobs with its head. The submission is also stored in the head's BINSWEEP_HOME, for a new head there.
     """
-    with _connection_errors(dashboard):
-        client = _client(dashboard)
+    with connection_errors(dashboard):
+        client = connect(dashboard)
         attempts = _find_attempts(client, name)
         if not attempts:
             if (kept := _read_submission(client, name)) is not None:
@@ -127,8 +129,8 @@ def _translated(spec: str) -> str:
 
 def stop_sweep(name: str, dashboard: str) -> Job:
     """Stop a sweep like Ctrl-C does, and wait until it has ended; it can be resumed."""
-    with _connection_errors(dashboard):
-        client = _client(dashboard)
+    with connection_errors(dashboard):
+        client = connect(dashboard)
         last = _attempts(client, name, dashboard)[-1]
         if last.status.is_terminal():
             raise UserError(
@@ -136,30 +138,42 @@ def stop_sweep(name: str, dashboard: str) -> Job:
             )
         assert last.submission_id is not None
         client.stop_job(last.submission_id)
-        if not _wait_for_end(client, last.submission_id, MAX_STOP_SECONDS + 10):
+        if not wait_for_end(client, last.submission_id, MAX_STOP_SECONDS + 10):
             raise TimeoutError(f"{name} did not stop within {MAX_STOP_SECONDS + 10} s")
         return _job(client, name, _attempts(client, name, dashboard)[-1])
 
 
+def has_ended(name: str, dashboard: str) -> bool:
+    """Whether no attempt of a submitted sweep runs; also if Ray does not know it, as after the loss of its head."""
+    with connection_errors(dashboard):
+        attempts = _find_attempts(connect(dashboard), name)
+        return not attempts or attempts[-1].status.is_terminal()
+
+
+def require_submitted(client: JobSubmissionClient, name: str, dashboard: str) -> None:
+    """Raise UserError if no sweep of this name was submitted."""
+    _attempts(client, name, dashboard)
+
+
 def job_of(name: str, dashboard: str) -> Job:
     """The status of a submitted sweep."""
-    with _connection_errors(dashboard):
-        client = _client(dashboard)
+    with connection_errors(dashboard):
+        client = connect(dashboard)
         return _job(client, name, _attempts(client, name, dashboard)[-1])
 
 
 def jobs(dashboard: str) -> list[Job]:
     """All sweeps submitted to a cluster, the newest first."""
-    with _connection_errors(dashboard):
-        client = _client(dashboard)
+    with connection_errors(dashboard):
+        client = connect(dashboard)
         newest = {(job.metadata or {}).get(NAME_KEY): job for job in _sorted_jobs(client)}
         return [_job(client, name, job) for name, job in reversed(newest.items()) if name is not None]
 
 
 def print_logs(name: str, dashboard: str, follow: bool) -> None:
     """Print the log of the newest attempt; with `follow`, until it ends."""
-    with _connection_errors(dashboard):
-        client = _client(dashboard)
+    with connection_errors(dashboard):
+        client = connect(dashboard)
         attempt = _attempts(client, name, dashboard)[-1].submission_id
         assert attempt is not None
         if not follow:
@@ -203,14 +217,15 @@ def _send(
             "submission_id": attempt,
             "runtime_env": {
                 "working_dir": folder,
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(MAX_STOP_SECONDS)},
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(MAX_STOP_SECONDS), JOB_VARIABLE: name},
             },
             "metadata": {SPEC_KEY: spec, NAME_KEY: name, OPTIONS_KEY: options},
         }
-        return _start(client, job)
+        return start_job(client, job)
 
 
-def _start(client: JobSubmissionClient, job: dict[str, Any]) -> str:
+def start_job(client: JobSubmissionClient, job: dict[str, Any]) -> str:
+    """Submit a job, also to a head that has just started; returns its id."""
     deadline = time.monotonic() + MAX_AGENT_SECONDS
     while True:
         try:
@@ -221,7 +236,7 @@ def _start(client: JobSubmissionClient, job: dict[str, Any]) -> str:
             time.sleep(POLL_SECONDS)
 
 
-def _wait_for_end(client: JobSubmissionClient, attempt: str, seconds: float) -> bool:
+def wait_for_end(client: JobSubmissionClient, attempt: str, seconds: float) -> bool:
     """Wait for a job to end, at most `seconds`; returns whether it did."""
     deadline = time.monotonic() + seconds
     while not client.get_job_status(attempt).is_terminal():
@@ -231,6 +246,11 @@ def _wait_for_end(client: JobSubmissionClient, attempt: str, seconds: float) -> 
     return True
 
 
+def has_succeeded(client: JobSubmissionClient, job: str) -> bool:
+    """Whether a job has ended with exit code 0."""
+    return bool(client.get_job_status(job) == JobStatus.SUCCEEDED)
+
+
 def _read_submission(client: JobSubmissionClient, name: str) -> tuple[str, str] | None:
     """The spec and the options of a sweep that a former head has stored in its home; None if there are none.
 
@@ -238,8 +258,8 @@ def _read_submission(client: JobSubmissionClient, name: str) -> tuple[str, str] 
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         return None
-    job = _start(client, {"entrypoint": f'{EXPORT_HOME}; cat "$BINSWEEP_HOME"/jobs/{name}.json'})
-    if not _wait_for_end(client, job, MAX_READ_SECONDS):
+    job = start_job(client, {"entrypoint": f'{EXPORT_HOME}; cat "$BINSWEEP_HOME"/jobs/{name}.json'})
+    if not wait_for_end(client, job, MAX_READ_SECONDS):
         client.stop_job(job)
         raise TimeoutError(f"the head did not read a file within {MAX_READ_SECONDS:.0f} s")
     log = client.get_job_logs(job)

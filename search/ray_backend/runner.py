@@ -32,6 +32,7 @@ from binsweep.data.python_process import PACKAGE, current_import_path, environme
 from binsweep.data.resource_limits import memory
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import Node, ray_temp_folder
+from binsweep.search.execution.steering import LOOK_SECONDS
 from binsweep.search.execution.trial import Trainer
 from binsweep.search.ray_backend.driver_files import open_driver_files
 from binsweep.search.ray_backend.file_transfer import (
@@ -63,8 +64,11 @@ class _ControllerSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         task = self._controller.next_task()
         if task is None:
-            # Running trials may be paused and resumed later; after FINISHED, Ray does not ask again.
-            running = any(trial.state == "running" for trial in self._controller.trials.values())
+            # Running trials may be paused and resumed later, and so may the sweep; after FINISHED, Ray does not ask
+            # again.
+            running = self._controller.is_paused or any(
+                trial.state == "running" for trial in self._controller.trials.values()
+            )
             return None if running else str(Searcher.FINISHED)
         self.numbers[trial_id] = task.number
         return {"task": task}
@@ -118,6 +122,21 @@ class _ControllerScheduler(FIFOScheduler):
 
 class RayEndedError(RuntimeError):
     """Ray's processes died during the sweep."""
+
+
+class _SteeringCheck(tune.Callback):
+    """Looks for what people ask of the sweep, also while all workers are busy."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller, self._next = controller, 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles it for a restore, which sweeps do not use
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + LOOK_SECONDS
+            self._controller.steer()
 
 
 class _RayLivenessCheck(tune.Callback):
@@ -301,7 +320,7 @@ def _tune(controller: Controller, driver_files: DriverFiles, slots: int, folder:
             verbose=0,
             # It prints nothing then. In a notebook, Tune's default would clear the cell's output first.
             progress_reporter=tune.CLIReporter(),
-            callbacks=[_RayLivenessCheck()],
+            callbacks=[_RayLivenessCheck(), _SteeringCheck(controller)],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )

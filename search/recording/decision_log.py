@@ -1,14 +1,17 @@
-"""The decision log: why each trial started, was paused or resumed, and ended, in the order of the decisions."""
+"""The decision log, in the order of the decisions: why each trial started, was paused or resumed, and ended, and what
+people asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from binsweep.models.health_rules import HealthFinding
 from binsweep.search.execution.trial_record import TrialRecord
+from binsweep.search.steering.request import AnsweredRequest
 
 DECISIONS = "decisions.jsonl"  # in the sweep's folder
 
@@ -39,7 +42,28 @@ class DecisionLog:
         """A trial has ended."""
         self._write(trial, trial.state, trial.reason)
 
+    def request_answered(self, answered: AnsweredRequest) -> None:
+        """Somebody has asked for something: who, when, what and the answer."""
+        request = answered.request
+        line = {"time": round(answered.at, 3), "trial": request.trial, "epoch": None, "what": "request"}
+        line |= {"request": request.id, "asked": str(request), "who": request.who}
+        line |= {"asked_at": round(request.when, 3), "granted": answered.granted, "reason": answered.answer}
+        self._append(line)
+
+    def catch_up(self, answers: Sequence[AnsweredRequest]) -> None:
+        """Append the requests that a killed process has taken in and not logged."""
+        known = set()
+        for text in self._file.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # the process was killed while it wrote this line
+                known.add(json.loads(text).get("request"))
+        for answered in answers:
+            if answered.request.id not in known:
+                self.request_answered(answered)
+
     def _write(self, trial: TrialRecord, what: str, reason: str) -> None:
         line = {"time": round(time.time(), 3), "trial": trial.number, "epoch": trial.epochs_done}
+        self._append({**line, "what": what, "reason": reason})
+
+    def _append(self, line: Mapping[str, object]) -> None:
         with self._file.open("a") as file:
-            file.write(json.dumps({**line, "what": what, "reason": reason}) + "\n")
+            file.write(json.dumps(line) + "\n")

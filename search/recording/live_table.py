@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -18,6 +19,7 @@ from binsweep.search.execution.budget import seconds_at_pace
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.trial_record import TrialRecord
 from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
+from binsweep.search.steering.request import AnsweredRequest
 from binsweep.search.terminal.format import format_count, format_duration, format_metric, format_value
 from binsweep.search.terminal.notebook import NotebookOutput, in_notebook
 
@@ -112,7 +114,7 @@ class LiveTable:
     def _update_room(self) -> None:
         """How many trainings of a typical configuration fit into the time left; empty before anything was measured, and
         where a number of trials or epochs may end the sweep earlier."""
-        if self._spec.budget.counts_work:
+        if self._controller.budget.counts_work:
             return
         left = self._controller.seconds_left()
         if left is None or (each := self._controller.training_seconds()) is None:
@@ -138,6 +140,10 @@ class LiveTable:
         self._line(f"trial {trial.number} {trial.state} after {_epochs(trial)}: {metric} {best}{why}")
         self._line(self._summary())
 
+    def request_answered(self, answered: AnsweredRequest) -> None:
+        how = "" if answered.granted else "refused: "
+        self._line(f"{answered.request.who} asks for {answered.request}: {how}{answered.answer}")
+
     def _show(self, at_once: bool = False) -> None:
         """Bring a notebook's table up to date; on a terminal, its own thread does."""
         if self._output is not None:
@@ -155,7 +161,7 @@ class LiveTable:
     def _summary(self) -> str:
         trials = self._trials()
         states = [trial.state for trial in trials]
-        begun = format_count(len(trials), self._spec.budget.trials)
+        begun = format_count(len(trials), self._controller.budget.trials)
         parts = [f"{begun} trial{'s' if begun != '1' else ''}"]
         parts += [f"{states.count(s)} {s}" for s in STATE_STYLES if s in states]
         leaders = self._controller.leaderboard()
@@ -174,7 +180,8 @@ class LiveTable:
     def _left(self) -> float | None:
         """The remaining seconds at the present pace, by the limit of the budget that is closest; None at the start."""
         done = sum(trial.state not in ("running", "waiting") for trial in self._trials())
-        return seconds_at_pace(self._spec, self._controller.spent, done, self._controller.epochs)
+        spec = replace(self._spec, budget=self._controller.budget)
+        return seconds_at_pace(spec, self._controller.spent, done, self._controller.epochs)
 
     def _screen(self) -> RenderableType:
         running = [trial for trial in self._trials() if trial.state == "running"]

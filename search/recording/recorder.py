@@ -25,6 +25,7 @@ from binsweep.search.recording.training_records import TrainingRecords
 from binsweep.search.spec.objective import pareto_front
 from binsweep.search.spec.schema import MAX_FINALISTS
 from binsweep.search.spec.sweep_spec import SweepSpec
+from binsweep.search.steering.request import AnsweredRequest
 from binsweep.search.terminal.format import format_duration, format_value
 from binsweep.tracking.evaluation.figures import write_csv
 from binsweep.tracking.run_tags import environment_tags
@@ -90,9 +91,7 @@ class Recorder:
         spec = self._spec
         tags = {**self._tags, "slots": str(self._slots), "seed": str(spec.search.seed)}
         tags["binsweep.kind"] = "sweep"
-        # --resume may change the budget; MLflow's parameters are final.
-        limits = {"trials": spec.budget.trials, "minutes": spec.budget.minutes}
-        tags |= {name: str(limit) for name, limit in limits.items() if limit is not None}
+        tags |= self._limits()
         params = {
             "sampler": spec.search.sampler,
             "stopping": spec.search.stopping,
@@ -190,6 +189,16 @@ class Recorder:
             self._best = trial.value
         self._note_best()
         self._note_end(trial)
+
+    def request_answered(self, answered: AnsweredRequest) -> None:
+        if answered.granted and answered.request.kind == "budget":
+            self._log.tags(SWEEP, self._limits())
+
+    def _limits(self) -> dict[str, str]:
+        """Tags of the parent run: --resume and people may change the budget, and MLflow's parameters are final."""
+        budget = self._controller.budget
+        limits = {"trials": budget.trials, "minutes": budget.minutes}
+        return {name: str(limit) for name, limit in limits.items() if limit is not None}
 
     def _note_best(self) -> None:
         if self._best is not None:

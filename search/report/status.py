@@ -22,10 +22,12 @@ from binsweep.search.history.sweep_history import (
     throughput,
     warning_counts,
 )
-from binsweep.search.history.sweep_state import folders_by_age, load_state
+from binsweep.search.history.sweep_state import folders_by_age, is_readable
+from binsweep.search.steering.request import Request
 from binsweep.search.terminal.format import format_count, format_duration, format_metric, format_value
 
 MAX_ROWS = 10  # of the best trials
+MAX_REQUESTS = 5  # the last ones
 REFRESH_SECONDS = 2.0  # at least; longer if a refresh takes long
 
 
@@ -36,17 +38,9 @@ def show_newest(home: Path, json: bool) -> None:
     try:
         show(newest, json)
     except UserError as error:
-        other = next((folder.name for folder in older if _is_readable(folder)), None)
+        other = next((folder.name for folder in older if is_readable(folder)), None)
         hint = f"; `binsweep status {shlex.quote(other)}` shows the newest of the others" if other else ""
         raise UserError(error.message, f"{error.hint}{hint}") from error
-
-
-def _is_readable(folder: Path) -> bool:
-    try:
-        load_state(folder)
-    except UserError:
-        return False
-    return True
 
 
 def show(folder: Path, json: bool) -> None:
@@ -75,7 +69,8 @@ def format_lines(history: SweepHistory) -> list[str]:
     counts = ", ".join(f"{many} {state}" for state, many in states.most_common()) or "none begun"
     lines = [
         f"{history.id}: {history.status}"
-        + (f" ({history.ended_by})" if history.status == "finished" else ""),
+        + (f" ({history.ended_by})" if history.status == "finished" else "")
+        + (f", paused by {history.paused_by}" if history.paused_by else ""),
         f"trials: {format_count(len(history.trials), spec.budget.trials)}: {counts}",
     ]
     if leaders := history.leaders:
@@ -109,7 +104,18 @@ def format_lines(history: SweepHistory) -> list[str]:
     )
     lines.append(f"time: {format_duration(history.seconds)} with {history.slots} at once{ahead}")
     lines.append(f"cost: {cost_text(history, left or 0.0)}")
+    for answered in history.answers[-MAX_REQUESTS:]:
+        request, how = answered.request, "" if answered.granted else "refused: "
+        lines.append(f"asked by {request.who} at {_clock_time(request)}: {request}: {how}{answered.answer}")
+    for request in history.requests:
+        lines.append(
+            f"asked by {request.who} at {_clock_time(request)}: {request}: no process has taken it in yet"
+        )
     return lines
+
+
+def _clock_time(request: Request) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(request.when))
 
 
 def cost_text(history: SweepHistory, left: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,16 @@ def contents(history: SweepHistory) -> dict[str, Any]:
             t.reason.partition(":")[0] or "unknown" for t in history.trials if t.state == "failed"
         ),
         "failed": [trial for trial in history.trials if trial.state == "failed"],
+        "requests": [
+            {
+                "when": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.request.when)),
+                "who": one.request.who,
+                "asked": str(one.request),
+                "granted": one.granted,
+                "answer": one.answer,
+            }
+            for one in history.answers
+        ],
         "trials": json.dumps({trial.number: _tooltip(trial, metric) for trial in history.trials}).replace(
             "<", "\\u003c"
         ),

@@ -40,6 +40,15 @@ def spec_from_python(
     return parse_document(document, where, folder)
 
 
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a file would hold them. Raises UserError for those that it could not."""
+    problems: list[Problem] = []
+    found = {str(name): _plain(value, str(name), problems) for name, value in values.items()}
+    if problems:
+        raise UserError("\n  ".join(map(str, problems)))
+    return found
+
+
 def _change(document: YamlDocument, sections: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
     raw = document.value
     for name, value in sections.items():

@@ -90,6 +90,10 @@ class SearchSpace(Mapping[str, Dimension]):
         except ValueError:  # of another type, or none of the choices
             return False
 
+    def contains_all(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial could be given each of these values."""
+        return all(self.contains(name, value) for name, value in params.items())
+
 
 def in_order(dimensions: Mapping[str, Dimension]) -> dict[str, Dimension]:
     """The dimensions, each after those that it depends on, otherwise in their own order."""

@@ -1,8 +1,12 @@
 """The Strategy interface, through which the runners and the simulator use a search algorithm."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
+
+from binsweep.search.spec.space import SearchSpace
+from binsweep.search.steering.state import Wish
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,7 @@ class Suggestion:
     reason: str
     epochs_done: int = 0  # resume after this epoch, from the checkpoint written when the trial was paused
     last_epoch: int | None = None  # where it ends; None: where its configuration says
+    request: str = ""  # the id of the request of a person that it begins with
 
 
 class Decision(StrEnum):
@@ -53,6 +58,7 @@ class Record:
     ended_because: str = ""
     feasible: bool = True  # it exceeded no limit
     last_epoch: int | None = None  # where it ends, if that is earlier than its configuration says
+    request: str = ""  # the id of the request of a person that it has begun with
 
 
 class Strategy(Protocol):
@@ -63,6 +69,10 @@ class Strategy(Protocol):
 
         With `begin=False` no new trial begins; only paused trials that have earned it are resumed.
         """
+
+    def steer(self, wishes: Sequence[Wish], pinned: Mapping[int, str], space: SearchSpace) -> None:
+        """What people have asked for until now: configurations to try before any others, trials to be trained to their
+        end, with the reason, and the part of the space that new configurations are taken from."""
 
     @property
     def is_used_up(self) -> bool:

@@ -33,6 +33,11 @@ class Encoder:
             for i, dimension in enumerate(self.dimensions)
             for parent, allowed in dimension.when
         ]
+        self._left: _Part | None = None  # of the space, if points are drawn only there
+
+    def limit_to(self, space: SearchSpace) -> None:
+        """From now on, points are drawn and moved only where a narrowed space has them; coordinates stay the same."""
+        self._left = _Part(self, space)
 
     def point(self, params: Mapping[str, Any]) -> np.ndarray:
         """The point of one configuration; a missing parameter is encoded as an inactive one."""
@@ -48,6 +53,10 @@ class Encoder:
         """One active parameter at a point."""
         i = self.names.index(name)
         return self._value(i, point[i])
+
+    def coordinate(self, name: str, value: Any) -> float:
+        """The coordinate of a parameter's value."""
+        return self._coordinate(self.names.index(name), value)
 
     def sobol_point(self, seed: int, number: int) -> np.ndarray:
         """The `number`th point of a scrambled Sobol sequence (Owen, 1998), which fills the space evenly."""
@@ -70,12 +79,19 @@ class Encoder:
                 value = distribution.low + step * np.clip(steps, 0, _steps(distribution))
                 columns[:, i] = ((np.log(value) if dimension.log else value) - low) / (high - low)
         # Inactive parameters keep their fixed point.
-        return np.where(self._inactive(points), points, columns)
+        return self._within(np.where(self._inactive(points), points, columns))
 
     def continuous_mask(self, points: Points) -> tuple[np.ndarray, np.ndarray]:
         """Which continuous ranges are active at each point [n, ranges], and the feature index of each [ranges]."""
         features = np.flatnonzero(self._is_continuous[self.feature_groups()])
         return ~self._inactive(points)[:, self._is_continuous], features
+
+    def continuous_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last coordinates of the continuous ranges, shape [ranges]."""
+        ranges = np.flatnonzero(self._is_continuous)
+        return (
+            (np.zeros(len(ranges)), np.ones(len(ranges))) if self._left is None else self._left.ends(ranges)
+        )
 
     def with_continuous(self, points: Points, coordinates: np.ndarray) -> Points:
         """The points with other coordinates of their continuous ranges [n, ranges]."""
@@ -95,7 +111,7 @@ class Encoder:
         moved = np.where(
             (np.array(self._options) > 0) & ~self._inactive(moved), np.maximum(moved, 0.0), moved
         )
-        return self._fix_inactive(moved)
+        return self._within(self._fix_inactive(moved))
 
     def random(self, rng: np.random.Generator, count: int) -> Points:
         return self.from_unit(rng.random((count, len(self.names))))
@@ -109,7 +125,7 @@ class Encoder:
         chosen = np.array(self._options) > 0
         near = np.where(moved, np.where(chosen, other, np.clip(steps, 0, 1)), points)
         # Parameters that were inactive before have no coordinate to start from.
-        return self._fix_inactive(np.where(self._inactive(points), other, near))
+        return self._within(self._fix_inactive(np.where(self._inactive(points), other, near)))
 
     def features(self, points: Points) -> np.ndarray:
         """Features of shape [n, features]: a choice becomes a column per option, any two options at distance 1."""
@@ -127,7 +143,7 @@ class Encoder:
 
     def from_unit(self, unit: Points) -> Points:
         """Points from numbers between 0 and 1, of which a choice's options get equal parts."""
-        return self._fix_inactive(self._from_unit(unit))
+        return self._within(self._fix_inactive(self._from_unit(unit)))
 
     def _listed_coordinates(self, i: int) -> np.ndarray:
         """All coordinates of a choice or short range; none for a continuous range."""
@@ -142,7 +158,12 @@ class Encoder:
 
     def _from_unit(self, unit: Points) -> Points:
         options = np.array(self._options)
-        return np.where(options > 0, np.minimum(np.floor(unit * options), options - 1), unit)
+        points = np.where(options > 0, np.minimum(np.floor(unit * options), options - 1), unit)
+        return points if self._left is None else self._left.from_unit(points, unit)
+
+    def _within(self, points: Points) -> Points:
+        """The points, moved into the part of the space that is left."""
+        return points if self._left is None else self._fix_inactive(self._left.nearest(points))
 
     def _inactive(self, points: Points) -> np.ndarray:
         """Which parameters are inactive at each point, shape [n, dimensions]."""
@@ -183,7 +204,50 @@ class Encoder:
         if step is not None:  # every range of whole numbers has one
             steps = min(round((value - first) / step), _steps(distribution))
             value = first + max(0, steps) * step
+        if self._left is not None:  # coordinates cost the ends of a narrowed range a last digit
+            first, last = self._left.values[i]
         return int(value) if dimension.is_int else float(min(last, max(first, value)))
+
+
+class _Part:
+    """A part of an encoder's space, in the encoder's coordinates."""
+
+    def __init__(self, encoder: Encoder, space: SearchSpace) -> None:
+        self._options: dict[int, np.ndarray] = {}  # those that are left, by dimension
+        self._ends: dict[int, tuple[float, float]] = {}  # the coordinates of the first and the last value,
+        self.values: dict[int, tuple[float, float]] = {}  # and these values
+        for i, name in enumerate(encoder.names):
+            dimension = space[name]
+            if isinstance(dimension, Choice):
+                self._options[i] = np.array([encoder.coordinate(name, value) for value in dimension.values])
+            else:
+                distribution: Any = space.distributions[name]
+                self.values[i] = distribution.low, distribution.high
+                low, high = (encoder.coordinate(name, value) for value in self.values[i])
+                self._ends[i] = low, high
+
+    def from_unit(self, points: Points, unit: Points) -> Points:
+        """The points, with coordinates from numbers between 0 and 1 that spread over what is left."""
+        found = points.copy()
+        for i, options in self._options.items():
+            found[:, i] = options[np.minimum((unit[:, i] * len(options)).astype(int), len(options) - 1)]
+        for i, (low, high) in self._ends.items():
+            found[:, i] = low + unit[:, i] * (high - low)
+        return found
+
+    def ends(self, dimensions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last coordinates of these ranges."""
+        ends = np.array([self._ends[i] for i in dimensions]).reshape(len(dimensions), 2)
+        return ends[:, 0], ends[:, 1]
+
+    def nearest(self, points: Points) -> Points:
+        """The points, with what lies outside moved to the nearest end of its range or to the first choice."""
+        found = points.copy()
+        for i, options in self._options.items():
+            found[:, i] = np.where(np.isin(points[:, i], options), points[:, i], options[0])
+        for i, (low, high) in self._ends.items():
+            found[:, i] = np.clip(points[:, i], low, high)
+        return found
 
 
 def _steps(distribution: Any) -> int:

@@ -1,5 +1,6 @@
 """Building a strategy from a sweep's settings."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,7 +56,7 @@ def open_strategy(path: Path | None, study_name: str, options: StrategyOptions) 
     """
     space, goal, seed = options.space, options.goal, options.seed
     # The planner of `auto` proposes every configuration itself; the random sampler is a placeholder.
-    sampler = make_sampler("random" if options.sampler == "auto" else options.sampler, space, seed)
+    sampler_name = "random" if options.sampler == "auto" else options.sampler
     storage = StudyStorage(path, study_name, goal)
     _check_space(storage, space, study_name)
     lengths = TrainingLengths(options.max_epochs, options.epochs_name, options.sections)
@@ -66,7 +67,13 @@ def open_strategy(path: Path | None, study_name: str, options: StrategyOptions) 
     elif options.stopping == "auto":
         planner = Halving(times)
     rule = _stopping_rule(options.stopping, lengths)
-    policy = Policy(sampler, rule, times, planner, pauses=options.stopping == "auto")
+    policy = Policy(
+        functools.partial(make_sampler, sampler_name, seed=seed),
+        rule,
+        times,
+        planner,
+        pauses=options.stopping == "auto",
+    )
     return OptunaStrategy(storage, space, Objective(goal), policy)
 
 

@@ -196,7 +196,8 @@ class FinalValueModel:
             return -float((gain + np.log(deviation[:, 0])).sum()), -gradient.ravel()
 
         start = x[:, features] / scales
-        bounds = Bounds(0.0, np.tile(1 / scales, len(points)))
+        low, high = self._encoder.continuous_bounds()
+        bounds = Bounds(np.tile(low / scales, len(points)), np.tile(high / scales, len(points)))
         options = {"maxiter": MAX_LBFGS_STEPS}
         top = minimize(loss, start.ravel(), method="L-BFGS-B", jac=True, bounds=bounds, options=options)
         return self._encoder.rounded(

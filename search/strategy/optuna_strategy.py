@@ -1,6 +1,7 @@
 """A strategy over one Optuna study, by a sampler, a stopping rule and perhaps a planner."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,8 +10,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from binsweep.search.spec.objective import Objective
 from binsweep.search.spec.space import SearchSpace
+from binsweep.search.steering.state import Wish
+from binsweep.search.strategy.asked import REQUEST_ATTR, Asked
 from binsweep.search.strategy.base import Decision, Outcome, Record, Suggestion, Verdict
 from binsweep.search.strategy.earlier_sweeps import EarlierSweep, FirstGuesses
+from binsweep.search.strategy.initial_points import INITIAL_ATTR, InitialPoints
 from binsweep.search.strategy.lengths import section_of
 from binsweep.search.strategy.next_step import NextStep
 from binsweep.search.strategy.planner import Planner
@@ -34,8 +38,6 @@ START_ATTR = "start_seconds"  # the time from handing it to a worker to its firs
 LAST_EPOCH_ATTR = "last_epoch"  # if it ends earlier than its configuration says
 PRIOR_ATTR = "prior"  # the earlier sweep that it belongs to
 # User attributes of the study
-INITIAL_POINTS_ATTR = "first"  # configurations to try before any other
-INITIAL_REASONS_ATTR = "first_because"  # why each of them is tried
 EARLIER_ATTR = "earlier"  # sweeps whose values do not count, as a prior
 HYPERPARAMETERS_ATTR = "learned"  # of the planner's models
 
@@ -64,7 +66,7 @@ class _RunningTrial:
 class Policy:
     """How a strategy decides. Without a planner the sampler suggests every trial, and none is paused."""
 
-    sampler: Sampler
+    make_sampler: Callable[[SearchSpace], Sampler]  # of the space, or of what people have narrowed it to
     rule: StoppingRule
     times: TrainingTimes
     planner: Planner | None = None
@@ -97,6 +99,8 @@ class OptunaStrategy:
         self._n_prior = sum(PRIOR_ATTR in trial.user_attrs for trial in storage.trials())
         self._may_begin = True  # whether a free worker may begin a trial
         self._all_tried = False  # none begins because there is none left, not because it may not
+        self._initial = InitialPoints(storage)
+        self._asked = Asked(space, policy.make_sampler)
         self._use_earlier()
         if policy.planner is not None and (hyperparameters := storage.study_attr(HYPERPARAMETERS_ATTR)):
             policy.planner.hyperparameters = hyperparameters
@@ -109,6 +113,7 @@ class OptunaStrategy:
             pooled, attributes = self._pool.trials[trial.number], trial.user_attrs
             pooled.cost, pooled.start = attributes.get(COST_ATTR), attributes.get(START_ATTR)
             pooled.seconds = _seconds_by_section(attributes.get(SECONDS_ATTR))
+            self._asked.begun.add(attributes.get(REQUEST_ATTR, ""))
             if state == "running":
                 self._running[trial.number] = _RunningTrial()  # its process died: it may be resumed
 
@@ -126,10 +131,9 @@ class OptunaStrategy:
         Earlier trials do not belong to this sweep: `trials` and `best` exclude them, and this sweep's numbers follow
         theirs. A study that knows its first guesses is left as it is.
         """
-        if len(self._storage) or self._storage.study_attr(INITIAL_POINTS_ATTR) is not None:
+        if len(self._storage) or self._initial.are_known:
             return
-        self._storage.set_study_attr(INITIAL_POINTS_ATTR, [dict(point.params) for point in known.points])
-        self._storage.set_study_attr(INITIAL_REASONS_ATTR, [point.reason for point in known.points])
+        self._initial.store(known.points)
         self._storage.set_study_attr(EARLIER_ATTR, [sweep.as_json() for sweep in known.earlier])
         self._use_earlier()
         for sweep, record in known.results:
@@ -152,13 +156,16 @@ class OptunaStrategy:
         """
         self._may_begin, self._all_tried = begin, False
         self._times.learn(self._pool)
-        first, own = self._storage.study_attr(INITIAL_POINTS_ATTR) or [], len(self._storage) - self._n_prior
-        if begin and own < len(first) and self._times.reachable_by_new(first[own]):
-            reasons = self._storage.study_attr(INITIAL_REASONS_ATTR) or [""] * len(first)
-            reason = f"initial point {own + 1} of {len(first)}" + (
-                f": {reasons[own]}" if reasons[own] else ""
-            )
-            return self._begin(first[own], {SUGGESTED_ATTR: reason})
+        pinned = next((number for number in self._asked.pinned if self._is_paused(number)), None)
+        if pinned is not None:
+            return self._resume(pinned, self._asked.pinned[pinned])
+        if begin and (wish := self._asked.next_wish()) is not None:
+            self._asked.begun.add(wish.id)
+            return self._begin(dict(wish.params), {SUGGESTED_ATTR: wish.reason, REQUEST_ATTR: wish.id})
+        initial = self._initial.next_one(self._n_prior, self._asked.contains) if begin else None
+        if initial is not None and self._times.reachable_by_new(initial[1]):
+            index, params, reason = initial
+            return self._begin(params, {SUGGESTED_ATTR: reason, INITIAL_ATTR: index})
         plan = self._next.plan(self._may_begin)
         if plan is not None and plan.number is None and plan.params is None:
             found = self._ask_sampler()
@@ -176,17 +183,27 @@ class OptunaStrategy:
             attributes[SKIPS_RUNGS_ATTR] = True
         return self._begin(plan.params, attributes)
 
+    def steer(self, wishes: Sequence[Wish], pinned: Mapping[int, str], space: SearchSpace) -> None:
+        """Take over what people have asked for until now."""
+        self._asked.change(wishes, pinned, space)
+        if self._asked.is_narrowed:
+            self._times.encoder.limit_to(space)
+        self._next.forget()
+
     @property
     def is_used_up(self) -> bool:
         """Whether every configuration of the space was tried, which only a grid tells."""
-        sampler = self._policy.sampler
+        sampler = self._asked.sampler
         return isinstance(sampler, Grid) and not sampler.untried(self._storage.study)
 
     def _ask_sampler(self) -> Suggestion | None:
         """A new trial by the sampler; None if its space is used up or too little of a typical training fits."""
         if not self._times.fits_typical:
             return None
-        asked = self._policy.sampler(self._storage.study, len(self._storage))
+        if self._asked.is_narrowed:
+            drawn = self._asked.ask_narrowed(self._storage.study, len(self._storage))
+            return None if drawn is None else self._begin(drawn[0], {SUGGESTED_ATTR: drawn[1]})
+        asked = self._asked.sampler(self._storage.study, len(self._storage))
         if asked is None:
             return None
         found = self._record_start(self._storage.add(asked[0], {SUGGESTED_ATTR: asked[1]}))
@@ -221,7 +238,8 @@ class OptunaStrategy:
         skips_rungs, ends = SKIPS_RUNGS_ATTR in frozen.user_attrs, self._lengths.ends(frozen.params)
         self._pool.add(dict(frozen.params), self._curves[frozen.number], skips_rungs=skips_rungs, ends=ends)
         self._next.forget()
-        return Suggestion(frozen.number, dict(frozen.params), frozen.user_attrs[SUGGESTED_ATTR])
+        reason, request = frozen.user_attrs[SUGGESTED_ATTR], frozen.user_attrs.get(REQUEST_ATTR, "")
+        return Suggestion(frozen.number, dict(frozen.params), reason, request=request)
 
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
         """Record one epoch's value and judge the trial. NaN and infinity stop it, and it ends as FAIL."""
@@ -245,6 +263,8 @@ class OptunaStrategy:
         self._next.forget()
         if epoch == curve.last_epoch:
             return Verdict(Decision.CONTINUE, "trained to its end")
+        if number in self._asked.pinned:
+            return Verdict(Decision.CONTINUE, self._asked.pinned[number])
         reason = self._policy.rule(self._curves, number, epoch)
         if reason is not None:
             live.stop = Verdict(Decision.STOP, reason)
@@ -411,6 +431,7 @@ class OptunaStrategy:
             ended_because=trial.user_attrs.get(ENDED_ATTR, ""),
             feasible=INFEASIBLE_ATTR not in trial.system_attrs,
             last_epoch=trial.user_attrs.get(LAST_EPOCH_ATTR),
+            request=trial.user_attrs.get(REQUEST_ATTR, ""),
         )
 
 

@@ -116,14 +116,14 @@ def promotion_seconds(spec: PhotoSpec, controller: Controller) -> float:
     theirs, and for what comes after. With `finalists: auto` at most a third of the time is planned for trainings."""
     leader = next(iter(controller.leaderboard()), None)
     seconds = None if leader is None else controller.training_seconds(leader.number)
-    if leader is None or seconds is None or spec.budget.minutes is None:
+    if leader is None or seconds is None or controller.budget.minutes is None:
         return GATE_SECONDS
     settings = leader.levels[-1].settings
     assert isinstance(settings, Settings)
     each = _on_all_cores(spec, settings, seconds)
     register = spec.register
     if register.finalists == "auto":
-        plan = _largest_plan(spec, MAX_AUTO_FINALISTS, each, 60 * spec.budget.minutes * MAX_AUTO_SHARE)
+        plan = _largest_plan(spec, MAX_AUTO_FINALISTS, each, 60 * controller.budget.minutes * MAX_AUTO_SHARE)
     else:
         plan = FinalistPlan(register.finalists, register.seeds)
     return GATE_SECONDS + _n_trainings(spec, plan) * each

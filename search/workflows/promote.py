@@ -16,6 +16,8 @@ from binsweep.search.history.sweep_state import STATE, find_folder, load_state
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.schema import MAX_FINALISTS
 from binsweep.search.spec.sweep_spec import CodeSpec, PhotoSpec
+from binsweep.search.steering.inbox import read_answers
+from binsweep.search.steering.state import state_after
 from binsweep.search.terminal.format import format_duration, format_value
 from binsweep.search.workflows.final_model import build_final_model
 from binsweep.search.workflows.finalists import (
@@ -94,8 +96,9 @@ def _promote_photos(
     if not state["leaderboard"]:
         raise UserError(f"{folder.name} has no trial with a result", "run the sweep again")
     seconds = state["seconds"] / 2
-    if in_budget and spec.budget.minutes is not None:
-        seconds = max(0.0, 60 * spec.budget.minutes - state["seconds"] - GATE_SECONDS)
+    minutes = state_after(read_answers(folder)).budget_of(spec.budget).minutes
+    if in_budget and minutes is not None:
+        seconds = max(0.0, 60 * minutes - state["seconds"] - GATE_SECONDS)
     data = open_data(spec, manifest, home)
     plan = plan_finalists(folder, spec, state["leaderboard"], seconds)
     candidate = _candidate(folder, spec, manifest, data, state, tracking_uri, plan)

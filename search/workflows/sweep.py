@@ -175,7 +175,14 @@ class _OpenSweep:
             runlog, prepared.spec, folder.name, prepared.records, folder, controller, slots
         )
         self._recorder.sweep_started()
-        controller.listeners += [self._recorder, DecisionLog(folder)]
+        decisions = DecisionLog(folder)
+        decisions.catch_up(controller.answers)
+        controller.listeners += [self._recorder, decisions]
+        if who := controller.paused_by:
+            print(
+                f"{folder.name} is paused by {who}: `binsweep resume {folder.name}` lets it go on",
+                file=sys.stderr,
+            )
 
     def run_trials(self, runner: Runner, on_cluster: bool) -> None:
         """Run trials until the controller has no more."""

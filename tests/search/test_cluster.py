@@ -130,6 +130,14 @@ def test_a_sweep_is_sent_looked_at_stopped_and_resumed(bins: Path, server: str, 
         wait_for_epochs(home, name, 8)
         (told,) = json.loads(binsweep("status", job, "--json").stdout)
         assert told["state"] == "running" and any("trial" in line for line in told["said"])
+        paused = binsweep("pause", job, BINSWEEP_USER="ana@elsewhere")
+        assert paused.stdout.startswith("the sweep is paused"), paused.stderr
+        unknown = binsweep("stop-trial", job, "99")
+        assert unknown.returncode == 2 and unknown.stderr.startswith(
+            "binsweep: there is no trial 99\n  hint: "
+        )
+        goes_on = binsweep("resume", job)
+        assert goes_on.stdout == "the sweep goes on; it was paused by ana@elsewhere\n", goes_on.stderr
         stopped = binsweep("stop", job)
         assert stopped.returncode == 0 and f"{job}: stopped" in stopped.stdout, (
             stopped.stdout + stopped.stderr

@@ -170,7 +170,7 @@ def test_timeouts_and_diverged_trials_halt_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk_begins_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     controller = opened(tmp_path)
-    monkeypatch.setattr(binsweep.search.execution.controller, "MIN_FREE_BYTES", 2**62)
+    monkeypatch.setattr("binsweep.search.execution.faults.MIN_FREE_BYTES", 2**62)
     assert controller.next_task() is None
     assert (
         controller.suspended

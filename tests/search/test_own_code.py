@@ -258,7 +258,7 @@ def test_editing_a_training_file_does_not_change_a_running_sweep(server: str, tm
 def test_a_sweep_whose_code_hangs_ends_though_only_its_time_is_limited(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("binsweep.search.execution.controller.MIN_OVERTIME_SECONDS", 1.0)
+    monkeypatch.setattr("binsweep.search.execution.sweep_clock.MIN_OVERTIME_SECONDS", 1.0)
     monkeypatch.setattr("binsweep.search.own_code.host_process.MAX_UNWIND_SECONDS", 0.5)
     code = """
         import time
