@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -129,6 +131,23 @@ def find_folder(home: Path, sweep: str) -> Path:
         have = ", ".join(sorted(folder.name for folder in sweep_folders(home))) or "none yet"
         raise UserError(f"no sweep {sweep!r} in {home}", f"sweeps here: {have}")
     return found
+
+
+def find_folders(home: Path, sweeps: Sequence[str]) -> list[Path]:
+    """The folders of several sweeps, each once: by what `find_folder` takes, or by patterns of ids, such as abid-*.
+
+    Raises UserError for one that names none.
+    """
+    found: dict[Path, None] = {}
+    for sweep in sweeps:
+        if any(character in sweep for character in "*?["):
+            named = [folder for folder in sweep_folders(home) if fnmatchcase(folder.name, sweep)]
+            if not named:
+                raise UserError(f"no sweep {sweep!r} in {home}", "quote the pattern: 'abid-*'")
+            found |= dict.fromkeys(sorted(named, key=_begun))
+        else:
+            found[find_folder(home, sweep)] = None
+    return list(found)
 
 
 def folders_by_age(home: Path) -> list[Path]:

@@ -44,6 +44,14 @@ class Range:
 Dimension = Choice | Range
 
 
+def describe(dimension: Dimension) -> str:
+    """The values of a dimension, for people."""
+    if isinstance(dimension, Choice):
+        return ", ".join(map(str, dimension.values))
+    step = "" if dimension.step is None else f" in steps of {dimension.step:g}"
+    return f"{dimension.low:g} to {dimension.high:g}{step}"
+
+
 class SearchSpace(Mapping[str, Dimension]):
     """Dimensions by name, each after those that it depends on; `distributions` are Optuna's."""
 

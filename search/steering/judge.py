@@ -12,7 +12,7 @@ from binsweep.data.errors import UserError
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.problems import ABSENT, Problem, nearest
 from binsweep.search.spec.schema import BudgetPart
-from binsweep.search.spec.space import Choice, Dimension, SearchSpace, grid_size, grid_values
+from binsweep.search.spec.space import Choice, Dimension, SearchSpace, describe, grid_size, grid_values
 from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.steering.request import AnsweredRequest, Request
 from binsweep.search.steering.state import SteeringState, narrow, state_after
@@ -174,21 +174,13 @@ def _configuration_problems(
             yield Problem(name, "is not searched here", ABSENT, f"only where {' and '.join(conditions)}")
     for name in searched:
         if name not in values:
-            hint = f"{_describe(left[name])}; --like N takes what is not given from trial N"
+            hint = f"{describe(left[name])}; --like N takes what is not given from trial N"
             yield Problem(name, "is missing: a configuration has every searched value", ABSENT, hint)
         elif not space.contains(name, values[name]):
-            yield Problem(name, "lies outside of the space", values[name], _describe(space[name]))
+            yield Problem(name, "lies outside of the space", values[name], describe(space[name]))
         elif not left.contains(name, values[name]):
-            hint = f"{_describe(left[name])} is left"
+            hint = f"{describe(left[name])} is left"
             yield Problem(name, "lies outside of what the space was narrowed to", values[name], hint)
-
-
-def _describe(dimension: Dimension) -> str:
-    """The values of a dimension, for people."""
-    if isinstance(dimension, Choice):
-        return ", ".join(map(str, dimension.values))
-    step = "" if dimension.step is None else f" in steps of {dimension.step:g}"
-    return f"{dimension.low:g} to {dimension.high:g}{step}"
 
 
 def _change_budget(request: Request, sweep: SteeredSweep) -> tuple[str, dict[str, Any]]:
@@ -258,7 +250,7 @@ def _narrow(request: Request, sweep: SteeredSweep) -> tuple[str, dict[str, Any]]
         else:
             narrowed[name] = _ends_or_choices(space, name, values)
     _refuse(request, problems)
-    texts = (f"{name}: {_describe(narrow(space[name], values))}" for name, values in narrowed.items())
+    texts = (f"{name}: {describe(narrow(space[name], values))}" for name, values in narrowed.items())
     return f"{'; '.join(texts)}, for all trials that are still to come", {"narrowed": narrowed}
 
 
@@ -266,11 +258,11 @@ def _narrowing_problem(name: str, dimension: Dimension, values: Any, space: Sear
     """The mistake in what a dimension shall be narrowed to; None if there is none."""
     if isinstance(dimension, Choice):
         if not isinstance(values, list) or not values:
-            return Problem(name, "must be a list of choices", values, f"of {_describe(dimension)}")
+            return Problem(name, "must be a list of choices", values, f"of {describe(dimension)}")
         foreign = [value for value in values if not space.contains(name, value)]
         if foreign:
             return Problem(
-                name, "is none of its choices, and a space is not widened", foreign[0], _describe(dimension)
+                name, "is none of its choices, and a space is not widened", foreign[0], describe(dimension)
             )
         return None
     numbers = isinstance(values, list) and len(values) == 2 and all(type(v) in (int, float) for v in values)
@@ -281,9 +273,9 @@ def _narrowing_problem(name: str, dimension: Dimension, values: Any, space: Sear
         return Problem(name, "begins above its end", values, f"write {high}..{low}")
     if low < dimension.low or high > dimension.high:
         rule = "would be wider than it is: data, weights and resources were checked for that"
-        return Problem(name, rule, values, f"within {_describe(dimension)}")
+        return Problem(name, rule, values, f"within {describe(dimension)}")
     if not _ends_or_choices(space, name, values):
-        return Problem(name, "has no value there", values, _describe(dimension))
+        return Problem(name, "has no value there", values, describe(dimension))
     return None
 
 
