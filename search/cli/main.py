@@ -20,6 +20,7 @@ import click
 from binsweep import __version__
 from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import limit_threads
+from binsweep.search.cli.again import rerun, trial
 from binsweep.search.cli.compare import compare
 from binsweep.search.cli.data import data_group
 from binsweep.search.cli.jobs import logs, resume, stop, submit
@@ -60,7 +61,7 @@ def cli(debug: bool) -> None:
 
 
 COMMANDS = (
-    *(sweep, status, report, compare, sync),
+    *(sweep, status, report, trial, rerun, compare, sync),
     *(promote, rollback, evaluate, serve, monitor, shadow, predict, export),
     *(enqueue, stop_trial, pin, budget, narrow, pause, resume),
     *(submit, logs, stop),

@@ -303,7 +303,7 @@ class Controller:
         elif verdict.decision is Decision.PAUSE:
             trial.state = "paused"
             self._tell(lambda listener: listener.trial_suspended(trial, verdict.reason))
-        elif not math.isfinite(value):
+        elif verdict.decision is Decision.STOP and not math.isfinite(value):
             self._end(trial, "failed", self._objective.what_is_broken(metrics))
         elif verdict.decision is Decision.STOP:
             self._end(trial, "stopped", verdict.reason)

@@ -3,7 +3,6 @@ people asked for."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,8 @@ from pathlib import Path
 
 from binsweep.models.health_rules import HealthFinding
 from binsweep.search.execution.trial_record import TrialRecord
+from binsweep.search.history.decisions import DECISIONS, read_decisions
 from binsweep.search.steering.request import AnsweredRequest
-
-DECISIONS = "decisions.jsonl"  # in the sweep's folder
 
 
 class DecisionLog:
@@ -52,10 +50,7 @@ class DecisionLog:
 
     def catch_up(self, answers: Sequence[AnsweredRequest]) -> None:
         """Append the requests that a killed process has taken in and not logged."""
-        known = set()
-        for text in self._file.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # the process was killed while it wrote this line
-                known.add(json.loads(text).get("request"))
+        known = {one.get("request") for one in read_decisions(self._file.parent)}
         for answered in answers:
             if answered.request.id not in known:
                 self.request_answered(answered)

@@ -19,8 +19,8 @@ from binsweep.search.execution.kinds import kind_of
 from binsweep.search.execution.photo_trial import TRACE
 from binsweep.search.execution.trial import ERROR
 from binsweep.search.execution.trial_record import ENDED, TrialRecord
+from binsweep.search.history.decisions import DECISIONS
 from binsweep.search.history.run_keys import SWEEP, trial_key
-from binsweep.search.recording.decision_log import DECISIONS
 from binsweep.search.recording.training_records import TrainingRecords
 from binsweep.search.spec.objective import pareto_front
 from binsweep.search.spec.schema import MAX_FINALISTS

@@ -22,6 +22,7 @@ from mlflow.entities import DatasetInput, LifecycleStage, Metric, Param, Run, Ru
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from binsweep.data.errors import UserError, first_line
 from binsweep.tracking.runlog.batching import Entity, RunPlan
 from binsweep.tracking.runlog.permanent_errors import (
     NoFileError,
@@ -258,3 +259,18 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user id may have no name
         return "unknown"
+
+
+def sweep_of_run(tracking_uri: str, run_id: str) -> tuple[str, str]:
+    """The sweep's id and the key of a run. Raises UserError if it is no run of a sweep."""
+    try:
+        tags = MlflowClient(tracking_uri).get_run(run_id).data.tags
+    except MlflowException as error:
+        raise UserError(
+            f"there is no run {run_id}: {first_line(error)}", "give its id, or SWEEP/NUMBER"
+        ) from error
+    if KEY_TAG not in tags or "sweep" not in tags:
+        raise UserError(
+            f"the run {run_id} is no training of a sweep", "give that of a trial, or SWEEP/NUMBER"
+        )
+    return tags["sweep"], tags[KEY_TAG].rpartition("/")[2]
