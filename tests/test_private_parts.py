@@ -67,6 +67,10 @@ PARTS: dict[str, tuple[str, Callable[[], bool]]] = {
         "optuna",
         lambda: find("optuna.distributions:IntDistribution")(1, 3)._contains(2.0) is True,
     ),
+    "optuna.storages._rdb.models.TrialIntermediateValueModel": (
+        "optuna",
+        lambda: _values_table(),
+    ),
     "schedule._schedule_phases": (
         "torch",
         lambda: (
@@ -191,6 +195,30 @@ PARTS: dict[str, tuple[str, Callable[[], bool]]] = {
     },
 }
 NAMED = "\n".join(PARTS)
+
+
+def _values_table() -> bool:
+    """Whether Optuna keeps a trial's values by epoch in the table that `study_storage` writes, and writes them alike."""
+    model = find("optuna.storages._rdb.models:TrialIntermediateValueModel")
+    table = model.__table__
+    names = {
+        "trial_intermediate_value_id",
+        "trial_id",
+        "step",
+        "intermediate_value",
+        "intermediate_value_type",
+    }
+    unique = {
+        tuple(sorted(one.columns.keys()))
+        for one in table.constraints
+        if type(one).__name__ == "UniqueConstraint"
+    }
+    kinds = model.TrialIntermediateValueType
+    return (
+        set(table.columns.keys()) == names
+        and ("step", "trial_id") in unique
+        and model.intermediate_value_to_stored_repr(0.5) == (0.5, kinds.FINITE)
+    )
 
 
 def _ask_id() -> bool:
