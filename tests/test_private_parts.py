@@ -198,7 +198,7 @@ NAMED = "\n".join(PARTS)
 
 
 def _values_table() -> bool:
-    """Whether Optuna keeps a trial's values by epoch in the table that `study_storage` writes, and writes them alike."""
+    """Whether Optuna keeps a trial's values in the table that `study_storage` writes, and writes them alike."""
     model = find("optuna.storages._rdb.models:TrialIntermediateValueModel")
     table = model.__table__
     names = {
