@@ -220,7 +220,13 @@ LADDER = {
 @pytest.mark.timeout(900)  # eight workers begin hundreds of trials
 @pytest.mark.parametrize(
     ("sampler", "stopping", "workers"),
-    [("auto", "auto", 2), ("auto", "auto", 8), ("tpe", "auto", 2), ("random", "none", 2), ("tpe", "asha", 1)],
+    [
+        ("auto", "auto", 2),
+        pytest.param("auto", "auto", 8, marks=pytest.mark.integration),
+        pytest.param("tpe", "auto", 2, marks=pytest.mark.integration),
+        ("random", "none", 2),
+        ("tpe", "asha", 1),
+    ],
 )
 def test_trainings_in_sections_end_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, stopping: str, workers: int
