@@ -100,7 +100,8 @@ def two_nodes(
     Path("/tmp/ray").mkdir(exist_ok=True)
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # a job's `python` is this one
-    env |= {"BINSWEEP_HOME": str(hidden / "home"), "MLFLOW_TRACKING_URI": server}
+    # Ray's files are where the second node has a folder of its own, wherever TMPDIR is.
+    env |= {"BINSWEEP_HOME": str(hidden / "home"), "MLFLOW_TRACKING_URI": server, "RAY_TMPDIR": "/tmp"}
     with _networks():
         cluster = Cluster(env, hidden, folder / "cluster.log", head_cpus)
         try:
