@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from binsweep.search.workflows.home import home_folder
+
+if TYPE_CHECKING:
+    from binsweep.search.workflows.rerun import Rerun
 
 
 @click.command()
@@ -65,7 +68,7 @@ def rerun(run: str, runner: Any, as_json: bool) -> None:
     sys.exit(1 if found.verdict == "differs" else 0)
 
 
-def _print(found: Any) -> None:
+def _print(found: Rerun) -> None:
     epochs = f"{found.epochs} epoch{'s' * (found.epochs != 1)}"
     print(f"{found.sweep}, trial {found.trial}, again as {found.again}: {epochs} of both are compared")
     if found.verdict == "differs":

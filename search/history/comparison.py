@@ -63,7 +63,7 @@ def best_so_far(history: SweepHistory, cost: str) -> BestSoFar:
             bisect_left(begun, at),
             epochs,
             history.active_seconds_until(at),
-            _cost_until(history, at, cost),
+            history.cost_until(at)[cost],
         )
         for axis, amount in zip(amounts, spent, strict=True):
             amounts[axis].append(float(amount))
@@ -73,17 +73,6 @@ def best_so_far(history: SweepHistory, cost: str) -> BestSoFar:
 
 def _counts(trial: TrialHistory) -> bool:
     return trial.state != "failed" and trial.feasible
-
-
-def _cost_until(history: SweepHistory, at: float, cost: str) -> float:
-    cpu = gpu = 0.0
-    for trial in history.trials:
-        for interval in trial.intervals:
-            seconds = max(0.0, min(interval.end, at) - interval.start)
-            cpu, gpu = cpu + seconds * interval.cpus, gpu + seconds * interval.gpus
-    if cost == "money":
-        return history.spec.resources.price_of(cpu, gpu) or 0.0
-    return (gpu if cost == "gpu_hours" else cpu) / 3600
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,11 @@ def read_epochs(folder: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
             yield number, record["step"], found
 
 
+def epochs_of_trial(folder: Path, number: int) -> dict[int, dict[str, float]]:
+    """All metrics of a trial, by epoch."""
+    return {epoch: metrics for trial, epoch, metrics in read_epochs(folder) if trial == number}
+
+
 def resources_spent(folder: Path) -> ResourceUsage:
     """The resources that earlier processes spent on the sweep in a folder; call it while no process runs the sweep.
 

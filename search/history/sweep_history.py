@@ -125,17 +125,28 @@ class SweepHistory:
     @property
     def usage(self) -> ResourceUsage:
         """The seconds in which trials had workers, and their CPU and GPU seconds."""
-        intervals = [interval for trial in self.trials for interval in trial.intervals]
+        return self._usage_until(math.inf)
+
+    def _usage_until(self, at: float) -> ResourceUsage:
+        spans = [
+            (max(0.0, min(interval.end, at) - interval.start), interval)
+            for trial in self.trials
+            for interval in trial.intervals
+        ]
         return ResourceUsage(
-            self.seconds,
-            sum((one.end - one.start) * one.cpus for one in intervals),
-            sum((one.end - one.start) * one.gpus for one in intervals),
+            self.active_seconds_until(at),
+            sum(seconds * interval.cpus for seconds, interval in spans),
+            sum(seconds * interval.gpus for seconds, interval in spans),
         )
 
     @property
     def cost(self) -> dict[str, float]:
         """CPU and GPU hours, and money if the spec has prices."""
-        usage = self.usage
+        return self.cost_until(math.inf)
+
+    def cost_until(self, at: float) -> dict[str, float]:
+        """The cost up to a time in seconds since 1970."""
+        usage = self._usage_until(at)
         cost = {"cpu_hours": usage.cpu_seconds / 3600, "gpu_hours": usage.gpu_seconds / 3600}
         money = self.spec.resources.price_of(usage.cpu_seconds, usage.gpu_seconds)
         return cost if money is None else {**cost, "money": money}

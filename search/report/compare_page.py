@@ -8,12 +8,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from jinja2 import Environment
-
-from binsweep.data.atomic_write import write_bytes
-from binsweep.data.errors import UserError
 from binsweep.search.history.comparison import Comparison, Group, Mean, Point, mean_of
 from binsweep.search.report.axis import Axis, axis_around
+from binsweep.search.report.page import write_page_file
 from binsweep.search.report.svg_charts import BLUE, GREEN, GREY, ORANGE, RED, Chart
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
@@ -24,12 +21,7 @@ MAX_GROUPS = len(COLOURS)
 
 def write_comparison(found: Comparison, page: Path) -> None:
     """Write the page atomically. Raises UserError if it cannot be written."""
-    layout = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(page, layout.render(**_contents(found)).encode())
-    except OSError as error:
-        raise UserError(f"{page}: {error.strerror}", "name a place where you may write") from error
+    write_page_file(page, TEMPLATE, _contents(found))
 
 
 def comparison_text(found: Comparison) -> str:

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 
-from binsweep.data.atomic_write import write_bytes
-from binsweep.data.errors import UserError
 from binsweep.search.report.axis import Axis
+from binsweep.search.report.page import write_page_file
 from binsweep.search.report.svg_charts import BLUE, GREY, ORANGE, RED, Chart
 from binsweep.tracking.evaluation.report import format_score
 from binsweep.tracking.monitoring.drift import LARGE, SOME, table_of
@@ -35,13 +33,7 @@ def write_page(
     page: Path, model: str, version: str, summary: Summary, tags: Mapping[str, str], notes: Sequence[str]
 ) -> None:
     """Write the page atomically. Raises UserError if the file cannot be written."""
-    layout = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = layout.render(**_contents(model, version, summary, tags, notes))
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(page, text.encode())
-    except OSError as error:
-        raise UserError(f"{page}: {error.strerror}", "name a place where you may write") from error
+    write_page_file(page, TEMPLATE, _contents(model, version, summary, tags, notes))
 
 
 def verdict(summary: Summary) -> str:

@@ -10,16 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
-from binsweep.data.atomic_write import write_bytes
-from binsweep.data.errors import UserError
 from binsweep.models.profiler import PHASES
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory, throughput
 from binsweep.search.report import fidelity
 from binsweep.search.report.advice import balance, importances, improvements, next_steps, verdict
 from binsweep.search.report.axis import Axis, axis_around, axis_of, axis_value
+from binsweep.search.report.page import write_page_file
 from binsweep.search.report.svg_charts import BLUE, GREEN, GREY, ORANGE, RED, Chart, parallel, shade
 from binsweep.search.spec.sweep_spec import PhotoSpec
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
@@ -36,13 +33,7 @@ def write_report(folder: Path, ended_by: str = "", out: Path | None = None) -> P
     file cannot be written.
     """
     page = out or folder / PAGE_NAME
-    layout = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = layout.render(**contents(read_history(folder, ended_by)))
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(page, text.encode())
-    except OSError as error:
-        raise UserError(f"{page}: {error.strerror}", "name a place where you may write") from error
+    write_page_file(page, TEMPLATE, contents(read_history(folder, ended_by)))
     return page
 
 

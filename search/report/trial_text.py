@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from binsweep.search.history.decisions import read_decisions
-from binsweep.search.history.run_log_reader import read_epochs
+from binsweep.search.history.run_keys import trial_key
+from binsweep.search.history.run_log_reader import epochs_of_trial
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
 from binsweep.search.terminal.format import format_duration, format_metric, format_value
 
@@ -31,7 +32,7 @@ def trial_json(history: SweepHistory, trial: TrialHistory, folder: Path) -> dict
         "seconds": trial.seconds,
         "level": history.level_of(trial),
         "warnings": trial.warnings,
-        "metrics": {epoch: found for number, epoch, found in read_epochs(folder) if number == trial.number},
+        "metrics": epochs_of_trial(folder, trial.number),
         "decisions": read_decisions(folder, trial.number),
     }
 
@@ -57,7 +58,7 @@ def trial_text(history: SweepHistory, trial: TrialHistory, folder: Path) -> str:
         for one in found["decisions"]:
             at = time.strftime("%H:%M:%S", time.localtime(one["time"]))
             lines.append(f"  {at}  epoch {one['epoch']}: {one['what']} ({one['reason']})")
-    own = folder / f"trial-{trial.number:04d}"
+    own = folder / trial_key(trial.number)
     return "\n".join([*lines, f"files: {own}"] if own.exists() else lines)
 
 

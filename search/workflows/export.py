@@ -19,7 +19,7 @@ from binsweep.models.engines.onnx_file import to_onnx
 from binsweep.models.labelling import labelling_of
 from binsweep.models.predictor import Predictor
 from binsweep.tracking.registry.registration import load_network
-from binsweep.tracking.serving.model_server import photo_version
+from binsweep.tracking.serving.model_server import registered_version, require_photos
 
 ExportFormat = Literal["onnx", "openvino"]
 N_VECTOR_IMAGES = 4
@@ -47,9 +47,8 @@ def export_model(
     of a probability from PyTorch's. Raises UserError if there is no such model, its network cannot be converted, or
     `out` exists.
     """
-    version = photo_version(model_uri, tracking_uri)
-    if version is None:
-        raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
+    version = registered_version(model_uri, tracking_uri)
+    require_photos(version)
     name = f"{version.name} version {version.version}"
     folder = out or Path(f"{version.name}-{version.version}-{file_format}")
     if os.path.lexists(folder):

@@ -18,7 +18,7 @@ from binsweep.tracking.monitoring.reference import load_reference
 from binsweep.tracking.monitoring.store import WatchStore, store_path
 from binsweep.tracking.monitoring.summary import Summary, summarize
 from binsweep.tracking.monitoring.truths import read_truths
-from binsweep.tracking.serving.model_server import photo_version
+from binsweep.tracking.serving.model_server import registered_version, require_photos
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,8 @@ def monitor(
     page in its run. A version without a reference gets one, if its data are still there. Raises UserError for a model
     that is not registered or was never watched, and for a file of true labels with mistakes.
     """
-    found = photo_version(model_uri, tracking_uri)
-    if found is None:
-        raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
+    found = registered_version(model_uri, tracking_uri)
+    require_photos(found)
     name, version = found.name, str(found.version)
     store = open_store(home, name, version)
     notes: list[str] = []

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from binsweep.data.errors import UserError
+from binsweep.models.levels import total_epochs
 from binsweep.search.execution.controller import trial_seed
 from binsweep.search.history.run_keys import trial_key, trial_number
-from binsweep.search.history.run_log_reader import read_epochs, read_history
+from binsweep.search.history.run_log_reader import epochs_of_trial, read_history
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
 from binsweep.search.history.sweep_state import find_folder, load_state
 from binsweep.search.spec.parser import parse_spec
@@ -156,14 +157,16 @@ def _relative(one: float, other: float) -> float:
 
 def _epochs_of(folder: Path, number: int, spec: SweepSpec) -> dict[int, dict[str, float]]:
     """What the training of a trial has reported, by epoch, without what depends on how fast it was."""
-    found = {epoch: metrics for trial, epoch, metrics in read_epochs(folder) if trial == number}
 
     def belongs(name: str) -> bool:
         if isinstance(spec, PhotoSpec):
             return name == "lr" or name.startswith(("train_", "val_"))
         return name not in NOT_OF_THE_TRAINING
 
-    return {epoch: {k: v for k, v in metrics.items() if belongs(k)} for epoch, metrics in found.items()}
+    return {
+        epoch: {k: v for k, v in metrics.items() if belongs(k)}
+        for epoch, metrics in epochs_of_trial(folder, number).items()
+    }
 
 
 def _differences(folder: Path, trial: TrialHistory, spec: SweepSpec, fingerprint: str) -> list[str]:
@@ -188,7 +191,7 @@ def _differences(folder: Path, trial: TrialHistory, spec: SweepSpec, fingerprint
                 found.append(
                     f"{name.removeprefix('mlflow.source.')}: {was or 'none'} then, {present or 'none'} now"
                 )
-    planned = sum(level.settings.epochs for level in spec.sections(trial.params, 0))
+    planned = total_epochs(spec.sections(trial.params, 0))
     if trial.epochs != planned:
         found.append(
             f"it was shortened to {trial.epochs} of {planned} epochs, and its learning rate came down earlier"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from binsweep.search.workflows.evaluate import require_own_test_split
 from binsweep.tracking.promotion.gate import RuleResult, judge_served
 from binsweep.tracking.promotion.promote_code import ask_rows, judge_served_rows, served_rows
 from binsweep.tracking.promotion.table import PredictionTable
-from binsweep.tracking.registry.versions import find_version, is_own_code, stored_predictions
+from binsweep.tracking.registry.versions import is_own_code, stored_predictions
 from binsweep.tracking.serving.model_server import (
     BATCH_PHOTOS,
     measure_latencies,
     predict,
-    require_model,
+    registered_version,
     serve_model,
 )
 
@@ -44,10 +43,7 @@ def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | Non
 
     Raises UserError if the version, its predictions or its data are not available.
     """
-    require_model(model_uri, tracking_uri)
-    version = find_version(model_uri, tracking_uri)
-    if version is None:
-        raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
+    version = registered_version(model_uri, tracking_uri)
     name = f"{version.name} version {version.version}"
     if is_own_code(version):
         table = served_rows(tracking_uri, version)
@@ -71,7 +67,7 @@ def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | Non
                 rows += predict(served.url, photos, MAX_ANSWER_SECONDS)
                 progress(len(rows), len(items))
         singles = (item.path.read_bytes() for item in items[:N_LATENCY_PHOTOS])
-        latencies = measure_latencies(served.url, singles, MAX_ANSWER_SECONDS)
+        latencies = measure_latencies(lambda photo: predict(served.url, [photo], MAX_ANSWER_SECONDS), singles)
     rule = judge_served(stored["predicted"].to_numpy(), stored[columns].to_numpy(), rows, classes)
     return ServingCheck(name, rule, _milliseconds(latencies))
 
@@ -79,11 +75,7 @@ def check_serving(model_uri: str, home: Path, tracking_uri: str, port: int | Non
 def _check_own_code(name: str, url: str, table: PredictionTable) -> ServingCheck:
     """Send a server of own training code the test rows that are stored with its version."""
     rule = judge_served_rows(url, table)
-    latencies = []
-    for row in table.inputs or ():
-        started = time.perf_counter()
-        ask_rows(url, [row])
-        latencies.append(time.perf_counter() - started)
+    latencies = measure_latencies(lambda row: ask_rows(url, [row]), table.inputs or ())
     return ServingCheck(name, rule, _milliseconds(latencies), "row")
 
 

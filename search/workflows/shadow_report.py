@@ -19,8 +19,7 @@ from binsweep.tracking.monitoring.shadow import SHADOW
 from binsweep.tracking.monitoring.store import ShadowedPhoto
 from binsweep.tracking.monitoring.truths import wilson_interval
 from binsweep.tracking.promotion.paired_tests import mcnemar_test
-from binsweep.tracking.registry.versions import find_version
-from binsweep.tracking.serving.model_server import require_model
+from binsweep.tracking.serving.model_server import registered_version
 
 MAX_PAIRS, MAX_PHOTOS = 10, 20
 SURE, UNSURE = 0.9, 0.5  # of the served version; confidence is shown in three bands
@@ -90,10 +89,7 @@ def report_shadow(
     The result goes into MLflow, as the tag `shadow` of the challenger's version and as a file of its run. Raises
     UserError if no challenger was asked.
     """
-    require_model(model_uri, tracking_uri)
-    found = find_version(model_uri, tracking_uri)
-    if found is None:
-        raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
+    found = registered_version(model_uri, tracking_uri)
     name, version = found.name, str(found.version)
     store = open_store(home, name, version)
     asked = store.challengers(version)

@@ -172,5 +172,7 @@ def query_server(
     with serve_model(model_uri, tracking_uri) as served:
         photos = [item.path.read_bytes() for item in items[:N_SERVED_PHOTOS]]
         answers = predict(served.url, photos, PREDICT_TIMEOUT_SECONDS)
-        seconds = measure_latencies(served.url, photos[:N_LATENCY_PHOTOS], PREDICT_TIMEOUT_SECONDS)
+        seconds = measure_latencies(
+            lambda photo: predict(served.url, [photo], PREDICT_TIMEOUT_SECONDS), photos[:N_LATENCY_PHOTOS]
+        )
     return answers, 1000 * statistics.median(seconds)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import numpy as np
@@ -38,6 +38,7 @@ from binsweep.tracking.processes import (
 )
 from binsweep.tracking.registry.versions import find_version, is_own_code
 
+T = TypeVar("T")
 BATCH_PHOTOS = 32
 # The answers to the bytes of photos' files, in order.
 Answer = Callable[[Sequence[bytes]], list[dict[str, Any]]]
@@ -137,12 +138,12 @@ def _post(url: str, body: dict[str, Any], timeout: float, hint: str) -> tuple[st
     return url, reply
 
 
-def measure_latencies(url: str, photos: Iterable[bytes], timeout: float) -> list[float]:
-    """The seconds of one request for each photo, sent one after another; raises what `predict` raises."""
+def measure_latencies(ask: Callable[[T], object], requests: Iterable[T]) -> list[float]:
+    """The seconds of each request, sent one after another by `ask`; raises what that raises."""
     seconds = []
-    for photo in photos:
+    for request in requests:
         started = time.perf_counter()
-        predict(url, [photo], timeout)
+        ask(request)
         seconds.append(time.perf_counter() - started)
     return seconds
 
@@ -171,6 +172,21 @@ def open_models(model_uri: str, tracking_uri: str, number: int) -> list[Answer]:
     return [partial(_answer, model_uri, model) for model in models]
 
 
+def registered_version(model_uri: str, tracking_uri: str) -> ModelVersion:
+    """The registered version at an address. Raises UserError if there is none."""
+    require_model(model_uri, tracking_uri)
+    version = find_version(model_uri, tracking_uri)
+    if version is None:
+        raise UserError(f"{model_uri} is not a registered version", "give NAME, NAME@alias or NAME/version")
+    return version
+
+
+def require_photos(version: ModelVersion) -> None:
+    """Raise UserError if a version is of own training code: what it takes is known to its code alone."""
+    if is_own_code(version):
+        raise _takes_no_photos(f"{version.name} version {version.version}")
+
+
 def photo_version(model_uri: str, tracking_uri: str) -> ModelVersion | None:
     """The registered version at an address; None for addresses outside of the registry.
 
@@ -178,8 +194,8 @@ def photo_version(model_uri: str, tracking_uri: str) -> ModelVersion | None:
     """
     require_model(model_uri, tracking_uri)
     version = find_version(model_uri, tracking_uri)
-    if version is not None and is_own_code(version):
-        raise _takes_no_photos(f"{version.name} version {version.version}")
+    if version is not None:
+        require_photos(version)
     return version
 
 

@@ -1,0 +1,23 @@
+"""Pages as files: a template with its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from binsweep.data.atomic_write import write_bytes
+from binsweep.data.errors import UserError
+
+
+def write_page_file(page: Path, template: Path, contents: Mapping[str, Any]) -> None:
+    """Write a page atomically. Raises UserError if the file cannot be written."""
+    layout = Environment(autoescape=True).from_string(template.read_text(encoding="utf-8"))
+    text = layout.render(**contents)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(page, text.encode())
+    except OSError as error:
+        raise UserError(f"{page}: {error.strerror}", "name a place where you may write") from error
