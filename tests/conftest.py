@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in NEED_QUIET:
             item.add_marker(pytest.mark.quiet)
+        if item.get_closest_marker("night"):
+            item.add_marker(pytest.mark.integration)
     items.sort(key=place)
 
 

@@ -47,7 +47,11 @@ FAMILIES = {
     "MaxViT": "timm/test_maxvit",
     "MLP-Mixer": "timm/mixer_s32_224",
 }
-families = pytest.mark.parametrize("backbone", FAMILIES.values(), ids=FAMILIES.keys())
+families = pytest.mark.parametrize(
+    "backbone",
+    # 133 million weights take a minute and a half of these tests.
+    [pytest.param(name, id=kind, marks=pytest.mark.night if kind == "VGG" else ()) for kind, name in FAMILIES.items()],
+)
 
 
 def settings_of(backbone: str, trainable: str = "all") -> Settings:

@@ -17,6 +17,13 @@ from binsweep.models.network import (
 CLASSES = (0, 1, 2, 4, 5)
 
 
+each = pytest.mark.parametrize(
+    "backbone",
+    # 138 million weights take as long as all the others.
+    [pytest.param(name, marks=pytest.mark.night if name == "vgg16" else ()) for name in ARCHITECTURES],
+)
+
+
 def counter_of(backbone: str, head: str = "classify", size: int = 96) -> CountingModel:
     architecture = ARCHITECTURES[backbone]
     torch.manual_seed(0)
@@ -32,7 +39,7 @@ def images() -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("backbone", ARCHITECTURES)
+@each
 def test_cutting_a_backbone_anywhere_changes_nothing(backbone: str, images: torch.Tensor) -> None:
     counter = counter_of(backbone)
     with torch.inference_mode():
@@ -44,7 +51,7 @@ def test_cutting_a_backbone_anywhere_changes_nothing(backbone: str, images: torc
             torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", ARCHITECTURES)
+@each
 def test_batch_norms_are_part_of_their_convolutions(backbone: str, images: torch.Tensor) -> None:
     counter = counter_of(backbone).double()  # rounding of single precision grows with so odd norms
     with torch.inference_mode():

@@ -51,7 +51,14 @@ def losses(kept: Kept) -> list[float]:
     return [metrics[key] for metrics, _ in kept for key in ("train_loss", "val_loss")]
 
 
-@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "efficientnet_lite0",
+        pytest.param("efficientnet_lite1", marks=pytest.mark.night),
+        pytest.param("efficientnet_lite2", marks=pytest.mark.night),
+    ],
+)
 @pytest.mark.parametrize("trainable", ["head", "last_stage", "later_stages"])
 def test_training_with_and_without_the_feature_bank_gives_the_same_losses(
     trial_data: TrialData, backbone: str, trainable: str
@@ -70,7 +77,7 @@ def test_the_bank_is_exact_for_sampled_views(trial_data: TrialData, augment: str
     np.testing.assert_allclose(with_bank, without, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("backbone", [pytest.param("resnet18", marks=pytest.mark.night), "mobilenet_v2"])
 def test_the_bank_is_exact_for_other_families_too(trial_data: TrialData, backbone: str) -> None:
     settings = replace(SETTINGS, backbone=backbone, weights="none", trainable="last_stage", epochs=2)
     with_bank, without = (losses(run(settings, trial_data, use_bank)) for use_bank in (True, False))

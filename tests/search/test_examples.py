@@ -31,6 +31,7 @@ def test_an_example_learns(name: str, server: str, tmp_path: Path) -> None:
     assert best > 0.5, "chance is 0.1"
 
 
+@pytest.mark.integration
 def test_a_model_of_own_code_is_champion_and_its_equal_is_not(server: str, tmp_path: Path) -> None:
     where = {"BINSWEEP_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": server}
     small = ["--runner", "local", "--set", "name=promoted-digits", "--set", "budget.trials=2", "--json"]

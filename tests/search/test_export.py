@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -42,8 +41,15 @@ def registered(server: str, name: str, engine: EngineChoice) -> Predictor:
     return predictor
 
 
-@pytest.mark.parametrize("file_format", get_args(ExportFormat))
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("engine", "file_format"),
+    [
+        ("torch", "onnx"),
+        ("onnxruntime", "openvino"),
+        pytest.param("torch", "openvino", marks=pytest.mark.night),
+        pytest.param("onnxruntime", "onnx", marks=pytest.mark.night),
+    ],
+)
 def test_the_readme_runs_the_file_and_its_test_vector(
     server: str, tmp_path: Path, file_format: ExportFormat, engine: EngineChoice
 ) -> None:

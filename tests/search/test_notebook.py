@@ -9,6 +9,8 @@ from nbclient import NotebookClient
 
 from binsweep.data.python_process import current_import_path
 
+pytestmark = pytest.mark.integration  # a kernel, and three sweeps in it
+
 TRAIN = """%%writefile train.py
 import time
 
