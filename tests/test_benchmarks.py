@@ -23,7 +23,7 @@ def run_benchmark(
     return done
 
 
-@pytest.mark.integration
+@pytest.mark.night
 def test_what_the_run_log_costs(tmp_path: Path, figure: Callable[[str], None]) -> None:
     out = tmp_path / "runlog.json"
     done = run_benchmark(figure, "runlog.py", "--epochs", "400", "--json", out)
@@ -32,12 +32,12 @@ def test_what_the_run_log_costs(tmp_path: Path, figure: Callable[[str], None]) -
     assert "SQLite" in json.loads(out.read_text())
 
 
-@pytest.mark.integration
+@pytest.mark.night
 def test_what_serving_costs(figure: Callable[[str], None]) -> None:
     assert " 0 errors" in run_benchmark(figure, "serve.py", "--minutes", "0.5").stdout
 
 
-@pytest.mark.integration
+@pytest.mark.night
 def test_where_the_time_of_a_step_goes(tmp_path: Path, figure: Callable[[str], None]) -> None:
     bins, out = tmp_path / "bins", tmp_path / "steps.json"
     write_synthetic(bins, 80, 0, 64, [1, 2, 3, 4, 5])

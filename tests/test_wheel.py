@@ -55,7 +55,7 @@ def test_the_wheel_has_all_of_the_code_under_one_name(wheel: Path) -> None:
     assert "binsweep/search/report/report.html.jinja" in names
 
 
-@pytest.mark.integration  # two sweeps in an environment of their own
+@pytest.mark.night  # two sweeps in an environment of their own
 def test_a_project_with_modules_of_the_same_names_runs_sweeps(
     wheel: Path, bins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -453,7 +453,7 @@ def many_bins(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.integration
+@pytest.mark.night
 @pytest.mark.timeout(600)
 def test_killed_twenty_times(s3: Any, many_bins: Path, tmp_path: Path) -> None:
     uri, dest = f"s3://{s3.bucket(many_bins)}", tmp_path / "dest"

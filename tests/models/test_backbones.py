@@ -50,7 +50,10 @@ FAMILIES = {
 families = pytest.mark.parametrize(
     "backbone",
     # 133 million weights take a minute and a half of these tests.
-    [pytest.param(name, id=kind, marks=pytest.mark.night if kind == "VGG" else ()) for kind, name in FAMILIES.items()],
+    [
+        pytest.param(name, id=kind, marks=pytest.mark.night if kind == "VGG" else ())
+        for kind, name in FAMILIES.items()
+    ],
 )
 
 

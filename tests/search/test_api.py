@@ -298,6 +298,7 @@ def test_a_registered_model_answers_as_predict_does(
         binsweep.load_model("nobody", tmp_path)
 
 
+@pytest.mark.integration
 def test_a_promotion_without_consequences(promoted: tuple[binsweep.Sweep, str], server: str) -> None:
     sweep, _ = promoted
     with pytest.MonkeyPatch.context() as patch:

@@ -310,6 +310,7 @@ def test_an_answer_that_cannot_be_written_is_told_before_any_work(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.integration
 def test_a_sweep_answers_in_json_and_keeps_its_secrets(
     tmp_path: Path, bins: Path, server: str, server_home: Path
 ) -> None:
@@ -424,8 +425,10 @@ def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server:
     ("number", "runner"),
     [
         (signal.SIGINT, "local"),
-        (signal.SIGTERM, "ray"),
-        pytest.param(signal.SIGINT, "ray", marks=pytest.mark.integration),
+        *(
+            pytest.param(number, "ray", marks=pytest.mark.integration)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        ),
         pytest.param(signal.SIGTERM, "local", marks=pytest.mark.integration),
     ],
 )

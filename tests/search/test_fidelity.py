@@ -14,7 +14,7 @@ from binsweep.search.workflows.promote import promote_sweep
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("runner", ["local", "ray"])
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.integration)])
 def test_from_small_photos_and_heads_to_a_champion(
     runner: str,
     bins: Path,

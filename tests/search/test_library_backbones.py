@@ -16,6 +16,7 @@ from binsweep.search.workflows.sweep import run_sweep
 BACKBONES = ["mobilenet_v3_small", "timm/test_vit"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("backbones", "engine"), [(BACKBONES, "auto"), (BACKBONES[1:], "torch")])
 def test_networks_of_libraries_are_searched_promoted_and_served(
     backbones: list[str], engine: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -30,6 +30,8 @@ from binsweep.tracking.monitoring.reference import load_reference
 from binsweep.tracking.registry.versions import champion_of
 from binsweep.tracking.serving.model_server import predict, serve_model
 
+pytestmark = pytest.mark.integration  # sweeps, whose best are evaluated and served
+
 WORDS = ("zero <0>", "one, uno", "two")
 # What has no place where classes have names.
 COUNTING = re.compile(r"\b(counts?|counting|items?|bins?|RMSE|rmse|MAE|within one)\b")

@@ -37,7 +37,7 @@ def older(tmp_path: Path) -> Path:
     return tmp_path / "older"
 
 
-@pytest.mark.integration
+@pytest.mark.night
 @pytest.mark.timeout(900)
 def test_a_home_of_before_the_import_name_serves_resume_report_promote_and_serve(
     older: Path, tmp_path: Path

@@ -149,8 +149,8 @@ def _assert_recorded(server: str, parent: Run, by_fault: dict[str, Run]) -> None
 @pytest.mark.parametrize(
     ("runner", "kills"),
     [
-        ("local", 1),
-        pytest.param("local", 4, marks=pytest.mark.integration),
+        pytest.param("local", 1, marks=pytest.mark.integration),
+        pytest.param("local", 4, marks=pytest.mark.night),
         pytest.param("ray", 3, marks=pytest.mark.integration),
     ],
 )

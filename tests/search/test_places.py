@@ -63,6 +63,7 @@ def test_without_a_place_for_ray_it_is_said_before_any_work(
         ray_temp_folder()
 
 
+@pytest.mark.integration
 def test_a_worker_of_ray_takes_our_code_though_the_working_folder_has_the_same_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_lost_worker_is_replaced(bins: Path, server: str, tmp_path: Path) -> N
     assert_whole(server, home, name, trials=2)
 
 
+@pytest.mark.integration
 def test_an_interrupted_sweep_goes_on_and_is_not_taken_twice(bins: Path, server: str, tmp_path: Path) -> None:
     home, name = tmp_path / "home", "interrupted"
     spec = spec_file(tmp_path, bins, name, trials=500)
@@ -163,7 +164,7 @@ def test_two_sweeps_at_once_do_not_mix(store: str, bins: Path, tmp_path: Path) -
         assert curves(server, "left") == curves(server, "right") == curves(server, "alone")
 
 
-@pytest.mark.integration
+@pytest.mark.night
 @pytest.mark.timeout(7200)
 def test_many_kills_at_random_moments(bins: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
     """BINSWEEP_KILLS (10) times the driver, a worker, MLflow, Ray or all at once die; the end is the same."""

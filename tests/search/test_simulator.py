@@ -106,6 +106,7 @@ def test_the_costs_of_the_synthetic_family_spread_as_far_as_asked() -> None:
     assert values == SyntheticTask(3).curve(cheap)[0], "costs change no value"
 
 
+@pytest.mark.integration
 def test_the_command_line_tells_the_time_to_the_best_configurations(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "search.py", "--strategies", "random,random+asha"]
     command += ["--seeds", "2", "--budgets", "4", "--clock", "seconds", "--cost-ratio", "100", "--top", "0.5"]

@@ -455,8 +455,8 @@ CODE = {"params": {"seconds": 0.1}, "budget": {"trials": 3}}
 @pytest.mark.parametrize(
     ("runner", "kills"),
     [
-        ("local", 1),
-        pytest.param("local", 4, marks=pytest.mark.integration),
+        pytest.param("local", 1, marks=pytest.mark.integration),
+        pytest.param("local", 4, marks=pytest.mark.night),
         pytest.param("ray", 3, marks=pytest.mark.integration),
     ],
 )

@@ -32,8 +32,19 @@ SAMPLERS = ["tpe", "random", "grid", "cmaes", "auto"]
 STOPPINGS = ["asha", "median", "none", "auto"]
 every_strategy = pytest.mark.parametrize(
     ("sampler", "stopping"),
-    # A Gaussian process of Optuna's takes seconds: one of its four suffices here.
-    [*((sampler, stopping) for sampler in SAMPLERS for stopping in STOPPINGS), ("gp", "auto")],
+    # Each sampler with `auto`, each stopping rule with `random`; the others at night.
+    [
+        *(
+            pytest.param(
+                sampler,
+                stopping,
+                marks=() if stopping == "auto" or sampler == "random" else pytest.mark.night,
+            )
+            for sampler in SAMPLERS
+            for stopping in STOPPINGS
+        ),
+        ("gp", "auto"),  # one of its four suffices: a Gaussian process of Optuna's takes seconds
+    ],
 )
 
 

@@ -114,6 +114,7 @@ def test_an_unknown_column_is_named(folder: Path) -> None:
         Surrogate(folder, Columns("logloss", "minimize", "time", "trainsize", "dataset"))
 
 
+@pytest.mark.integration
 def test_the_command_line_reads_another_surrogate(folder: Path) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "search.py", "--surrogate", folder, "--seeds", "5"]
     command += ["--strategies", "random,auto", "--budgets", "2,6", "--workers", "1,4", "--value", "logloss"]

@@ -375,6 +375,7 @@ def test_a_failing_trial_is_told_and_costs_nothing_else(
     assert sorted(trial.state.name for trial in study.trials) == ["COMPLETE", "FAIL"]
 
 
+@pytest.mark.integration
 def test_large_trials_get_more_than_the_others(bins: Path, server: str, tmp_path: Path) -> None:
     """Two kinds of workers share two cores, where a large one has room only without a small one."""
     large: dict[str, Any] = {"when": {"batch_size": [16]}, "cpus_per_trial": min(2, cores())}

@@ -155,6 +155,7 @@ def test_a_length_that_is_searched_is_chosen_to_fit(tmp_path: Path, monkeypatch:
         assert trial.last_epoch in (trial.planned_epochs, trial.epochs_done)
 
 
+@pytest.mark.integration
 def test_time_is_kept_for_the_promotion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(copy.deepcopy(SPEC), tmp_path, Clock(monkeypatch))
     sweep.controller.reserve = lambda controller: 900.0
@@ -221,9 +222,9 @@ LADDER = {
 @pytest.mark.parametrize(
     ("sampler", "stopping", "workers"),
     [
-        ("auto", "auto", 2),
-        pytest.param("auto", "auto", 8, marks=pytest.mark.integration),
-        pytest.param("tpe", "auto", 2, marks=pytest.mark.integration),
+        pytest.param("auto", "auto", 2, marks=pytest.mark.integration),
+        pytest.param("auto", "auto", 8, marks=pytest.mark.night),
+        pytest.param("tpe", "auto", 2, marks=pytest.mark.night),
         ("random", "none", 2),
         ("tpe", "asha", 1),
     ],
@@ -244,6 +245,7 @@ def test_trainings_in_sections_end_in_time(
         assert reached[0] > 1.5 * reached[1] > 1.5 * reached[2], f"more are tried cheaply: {reached}"
 
 
+@pytest.mark.integration
 def test_a_resumed_sweep_keeps_the_times_of_each_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,11 @@ def test_the_source_imports_nothing_of_the_project(engine: EngineName) -> None:
 
 @pytest.mark.parametrize(
     "head, engine",
-    [*((head, "torch") for head in HEADS), ("classify", "openvino"), ("ordinal", "onnxruntime")],
+    [
+        *(pytest.param(h, "torch", marks=pytest.mark.night if h != "classify" else ()) for h in HEADS),
+        ("classify", "openvino"),
+        ("ordinal", "onnxruntime"),
+    ],
 )
 def test_it_answers_alone_as_the_counter_does(
     server: str, tmp_path: Path, head: str, engine: EngineName
@@ -199,7 +203,9 @@ def test_base64_is_read_as_clients_write_it(server: str) -> None:
     assert all(answers["error"][1:])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(e, marks=pytest.mark.night if e != "onnxruntime" else ()) for e in ENGINES]
+)
 def test_a_server_that_fails_says_so_and_a_bad_request_is_one(server: str, engine: EngineName) -> None:
     _, uri, _ = registered(server, f"failing-{engine}", engine=engine)
     done = subprocess.run(
