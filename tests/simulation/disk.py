@@ -1,7 +1,7 @@
 """A simulated disk: real files in a temporary folder, and what of them a power cut would leave.
 
-The model is that of ext4, XFS and btrfs at their least careful. `fsync` of a file keeps its content and the entries of the
-folders through which it was created; `fsync` of a folder keeps the renames and removals in it. Everything else is kept,
+The model is that of ext4, XFS and btrfs at their least careful. `fsync` of a file keeps its content, and it and its
+folders are there by the names with which they were created; `fsync` of a folder keeps the renames and removals in it, too. Everything else is kept,
 lost or cut off by the dice, each for itself. SQLite writes its file by itself, so of a study only the write-ahead log is
 cut: at any byte behind the last checkpoint.
 """
@@ -30,6 +30,7 @@ class Node:
 
     def __init__(self, is_folder: bool) -> None:
         self.is_folder = is_folder
+        self.parent: Node | None = None
         self.children: dict[str, Node] = {}
         self.kept: dict[str, Node] = {}  # its entries after a power cut
         self.synced = b""
@@ -92,6 +93,7 @@ class SimDisk:
 
     def _link(self, node: Node, target: tuple[Node, str]) -> None:
         target[0].children[target[1]] = node
+        node.parent = target[0]
         self._pending.append(Move(node, None, target))
 
     def _apply(self, move: Move) -> None:
@@ -112,17 +114,12 @@ class SimDisk:
                 rest.append(move)
         self._pending = rest
 
-    def _sync_file(self, node: Node, content: bytes) -> None:
-        node.synced = content
-        # The entries through which it was created, from its folder up.
-        wanted, found = {id(node)}, True
-        while found:
-            found = False
-            for move in self._pending:
-                if move.source is None and id(move.node) in wanted and move.target is not None:
-                    if id(move.target[0]) not in wanted:
-                        wanted.add(id(move.target[0]))
-                        found = True
+    def _sync(self, node: Node) -> None:
+        """Keep the entries through which a file or folder was created, and those of its folders."""
+        wanted, above = set(), node
+        while above is not None:
+            wanted.add(id(above))
+            above = above.parent  # type: ignore[assignment]
         self._settle(lambda move: move.source is None and id(move.node) in wanted)
 
     # What the functions of `os` and `open` do below the root
@@ -205,7 +202,8 @@ class SimDisk:
         if node.is_folder:
             self._settle(lambda move: move.concerns(node))
         else:
-            self._sync_file(node, self._content(fd))
+            node.synced = self._content(fd)
+        self._sync(node)
 
     def _content(self, fd: int) -> bytes:
         size = os.fstat(fd).st_size
@@ -232,6 +230,7 @@ class SimDisk:
         self._real.replace(source, target)
         node = before[0].children.pop(before[1])
         after[0].children[after[1]] = node
+        node.parent = after[0]
         self._pending.append(Move(node, before, after))
 
     _rename = _replace
@@ -288,7 +287,7 @@ class SimDisk:
                     disk._act("checkpoint", text)
                     disk.studies[text] = True
                     if (folder := disk._node(os.path.dirname(text))) is not None:
-                        disk._sync_file(folder, b"")
+                        disk._sync(folder)
                 return super().execute(sql, *words)
 
         class Connection(sqlite3.Connection):
@@ -344,6 +343,7 @@ class SimDisk:
             place = self._place(path)
             assert place is not None
             place[0].children[place[1]] = node
+            node.parent = place[0]
             place[0].kept[place[1]] = node
         self.studies = {}
         for path, files in databases.items():

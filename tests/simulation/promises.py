@@ -36,16 +36,17 @@ def check_end(world: World, result: Any) -> None:
 
 def check_repeated(world: World, result: Any) -> None:
     """The same command again changes nothing, and neither does sending everything again."""
-    before = _whole(world, result.folder)
+    before = _whole(world, result.folder, records_of(world, result.folder))
     again = world.live(Life(), asked=True)
     if again is None or again.folder != result.folder:
         world._problem("resume: the finished sweep was not opened again")
         return
-    for name, value in _whole(world, result.folder).items():
+    records = records_of(world, result.folder)
+    for name, value in _whole(world, result.folder, records).items():
         if before[name] != value:
             world._problem(f"resume is not idempotent: {name} was {before[name]}, is {value}")
     world.sync(result.folder, everything=True)
-    for problem in _broken(world, result.folder):
+    for problem in _mlflow(result.folder, records, world):
         world._problem(f"after sending everything again: {problem}")
 
 
@@ -57,11 +58,11 @@ def records_of(world: World, folder: Path) -> list[Record]:
     return found
 
 
-def _whole(world: World, folder: Path) -> dict[str, Any]:
+def _whole(world: World, folder: Path, records: list[Record]) -> dict[str, Any]:
     runs = {run.tags[KEY]: sorted(run.points) for run in world.mlflow.active()}
     ends = [(one["trial"], one["what"]) for one in read_decisions(folder) if one["what"] in ENDS]
     return {
-        "study": [_comparable(record) for record in records_of(world, folder)],
+        "study": [_comparable(record) for record in records],
         "points": runs,
         "ends": ends,
         "leaderboard": (folder / "leaderboard.csv").read_text(),
@@ -84,7 +85,8 @@ def _broken(world: World, folder: Path) -> Iterator[str]:
     state = load_state(folder)
     if state["status"] != "finished":
         yield f"state: sweep.json says {state['status']}"
-    folders = sorted(path.name for path in (world.home / "sweeps").iterdir())
+    # A folder without a state was lost before the sweep had begun.
+    folders = sorted(path.parent.name for path in (world.home / "sweeps").glob("*/sweep.json"))
     if folders != [folder.name]:
         yield f"state: there are the sweeps {folders}"
 

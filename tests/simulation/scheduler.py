@@ -94,9 +94,9 @@ class Scheduler:
             if steps > MAX_STEPS:
                 raise Stuck(f"after {steps:,} steps {until.name} has not ended")
             self._step()
+            self.bury()
 
     def _step(self) -> None:
-        self.bury()
         self.tasks = [task for task in self.tasks if not task.done]
         able = [task for task in self.tasks if self._is_able(task)]
         if not able:

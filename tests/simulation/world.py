@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import optuna
+from optuna.storages._rdb.storage import _VersionManager
 
 import binsweep.data.locks
 import binsweep.search.execution.code_trial as code_trial
@@ -25,7 +25,7 @@ import binsweep.search.execution.faults as faults
 import binsweep.search.execution.interrupts as interrupts
 import binsweep.search.recording.live_table
 import binsweep.search.recording.recorder as recorder
-import binsweep.search.report.sweep_report as sweep_report
+import binsweep.search.report.sweep_report  # imported late by the product
 import binsweep.search.strategy.study_storage as study_storage
 import binsweep.search.workflows.sweep as sweep_workflow
 import binsweep.tracking.runlog.delivery as delivery
@@ -337,6 +337,7 @@ class World:
             (sender, "MlflowClient", lambda uri: FakeClient(self.mlflow, self.request)),
             (faults, "shutil", SimpleNamespace(disk_usage=self._disk_usage)),
             (code_trial, "host_for", lambda *words: SimHost(self)),
+            (_VersionManager, "get_head_version", _head_version),
             (os, "getpid", lambda: process.pid if (process := self.scheduler.process) else real_pid()),
             (sys, "stderr", _Nothing()),
         ]
@@ -359,6 +360,17 @@ class World:
 
     def _disk_usage(self, folder: Path) -> Any:
         return SimpleNamespace(free=0 if self.disk.full else 10**12)
+
+
+_find_head_version = _VersionManager.get_head_version
+_HEAD: list[str] = []
+
+
+def _head_version(manager: _VersionManager) -> str:
+    """Optuna reads all its migrations for it, which takes a tenth of a second, and it never changes."""
+    if not _HEAD:
+        _HEAD.append(_find_head_version(manager))
+    return _HEAD[0]
 
 
 class _Nothing:
@@ -443,4 +455,4 @@ def _run(world: World, check_end: Callable[..., None], check_repeated: Callable[
         check_repeated(world, result)
 
 
-__all__ = ["Outcome", "World", "optuna", "run", "sweep_report"]
+__all__ = ["Outcome", "World", "run"]
