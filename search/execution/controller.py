@@ -274,6 +274,8 @@ class Controller:
         self.steer()
         trial = self.trials[number]
         if epoch <= trial.epochs_done:
+            # A power cut may have left it to the study and taken it from the run log.
+            self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
             return trial.state == "running"
         value = self._objective.value_of(metrics)
         self._clock.tick()

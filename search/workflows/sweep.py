@@ -89,6 +89,7 @@ def run_sweep(
         folder = unfinished or new_folder(prepared.home, spec.name)
         runlog = RunLog(folder / "spool", tracking_uri, spec.name)  # first: it refuses a second process
         strategy = _open_strategy(spec, folder, warm_start)
+        strategy.sync_first(runlog.sync)
         controller = _controller(spec, strategy, folder, nodes, spent, trace)
         if then_promote and spec.budget.minutes is not None and isinstance(spec, PhotoSpec):
             controller.reserve = functools.partial(promotion_seconds, spec)

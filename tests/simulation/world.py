@@ -34,7 +34,7 @@ import binsweep.tracking.runlog.sender as sender
 import binsweep.tracking.runlog.spool as spool
 from binsweep.data.errors import UserError
 from binsweep.search.execution.trial import is_disk_full
-from binsweep.search.history.sweep_state import find_unfinished
+from binsweep.search.history.sweep_state import find_unfinished, load_state
 from binsweep.search.own_code.snapshot import CodeSnapshot
 from binsweep.search.recording.code_records import CodeRecords
 from binsweep.search.spec.parser import parse_spec
@@ -285,6 +285,13 @@ class World:
             return True
         return self.outcome.injected["full"] > 0 and is_disk_full(error)
 
+    def finished(self) -> Any:
+        """The sweep, if its last process was killed after it had noted that it is finished."""
+        for file in (self.home / "sweeps").glob("*/sweep.json"):
+            if load_state(file.parent)["status"] == "finished":
+                return SimpleNamespace(folder=file.parent, suspended=False, unsent=1)
+        return None
+
     def finish_requests(self) -> None:
         """Let what MLflow still does of its own come to its end."""
         for task in [task for task in self.scheduler.tasks if task.process is self._server]:
@@ -439,13 +446,13 @@ def run(plan: Plan) -> Outcome:
 def _run(world: World, check_end: Callable[..., None], check_repeated: Callable[..., None]) -> None:
     result = None
     for life in world.plan.lives:
-        result = world.live(life)
+        result = world.live(life) or world.finished()
         if result is not None and not result.suspended:
             break
     for _ in range(MAX_CALM_LIVES):
         if result is not None and not result.suspended:
             break
-        result = world.live(Life())
+        result = world.live(Life()) or world.finished()
     else:
         world._problem("it does not end, although nothing goes wrong any more")
         return
