@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from .plan import Life, Plan
 from .workers import curve
 from .world import IO_ERROR, World
 
+TABLES = ("trials", "trial_params", "trial_values", "trial_intermediate_values", "trial_user_attributes")
 ENDS = ("completed", "stopped", "failed")
 
 
@@ -36,18 +39,18 @@ def check_end(world: World, result: Any) -> None:
 
 def check_repeated(world: World, result: Any) -> None:
     """The same command again changes nothing, and neither does sending everything again."""
-    before = _whole(world, result.folder, records_of(world, result.folder))
+    before = _whole(world, result.folder)
     again = world.live(Life(), asked=True)
     if again is None or again.folder != result.folder:
         world._problem("resume: the finished sweep was not opened again")
         return
-    records = records_of(world, result.folder)
-    for name, value in _whole(world, result.folder, records).items():
+    for name, value in _whole(world, result.folder).items():
         if before[name] != value:
             world._problem(f"resume is not idempotent: {name} was {before[name]}, is {value}")
     world.sync(result.folder, everything=True)
-    for problem in _mlflow(result.folder, records, world):
-        world._problem(f"after sending everything again: {problem}")
+    for name, value in _whole(world, result.folder).items():
+        if before[name] != value:
+            world._problem(f"sending everything again is not idempotent: {name} was {before[name]}, is {value}")
 
 
 def records_of(world: World, folder: Path) -> list[Record]:
@@ -58,19 +61,17 @@ def records_of(world: World, folder: Path) -> list[Record]:
     return found
 
 
-def _whole(world: World, folder: Path, records: list[Record]) -> dict[str, Any]:
+def _whole(world: World, folder: Path) -> dict[str, Any]:
+    with contextlib.closing(sqlite3.connect(folder / "study.db")) as study:
+        tables = {name: study.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall() for name in TABLES}
     runs = {run.tags[KEY]: sorted(run.points) for run in world.mlflow.active()}
     ends = [(one["trial"], one["what"]) for one in read_decisions(folder) if one["what"] in ENDS]
     return {
-        "study": [_comparable(record) for record in records],
+        "study": tables,
         "points": runs,
         "ends": ends,
         "leaderboard": (folder / "leaderboard.csv").read_text(),
     }
-
-
-def _comparable(record: Record) -> tuple[Any, ...]:
-    return record.number, record.state, record.params, record.values, record.ended_because
 
 
 def _broken(world: World, folder: Path) -> Iterator[str]:

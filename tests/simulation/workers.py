@@ -68,18 +68,21 @@ class SimHost:
             try:
                 return report(epoch, metrics, saved, [])
             except BaseException as error:
-                raise _Passed(error) from error
+                raise _Passed(error) from None
 
+        passed: BaseException | None = None
         try:
             self._run(Trial(start, send), start, deadline, late)
-        except _Passed as passed:
-            raise passed.error from None
+        except _Passed as found:
+            passed = found.error
         except TimeoutError:
             raise
         except Exception as error:
             if is_disk_full(error):
                 raise
             raise CodeError(f"{type(error).__name__}: {error}", "") from error
+        if passed is not None:
+            raise passed
         return TrialEnd([])
 
     def _run(self, trial: Trial, start: TrialStart, deadline: float | None, late: str) -> None:
