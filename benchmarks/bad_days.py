@@ -17,7 +17,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+# A script's own folder comes first on the path, where `search.py` would hide the package of that name.
+sys.path[:1] = [str(ROOT / "src"), str(ROOT)]
 
 CHUNK = 20  # seeds that a process runs before it answers
 

@@ -416,8 +416,10 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} ({' > '.join(where[-8:])})"
 
 
-def run(plan: Plan) -> Outcome:
-    """Run a schedule and check every promise afterwards."""
+def run(
+    plan: Plan, planted: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+) -> Outcome:
+    """Run a schedule and check every promise afterwards; `planted` puts a mistake into the product meanwhile."""
     from .promises import check_end, check_repeated
 
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -427,7 +429,8 @@ def run(plan: Plan) -> Outcome:
     try:
         with world.installed():
             try:
-                _run(world, check_end, check_repeated)
+                with planted():
+                    _run(world, check_end, check_repeated)
             except Stuck as error:
                 world._problem(f"stuck: {error}")
             finally:
