@@ -35,8 +35,9 @@ _WRITE_VALUE = _INSERT.on_conflict_do_update(
 class StudyStorage:
     """One study, its trials by number. Without a path it exists in memory only, for simulations.
 
-    `sync_records` is called before the study is written through: it waits until the disk has what was recorded of the
-    trials elsewhere, so that a power cut leaves no trial whose end is known and whose epochs are not.
+    `sync_records` is called before a trial's end is stored and before the study is written through: it waits until the
+    disk has what was recorded of the trials elsewhere, so that a power cut leaves no trial that has ended and whose
+    epochs are missing there.
     """
 
     def __init__(self, path: Path | None, name: str, goal: Goal) -> None:
@@ -119,6 +120,7 @@ class StudyStorage:
     def close(self, number: int, state: TrialState, value: float | None, attributes: dict[str, Any]) -> None:
         """End a trial. Its attributes are written first, so that no ended trial lacks its reason."""
         values = None if value is None else [value]
+        self.sync_records()
         for storage, ids in self._storages:
             for key, attribute in attributes.items():
                 storage.set_trial_user_attr(ids[number], key, attribute)

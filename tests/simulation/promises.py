@@ -134,6 +134,8 @@ def _may_fail(world: World, record: Record) -> bool:
     injected = world.outcome.injected
     if IO_ERROR in record.ended_because and injected["eio"]:
         return True
+    if not record.values and record.ended_because.startswith("the sweep ended"):
+        return True  # it was interrupted in its first epoch, and then the budget was spent
     deaths = injected["worker dies"] + injected["report after death"]
     return "3 times" in record.ended_because and deaths >= 3
 
@@ -246,7 +248,7 @@ def _points(record: Record, found: dict[tuple[str, int], float], world: World, w
 
 def _mlflow(folder: Path, records: list[Record], world: World) -> Iterator[str]:
     """MLflow has one run for each trial, ended, with every point of the run log once and no other."""
-    if world.rolled_back and not world.outcome.problems:
+    if world.must_send_all:
         world.sync(folder, everything=True)
     by_key: dict[str, list[StoredRun]] = defaultdict(list)
     for run in world.mlflow.active():

@@ -85,7 +85,7 @@ class World:
         self._snapshots: list[Any] = [self.mlflow.copy()]
         self._keeps_snapshots = any(fault.kind == "mlflow rolled back" for fault in plan.faults())
         self._down_until, self._failing, self._full_until = 0.0, 0, 0
-        self.rolled_back = False
+        self.must_send_all = False  # MLflow has forgotten something, or made a run after it had ended
         self.spec = parse_spec(_raw(plan))
         code = CodeSnapshot("simulated.py", "train", "f" * 64, ())
         self.prepared = PreparedSweep(
@@ -187,7 +187,7 @@ class World:
             self._snapshots.append(self.mlflow.copy())
         if (size := self._due("mlflow rolled back")) is not None:
             self.mlflow.restore(self._snapshots[int(size * len(self._snapshots))])
-            self.rolled_back = True
+            self.must_send_all = True
         if (size := self._due("mlflow down")) is not None:
             self._down_until = scheduler.now + 300 * size
         if (size := self._due("mlflow 500")) is not None:
@@ -200,7 +200,7 @@ class World:
             self._failing -= 1
             raise unavailable("500")
         if (size := self._due("mlflow answer lost, done later")) is not None:
-            later = scheduler.now + 60 * size
+            later, self.must_send_all = scheduler.now + 60 * size, True
 
             def do_later() -> None:
                 scheduler.wait(lambda: False, later - scheduler.now)
