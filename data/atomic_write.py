@@ -30,12 +30,24 @@ def atomic_path(file: Path, folder: Path | None = None) -> Iterator[Path]:
 
 
 def write_bytes(file: Path, content: bytes, durable: bool = True) -> None:
-    """Replace a file's content; with `durable`, the content is on the disk before the rename."""
+    """Replace a file's content; with `durable`, it is on the disk when this returns, and a power cut at any moment
+    leaves the old content or the new one."""
     with atomic_path(file) as temporary, temporary.open("wb") as stream:
         stream.write(content)
         if durable:  # otherwise a power cut may leave an empty file
             stream.flush()
             os.fsync(stream.fileno())
+    if durable:
+        sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder: those of new files, and what was renamed or removed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -152,6 +152,25 @@ class Controller:
         if self._steering.answers:
             self._enforce()
 
+    def repeat(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
+        """Take in an epoch that the run log has of a trial that an earlier process left open.
+
+        A power cut may have taken it from the study, or from the trial's files. To be called with all epochs, in their
+        order; those that are known change nothing.
+        """
+        trial = self.trials.get(number)
+        if trial is None or trial.state not in ("waiting", "paused"):
+            return
+        if epoch == trial.epoch and not trial.metrics:
+            trial.metrics = metrics
+        if trial.state == "paused" or epoch != trial.epochs_done + 1:
+            return
+        self._waiting = deque(item for item in self._waiting if item[0] != number)
+        trial.state, trial.since, trial.reported = "running", time.monotonic(), True
+        if self.report(number, epoch, metrics):
+            trial.state = "waiting"
+            self._waiting.append((number, INTERRUPTED))
+
     @uninterrupted()
     def next_task(self) -> TrialTask | None:
         """The next trial to run. None if the budget or the space is exhausted (`ended_by` says which), or if the next
@@ -274,6 +293,10 @@ class Controller:
         self.steer()
         trial = self.trials[number]
         if epoch <= trial.epochs_done:
+            # A power cut may have left it to the study and taken it from the run log and the trial's files.
+            if epoch == trial.epoch:
+                trial.metrics = metrics
+            self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
             return trial.state == "running"
         value = self._objective.value_of(metrics)
         self._clock.tick()

@@ -92,13 +92,15 @@ def is_disk_full(error: BaseException) -> bool:
 
     The exceptions of PyTorch and SQLite can only be recognised by their messages.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+    one: BaseException | None = error
+    seen: list[BaseException] = []  # `raise error from later` makes a circle
+    while one is not None and one not in seen:
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(words in str(seen) for words in ("inline_container.cc", "database or disk is full")):
+        if any(words in str(one) for words in ("inline_container.cc", "database or disk is full")):
             return True
-        seen = seen.__cause__ or seen.__context__
+        seen.append(one)
+        one = one.__cause__ or one.__context__
     return False
 
 

@@ -84,8 +84,21 @@ class Recorder:
             # The process ended after the study recorded its end and before the run did, or before its figures.
             if not (self._log.ended(trial_key(trial.number)) and self._has_figures(trial)):
                 self._note_end(trial)
+        for trial in controller.trials.values():
+            if trial.state not in ENDED:
+                self._catch_up(trial)
         self._note_best()
         self._sweep_report.start()
+
+    def _catch_up(self, trial: TrialRecord) -> None:
+        """Record the epochs of an interrupted trial that a power cut has left in the study alone, by its own files."""
+        recorded = self._log.recorded(trial_key(trial.number))
+        if recorded.issuperset(range(1, trial.epochs_done + 1)):
+            return
+        self.trial_started(trial)
+        for epoch, metrics in enumerate(self._kind.history(trial.folder)[: trial.epochs_done], 1):
+            self.epoch_done(trial, epoch, metrics)
+        self.trial_suspended(trial, "a power cut")
 
     def _open_parent(self) -> None:
         spec = self._spec

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 
 from binsweep.data.atomic_write import write_bytes
 from binsweep.data.errors import UserError
@@ -14,10 +15,14 @@ from binsweep.data.errors import UserError
 
 def write_page_file(page: Path, template: Path, contents: Mapping[str, Any]) -> None:
     """Write a page atomically. Raises UserError if the file cannot be written."""
-    layout = Environment(autoescape=True).from_string(template.read_text(encoding="utf-8"))
-    text = layout.render(**contents)
+    text = _layout(template).render(**contents)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(page, text.encode())
     except OSError as error:
         raise UserError(f"{page}: {error.strerror}", "name a place where you may write") from error
+
+
+@functools.cache  # a running sweep writes its report again and again
+def _layout(template: Path) -> Template:
+    return Environment(autoescape=True).from_string(template.read_text(encoding="utf-8"))

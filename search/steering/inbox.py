@@ -27,11 +27,6 @@ def post(folder: Path, request: Request) -> None:
     inbox = folder / REQUESTS
     inbox.mkdir(exist_ok=True)
     write_json(inbox / f"{request.id}.json", asdict(request))
-    descriptor = os.open(inbox, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the file's name, too
-    finally:
-        os.close(descriptor)
 
 
 def withdraw(folder: Path, request: Request) -> bool:

@@ -117,6 +117,10 @@ class OptunaStrategy:
             if state == "running":
                 self._running[trial.number] = _RunningTrial()  # its process died: it may be resumed
 
+    def sync_first(self, sync_records: Callable[[], None]) -> None:
+        """Let the run log be on the disk whenever the study is: `sync_records` waits for that."""
+        self._storage.sync_records = sync_records
+
     def _save_hyperparameters(self, hyperparameters: list[float]) -> None:
         self._storage.set_study_attr(HYPERPARAMETERS_ATTR, hyperparameters)
 

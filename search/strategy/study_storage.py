@@ -7,6 +7,7 @@ kill between any two leaves a study that can go on: the trial is still running, 
 """
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,15 @@ _WRITE_VALUE = _INSERT.on_conflict_do_update(
 
 
 class StudyStorage:
-    """One study, its trials by number. Without a path it exists in memory only, for simulations."""
+    """One study, its trials by number. Without a path it exists in memory only, for simulations.
+
+    `sync_records` is called before a trial's end is stored and before the study is written through: it waits until the
+    disk has what was recorded of the trials elsewhere, so that a power cut leaves no trial that has ended and whose
+    epochs are missing there.
+    """
 
     def __init__(self, path: Path | None, name: str, goal: Goal) -> None:
+        self.sync_records: Callable[[], None] = lambda: None
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # the sweep logs trials itself
         self._memory = InMemoryStorage()
         self.study = optuna.create_study(storage=self._memory, study_name=name, direction=goal)
@@ -113,6 +120,7 @@ class StudyStorage:
     def close(self, number: int, state: TrialState, value: float | None, attributes: dict[str, Any]) -> None:
         """End a trial. Its attributes are written first, so that no ended trial lacks its reason."""
         values = None if value is None else [value]
+        self.sync_records()
         for storage, ids in self._storages:
             for key, attribute in attributes.items():
                 storage.set_trial_user_attr(ids[number], key, attribute)
@@ -125,6 +133,7 @@ class StudyStorage:
         A power cut must not take back that a trial has begun, because its folder has files by then; or that it has
         ended, because the state that it could be resumed from is removed after that.
         """
+        self.sync_records()
         for storage, _ in self._storages:
             if isinstance(storage, RDBStorage):
                 with storage.engine.connect() as connection:

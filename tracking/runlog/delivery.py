@@ -77,11 +77,14 @@ class Delivery:
         while not self._stop.is_set():
             self._unsynced.wait()
             self._unsynced.clear()
-            try:
-                self._spool.sync()
-            except OSError as error:
-                _log.error("The run log could not be synced to disk: %s", error)
+            self._sync()
             self._stop.wait(_SYNC_SECONDS)
+
+    def _sync(self) -> None:
+        try:
+            self._spool.sync()
+        except OSError as error:
+            _log.error("The run log could not be synced to disk: %s", error)
 
     def _run_delivery(self) -> None:
         while not self._stop.is_set():
@@ -97,7 +100,11 @@ class Delivery:
                 self._news.set()
 
     def _deliver_next(self) -> None:
-        self._batch = self._batch or self._spool.take(_BATCH_RECORDS)
+        if not self._batch:
+            self._batch = self._spool.take(_BATCH_RECORDS)
+            # Sent only once the disk has it: what a power cut took back would be recorded again, at another time, and
+            # MLflow would have it twice.
+            self._sync()
         if self._batch and self._deliver_batch():
             numbers, self._batch = [record["n"] for record in self._batch], []
             self._news.set()  # there may be more

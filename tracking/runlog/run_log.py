@@ -156,6 +156,14 @@ class RunLog:
         """`page` of a run that an earlier process may have started and sent; queries the server."""
         return self._sender.sent_page(key)
 
+    def sync(self) -> None:
+        """Wait until the disk has all records, which a power cut then leaves. Raises OSError if the disk fails."""
+        self._spool.sync()
+
+    def recorded(self, key: str) -> set[int]:
+        """The steps of a run at which metrics were logged, by this process or an earlier one."""
+        return set(self._recorded.get(require_key(key), ()))
+
     def flush(self, timeout: float) -> int:
         """Sync the spool and wait up to `timeout` seconds for MLflow; returns the records still unsent."""
         self._spool.sync()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from binsweep.data.atomic_write import write_bytes
+from binsweep.data.atomic_write import sync_folder, write_bytes
 from binsweep.data.errors import UserError
 from binsweep.data.locks import open_lock, try_lock
 
@@ -135,7 +135,7 @@ class Spool:
         self._position = self._size if self._position is None else self._position
         self.unsent = len(waiting)
         if self.fresh:
-            _sync_folder(directory)
+            sync_folder(directory)
 
     def append(self, record: Record) -> int:
         """Number `record` and hand it to the operating system: from here on it survives this process.
@@ -286,12 +286,3 @@ def _own(directory: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
     return fd
-
-
-def _sync_folder(directory: Path) -> None:
-    """Sync the directory entry of a new file."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
