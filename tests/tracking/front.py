@@ -50,7 +50,7 @@ def front(target: str, kind: str, folder: Path) -> Iterator[tuple[str, Path]]:
             if kind in PAGES:
                 self.answer(*PAGES[kind])
             elif kind in WANTED and self.headers.get("Authorization") != WANTED[kind]:
-                self.answer(401, "text/plain", b"no")
+                self.answer(401, "text/html", b"<html><h1>401</h1>\n<hr>log in first</html>")
             elif kind == "login" and path != "/login":
                 self.answer(302, "text/html", b"", Location="/login")
             elif kind == "login":
