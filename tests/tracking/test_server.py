@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import psutil
@@ -236,7 +237,12 @@ def test_what_is_no_servers_address(uri: str, tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_a_server_behind_a_proxy_is_asked_with_the_users_settings(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, str]
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    settings: dict[str, str],
 ) -> None:
     with front(server, kind, tmp_path) as (uri, ca):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}/mlflow" if kind == "path" else uri)
@@ -247,8 +253,9 @@ def test_a_server_behind_a_proxy_is_asked_with_the_users_settings(
             assert all(name in mistake.value.hint for name in settings)
         for name, value in settings.items():
             monkeypatch.setenv(name, value.format(ca=ca))
-        with tracking_server(tmp_path) as found:
+        with warnings.catch_warnings(), tracking_server(tmp_path) as found:
             assert MlflowClient(found).get_experiment_by_name("Default") is not None
+            assert ("certificate" in caplog.text) == ("MLFLOW_TRACKING_INSECURE_TLS" in settings)
         if kind in ("basic", "token"):
             secret = list(settings)[-1]
             monkeypatch.setenv(secret, "wrong")

@@ -1,14 +1,19 @@
 """The MLflow servers that MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI name: addresses, and whether they can be used."""
 
+import functools
+import logging
 import os
 import re
+import warnings
 from urllib.parse import urlsplit
 
 import requests
+from urllib3.exceptions import InsecureRequestWarning
 
 from binsweep.data.errors import UserError
 from binsweep.data.python_process import environment_variable
 from binsweep.tracking.mlflow_server.credentials import (
+    INSECURE_TLS,
     PASSWORD,
     REGISTRY,
     TOKEN,
@@ -18,6 +23,7 @@ from binsweep.tracking.mlflow_server.credentials import (
 )
 from binsweep.tracking.processes import root_cause
 
+_log = logging.getLogger(__name__)
 # Stores that MLflow would open without a server; no other process could see them while a sweep writes to them.
 _LOCAL_SCHEMES = ("", "file", "sqlite", "postgresql", "mysql", "mssql")
 _SERVERS_WITHOUT_SCHEME = ("databricks", "databricks-uc")
@@ -89,6 +95,8 @@ def require_reachable(uri: str, variable: str = TRACKING) -> None:
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
     from mlflow.tracking import MlflowClient
 
+    if uri.startswith("https:") and os.environ.get(INSECURE_TLS, "").lower() in ("true", "1"):
+        _warn_once(f"the certificate of {uri} is not checked ({INSECURE_TLS})")
     with environment_variable(RETRIES.name, "0"):  # no retries: the user at the terminal can try again
         try:
             client = MlflowClient(uri)
@@ -98,6 +106,13 @@ def require_reachable(uri: str, variable: str = TRACKING) -> None:
             raise _unreachable(uri, error, _hint(variable)) from error
     if absent is not None and absent.name != _ABSENT_EXPERIMENT:
         raise UserError(f"{uri} answers, but it is no MLflow server", _hint(variable))
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Log a warning in place of the one that the client's library gives for each request."""
+    warnings.filterwarnings("ignore", category=InsecureRequestWarning)
+    _log.warning(text)
 
 
 def require_named_servers() -> None:
@@ -159,7 +174,7 @@ def _connection_error(uri: str, text: str, cause: BaseException | None, hint: st
         return UserError(
             f"MLflow server {uri} cannot be trusted: {root_cause(cause)}",
             "name your authority's certificate in MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE "
-            "(MLFLOW_TRACKING_INSECURE_TLS=true checks nothing)",
+            f"({INSECURE_TLS}=true checks nothing)",
         )
     if isinstance(cause, requests.Timeout):
         return UserError(
