@@ -21,6 +21,7 @@ from real_sweeps import RAW, run_here, runs_of
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 from binsweep.tracking.processes import Server, end, free_port, wait_until_answers
 from binsweep.tracking.promotion.registry_run import EXPERIMENT, REGISTERED, SOURCE_RUN
+from binsweep.tracking.registry.versions import versions_of
 
 pytestmark = pytest.mark.integration
 
@@ -83,7 +84,11 @@ def test_through_nginx_with_tls_a_login_a_path_and_without_health(
             "MLFLOW_TRACKING_SERVER_CERT_PATH": addresses["authority"],
         }
         whole_way(tmp_path, colours, "nginx-all", settings)
+        small = {**settings, "MLFLOW_TRACKING_URI": addresses["small"]}
+        done = run_here("promote", "nginx-all-1", BINSWEEP_HOME=str(tmp_path / "home"), **small)
+        assert done.returncode == 2 and "client_max_body_size" in done.stderr, done.stderr
     assert MlflowClient(server).get_model_version_by_alias("nginx-all", "champion").version == "1"
+    assert len(versions_of(server, "nginx-all")) == 1
     assert not files_with(tmp_path / "home", PASSWORD) and not files_with(server_home, PASSWORD)
 
 
