@@ -1,5 +1,6 @@
 """A real nginx before an MLflow server, as companies have one: a login, a token, an own authority, a path."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from binsweep.tracking.processes import free_port
 USER, PASSWORD, TOKEN = "ada", "p@ss:w/rd-in-nginx", "a-token-in-nginx"
 
 CONFIG = """
-daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
+daemon off; {user} worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
 events {{ }}
 http {{
   access_log off;
@@ -54,8 +55,11 @@ def nginx(target: str, folder: Path) -> Iterator[dict[str, str]]:
     )
     (folder / "accounts").write_text(f"{USER}:{known.stdout}")
     ports = {kind: free_port() for kind in KINDS}
+    user = (
+        "" if os.geteuid() else "user root;"
+    )  # otherwise it gives up its rights, and cannot read this folder
     config = folder / "nginx.conf"
-    config.write_text(CONFIG.format(target=target, folder=folder, token_text=TOKEN, **ports))
+    config.write_text(CONFIG.format(target=target, folder=folder, token_text=TOKEN, user=user, **ports))
     with subprocess.Popen(
         [program, "-p", str(folder), "-c", str(config)], stderr=subprocess.DEVNULL
     ) as process:
