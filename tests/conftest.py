@@ -109,6 +109,7 @@ def real_bins() -> Path:
 @pytest.fixture(autouse=True)
 def _no_server_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.setenv("BINSWEEP_OFFLINE", "1")
 
 

@@ -46,7 +46,8 @@ class LoadedModel:
 def load_model(model: str, home: str | Path | None = None) -> LoadedModel:
     """Load a registered model: NAME (its champion), NAME@alias, NAME/version, or a model URI.
 
-    The registry is that of MLFLOW_TRACKING_URI, or of the home. Raises UserError if there is no such model.
+    The registry is that of MLFLOW_REGISTRY_URI, of MLFLOW_TRACKING_URI, or of the home. Raises UserError if there is no
+    such model.
     """
     from binsweep.search.workflows.predict import load_answer
 

@@ -13,7 +13,7 @@ from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import limit_threads
 from binsweep.search.execution.interrupts import acknowledge_interrupt, interrupt
 from binsweep.search.terminal.library_logs import quiet_libraries
-from binsweep.tracking.mlflow_server.credentials import normalize_tracking_uri
+from binsweep.tracking.mlflow_server.credentials import normalize_addresses
 
 # tqdm, which libraries import, recommends widgets in a notebook; nothing here uses them. Set before those are imported.
 warnings.filterwarnings("ignore", message="IProgress not found")
@@ -33,7 +33,7 @@ def session() -> Iterator[None]:
             "put the call below `if __name__ == '__main__':`, or into another file",
         )
     limit_threads()
-    normalize_tracking_uri()
+    normalize_addresses()
     with quiet_libraries(), _orderly_interrupt():
         yield
 

@@ -32,7 +32,7 @@ from binsweep.search.cli.sweep import report, status, sweep, sync
 from binsweep.search.execution.interrupts import interrupt
 from binsweep.search.terminal.library_logs import MLFLOW_LEVEL, QUIET_LEVELS
 from binsweep.search.terminal.streams import OutputError, redirect_to_null, settle_streams
-from binsweep.tracking.mlflow_server.credentials import normalize_tracking_uri
+from binsweep.tracking.mlflow_server.credentials import normalize_addresses
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is closed
 # Errors of a path that the user has chosen.
@@ -125,7 +125,7 @@ def main() -> None:
     atexit.register(_ignore_signals)  # registered first, called last
     settle_streams()
     limit_threads()
-    normalize_tracking_uri()
+    normalize_addresses()
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _leave)

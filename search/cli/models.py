@@ -82,11 +82,13 @@ def serve_and_ask(sweep_id: str, home: Path, uri: str, quiet: bool = False) -> d
     from binsweep.models.labelling import labelling_of
     from binsweep.search.history.sweep_state import find_folder, load_state
     from binsweep.search.workflows.promote import sweep_manifest
+    from binsweep.tracking.mlflow_server.named_server import registry_of
     from binsweep.tracking.registry.photo_splits import seen_by
     from binsweep.tracking.registry.versions import champion_of
     from binsweep.tracking.serving.model_server import predict as ask
     from binsweep.tracking.serving.model_server import serve_model
 
+    uri = registry_of(uri)
     if "trainer" in load_state(find_folder(home, sweep_id))["spec"]:
         return None  # what its model is asked is known to its code alone; the gate has served it
     spec, manifest = sweep_manifest(sweep_id, home)
@@ -141,11 +143,11 @@ def promote(sweep_id: str, approved: bool, dry_run: bool, as_json: bool) -> None
 def rollback(model: str, reason: str) -> None:
     """Make the previous champion of MODEL champion again."""
     from binsweep.search.workflows.notify import notify, rolled_back
-    from binsweep.tracking.mlflow_server.embedded import tracking_server
+    from binsweep.tracking.mlflow_server.embedded import registry_server
     from binsweep.tracking.promotion.rollback import rollback as roll_back
 
     home = home_folder()
-    with tracking_server(home) as uri:
+    with registry_server(home) as uri:
         left, back = roll_back(uri, model, reason, home)
     notify(rolled_back(model, back, reason), None, home)
     print(f"{model}: version {back} is champion again, instead of version {left}")
@@ -173,13 +175,13 @@ def evaluate(
     from binsweep.data.output_path import require_folder
     from binsweep.search.workflows.evaluate import evaluate_source
     from binsweep.tracking.evaluation.report import format_score
-    from binsweep.tracking.mlflow_server.embedded import tracking_server
+    from binsweep.tracking.mlflow_server.embedded import model_server
 
     home = home_folder()
     wanted = parse_classes(classes) if classes else None
     if out is not None:
         require_folder(out)
-    with tracking_server(home) as uri:
+    with model_server(home, model_uri(model)) as uri:
         done = evaluate_source(model_uri(model), source, home, uri, split, wanted, out, seen)
     card = done.card
     if as_json:
@@ -269,8 +271,8 @@ def serve(
         )
     if keep_thumbnails and not watch:
         raise UserError("--keep-thumbnails with --no-watch: nothing is watched", "omit one of the two")
-    from binsweep.tracking.mlflow_server.embedded import tracking_server
-    from binsweep.tracking.mlflow_server.named_server import named_server
+    from binsweep.tracking.mlflow_server.embedded import model_server, registry_server
+    from binsweep.tracking.mlflow_server.named_server import named_registry, named_server
     from binsweep.tracking.serving.foreground import ShadowOptions, serve_foreground
     from binsweep.tracking.serving.replica import WatchOptions
 
@@ -279,12 +281,12 @@ def serve(
     if follow:
         from binsweep.tracking.serving.follow_champion import follow_champion
 
-        # A server in MLFLOW_TRACKING_URI may be starting or unavailable: following waits for it.
-        named = named_server()
-        with contextlib.nullcontext(named) if named else tracking_server(home) as uri:
+        # A named server may be starting or unavailable: following waits for it.
+        named = named_registry() or named_server()
+        with contextlib.nullcontext(named) if named else registry_server(home) as uri:
             log = functools.partial(print, flush=True)
             sys.exit(follow_champion(model, host, port or DEFAULT_PORT, uri, log, watched))
-    with tracking_server(home) as uri:
+    with model_server(home, model_uri(model)) as uri:
         if check:
             from binsweep.search.workflows.serving_check import check_serving
 
@@ -327,9 +329,9 @@ def export(model: str, file_format: Any, out: Path | None) -> None:
     The file takes the pixels of decoded photos and returns probabilities. A test vector and a README come with it.
     """
     from binsweep.search.workflows.export import export_model
-    from binsweep.tracking.mlflow_server.embedded import tracking_server
+    from binsweep.tracking.mlflow_server.embedded import model_server
 
-    with tracking_server(home_folder()) as uri:
+    with model_server(home_folder(), model_uri(model)) as uri:
         folder, error = export_model(model_uri(model), file_format, out, uri)
     print(f"{folder}: the network, a test vector and a README")
     print(f"  probabilities differ by at most {error:.1e} from PyTorch's")

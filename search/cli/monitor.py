@@ -29,12 +29,12 @@ def monitor(model: str, truths: Path | None, out: Path | None, as_json: bool) ->
     """Compare what `binsweep serve` has seen of MODEL (NAME, NAME@alias or NAME/version) with its validation photos."""
     from binsweep.data.output_path import require_page
     from binsweep.search.workflows.monitor import monitor as look
-    from binsweep.tracking.mlflow_server.embedded import tracking_server
+    from binsweep.tracking.mlflow_server.embedded import registry_server
 
     home = home_folder()
     if out is not None:
         require_page(out)
-    with tracking_server(home) as uri:
+    with registry_server(home) as uri:
         found = look(model_uri(model), home, uri, truths, out)
     if as_json:
         print(json.dumps(_as_json(found)))
@@ -56,10 +56,10 @@ def shadow() -> None:
 def report(model: str, challenger: str | None, as_json: bool) -> None:
     """Say how often the challenger differs from MODEL (NAME, NAME@alias or NAME/version), and where."""
     from binsweep.search.workflows.shadow_report import report_shadow
-    from binsweep.tracking.mlflow_server.embedded import tracking_server
+    from binsweep.tracking.mlflow_server.embedded import registry_server
 
     home = home_folder()
-    with tracking_server(home) as uri:
+    with registry_server(home) as uri:
         found = report_shadow(model_uri(model), home, uri, challenger)
     if as_json:
         print(json.dumps(asdict(found) | {"line": found.line}))

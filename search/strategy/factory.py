@@ -45,6 +45,7 @@ class StrategyOptions:
     sections: tuple[int | None, ...] = (None,)  # the epochs of each fidelity level, as in TrainingLengths
     epoch_cost: FirstGuess = same_cost  # a first guess of an epoch's seconds, right up to a factor
     weigh_seconds: bool = True  # where times are measured; else epochs are what a search spends
+    metric: str = ""  # what the values are called where the study is read by others
 
 
 def open_strategy(path: Path | None, study_name: str, options: StrategyOptions) -> OptunaStrategy:
@@ -57,7 +58,7 @@ def open_strategy(path: Path | None, study_name: str, options: StrategyOptions) 
     space, goal, seed = options.space, options.goal, options.seed
     # The planner of `auto` proposes every configuration itself; the random sampler is a placeholder.
     sampler_name = "random" if options.sampler == "auto" else options.sampler
-    storage = StudyStorage(path, study_name, goal)
+    storage = StudyStorage(path, study_name, goal, options.metric)
     _check_space(storage, space, study_name)
     lengths = TrainingLengths(options.max_epochs, options.epochs_name, options.sections)
     times = TrainingTimes(Encoder(space), lengths, options.epoch_cost, options.weigh_seconds)

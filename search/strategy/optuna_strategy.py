@@ -12,6 +12,21 @@ from binsweep.search.spec.objective import Objective
 from binsweep.search.spec.space import SearchSpace
 from binsweep.search.steering.state import Wish
 from binsweep.search.strategy.asked import REQUEST_ATTR, Asked
+from binsweep.search.strategy.attributes import (
+    BEST_EPOCH_ATTR,
+    BROKEN_ATTR,
+    COST_ATTR,
+    EARLIER_ATTR,
+    ENDED_ATTR,
+    HYPERPARAMETERS_ATTR,
+    LAST_EPOCH_ATTR,
+    PAUSED_ATTR,
+    PRIOR_ATTR,
+    SECONDS_ATTR,
+    SKIPS_RUNGS_ATTR,
+    START_ATTR,
+    SUGGESTED_ATTR,
+)
 from binsweep.search.strategy.base import Decision, Outcome, Record, Suggestion, Verdict
 from binsweep.search.strategy.earlier_sweeps import EarlierSweep, FirstGuesses
 from binsweep.search.strategy.initial_points import INITIAL_ATTR, InitialPoints
@@ -24,22 +39,6 @@ from binsweep.search.strategy.study_storage import INFEASIBLE_ATTR, StudyStorage
 from binsweep.search.strategy.training_times import TrainingTimes
 from binsweep.search.strategy.trial_pool import State as PooledState
 from binsweep.search.strategy.trial_pool import TrialPool, behind
-
-# User attributes of a trial, as stored in the study
-SUGGESTED_ATTR = "suggested_because"
-ENDED_ATTR = "ended_because"
-BEST_EPOCH_ATTR = "best_epoch"
-PAUSED_ATTR = "paused_at"  # the epoch after which a paused trial resumes; None once it has resumed
-BROKEN_ATTR = "broken"  # a value was not finite
-SKIPS_RUNGS_ATTR = "straight"  # it trains to its end, unless it falls below the median
-COST_ATTR = "cost"  # inference cost
-SECONDS_ATTR = "epoch_seconds"  # mean time of its epochs, stored again when it has changed by MIN_CHANGE
-START_ATTR = "start_seconds"  # the time from handing it to a worker to its first epoch
-LAST_EPOCH_ATTR = "last_epoch"  # if it ends earlier than its configuration says
-PRIOR_ATTR = "prior"  # the earlier sweep that it belongs to
-# User attributes of the study
-EARLIER_ATTR = "earlier"  # sweeps whose values do not count, as a prior
-HYPERPARAMETERS_ATTR = "learned"  # of the planner's models
 
 MIN_CHANGE = 0.1  # relative
 

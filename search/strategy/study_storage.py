@@ -7,6 +7,7 @@ kill between any two leaves a study that can go on: the trial is still running, 
 """
 
 import sqlite3
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from binsweep.data.errors import UserError
 from binsweep.search.spec.objective import Goal
+from binsweep.search.strategy.notes import SHOWN, write_note
 
 MAX_LOCKED_SECONDS = 60.0  # by a process that reads the study, such as a warm start from it
 INFEASIBLE_ATTR = "constraints:limit"  # system attribute of a trial, stored
@@ -40,7 +42,7 @@ class StudyStorage:
     epochs are missing there.
     """
 
-    def __init__(self, path: Path | None, name: str, goal: Goal) -> None:
+    def __init__(self, path: Path | None, name: str, goal: Goal, metric: str = "") -> None:
         self.sync_records: Callable[[], None] = lambda: None
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # the sweep logs trials itself
         self._memory = InMemoryStorage()
@@ -49,7 +51,7 @@ class StudyStorage:
         self._study_ids: dict[BaseStorage, int] = {self._memory: self._memory.get_study_id_from_name(name)}
         if path is not None:
             disk = _open_disk(path)
-            study_id = self._study_ids[disk] = _open_study(disk, name, goal, path)
+            study_id = self._study_ids[disk] = _open_study(disk, name, goal, path, metric)
             for key, value in disk.get_study_user_attrs(study_id).items():
                 self._memory.set_study_user_attr(self._study_ids[self._memory], key, value)
             trials = disk.get_all_trials(study_id, deepcopy=False)
@@ -73,6 +75,7 @@ class StudyStorage:
         memory_ids.append(trial._trial_id)
         for storage, ids in self._storages[:-1]:
             ids.append(storage.create_new_trial(self._study_ids[storage], template_trial=frozen))
+        self._write_note(frozen)
         self.write_through()
         return frozen
 
@@ -85,13 +88,17 @@ class StudyStorage:
         )
         for storage, ids in self._storages:
             ids.append(storage.create_new_trial(self._study_ids[storage], template_trial=template))
+        frozen = self._memory.get_trial(self._storages[-1][1][-1])
+        self._write_note(frozen)
         self.write_through()
-        return self._memory.get_trial(self._storages[-1][1][-1])
+        return frozen
 
     def set_trial_attr(self, number: int, key: str, value: Any) -> None:
         """Set a user attribute of a running trial."""
         for storage, ids in self._storages:
             storage.set_trial_user_attr(ids[number], key, value)
+        if key in SHOWN:
+            self._write_note(self._memory.get_trial(self._storages[-1][1][number]))
 
     def set_study_attr(self, key: str, value: Any) -> None:
         """Set a user attribute of the study."""
@@ -125,6 +132,7 @@ class StudyStorage:
             for key, attribute in attributes.items():
                 storage.set_trial_user_attr(ids[number], key, attribute)
             storage.set_trial_state_values(ids[number], state, values)
+        self._write_note(self._memory.get_trial(self._storages[-1][1][number]))
         self.write_through()
 
     def write_through(self) -> None:
@@ -138,6 +146,11 @@ class StudyStorage:
             if isinstance(storage, RDBStorage):
                 with storage.engine.connect() as connection:
                     connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _write_note(self, trial: FrozenTrial) -> None:
+        for storage, ids in self._storages:
+            if isinstance(storage, RDBStorage):
+                write_note(storage, self._study_ids[storage], ids[trial.number], trial)
 
     def _copy_to_memory(self, trial: FrozenTrial) -> None:
         study_id = self._study_ids[self._memory]
@@ -179,9 +192,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _open_study(disk: RDBStorage, name: str, goal: Goal, path: Path) -> int:
+def _open_study(disk: RDBStorage, name: str, goal: Goal, path: Path, metric: str) -> int:
     study = optuna.create_study(storage=disk, study_name=name, direction=goal, load_if_exists=True)
     if study.direction.name.lower() != goal:
         rule = f"{path}: study {name!r} was begun to {study.direction.name.lower()}, but got {goal}"
         raise UserError(rule, "keep the goal, or give the sweep another name")
+    if metric and study.metric_names != [metric]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([metric])  # as Optuna's plots and its dashboard call the values
     return int(disk.get_study_id_from_name(name))

@@ -20,7 +20,9 @@ from binsweep.data.resource_limits import cores, memory
 from binsweep.models.download import OFFLINE, is_offline
 from binsweep.models.precision import has_fast_bf16
 from binsweep.models.pretrained import available_offline
+from binsweep.tracking.mlflow_server.credentials import REGISTRY
 from binsweep.tracking.mlflow_server.embedded import tracking_server
+from binsweep.tracking.mlflow_server.named_server import named_registry, named_server, require_reachable
 from binsweep.tracking.run_tags import LIBRARIES, version_of
 
 GIB = 2**30
@@ -120,10 +122,11 @@ def _mlflow(home: Path) -> CheckResult:
         place = home if (home / "mlflow").is_dir() else Path(elsewhere)
         try:
             with tracking_server(place) as uri:
-                named = bool(os.environ.get("MLFLOW_TRACKING_URI"))
-                return CheckResult(
-                    "mlflow", True, f"{uri} answers" if named else "the embedded server starts and answers"
-                )
+                text = f"{uri} answers" if named_server() else "the embedded server starts and answers"
+            if registry := named_registry():
+                require_reachable(registry, REGISTRY)
+                text += f"; so does the registry {registry}"
+            return CheckResult("mlflow", True, text)
         except UserError as error:
             return CheckResult("mlflow", False, error.message, error.hint)
 

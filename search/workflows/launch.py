@@ -104,14 +104,13 @@ def plan_sweep(spec: SweepSpec, home: Path, options: LaunchOptions) -> PlannedSw
     from binsweep.search.history.sweep_state import find_unfinished, require_resumable
     from binsweep.search.workflows.prepare import prepare
     from binsweep.search.workflows.warm_start import earlier_folders, make_warm_start, read_earlier
-    from binsweep.tracking.mlflow_server.named_server import named_server, require_reachable
+    from binsweep.tracking.mlflow_server.named_server import require_named_servers
 
     sources = earlier_folders(home, options.warm_starts)
     earlier = read_earlier(sources, spec)
     require_writable(home)
     print_warnings(spec)
-    if remote := named_server():
-        require_reachable(remote)  # before minutes are spent on the data
+    require_named_servers()  # before minutes are spent on the data
     prepared = prepare(spec, home)
     unfinished = options.folder
     if unfinished is not None:

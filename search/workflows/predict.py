@@ -18,7 +18,7 @@ from binsweep.data.errors import UserError
 from binsweep.data.resource_limits import cores
 from binsweep.search.terminal.progress import ProgressBar
 from binsweep.search.workflows.photo_list import Photo, PhotoList, find_photos
-from binsweep.tracking.mlflow_server.embedded import tracking_server
+from binsweep.tracking.mlflow_server.embedded import model_server
 from binsweep.tracking.serving.model_server import BATCH_PHOTOS, Answer, open_model, open_models
 from binsweep.tracking.serving.model_server import predict as ask
 
@@ -43,7 +43,7 @@ def predict_images(
     """
     photos = list_photos(places)
     if url is None:
-        with tracking_server(home) as uri:
+        with model_server(home, model_uri) as uri:
             answers = open_models(model_uri, uri, models_for(len(photos)))
     else:
         answers = ask_server(url)
@@ -57,7 +57,7 @@ def list_photos(places: Sequence[str]) -> PhotoList:
 
 def load_answer(model_uri: str, home: Path) -> Answer:
     """Load a model into this process. Raises UserError if it does not exist."""
-    with tracking_server(home) as uri:
+    with model_server(home, model_uri) as uri:
         return open_model(model_uri, uri)
 
 

@@ -24,7 +24,7 @@ from binsweep.data.output_path import require_folder
 from binsweep.search.execution.interrupts import uninterrupted
 from binsweep.search.workflows.photo_list import PhotoList
 from binsweep.search.workflows.predict import Answered, answer_photos, ask_server, list_photos, models_for
-from binsweep.tracking.mlflow_server.embedded import tracking_server
+from binsweep.tracking.mlflow_server.embedded import model_server
 from binsweep.tracking.serving.model_server import BATCH_PHOTOS, Answer, open_models, photo_version
 
 HEADER_START = b'{"model": '
@@ -77,7 +77,7 @@ def predict_to_file(
         with _journal(out, question) as journal:
             _complete(journal, photos, lambda: ask_server(url), resumed)
             return journal.finish(write)
-    with tracking_server(home) as uri:
+    with model_server(home, model_uri) as uri:
         registered = None
         if (version := photo_version(model_uri, uri)) is not None:
             # What the alias names now: it may name another version before the end.

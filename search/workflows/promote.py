@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from binsweep.search.workflows.sweep_data import spec_manifest
 from binsweep.tracking.promotion.candidate import Candidate
 from binsweep.tracking.promotion.judge import PromotionDecision
 from binsweep.tracking.promotion.promote import promote
+from binsweep.tracking.promotion.registry_run import record_registered, registry_run
 from binsweep.tracking.runlog.run_log import RunLog
 
 
@@ -103,7 +104,11 @@ def _promote_photos(
     plan = plan_finalists(folder, spec, state["leaderboard"], seconds)
     candidate = _candidate(folder, spec, manifest, data, state, tracking_uri, plan)
     name = spec.model_name(manifest.classes)
-    decision = promote(tracking_uri, name, candidate, spec.gate, folder / "test", approved, dry_run, home)
+    place = registry_run(tracking_uri, candidate.run_id, create=not dry_run)
+    there = replace(candidate, run_id=place.run_id)
+    decision = promote(place.server, name, there, spec.gate, folder / "test", approved, dry_run, home)
+    if decision.version is not None:
+        record_registered(tracking_uri, candidate.run_id, place, name, decision.version)
     return name, decision
 
 

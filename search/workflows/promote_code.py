@@ -44,6 +44,7 @@ from binsweep.search.workflows.finalists import (
 )
 from binsweep.tracking.promotion.judge import PromotionDecision
 from binsweep.tracking.promotion.promote_code import OWN_CODE, CodeCandidate, promote_code
+from binsweep.tracking.promotion.registry_run import record_registered, registry_run
 from binsweep.tracking.promotion.table import PredictionTable, parse_table
 from binsweep.tracking.runlog.run_log import RunLog
 
@@ -83,8 +84,9 @@ def promote_code_sweep(
         shutil.rmtree(folder / "promotion", ignore_errors=True)
         _write_own_code(own, judging, spec, best.checkpoint, params)
         checkpoint = own / CHECKPOINT
+        place = registry_run(tracking_uri, run_id, create=not dry_run)
         candidate = CodeCandidate(
-            run_id=run_id,
+            run_id=place.run_id,
             sweep=folder.name,
             metric=spec.metric,
             fingerprint=code.fingerprint,
@@ -96,7 +98,11 @@ def promote_code_sweep(
             notes=[note, *notes],
         )
         _call(lambda: host.save_model(checkpoint, params, model, _code_paths(judging)), "model")
-        return promote_code(tracking_uri, spec.model_name(), candidate, spec.gate, approved, dry_run, home)
+        name = spec.model_name()
+        decision = promote_code(place.server, name, candidate, spec.gate, approved, dry_run, home)
+        if decision.version is not None:
+            record_registered(tracking_uri, run_id, place, name, decision.version)
+        return decision
     finally:
         host.close()
 

@@ -29,4 +29,5 @@ def strategy_options(spec: SweepSpec) -> StrategyOptions:
         sections=spec.level_epochs,
         epoch_cost=epoch_cost,
         weigh_seconds=not spec.budget.counts_work,
+        metric=spec.metric,
     )

@@ -102,7 +102,7 @@ def two_nodes(
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # a job's `python` is this one
     # Ray's files are where the second node has a folder of its own, wherever TMPDIR is.
     env |= {"BINSWEEP_HOME": str(hidden / "home"), "MLFLOW_TRACKING_URI": server, "RAY_TMPDIR": "/tmp"}
-    with _networks():
+    with networks():
         cluster = Cluster(env, hidden, folder / "cluster.log", head_cpus)
         try:
             cluster.start_head()
@@ -132,7 +132,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _networks() -> Iterator[None]:
+def networks() -> Iterator[None]:
+    """A network of two: this machine at HEAD, and the namespace binsweep-node at NODE."""
+
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 

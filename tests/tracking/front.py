@@ -49,8 +49,10 @@ def front(target: str, kind: str, folder: Path) -> Iterator[tuple[str, Path]]:
             path = self.path
             if kind in PAGES:
                 self.answer(*PAGES[kind])
+            elif kind == "small" and len(body) > 100_000:
+                self.answer(413, "text/html", b"<html><h1>413</h1></html>")
             elif kind in WANTED and self.headers.get("Authorization") != WANTED[kind]:
-                self.answer(401, "text/plain", b"no")
+                self.answer(401, "text/html", b"<html><h1>401</h1>\n<hr>log in first</html>")
             elif kind == "login" and path != "/login":
                 self.answer(302, "text/html", b"", Location="/login")
             elif kind == "login":
@@ -64,7 +66,7 @@ def front(target: str, kind: str, folder: Path) -> Iterator[tuple[str, Path]]:
                 reply = requests.request(self.command, target + path, data=body, headers=headers, timeout=60)
                 self.answer(reply.status_code, reply.headers.get("Content-Type", "text/plain"), reply.content)
 
-        do_POST = do_GET
+        do_POST = do_PUT = do_PATCH = do_GET
 
         def answer(self, status: int, content_type: str, content: bytes, **headers: str) -> None:
             self.send_response(status)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from front import front
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -336,3 +337,11 @@ def test_a_rollback_waits_for_a_promotion_of_the_same_home(
                 rolled_back.result(0.5)
         assert rolled_back.result(60) == ("3", "2")
     assert client.get_model_version_by_alias("taking-turns", "champion").version == "2"
+
+
+def test_a_proxy_that_takes_no_large_files_is_named_and_nothing_is_registered(
+    server: str, tmp_path: Path
+) -> None:
+    with front(server, "small", tmp_path) as (address, _), pytest.raises(UserError, match="413") as mistake:
+        register(address, new_run(server, "small"), "small-files", predictor(), {})
+    assert "client_max_body_size" in mistake.value.hint and not versions_of(server, "small-files")

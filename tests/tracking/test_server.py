@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import psutil
@@ -15,10 +16,10 @@ from front import front
 from mlflow.tracking import MlflowClient
 
 from binsweep.data.errors import UserError
-from binsweep.tracking.mlflow_server.credentials import normalize_address
-from binsweep.tracking.mlflow_server.embedded import tracking_server
+from binsweep.tracking.mlflow_server.credentials import normalize_address, normalize_addresses
+from binsweep.tracking.mlflow_server.embedded import model_server, registry_server, tracking_server
 from binsweep.tracking.mlflow_server.migration import migrate_database
-from binsweep.tracking.mlflow_server.named_server import named_server
+from binsweep.tracking.mlflow_server.named_server import named_registry, named_server, require_named_servers
 from binsweep.tracking.mlflow_server.ui import run_ui
 from binsweep.tracking.processes import Server, end, free_port
 
@@ -236,19 +237,25 @@ def test_what_is_no_servers_address(uri: str, tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_a_server_behind_a_proxy_is_asked_with_the_users_settings(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, str]
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    settings: dict[str, str],
 ) -> None:
     with front(server, kind, tmp_path) as (uri, ca):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}/mlflow" if kind == "path" else uri)
         if settings:
             with pytest.raises(UserError) as mistake, tracking_server(tmp_path):
                 pass
-            assert uri in mistake.value.message
+            assert uri in mistake.value.message and "<" not in mistake.value.message
             assert all(name in mistake.value.hint for name in settings)
         for name, value in settings.items():
             monkeypatch.setenv(name, value.format(ca=ca))
-        with tracking_server(tmp_path) as found:
+        with warnings.catch_warnings(), tracking_server(tmp_path) as found:
             assert MlflowClient(found).get_experiment_by_name("Default") is not None
+            assert ("certificate" in caplog.text) == ("MLFLOW_TRACKING_INSECURE_TLS" in settings)
         if kind in ("basic", "token"):
             secret = list(settings)[-1]
             monkeypatch.setenv(secret, "wrong")
@@ -297,6 +304,68 @@ def test_a_server_that_speaks_no_tls_is_told_as_such(
 def test_managed_servers_are_left_to_mlflows_client(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert named_server() == uri
+
+
+@pytest.mark.parametrize("uri", ["databricks://profile", "arn:aws:sagemaker:eu-west-1:1:x/y"])
+def test_what_mlflows_client_says_of_managed_servers_comes_whole(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(Exception) as own:
+        MlflowClient(uri).search_experiments(max_results=1)
+    with pytest.raises(UserError) as mistake, tracking_server(tmp_path):
+        pass
+    assert mistake.value.message.startswith(f"MLflow at {uri} cannot be used: ")
+    assert mistake.value.message.endswith(" ".join(str(own.value).split())[-60:])
+    assert "MLflow's own message" in mistake.value.hint and not (tmp_path / "mlflow").exists()
+
+
+LOGINS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+@pytest.mark.parametrize(
+    ("tracking", "registry", "login"),
+    [
+        ("http://a:b@one", "http://two", ("a", "b")),
+        ("http://one", "https://c:d%40e@two/x/#/models", ("c", "d@e")),
+        ("http://a:b@one", "http://c:d@two", ("a", "b")),
+        ("", "http://c:d@two", ("c", "d")),
+    ],
+)
+def test_no_login_stays_in_an_address(
+    tracking: str, registry: str, login: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in LOGINS:  # set first, so that what the function sets is put back
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", registry)
+    normalize_addresses()
+    assert (named_server() or "") == tracking.replace("a:b@", "")
+    assert named_registry() == ("https://two/x" if "models" in registry else "http://two")
+    assert tuple(os.environ[name] for name in LOGINS) == login
+
+
+def test_a_registry_is_asked_before_it_is_used(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    for uri in ("http://127.0.0.1:9", "sqlite:///registry.db"):
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", uri)
+        with pytest.raises(UserError, match=uri) as mistake, registry_server(tmp_path):
+            pass
+        assert "MLFLOW_REGISTRY_URI" in mistake.value.hint
+        with pytest.raises(UserError, match=uri):
+            require_named_servers()  # before a sweep
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks-uc")
+    with registry_server(tmp_path) as uri:
+        assert uri == server, "MLflow's client finds it"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"{server}/")
+    with model_server(tmp_path, "models:/name@champion") as uri:
+        assert uri == server, "the tracking server is not needed"
+    with pytest.raises(UserError, match=":9"), model_server(tmp_path, "runs:/1/model"):
+        pass
 
 
 def test_the_ui_under_other_host_names_and_a_path(server: str, server_home: Path) -> None:

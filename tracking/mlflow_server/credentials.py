@@ -1,10 +1,12 @@
-"""The address and the credentials of a named MLflow server, as the environment gives them."""
+"""The addresses and the credentials of named MLflow servers, as the environment gives them."""
 
 import os
 import re
 from urllib.parse import unquote, urlsplit
 
-VARIABLE = "MLFLOW_TRACKING_URI"
+TRACKING, REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
+USERNAME, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
+INSECURE_TLS = "MLFLOW_TRACKING_INSECURE_TLS"
 _WITHOUT_SCHEME = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d+(/.*)?")
 
 
@@ -19,20 +21,22 @@ def normalize_address(address: str) -> str:
     return f"{scheme.lower()}://{rest.partition('#')[0].rstrip('/')}"  # a page of the UI follows #
 
 
-def normalize_tracking_uri() -> None:
-    """Normalise MLFLOW_TRACKING_URI for this process and its children, and move user and password out of it.
+def normalize_addresses() -> None:
+    """Normalise MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI for this process and its children, and move user and
+    password out of them.
 
     They move to MLflow's own two variables, because addresses are printed and stored and credentials must not be.
+    MLflow's client has one login for both servers: that of the registry's address counts if there is no other.
     """
-    address = normalize_address(os.environ.get(VARIABLE, ""))
-    if not address:
-        return
-    parts = urlsplit(address)
-    if "@" in parts.netloc:
-        login, _, host = parts.netloc.rpartition("@")
-        user, _, password = login.partition(":")
-        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = map(
-            unquote, (user, password)
-        )
-        address = parts._replace(netloc=host).geturl()
-    os.environ[VARIABLE] = address
+    for variable in (TRACKING, REGISTRY):
+        address = normalize_address(os.environ.get(variable, ""))
+        if not address:
+            continue
+        parts = urlsplit(address)
+        if "@" in parts.netloc:
+            login, _, host = parts.netloc.rpartition("@")
+            user, _, password = login.partition(":")
+            if variable == TRACKING or not any(os.environ.get(name) for name in (USERNAME, TOKEN)):
+                os.environ[USERNAME], os.environ[PASSWORD] = map(unquote, (user, password))
+            address = parts._replace(netloc=host).geturl()
+        os.environ[variable] = address

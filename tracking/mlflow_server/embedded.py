@@ -8,6 +8,7 @@ server that was left behind, and ends it if it is the last to leave.
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,13 @@ from pathlib import Path
 
 from binsweep.data.errors import UserError
 from binsweep.data.locks import open_lock, try_lock
+from binsweep.tracking.mlflow_server.credentials import REGISTRY
 from binsweep.tracking.mlflow_server.migration import require_current_schema
-from binsweep.tracking.mlflow_server.named_server import named_server, require_reachable
+from binsweep.tracking.mlflow_server.named_server import (
+    named_registry,
+    named_server,
+    require_reachable,
+)
 from binsweep.tracking.mlflow_server.server_folder import (
     DATABASE,
     START_SECONDS,
@@ -69,6 +75,30 @@ def tracking_server(home: Path) -> Iterator[str]:
             yield server.url
     finally:
         _leave(folder, users)
+
+
+@contextmanager
+def registry_server(home: Path) -> Iterator[str]:
+    """Yield the URI of the server that has the registered models.
+
+    MLFLOW_REGISTRY_URI decides if it names an MLflow server; otherwise it is the server of `tracking_server`. Raises
+    UserError if it cannot be used.
+    """
+    named = named_registry()
+    if named is None:
+        with tracking_server(home) as uri:
+            yield uri
+        return
+    require_reachable(named, REGISTRY)
+    yield named
+
+
+@contextmanager
+def model_server(home: Path, model_uri: str) -> Iterator[str]:
+    """Yield the URI of the server that has a model: `registry_server` for a registered one, else `tracking_server`."""
+    registered = re.match(r"models:/[^/@]+[/@]", model_uri)  # models:/ID is a model of a run
+    with registry_server(home) if registered else tracking_server(home) as uri:
+        yield uri
 
 
 @contextmanager

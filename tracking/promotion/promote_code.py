@@ -40,6 +40,7 @@ from binsweep.tracking.promotion.version_tags import (
     TEST_SPLIT,
     timestamp,
 )
+from binsweep.tracking.registry.registration import uploads
 from binsweep.tracking.registry.versions import (
     CODE_FINGERPRINT,
     champion_of,
@@ -264,8 +265,9 @@ def _count_decisions(tracking_uri: str, model_name: str, candidate: CodeCandidat
 def _register(tracking_uri: str, model_name: str, candidate: CodeCandidate) -> ModelVersion:
     """Log the model, and what predicts with it again, to the candidate's run, and make it a version."""
     client = MlflowClient(tracking_uri)
-    client.log_artifacts(candidate.run_id, str(candidate.model), "model")
-    client.log_artifacts(candidate.run_id, str(candidate.own_code), OWN_CODE)
+    with uploads(tracking_uri):
+        client.log_artifacts(candidate.run_id, str(candidate.model), "model")
+        client.log_artifacts(candidate.run_id, str(candidate.own_code), OWN_CODE)
     try:
         client.create_registered_model(
             model_name, description=f"From own training code, sweep {candidate.sweep}."

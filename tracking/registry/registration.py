@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import requests
 import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -87,6 +88,20 @@ def _reopened(tracking_uri: str, run_id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def uploads(tracking_uri: str) -> Iterator[None]:
+    """Raise UserError if a file of the block is too large for the server, or for a proxy before it."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        if error.response is None or error.response.status_code != requests.codes.request_entity_too_large:
+            raise
+        raise UserError(
+            f"MLflow server {tracking_uri} takes no file as large as the model's: it answered 413",
+            "raise the limit of the proxy before it (nginx: client_max_body_size 0), then promote again",
+        ) from error
+
+
+@contextlib.contextmanager
 def _model_arguments(predictor: Predictor, engine: ServingEngine) -> Iterator[dict[str, Any]]:
     """The arguments from which MLflow builds a model."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -135,6 +150,7 @@ def register(
         process_settings(tracking_uri),
         _model_arguments(predictor, engine) as arguments,
         _reopened(tracking_uri, run_id),
+        uploads(tracking_uri),
     ):
         info = mlflow.pyfunc.log_model(name="model", **arguments)
     description = f"{labelling_of(predictor.classes).words.does}."
