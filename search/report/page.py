@@ -12,10 +12,14 @@ from binsweep.data.atomic_write import write_bytes
 from binsweep.data.errors import UserError
 
 
+def render_page(template: Path, contents: Mapping[str, Any]) -> str:
+    """The page of a template; what is not marked as safe there, is text and no HTML."""
+    return Environment(autoescape=True).from_string(template.read_text(encoding="utf-8")).render(**contents)
+
+
 def write_page_file(page: Path, template: Path, contents: Mapping[str, Any]) -> None:
     """Write a page atomically. Raises UserError if the file cannot be written."""
-    layout = Environment(autoescape=True).from_string(template.read_text(encoding="utf-8"))
-    text = layout.render(**contents)
+    text = render_page(template, contents)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(page, text.encode())
