@@ -34,9 +34,10 @@ class RunLogReader:
     """Keeps the history of one sweep: each `read` takes in only what its run log has gained. Not thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        self.reads = 0  # how often `read` was called
-        self.changed: dict[int, int] = {}  # by trial, the `read` that found something new of it last
+        self.changed: set[int] = set()  # the trials with something new at the last `read`
+        self._fresh: set[int] = set()  # and those with something new since
         self._folder = folder
+        self._spec: SweepSpec | None = None
         self._spool = SpoolReader(folder / "spool")
         self._trials: dict[int, TrialHistory] = {}
         self._places: dict[int, list[int]] = {}  # of the metrics of a trial, in the spool
@@ -57,19 +58,16 @@ class RunLogReader:
 
         Raises UserError if the sweep's files are damaged.
         """
-        folder, self.reads = self._folder, self.reads + 1
+        folder = self._folder
         state = load_state(folder)
         if ended_by:
             state |= {"status": "finished", "ended_by": ended_by}
-        spec = parse_spec(state["spec"], str(folder / STATE))
+        self._spec = spec = parse_spec(state["spec"], str(folder / STATE))
         status = run_status(folder, state)
         answers = read_answers(folder)
         spec = state_after(answers).spec_of(spec)
-        deadline = time.monotonic() + seconds
-        for record, place in self._spool.new_records():
-            self._take(record, place, spec)
-            if time.monotonic() > deadline:
-                break
+        self.read_on(seconds)
+        self.changed, self._fresh = self._fresh, set()
         until = self._clock.now() if status == "running" else self._last
         ordered = [self._as_of(trial, status, until) for _, trial in sorted(self._trials.items())]
         lanes = _assign_lanes(ordered)
@@ -89,6 +87,15 @@ class RunLogReader:
             waiting_requests(folder),
         )
 
+    def read_on(self, seconds: float) -> None:
+        """Read more of the run log for so many seconds, for the next `read` to tell of; only after the first one."""
+        assert self._spec is not None
+        deadline = time.monotonic() + seconds
+        for record, place in self._spool.new_records():
+            self._take(record, place, self._spec)
+            if time.monotonic() > deadline:
+                break
+
     def epochs_of(self, number: int, metric: str) -> dict[int, dict[str, float]]:
         """All metrics of a trial by epoch, as far as they were read; `metric` is the sweep's."""
         records = self._spool.records_at(self._places.get(number, ()))
@@ -105,7 +112,7 @@ class RunLogReader:
         if number is None:
             self._take_parent(record)
             return
-        self.changed[number] = self.reads
+        self._fresh.add(number)
         if record["kind"] == "metrics":
             self._places.setdefault(number, []).append(place)
         _apply(self._trials, number, record, at, spec)

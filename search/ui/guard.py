@@ -49,7 +49,7 @@ class Guard:
     """
 
     def __init__(self, app: Any, port: int, token: str) -> None:
-        self._app, self._token = app, token
+        self.app, self._token = app, token
         self._hosts = {f"{name}:{port}" for name in (LOOPBACK, "localhost", "[::1]")}
         if port == 80:
             self._hosts |= {LOOPBACK, "localhost", "[::1]"}
@@ -77,7 +77,7 @@ class Guard:
             answer = JSONResponse({"message": text, "hint": ""}, status)
             await answer(scope, receive, send_with_headers)
         else:
-            await self._app(scope, receive, send_with_headers)
+            await self.app(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """The status and the reason with which a request is refused; None if it is not."""

@@ -30,6 +30,7 @@ from binsweep.search.steering.state import narrow, state_after
 from binsweep.tracking.runlog.spool import find_spool, owner_of
 
 MAX_READ_SECONDS = 0.25  # of one answer while a long run log is read for the first time
+READ_STEP_SECONDS = 0.1
 MAX_REASON = 200  # characters of a reason in the list of trials; the trial's own page has all of it
 
 
@@ -37,7 +38,6 @@ class _Told(NamedTuple):
     """What is told of a trial, and since which version."""
 
     version: int
-    state: str
     text: str
 
 
@@ -55,13 +55,18 @@ class LiveSweep:
         self._boot = secrets.token_hex(4)  # versions of an earlier process are not ours
         self._signature: object = None
         self._history: SweepHistory | None = None
+        self._is_partial = False  # the run log was not read to its end for `_history`
+        self._reading: threading.Thread | None = None
         self._facts = ""
+        self._reads = 0
         self._told: dict[int, _Told] = {}
+        self._running: set[int] = set()
 
-    def history(self) -> SweepHistory:
-        """All that is known now. Raises UserError if the sweep's files are damaged."""
+    def history(self, seconds: float = math.inf) -> SweepHistory:
+        """All that is known now, or what can be read in so many seconds. Raises UserError if the sweep's files are
+        damaged."""
         with self._lock:
-            return self._refresh(math.inf)
+            return self._refresh(seconds)
 
     def epochs_of(self, number: int) -> dict[int, dict[str, float]]:
         """All metrics of a trial by epoch."""
@@ -76,7 +81,8 @@ class LiveSweep:
         """
         with self._lock:
             self._refresh(MAX_READ_SECONDS)
-            version, share = f"{self._boot}-{self._reader.reads}", self._reader.share
+            version = f"{self._boot}-{self._reads}"
+            share = min(self._reader.share, 0.99) if self._is_partial else 1.0
             boot, _, number = since.rpartition("-")
             known = int(number) if boot == self._boot and number.isdecimal() else -1
             if since == version:
@@ -88,21 +94,33 @@ class LiveSweep:
     def _refresh(self, seconds: float) -> SweepHistory:
         """Read what is new, for so many seconds at most."""
         signature = self._stamp()
-        if self._history is None or signature != self._signature or self._reader.share < 1:
+        if self._history is None or signature != self._signature or self._is_partial:
             history = self._reader.read(seconds=seconds)
-            for trial in history.trials:
-                self._tell(trial)
+            self._is_partial = self._reader.share < 1
+            if self._is_partial and (self._reading is None or not self._reading.is_alive()):
+                self._reading = threading.Thread(target=self._read_on, name="reading", daemon=True)
+                self._reading.start()
+            self._reads += 1
+            self._tell(history)
             self._facts = json.dumps(_facts(history))
             self._history, self._signature = history, signature
         return self._history
 
-    def _tell(self, trial: TrialHistory) -> None:
-        read, told = self._reader.reads, self._told.get(trial.number)
-        if told is not None and self._reader.changed[trial.number] < read and told.state == trial.state:
-            return
-        text = json.dumps(_trial(trial))
-        if told is None or told.text != text:
-            self._told[trial.number] = _Told(read, trial.state, text)
+    def _read_on(self) -> None:
+        """Read the rest of a long run log, between the answers."""
+        while self._reader.share < 1:
+            with self._lock:
+                self._reader.read_on(READ_STEP_SECONDS)
+            time.sleep(READ_STEP_SECONDS / 10)  # so that an answer gets the lock
+
+    def _tell(self, history: SweepHistory) -> None:
+        """Tell what is new: of trials with new records, and of those that have ceased to run without one."""
+        running = {trial.number for trial in history.trials if trial.state == "running"}
+        fresh = self._reader.changed | (running ^ self._running)
+        for trial in history.trials if fresh else ():
+            if trial.number in fresh:
+                self._told[trial.number] = _Told(self._reads, json.dumps(_trial(trial)))
+        self._running = running
 
     def _stamp(self) -> object:
         """What differs when the sweep has changed."""

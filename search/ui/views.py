@@ -20,7 +20,7 @@ from binsweep.search.report.advice import balance, importances, next_steps, verd
 from binsweep.search.report.compare_page import MAX_GROUPS, comparison_contents
 from binsweep.search.report.trial_text import trial_json
 from binsweep.search.spec.parser import parse_spec
-from binsweep.search.ui.live_sweep import LiveSweep, plain
+from binsweep.search.ui.live_sweep import MAX_READ_SECONDS, LiveSweep, plain
 from binsweep.search.workflows.rerun import trial_of
 
 MAX_LOG = 300  # decisions, the last ones
@@ -58,8 +58,8 @@ class Home:
         try:
             state, line = _summary(folder, (folder / STATE).stat().st_mtime_ns)
             line = {**line, "id": folder.name, "status": run_status(folder, state)}
-            if line["status"] == "running":  # what its state file says of its trials is from its start
-                line |= _present(self.sweep(folder.name).history())
+            if line["status"] != "finished":  # what its state file says of its trials is from its start
+                line |= _present(self.sweep(folder.name).history(MAX_READ_SECONDS))
             return line
         except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             text = error.message if isinstance(error, UserError) else first_line(error)
@@ -95,13 +95,13 @@ def _begun(folder: Path) -> float:
 
 
 def _present(history: SweepHistory) -> dict[str, Any]:
-    """A sweep that runs."""
+    """A sweep that has not ended, by its run log."""
     leaders = history.leaders
     return {
         "best": plain(leaders[0].value) if leaders else None,
         "trials": len(history.trials),
         "seconds": history.seconds,
-        "seconds_left": history.seconds_left,
+        "seconds_left": history.seconds_left if history.status == "running" else None,
         "paused_by": history.paused_by,
     }
 

@@ -112,35 +112,41 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """What the console has got since the last call."""
-        return [f"{one['level']} {one['message']}" for one in self._ask("POST", "/se/log", {"type": "browser"})]
+        return [
+            f"{one['level']} {one['message']}" for one in self._ask("POST", "/se/log", {"type": "browser"})
+        ]
 
 
 @contextmanager
 def browser() -> Iterator[Browser]:
     """A fresh browser with an empty profile; both processes end with the block."""
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
-        with subprocess.Popen(
-            [str(which("chromedriver")), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as driver:
-            base = f"http://127.0.0.1:{port}"
+    with (
+        tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile,
+        subprocess.Popen(
+            [str(which("chromedriver")), f"--port={port}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as driver,
+    ):
+        base = f"http://127.0.0.1:{port}"
+        try:
+            _wait(base)
+            options = {
+                "binary": which("chromium") or which("google-chrome"),
+                "args": [*FLAGS.split(), f"--user-data-dir={profile}"],
+            }
+            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+            answer = requests.post(
+                f"{base}/session", json={"capabilities": {"alwaysMatch": wanted}}, timeout=90
+            )
+            session = f"{base}/session/{answer.json()['value']['sessionId']}"
             try:
-                _wait(base)
-                options = {
-                    "binary": which("chromium") or which("google-chrome"),
-                    "args": [*FLAGS.split(), f"--user-data-dir={profile}"],
-                }
-                wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-                answer = requests.post(
-                    f"{base}/session", json={"capabilities": {"alwaysMatch": wanted}}, timeout=90
-                )
-                session = f"{base}/session/{answer.json()['value']['sessionId']}"
-                try:
-                    yield Browser(session)
-                finally:
-                    requests.delete(session, timeout=30)
+                yield Browser(session)
             finally:
-                driver.terminate()
+                requests.delete(session, timeout=30)
+        finally:
+            driver.terminate()
 
 
 def _wait(base: str) -> None:

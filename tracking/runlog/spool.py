@@ -260,6 +260,7 @@ class SpoolReader:
         self._directory = directory
         self._path: Path | None = None
         self._position = 0  # after the last intact record that was read
+        self._looked_at = 0  # also after damaged ranges
 
     def new_records(self) -> Iterator[tuple[Record, int]]:
         """Each intact record that was not read before, with its place; what is left when the caller stops, comes at
@@ -271,6 +272,7 @@ class SpoolReader:
         try:
             start = self._position
             for record, end_of_record in decode_records(fd, start, os.fstat(fd).st_size):
+                self._looked_at = end_of_record
                 if record is not None:
                     # A damaged end is read again: it may be a record that is just being appended.
                     self._position = end_of_record
@@ -300,7 +302,7 @@ class SpoolReader:
             size = 0 if self._path is None else self._path.stat().st_size
         except OSError:
             size = 0
-        return min(1.0, self._position / size) if size else 1.0
+        return min(1.0, self._looked_at / size) if size else 1.0
 
 
 def owner_of(directory: Path) -> str | None:

@@ -11,9 +11,9 @@ const PAGES = {
   models: () => import('/static/models.js'),
   cluster: () => import('/static/cluster.js'),
 };
-const POLL_MS = 1000;
+const POLL_MS = 900, MORE_MS = 300, MAX_POLL_MS = 5000;
 const main = document.getElementById('main'), connection = document.getElementById('connection');
-let view = null, shown = 0, busy = false;
+let view = null, shown = 0, busy = false, timer = 0;
 
 function route() {
   const [address, query = ''] = location.hash.replace(/^#\/?/, '').split('?');
@@ -43,20 +43,24 @@ async function show() {
   await poll();
 }
 
+// One question at a time; the next one follows after a second, or later where an answer takes long.
 async function poll() {
   if (busy || view === null) return;
   busy = true;
-  const mine = view;
+  clearTimeout(timer);
+  const mine = view, began = performance.now();
+  let wait = POLL_MS;
   try {
-    // A view that has not got everything yet asks again at once.
-    while ((await mine.poll()) === 'more' && mine === view);
+    // A view that has not got everything yet asks again soon.
+    if ((await mine.poll()) === 'more') wait = MORE_MS;
     say(connection, '');
   } catch (error) {
     if (mine === view) trouble(error);
   } finally {
     busy = false;
   }
-  if (mine !== view) await poll();
+  wait = mine === view ? Math.min(MAX_POLL_MS, Math.max(wait, 5 * (performance.now() - began) - POLL_MS)) : 0;
+  timer = setTimeout(() => { if (!document.hidden) poll(); }, wait);
 }
 
 function trouble(error) {
@@ -91,6 +95,5 @@ addEventListener('keydown', event => {
   if (filter) { event.preventDefault(); filter.focus(); }
 });
 document.addEventListener('visibilitychange', () => { if (!document.hidden) poll(); });
-setInterval(() => { if (!document.hidden) poll(); }, POLL_MS);
 show();
 session();

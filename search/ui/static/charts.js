@@ -46,6 +46,7 @@ function ticks(axis, most) {
   if (axis.high <= axis.low) return [[0.5, text(axis.low)]];
   let step = 10 ** Math.floor(Math.log10((axis.high - axis.low) / most));
   step *= [1, 2, 5, 10].find(factor => (axis.high - axis.low) / (step * factor) <= most);
+  if (axis.whole) step = Math.max(1, step);
   const found = [];
   for (let n = Math.ceil(axis.low / step - 1e-9); n <= axis.high / step + 1e-9; n++) found.push(Number((n * step).toPrecision(10)));
   return found.map(value => [place(axis, value), text(value)]);
@@ -100,7 +101,10 @@ export class Chart {
     for (const mark of this.marks) this.draw(ctx, mark, false);
     if (this.lit !== null) for (const mark of this.marks) if (mark.n === this.lit) this.draw(ctx, mark, true);
     ctx.restore();
+    this.above(ctx);
   }
+
+  above() {}
 
   axes(ctx) {
     const right = this.width - RIGHT, floor = this.height - BOTTOM;
@@ -222,17 +226,29 @@ export class Parallel extends Chart {
 
   axes(ctx) {
     const floor = this.height - BOTTOM;
-    ctx.font = '11px system-ui, sans-serif';
     ctx.strokeStyle = this.colour('faint');
-    for (const [index, name, axis] of this.columns) {
+    for (const [index] of this.columns) {
       const [x] = this.at([index, 0]);
       ctx.beginPath(); ctx.moveTo(x, TOP); ctx.lineTo(x, floor); ctx.stroke();
-      ctx.fillStyle = this.colour('text');
+    }
+  }
+
+  above(ctx) {
+    ctx.font = '11px system-ui, sans-serif';
+    ctx.lineJoin = 'round';
+    ctx.lineWidth = 3.5;
+    ctx.strokeStyle = this.colour('card');
+    ctx.fillStyle = this.colour('text');
+    for (const [index, name, axis] of this.columns) {
+      const [x] = this.at([index, 0]), last = index === this.columns.length - 1;
       ctx.textAlign = 'center';
       ctx.fillText(name, x, this.height - 8, (this.width - this.left) / this.columns.length - 6);
-      ctx.fillStyle = this.colour('muted');
-      ctx.textAlign = 'left';
-      for (const [at, text] of ticks(axis, 4)) ctx.fillText(text, x + 4, this.at([0, at])[1] + 3, 80);
+      ctx.textAlign = last ? 'right' : 'left';
+      for (const [at, text] of ticks(axis, 4)) {
+        const place = [text, last ? x - 5 : x + 5, this.at([0, at])[1] + 4, 110];
+        ctx.strokeText(...place);
+        ctx.fillText(...place);
+      }
     }
   }
 }

@@ -61,7 +61,6 @@ export function open(root, { sweep }) {
   }
 
   async function poll() {
-    const asked = performance.now();
     const found = await get(`/api/sweeps/${path(sweep)}?since=${encodeURIComponent(version)}`);
     if (!found.same) {
       if (found.all) trials.clear();
@@ -71,8 +70,7 @@ export function open(root, { sweep }) {
       draw(found.share);
       await others(found.share);
     } else tick();
-    if (found.share < 1) return 'more';
-    return performance.now() - asked > 500 ? 'slow' : undefined;
+    return found.share < 1 ? 'more' : undefined;
   }
 
   async function others(share) {
@@ -91,7 +89,7 @@ export function open(root, { sweep }) {
     concluded = Date.now();
     const said = await get(`/api/sweeps/${path(sweep)}/conclusions`);
     replace(conclusions, said.verdict.map(line => h('p', {}, line)),
-      said.importances.length ? h('div', { class: 'bars' }, said.importances.map(([name, share]) => [h('span', {}, name), h('meter', { value: share, max: 1, 'aria-label': name }), h('span', {}, `${Math.round(100 * share)}%`)])) : null,
+      said.importances.length ? h('div', { class: 'bars' }, said.importances.map(([name, share]) => { const bar = h('i', {}); bar.style.width = `${100 * share}%`; return [h('span', {}, name), h('span', {}, bar), h('span', {}, `${Math.round(100 * share)}%`)]; })) : null,
       h('h3', {}, 'What to try next'), h('ul', {}, said.steps.map(step => h('li', {}, step))), said.balance ? h('p', { class: 'bad' }, said.balance) : null);
     if (said.importances.length && !which.dataset.chosen) { which.value = said.importances[0][0]; which.dataset.chosen = '1'; drawSlice(); }
   }
@@ -113,7 +111,7 @@ export function open(root, { sweep }) {
     const best = leaders()[0], total = trials.size, ended = facts.status === 'finished';
     replace(head.state, pill(facts.paused_by ? 'paused' : facts.status));
     say(head.text, `${facts.goal} ${facts.metric} over ${facts.space.map(one => one.name).join(', ')}`);
-    head.reading.hidden = share >= 1;
+    head.reading.hidden = share > 0.98;
     head.reading.value = share;
     for (const [name, one] of Object.entries(buttons)) one.disabled = name === 'promote' ? best === undefined : ended;
     say(buttons.pause, facts.paused_by ? 'Resume' : 'Pause');
@@ -123,9 +121,9 @@ export function open(root, { sweep }) {
     say(tiles.trials.more, Object.entries(facts.counts).map(([state, many]) => `${many} ${state}`).join(', '));
     say(tiles.time.value, duration(facts.seconds));
     say(tiles.time.more, timeLeft(0));
-    const [spent, ahead] = facts.cost.split('; ');
+    const [spent, ...more] = facts.cost.split(/, |; /);
     say(tiles.cost.value, spent);
-    say(tiles.cost.more, ahead ?? '');
+    say(tiles.cost.more, more.join(', '));
     say(tiles.speed.value, facts.epochs_per_minute === null ? '-' : `${number(facts.epochs_per_minute)} epochs/min`);
     say(tiles.speed.more, `${plural(facts.epochs, 'epoch')}${facts.images_per_second ? `, ${Math.round(facts.images_per_second).toLocaleString('en')} images/s` : ''}`);
     const warned = Object.values(facts.warnings).reduce((a, b) => a + b, 0);
@@ -180,7 +178,7 @@ export function open(root, { sweep }) {
       if (end[1] !== null) marks.push({ n: one.number, dot: end, radius: 2.5, cross: !full && !live, colour: one === top ? 'blue' : live ? 'green' : full ? 'blue-soft' : 'orange' });
     }
     const values = [...shown].flatMap(one => one.curve.map(point => point[1]));
-    curves.set({ x: { low: 0.5, high: last + 0.5 }, y: axisAround(values, percent), names: ['epoch', facts.metric], marks });
+    curves.set({ x: { low: 0.5, high: last + 0.5, whole: true }, y: axisAround(values, percent), names: ['epoch', facts.metric], marks });
     replace(curvesNote, h('i', { class: 'blue' }), 'best', h('i', { class: 'green' }), 'running', h('i', { class: 'blue-soft' }), 'to its end', h('i', { class: 'grey' }), 'others', h('span', { class: 'orange' }, ' × '), 'stopped or paused',
       best.length > MAX_CURVES ? ` (the best ${MAX_CURVES} of ${best.length.toLocaleString('en')})` : '');
     const begun = [...best].sort((a, b) => a.number - b.number), steps = [], dots = begun.map(one => ({ n: one.number, dot: [one.number + 1, one.value], colour: 'grey', radius: best.length > 2000 ? 1.5 : 2.5 }));
@@ -189,7 +187,7 @@ export function open(root, { sweep }) {
     if (leader !== null) steps.push([trials.size, leader]);
     const at = dots.findIndex(mark => mark.colour === 'blue');
     if (at >= 0) dots.splice(at, 0, { line: steps, steps: true, colour: 'blue', width: 2 });
-    course.set({ x: { low: 0, high: Math.max(1, trials.size) }, y: axisAround(best.map(one => one.value), percent), names: ['trials begun', facts.metric], marks: dots });
+    course.set({ x: { low: 0, high: Math.max(1, trials.size), whole: true }, y: axisAround(best.map(one => one.value), percent), names: ['trials begun', facts.metric], marks: dots });
   }
 
   function drawWorkers() {

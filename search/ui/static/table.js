@@ -71,7 +71,7 @@ export class Table {
 
   setWidths() {
     const sample = this.rows.length > 150 ? this.rows.filter((_, place) => place < 60 || place % Math.ceil(this.rows.length / 60) === 0) : this.rows;
-    const widths = this.columns.map(column => Math.min(26, Math.max(column.name.length + 2, ...sample.map(row => String(column.text(row)).length)) + 2));
+    const widths = this.columns.map(column => Math.min(26, Math.max(column.name.length + 2, ...sample.map(row => String(column.text(row)).length)) + (column.state ? 5 : 2)));
     const key = widths.join();
     if (key === this.widths) return;
     this.widths = key;

@@ -8,7 +8,7 @@ import { clock, duration, facts as factList, h, metric, number, path, pill, repl
 const PICTURE = /\.(png|jpe?g|gif|webp|svg)$/i, OPEN = ['running', 'paused', 'waiting', 'interrupted'];
 
 export function open(root, { sweep, number: n }) {
-  let shown = '', facts = null, version = '', pictures = '', found = null;
+  let shown = '', facts = null, version = '', pictures = null, found = null;
   const done = () => { version = ''; };
   const state = h('span', {}), sub = h('p', { class: 'muted' }), why = h('div', {}), values = h('div', {}), figures = h('div', { class: 'figures' }), files = h('div', {}), decisions = h('div', { class: 'log' }), warnings = h('div', {}), epochs = h('div', { class: 'scroll-x tall', tabIndex: 0, role: 'group', 'aria-label': 'Epochs' });
   const buttons = {
@@ -69,7 +69,7 @@ export function open(root, { sweep, number: n }) {
     const line = rows.filter(row => name in row[1]).map(([epoch, metrics]) => [epoch, metrics[name]]);
     const last = Math.max(found.epochs_done, 1);
     one.told = epoch => `epoch ${epoch}: ${name} ${metric(name, found.metrics[epoch]?.[name])}`;
-    one.set({ x: { low: 0.5, high: last + 0.5 }, y: axisAround(line.map(point => point[1]), isPercent(name)), names: ['epoch', name],
+    one.set({ x: { low: 0.5, high: last + 0.5, whole: true }, y: axisAround(line.map(point => point[1]), isPercent(name)), names: ['epoch', name],
       marks: [{ line, colour: 'blue', width: 2 }, ...line.filter(point => point[1] !== null).map(point => ({ n: point[0], dot: point, colour: name === found.metric && point[0] === found.epoch ? 'orange' : 'blue', radius: name === found.metric && point[0] === found.epoch ? 5 : 3 }))] });
   }
 
