@@ -408,7 +408,7 @@ def test_models_with_their_decisions_and_the_way_back(opened: Opened, server: st
     client, name = MlflowClient(server), f"model <i>{time.time_ns()}</i>"
     client.create_registered_model(name)
     for tags in ({"decision": "promoted"}, {"decision": "promoted", "champion.before": "1"}):
-        client.create_model_version(name, "mlflow-artifacts:/nowhere", tags=tags)
+        client.create_model_version(name, "s3://nowhere/model", tags=tags)
     client.set_registered_model_alias(name, "champion", "2")
     told = opened.page.json("/api/models")
     (model,) = [one for one in told["models"] if one["name"] == name]
@@ -425,7 +425,7 @@ def test_rolling_back(opened: Opened, server: str) -> None:
     client, name = MlflowClient(server), f"counter-{time.time_ns()}"
     client.create_registered_model(name)
     for tags in ({}, {"champion.before": "1"}):
-        client.create_model_version(name, "mlflow-artifacts:/nowhere", tags=tags)
+        client.create_model_version(name, "s3://nowhere/model", tags=tags)
     client.set_registered_model_alias(name, "champion", "2")
     done = opened.page.post(f"/api/models/{name}/rollback", {"reason": "worse at night"})
     assert done.json() == {"answer": f"{name}: version 1 is champion again, instead of version 2"}
