@@ -77,15 +77,16 @@ def make_app(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     link = functools.partial(signed, token)
 
+    # A refusal is an answer with its reason; as an error, browsers would write it to the console.
     @app.exception_handler(UserError)
     def refused(request: Request, error: UserError) -> JSONResponse:
-        return JSONResponse({"message": error.message, "hint": error.hint}, 422)
+        return JSONResponse({"refused": error.message, "hint": error.hint})
 
     @app.exception_handler(RequestValidationError)
     def misshapen(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse({"message": f"{where}: {first['msg']}", "hint": ""}, 422)
+        return JSONResponse({"refused": f"{where}: {first['msg']}", "hint": ""})
 
     @app.exception_handler(Exception)
     def failed(request: Request, error: Exception) -> JSONResponse:

@@ -50,7 +50,7 @@ class Browser:
         """The value that a script returns, also one that it waits for."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
-    def until(self, script: str, *arguments: Any, seconds: float = 20.0) -> Any:
+    def until(self, script: str, *arguments: Any, seconds: float = 40.0) -> Any:
         """What a script returns, as soon as that is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -63,7 +63,7 @@ class Browser:
     def text(self) -> str:
         return str(self.run("return document.body.innerText"))
 
-    def wait_for(self, text: str, seconds: float = 20.0) -> None:
+    def wait_for(self, text: str, seconds: float = 40.0) -> None:
         self.until("return document.body.innerText.includes(arguments[0])", text, seconds=seconds)
 
     def button(self, text: str) -> dict[str, str]:

@@ -181,10 +181,10 @@ def test_every_sweep_is_listed_and_a_damaged_one_says_why(opened: Opened) -> Non
     assert lines["live-1"]["status"] == "running" and lines["live-1"]["trials"] == 2
     assert lines["live-1"]["best"] == 0.4
     assert lines[ODD]["status"] == "finished"
-    refused = opened.page.get("/api/sweeps/broken-1")
-    assert refused.status_code == 422 and "damaged" in refused.json()["message"]
+    assert "damaged" in opened.page.json("/api/sweeps/broken-1")["refused"]
     for name in ("none-1", "..", "%2e%2e", "..%2fsweeps%2fwide-1"):
-        assert opened.page.get(f"/api/sweeps/{name}").status_code in (404, 422)
+        answer = opened.page.get(f"/api/sweeps/{name}")
+        assert answer.status_code == 404 or "there is no sweep" in answer.json()["refused"]
     assert opened.page.json(f"/api/sweeps/{requests.utils.quote(ODD)}")["sweep"]["id"] == ODD
 
 
@@ -292,7 +292,7 @@ def test_a_trial_has_its_figures_reasons_and_files(opened: Opened) -> None:
     for path in ("/files/live-1/1/validation/outside.txt", "/files/live-1/1/../../sweep.json"):
         answer = requests.get(f"{page.base}{path}?ticket={ticket(TOKEN, path)}", timeout=20)
         assert answer.status_code in (401, 404)
-    assert page.get("/api/sweeps/live-1/trials/77").status_code == 422
+    assert "has no trial 77" in page.json("/api/sweeps/live-1/trials/77")["refused"]
 
 
 def test_the_report_is_shown_without_any_power(opened: Opened) -> None:
@@ -311,7 +311,7 @@ def test_sweeps_side_by_side(opened: Opened) -> None:
     told = opened.page.json("/api/compare?sweep=wide-1&sweep=wide-2")
     assert told["metric"] == "val_accuracy" and "trials" in told["axes"] and told["courses"]
     for query in ("sweep=wide-1", "sweep=wide-1&sweep=wide-1", "sweep=wide-1&sweep=none"):
-        assert opened.page.get(f"/api/compare?{query}").status_code == 422
+        assert opened.page.json(f"/api/compare?{query}")["refused"]
 
 
 REQUESTS: list[tuple[dict[str, Any], str]] = [
@@ -335,7 +335,7 @@ def test_a_button_shows_what_would_happen_and_then_leaves_a_durable_request(
 ) -> None:
     folder = opened.live.folder
     checked = opened.page.post("/api/sweeps/live-1/ask", {**asked, "check": True})
-    assert checked.ok, checked.text
+    assert "answer" in checked.json(), checked.text
     assert not waiting_requests(folder)
     began = time.monotonic()
     sent = opened.page.post("/api/sweeps/live-1/ask", {**asked, "check": False})
@@ -372,28 +372,28 @@ def test_a_request_that_breaks_the_rules_is_answered_with_its_reason(
     for check in (True, False):
         answer = opened.page.post("/api/sweeps/live-1/ask", {**asked, "check": check})
         told = answer.json()
-        assert answer.status_code == 422 and reason.partition(" (did")[0] in told["message"], told
+        assert reason.partition(" (did")[0] in told["refused"], told
     assert not waiting_requests(opened.live.folder)
     finished = opened.page.post("/api/sweeps/wide-1/ask", {"kind": "pause", "check": False})
-    assert finished.status_code == 422 and "has finished" in finished.json()["message"]
+    assert "has finished" in finished.json()["refused"]
 
 
 def test_a_promotion_needs_its_dry_run_and_shows_the_commands_output(opened: Opened) -> None:
     page, path = opened.page, "/api/sweeps/wide-2/promotion"
     assert page.json(path) is None
     early = page.post(path, {"dry_run": False})
-    assert early.status_code == 422 and "make a dry run first" in early.json()["hint"]
-    assert page.post(f"{path}/interrupt", {}).status_code == 422
+    assert "no dry run" in early.json()["refused"] and "make a dry run first" in early.json()["hint"]
+    assert "no promotion" in page.post(f"{path}/interrupt", {}).json()["refused"]
     started = page.post(path, {"dry_run": True})
     assert started.ok and started.json()["code"] is None
     second = page.post(path, {"dry_run": True})
-    assert second.status_code == 422 and "runs already" in second.json()["message"]
+    assert "runs already" in second.json()["refused"]
     deadline = time.monotonic() + 120
     while (told := page.json(path))["code"] is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert told["code"] == 2 and not told["may_follow"]  # its data is nowhere
     assert any("somewhere" in line for line in told["lines"]), told["lines"]
-    assert page.post(path, {"dry_run": False}).status_code == 422
+    assert "no dry run" in page.post(path, {"dry_run": False}).json()["refused"]
 
 
 def test_a_promotion_that_runs_when_the_server_ends_is_interrupted(opened: Opened) -> None:
@@ -405,7 +405,7 @@ def test_a_promotion_that_runs_when_the_server_ends_is_interrupted(opened: Opene
 
 
 def test_models_with_their_decisions_and_the_way_back(opened: Opened, server: str) -> None:
-    client, name = MlflowClient(server), f"model <i>{time.time_ns()}</i>"
+    client, name = MlflowClient(server), f"model <img src=x> {time.time_ns()}"
     client.create_registered_model(name)
     for tags in ({"decision": "promoted"}, {"decision": "promoted", "champion.before": "1"}):
         client.create_model_version(name, "s3://nowhere/model", tags=tags)
@@ -418,7 +418,7 @@ def test_models_with_their_decisions_and_the_way_back(opened: Opened, server: st
     ]
     assert model["versions"][0]["tags"]["champion.before"] == "1"
     address = f"/api/models/{requests.utils.quote(name, safe='')}/rollback"
-    assert opened.page.post(address, {"reason": ""}).status_code == 422
+    assert "reason" in opened.page.post(address, {"reason": ""}).json()["refused"]
 
 
 def test_rolling_back(opened: Opened, server: str) -> None:
@@ -431,7 +431,7 @@ def test_rolling_back(opened: Opened, server: str) -> None:
     assert done.json() == {"answer": f"{name}: version 1 is champion again, instead of version 2"}
     assert client.get_model_version_by_alias(name, "champion").version == "1"
     again = opened.page.post(f"/api/models/{name}/rollback", {"reason": "again"})
-    assert again.status_code == 422 and "followed no other champion" in again.json()["message"]
+    assert "followed no other champion" in again.json()["refused"]
 
 
 def test_the_page_goes_on_without_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,4 +445,5 @@ def test_the_page_goes_on_without_mlflow(tmp_path: Path, monkeypatch: pytest.Mon
         assert page.json("/api/models")["problem"] and len(page.json("/api/sweeps")) == 1
         links = page.json("/api/sweeps/small-1/links")
         assert requests.get(page.base + links["mlflow"], timeout=20).status_code == 503
-        assert page.post("/api/models/m/rollback", {"reason": "a test"}).status_code == 422
+        refused = page.post("/api/models/m/rollback", {"reason": "a test"}).json()["refused"]
+        assert "MLflow is not there" in refused

@@ -254,6 +254,7 @@ def test_it_works_by_keys_alone(window: Browser, page: Page, running: Path) -> N
     assert not read_history(running).paused_by
 
 
+@pytest.mark.timeout(1200)  # two promotions
 def test_promoting_with_a_dry_run_first(
     window: Browser, page: Page, home: Path, figure: Callable[[str], None]
 ) -> None:
@@ -268,10 +269,10 @@ def test_promoting_with_a_dry_run_first(
     window.press("Interrupt")
     window.wait_for("Dry run was interrupted", 60)
     window.press("Dry run")
-    window.wait_for("Dry run ended", 240)
+    window.wait_for("Dry run ended", 500)
     window.wait_for("nothing was registered")
     window.press("Promote")
-    window.wait_for("Promotion ended", 240)
+    window.wait_for("Promotion ended", 500)
     window.wait_for("version 1: champion")
     window.press("Close")
     window.press("Models")

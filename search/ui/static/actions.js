@@ -85,9 +85,9 @@ export function enqueue(facts, begin, like, done) {
   const fit = () => { for (const { one, row } of rows.values()) row.hidden = !active(one); };
   fields.addEventListener('input', fit);
   fit();
-  const read = () => Object.fromEntries([...rows.values()].filter(({ row, field }) => !row.hidden && field.value.trim() !== '').map(({ one, field }) => [one.name, field.value.trim()]));
+  const read = () => Object.fromEntries([...rows.values()].filter(({ row, field }) => !row.hidden && field.value.trim() !== '').map(({ one, field }) => [one.name, field.value.trim()]).filter(([name, text]) => like === null || text !== String(begin[name])));
   const title = like === null ? `Enqueue a configuration in ${facts.id}` : `Enqueue a variant of trial ${like}`;
-  askSweep(facts.id, { title, kind: 'enqueue', fields, read, verb: 'Enqueue', done });
+  askSweep(facts.id, { title, kind: 'enqueue', trial: like, fields, read, verb: 'Enqueue', done });
 }
 
 export function narrow(facts, done) {

@@ -2,6 +2,7 @@
 
 const KEY = 'binsweep-token';
 
+// What the server refuses, with its reason; `status` is 0 where it does not answer.
 export class Refusal extends Error {
   constructor(status, message, hint) {
     super(message);
@@ -27,6 +28,7 @@ async function ask(path, options = {}) {
   }
   const body = await answer.json().catch(() => ({ message: answer.statusText, hint: '' }));
   if (!answer.ok) throw new Refusal(answer.status, body.message, body.hint);
+  if (body?.refused !== undefined) throw new Refusal(answer.status, body.refused, body.hint);
   return body;
 }
 

@@ -81,13 +81,20 @@ export function open(root, { sweep }) {
     }
     if (share < 1) return;
     drawLog(await get(`/api/sweeps/${path(sweep)}/log`));
-    if (trials.size <= SLOW && Date.now() - concluded > (facts.status === 'running' ? 5000 : 0)) await conclude();
+    if (trials.size <= SLOW && Date.now() - concluded > (facts.status === 'running' ? 5000 : 0)) conclude();
     else if (!concluded) replace(conclusions, button(`Compute for ${plural(trials.size, 'trial')}`, conclude));
   }
 
+  // They may take seconds: meanwhile the rest of the page goes on.
   async function conclude() {
-    concluded = Date.now();
-    const said = await get(`/api/sweeps/${path(sweep)}/conclusions`);
+    concluded = Infinity;
+    let said;
+    try {
+      said = await get(`/api/sweeps/${path(sweep)}/conclusions`);
+    } catch (error) {
+      replace(conclusions, h('p', { class: 'muted' }, error.message));
+      return;
+    } finally { concluded = Date.now(); }
     replace(conclusions, said.verdict.map(line => h('p', {}, line)),
       said.importances.length ? h('div', { class: 'bars' }, said.importances.map(([name, share]) => { const bar = h('i', {}); bar.style.width = `${100 * share}%`; return [h('span', {}, name), h('span', {}, bar), h('span', {}, `${Math.round(100 * share)}%`)]; })) : null,
       h('h3', {}, 'What to try next'), h('ul', {}, said.steps.map(step => h('li', {}, step))), said.balance ? h('p', { class: 'bad' }, said.balance) : null);
