@@ -72,7 +72,7 @@ def _summary(folder: Path, written: int) -> tuple[dict[str, Any], dict[str, Any]
     state = load_state(folder)
     spec = parse_spec(state["spec"], str(folder / STATE))
     leaders = state.get("leaderboard", [])
-    runs = {name: state[name] for name in ("status", "process") if name in state}
+    runs: dict[str, Any] = {name: state[name] for name in ("status", "process") if name in state}
     return runs, {
         "name": spec.name,
         "ended_by": state.get("ended_by", ""),
