@@ -75,7 +75,7 @@ def running(home: Path, page: Page, server: str, tmp_path_factory: pytest.TempPa
         60,
         space=space,
         params={"seconds": 0.2},
-        fidelity={"epochs": 40},
+        fidelity={"epochs": 400},
     )
     process = started(spec, "local", home, server)
     # Its output is read, so that it never waits for a reader.
@@ -111,10 +111,12 @@ def asked(folder: Path, kind: str) -> str:
 
 
 def confirm(window: Browser, verb: str) -> None:
-    """Read what would happen, and agree."""
+    """Read what would happen, agree, and dismiss the answer."""
     window.until("return document.querySelector('dialog .answer:not(.bad)') !== null")
     window.press(verb)
     window.until("return document.querySelector('dialog') === null")
+    window.press("Dismiss")
+    window.until("return document.querySelector('.toast') === null")
 
 
 def test_without_the_token_the_page_says_what_it_needs(page: Page, tmp_path: Path) -> None:
@@ -133,10 +135,10 @@ def test_the_list_of_sweeps(window: Browser, page: Page, running: Path) -> None:
     window.wait_for(ODD[:20])
     window.fill("input[type=search]", "wide")
     window.until(
-        "const rows = document.querySelectorAll('tbody tr[aria-rowindex]');"
+        "const rows = document.querySelectorAll('tbody tr[aria-rowindex]:not([hidden])');"
         "return rows.length === 2 && [...rows].every(row => row.textContent.startsWith('wide'))"
     )
-    window.run("document.querySelectorAll('tbody tr[aria-rowindex]')[0].click()")
+    window.run("document.querySelectorAll('tbody tr[aria-rowindex]:not([hidden])')[0].click()")
     window.wait_for("Learning curves")
 
 
@@ -257,8 +259,9 @@ def test_it_works_by_keys_alone(window: Browser, page: Page, running: Path) -> N
 
 @pytest.mark.timeout(1200)  # two promotions
 def test_promoting_with_a_dry_run_first(
-    window: Browser, page: Page, home: Path, figure: Callable[[str], None]
+    window: Browser, page: Page, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     opened(window, page, "#/sweep/digits-1", "finished")
     window.press("Promote")
     window.wait_for("Nothing was run yet")
@@ -303,7 +306,7 @@ def test_rolling_back_by_its_button(window: Browser, page: Page, server: str) ->
 
 def test_side_by_side_and_the_links(window: Browser, page: Page, server: str) -> None:
     opened(window, page, "#/sweep/wide-1", "What to try next")
-    window.press("Compare")
+    window.press("Compare with another sweep")
     window.wait_for("Choose two sweeps")
     window.run(
         "const s = document.querySelector('main select'); s.value = 'wide-2'; s.dispatchEvent(new Event('change'))"
@@ -386,3 +389,4 @@ def test_ten_thousand_trials_stay_fluid(
         figure(f"10,000 trials: a step of scrolling takes {steps[20]:.0f} ms, at most {steps[-1]:.0f} ms")
         assert steps[20] < 500
         assert re.search(r"10,000", window.text())
+        window.go("about:blank")

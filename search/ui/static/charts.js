@@ -227,6 +227,7 @@ export class Parallel extends Chart {
   axes(ctx) {
     const floor = this.height - BOTTOM;
     ctx.strokeStyle = this.colour('faint');
+    ctx.lineWidth = 1;
     for (const [index] of this.columns) {
       const [x] = this.at([index, 0]);
       ctx.beginPath(); ctx.moveTo(x, TOP); ctx.lineTo(x, floor); ctx.stroke();

@@ -31,6 +31,15 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// Draws an element anew only where what it shows has changed: links and buttons in it stay what they are otherwise.
+const shown = new WeakMap();
+export function redraw(element, values, draw) {
+  const key = JSON.stringify(values);
+  if (shown.get(element) === key) return;
+  shown.set(element, key);
+  replace(element, draw());
+}
+
 export function metric(name, value) {
   if (value === null || value === undefined) return '-';
   return isPercent(name) ? `${(100 * value).toFixed(1)}%` : number(value);

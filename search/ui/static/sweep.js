@@ -3,7 +3,7 @@
 import { get } from '/static/api.js';
 import { budget, button, enqueue, narrow, pause, pin, promote, resume, stopTrial } from '/static/actions.js';
 import { Chart, Parallel, STATE_COLOURS, axisAround, axisOf, axisValue, isPercent, told } from '/static/charts.js';
-import { clock, duration, facts as factList, h, metric, number, param, path, pill, plural, replace, say, section } from '/static/dom.js';
+import { clock, duration, facts as factList, h, metric, number, param, path, pill, plural, redraw, replace, say, section } from '/static/dom.js';
 import { Table } from '/static/table.js';
 
 const MAX_CURVES = 300;  // the best ones; those that run are drawn in any case
@@ -32,7 +32,7 @@ export function open(root, { sweep }) {
   const curves = charted('Learning curves', { height: 300 }), course = charted('Best value so far', { height: 300 });
   const curvesNote = h('p', { class: 'key' });
   const timeline = charted('Workers over time', { height: 120, left: 76 });
-  const running = h('tbody', {}), runningTable = h('table', { class: 'plainly' }, h('thead', {}, h('tr', {}, ['worker', 'trial', 'epoch', 'value', 'since', 'values', ''].map(name => h('th', { class: 'left' }, name)))), running);
+  const rows = new Map(), idle = h('tr', {}, h('td', { colSpan: 7, class: 'muted' })), running = h('tbody', {}, idle), runningTable = h('table', { class: 'plainly' }, h('thead', {}, h('tr', {}, ['worker', 'trial', 'epoch', 'value', 'since', 'values', ''].map(name => h('th', { class: 'left' }, name)))), running);
   let board = null;
   const boardPlace = h('div', {}), filter = h('input', { type: 'search', placeholder: 'Filter  ( / )', 'aria-label': 'Filter the trials', oninput: () => board?.filter(filter.value) });
   const conclusions = h('div', {}), slice = charted('A parameter against the value', { height: 260 }), parallel = new Parallel({ label: 'Parallel coordinates', height: 280, left: 16, told: tipOf, open: openTrial });
@@ -76,8 +76,8 @@ export function open(root, { sweep }) {
   async function others(share) {
     if (links === null) {
       links = await get(`/api/sweeps/${path(sweep)}/links`);
-      replace(reports, h('a', { class: 'button', href: links.report, target: '_blank', rel: 'noopener' }, 'Report'),
-        h('a', { class: 'button', href: links.mlflow, target: '_blank', rel: 'noopener' }, 'MLflow'), h('a', { class: 'button', href: `#/compare/${path(sweep)}` }, 'Compare'));
+      replace(reports, h('a', { class: 'button', href: links.report, target: '_blank', rel: 'noopener', 'aria-label': 'Report of this sweep' }, 'Report'),
+        h('a', { class: 'button', href: links.mlflow, target: '_blank', rel: 'noopener', 'aria-label': 'This sweep in MLflow' }, 'MLflow'), h('a', { class: 'button', href: `#/compare/${path(sweep)}`, 'aria-label': 'Compare with another sweep' }, 'Compare'));
     }
     if (share < 1) return;
     drawLog(await get(`/api/sweeps/${path(sweep)}/log`));
@@ -95,9 +95,9 @@ export function open(root, { sweep }) {
       replace(conclusions, h('p', { class: 'muted' }, error.message));
       return;
     } finally { concluded = Date.now(); }
-    replace(conclusions, said.verdict.map(line => h('p', {}, line)),
+    redraw(conclusions, said, () => [said.verdict.map(line => h('p', {}, line)),
       said.importances.length ? h('div', { class: 'bars' }, said.importances.map(([name, share]) => { const bar = h('i', {}); bar.style.width = `${100 * share}%`; return [h('span', {}, name), h('span', {}, bar), h('span', {}, `${Math.round(100 * share)}%`)]; })) : null,
-      h('h3', {}, 'What to try next'), h('ul', {}, said.steps.map(step => h('li', {}, step))), said.balance ? h('p', { class: 'bad' }, said.balance) : null);
+      h('h3', {}, 'What to try next'), h('ul', {}, said.steps.map(step => h('li', {}, step))), said.balance ? h('p', { class: 'bad' }, said.balance) : null]);
     if (said.importances.length && !which.dataset.chosen) { which.value = said.importances[0][0]; which.dataset.chosen = '1'; drawSlice(); }
   }
 
@@ -116,7 +116,7 @@ export function open(root, { sweep }) {
 
   function draw(share) {
     const best = leaders()[0], total = trials.size, ended = facts.status === 'finished';
-    replace(head.state, pill(facts.paused_by ? 'paused' : facts.status));
+    redraw(head.state, [facts.paused_by, facts.status], () => pill(facts.paused_by ? 'paused' : facts.status));
     say(head.text, `${facts.goal} ${facts.metric} over ${facts.space.map(one => one.name).join(', ')}`);
     head.reading.hidden = share > 0.98;
     head.reading.value = share;
@@ -144,7 +144,7 @@ export function open(root, { sweep }) {
     // What is below the first screen is drawn once the browser has time for it.
     clearTimeout(refresh);
     refresh = setTimeout(() => { drawSlice(); drawParallel(); }, 30);
-    replace(about, factList([['data', facts.source], ['workers', String(facts.workers)], ['budget', Object.entries(facts.budget).map(([name, limit]) => `${name} ${limit}`).join(', ')],
+    redraw(about, [facts.space, facts.budget, facts.workers], () => factList([['data', facts.source], ['workers', String(facts.workers)], ['budget', Object.entries(facts.budget).map(([name, limit]) => `${name} ${limit}`).join(', ')],
       ...facts.space.map(one => [one.name, one.text])]));
   }
 
@@ -186,8 +186,8 @@ export function open(root, { sweep }) {
     }
     const values = [...shown].flatMap(one => one.curve.map(point => point[1]));
     curves.set({ x: { low: 0.5, high: last + 0.5, whole: true }, y: axisAround(values, percent), names: ['epoch', facts.metric], marks });
-    replace(curvesNote, h('i', { class: 'blue' }), 'best', h('i', { class: 'green' }), 'running', h('i', { class: 'blue-soft' }), 'to its end', h('i', { class: 'grey' }), 'others', h('span', { class: 'orange' }, ' × '), 'stopped or paused',
-      best.length > MAX_CURVES ? ` (the best ${MAX_CURVES} of ${best.length.toLocaleString('en')})` : '');
+    redraw(curvesNote, best.length > MAX_CURVES && best.length, () => [h('i', { class: 'blue' }), 'best', h('i', { class: 'green' }), 'running', h('i', { class: 'blue-soft' }), 'to its end', h('i', { class: 'grey' }), 'others', h('span', { class: 'orange' }, ' × '), 'stopped or paused',
+      best.length > MAX_CURVES ? ` (the best ${MAX_CURVES} of ${best.length.toLocaleString('en')})` : '']);
     const begun = [...best].sort((a, b) => a.number - b.number), steps = [], dots = begun.map(one => ({ n: one.number, dot: [one.number + 1, one.value], colour: 'grey', radius: best.length > 2000 ? 1.5 : 2.5 }));
     let leader = null;
     for (const one of begun) if (leader === null || sign() * one.value > sign() * leader) { leader = one.value; steps.push([one.number + 1, leader]); dots.push({ n: one.number, dot: [one.number + 1, leader], colour: 'blue', radius: 3.5 }); }
@@ -200,10 +200,20 @@ export function open(root, { sweep }) {
   function drawWorkers() {
     const now = facts.now, spans = [...trials.values()].flatMap(one => one.spans.map(([lane, start, end]) => ({ one, lane, start, end: end ?? now, open: end === null })));
     const live = spans.filter(span => span.open).sort((a, b) => a.lane - b.lane);
-    replace(running, live.length ? live.map(({ one, lane, start }) => h('tr', {}, h('td', {}, String(lane + 1)), h('td', {}, h('a', { href: `#/sweep/${path(sweep)}/trial/${one.number}` }, `trial ${one.number}`), facts.pinned.includes(one.number) ? ' (pinned)' : ''),
-      h('td', {}, `${one.done} of ${one.epochs}`), h('td', {}, metric(facts.metric, one.value)), h('td', {}, clock(start)), h('td', { class: 'values' }, Object.entries(one.params).map(([name, value]) => `${name} ${param(value)}`).join(', ')),
-      h('td', { class: 'buttons' }, button('Pin', () => pin(facts, one.number, done), { kind: 'small', 'aria-label': `Pin trial ${one.number}`, disabled: facts.pinned.includes(one.number) }), button('Stop', () => stopTrial(facts, one.number, done), { kind: 'small', 'aria-label': `Stop trial ${one.number}`, disabled: facts.stopping.includes(one.number) }))))
-      : h('tr', {}, h('td', { colSpan: 7, class: 'muted' }, facts.status === 'running' ? (facts.paused_by ? 'the sweep is paused: all workers are free' : 'no trial has a worker now') : 'no process runs this sweep')));
+    const kept = new Set(live.map(span => span.one.number));
+    for (const [number, row] of rows) if (!kept.has(number)) { row.line.remove(); rows.delete(number); }
+    for (const { one, lane, start } of live) {
+      if (!rows.has(one.number)) rows.set(one.number, workerRow(one));
+      const { line, cells, pinning, stopping } = rows.get(one.number), pinned = facts.pinned.includes(one.number);
+      const texts = [String(lane + 1), null, `${one.done} of ${one.epochs}`, metric(facts.metric, one.value), clock(start), null];
+      texts.forEach((text, place) => { if (text !== null) say(cells[place], text); });
+      say(pinning, pinned ? 'Pinned' : 'Pin');
+      pinning.disabled = pinned;
+      stopping.disabled = facts.stopping.includes(one.number);
+      if (!line.isConnected) running.append(line);
+    }
+    idle.hidden = live.length > 0;
+    say(idle.firstChild, facts.status !== 'running' ? 'no process runs this sweep' : facts.paused_by ? 'the sweep is paused: all workers are free' : 'no trial has a worker now');
     // Breaks of the sweep are cut out: time goes on only while a trial has a worker.
     const sorted = [...spans].sort((a, b) => a.start - b.start), breaks = [];
     let until = sorted[0]?.start ?? 0, cut = until;
@@ -218,6 +228,12 @@ export function open(root, { sweep }) {
     timeline.height = 52 + 26 * Math.min(lanes, 24);
     timeline.element.style.height = `${timeline.height}px`;
     timeline.set({ x: { low: 0, high: whole / unit }, y: { low: -0.5, high: lanes - 0.5, words: Array.from({ length: lanes }, (_, lane) => `worker ${lane + 1}`) }, names: [minutes ? 'minutes' : 'seconds', ''], marks });
+  }
+
+  function workerRow(one) {
+    const n = one.number, pinning = button('Pin', () => pin(facts, n, done), { kind: 'small', 'aria-label': `Pin trial ${n}` }), stopping = button('Stop', () => stopTrial(facts, n, done), { kind: 'small', 'aria-label': `Stop trial ${n}` });
+    const cells = [h('td', {}), h('td', {}, h('a', { href: `#/sweep/${path(sweep)}/trial/${n}` }, `trial ${n}`)), h('td', {}), h('td', {}), h('td', {}), h('td', { class: 'values' }, Object.entries(one.params).map(([name, value]) => `${name} ${param(value)}`).join(', ')), h('td', { class: 'buttons' }, pinning, stopping)];
+    return { line: h('tr', {}, cells), cells, pinning, stopping };
   }
 
   function drawSlice() {
@@ -236,17 +252,16 @@ export function open(root, { sweep }) {
   }
 
   function drawRequests() {
-    const rules = Object.entries(facts.warnings);
-    replace(warnings, rules.length ? h('table', { class: 'plainly' }, h('tbody', {}, rules.map(([name, many]) => {
+    const rules = Object.entries(facts.warnings), failed = [...trials.values()].filter(one => one.state === 'failed').slice(0, 20);
+    redraw(warnings, [rules, failed.map(one => one.number)], () => [rules.length ? h('table', { class: 'plainly' }, h('tbody', {}, rules.map(([name, many]) => {
       const rule = name.split('.').pop(), some = [...trials.values()].filter(one => one.warnings.includes(rule)).slice(0, 12);
       return h('tr', {}, h('td', {}, rule.replaceAll('_', ' '), h('small', {}, ` ${name.split('.')[0]}`)), h('td', {}, plural(many, 'trial')), h('td', { class: 'values' }, some.map((one, index) => [index ? ', ' : '', h('a', { href: `#/sweep/${path(sweep)}/trial/${one.number}` }, String(one.number))])));
-    }))) : h('p', { class: 'muted' }, 'No rule had anything to say.'), failures());
-    replace(requests, facts.requests.length ? h('ul', { class: 'requests' }, [...facts.requests].reverse().slice(0, 30).map(one => h('li', {}, h('b', {}, one.asked), ' ', h('small', {}, `${one.who}, ${clock(one.when)}`), h('br'), h('span', { class: one.status === 'refused' ? 'bad' : one.status === 'kept' ? 'muted' : '' }, one.status === 'refused' ? 'refused: ' : '', one.answer))))
+    }))) : h('p', { class: 'muted' }, 'No rule had anything to say.'), failures(failed)]);
+    redraw(requests, facts.requests, () => facts.requests.length ? h('ul', { class: 'requests' }, [...facts.requests].reverse().slice(0, 30).map(one => h('li', {}, h('b', {}, one.asked), ' ', h('small', {}, `${one.who}, ${clock(one.when)}`), h('br'), h('span', { class: one.status === 'refused' ? 'bad' : one.status === 'kept' ? 'muted' : '' }, one.status === 'refused' ? 'refused: ' : '', one.answer))))
       : h('p', { class: 'muted' }, 'Nothing yet.'));
   }
 
-  function failures() {
-    const failed = [...trials.values()].filter(one => one.state === 'failed').slice(0, 20);
+  function failures(failed) {
     return failed.length ? [h('h3', {}, 'Failures'), h('ul', {}, failed.map(one => h('li', {}, h('a', { href: `#/sweep/${path(sweep)}/trial/${one.number}` }, `trial ${one.number}`), ': ', one.reason)))] : null;
   }
 

@@ -1,6 +1,6 @@
 // A table of any length: only the rows in sight are elements of the page.
 
-import { h, replace } from '/static/dom.js';
+import { h, replace, say } from '/static/dom.js';
 
 const ROW = 30, AROUND = 8;
 
@@ -10,7 +10,9 @@ export class Table {
     Object.assign(this, { columns, open, empty, mark, rows: [], all: [], active: 0, words: '' });
     this.order = sort ?? { column: 0, up: true };
     this.head = h('tr', {});
-    this.body = h('tbody', {});
+    const filler = () => h('tr', { class: 'filler', 'aria-hidden': 'true' });
+    Object.assign(this, { above: filler(), below: filler(), none: h('tr', { class: 'filler', hidden: true }, h('td', { class: 'left none', colSpan: columns.length })), pool: [], first: 0 });
+    this.body = h('tbody', {}, this.above, this.below, this.none);
     this.columnGroup = h('colgroup', {});
     this.table = h('table', { class: 'grid', role: 'grid', 'aria-label': label },
       this.columnGroup, h('thead', {}, this.head), this.body);
@@ -71,7 +73,7 @@ export class Table {
 
   setWidths() {
     const sample = this.rows.length > 150 ? this.rows.filter((_, place) => place < 60 || place % Math.ceil(this.rows.length / 60) === 0) : this.rows;
-    const widths = this.columns.map(column => Math.min(26, Math.max(column.name.length + 2, ...sample.map(row => String(column.text(row)).length)) + (column.state ? 5 : 2)));
+    const widths = this.columns.map(column => Math.min(26, Math.max(column.name.length + 3, ...sample.map(row => String(column.text(row)).length)) + (column.state ? 5 : 2)));
     const key = widths.join();
     if (key === this.widths) return;
     this.widths = key;
@@ -85,29 +87,54 @@ export class Table {
     const last = Math.min(this.rows.length, first + many), key = `${first}-${last}`;
     if (this.drawn === key) return;
     this.drawn = key;
-    if (!this.rows.length) {
-      replace(this.body, h('tr', {}, h('td', { class: 'left none', colSpan: this.columns.length }, this.words ? 'nothing matches' : this.empty)));
-      return;
-    }
-    const filler = rows => { const one = h('tr', { 'aria-hidden': 'true', class: 'filler' }); one.style.height = `${rows * ROW}px`; return one; };
-    replace(this.body, filler(first), this.rows.slice(first, last).map((row, place) => this.row(row, first + place)), filler(this.rows.length - last));
+    this.first = first;
+    // Rows are filled anew, not made anew: a click that begins on a row ends on it, whatever has come meanwhile.
+    this.above.style.height = `${first * ROW}px`;
+    this.below.style.height = `${(this.rows.length - last) * ROW}px`;
+    for (let place = this.pool.length; place < last - first; place++) this.addRow();
+    this.pool.forEach(({ line, cells }, at) => {
+      const place = first + at, row = this.rows[place];
+      line.hidden = place >= last;
+      if (!line.hidden) this.fill(line, cells, row, place);
+    });
+    this.none.hidden = this.rows.length > 0;
+    say(this.none.firstChild, this.words ? 'nothing matches' : this.empty);
   }
 
-  row(row, place) {
-    const is = place === this.active;
-    return h('tr', { class: `${is ? 'active ' : ''}${this.mark(row)}`, 'aria-rowindex': place + 2, 'aria-selected': is ? 'true' : 'false', onclick: () => { this.active = place; this.open(row); } },
-      this.columns.map(column => {
-        const text = column.text(row);
-        return h('td', { class: column.left ? 'left' : '', title: String(text).length > 22 ? text : undefined },
-          column.state ? h('span', { class: `pill ${text}` }, text) : text);
-      }));
+  addRow() {
+    const at = this.pool.length, cells = this.columns.map(column => h('td', { class: column.left ? 'left' : '' }, column.state ? h('span', {}) : null));
+    const line = h('tr', { onclick: () => this.choose(this.first + at) }, cells);
+    this.pool.push({ line, cells });
+    this.below.before(line);
+  }
+
+  choose(place) {
+    this.active = place;
+    this.open(this.rows[place]);
+  }
+
+  fill(line, cells, row, place) {
+    const is = place === this.active, kind = `${is ? 'active ' : ''}${this.mark(row)}`;
+    if (line.className !== kind) line.className = kind;
+    line.setAttribute('aria-rowindex', place + 2);
+    line.setAttribute('aria-selected', is);
+    this.columns.forEach((column, index) => {
+      const text = String(column.text(row)), cell = cells[index];
+      if (column.state) {
+        const pill = cell.firstChild;
+        if (pill.textContent !== text) { pill.textContent = text; pill.className = `pill ${text}`; }
+      } else if (cell.textContent !== text) {
+        cell.textContent = text;
+        cell.title = text.length > 22 ? text : '';
+      }
+    });
   }
 
   key(event) {
     const page = Math.max(1, Math.floor(this.box.clientHeight / ROW) - 2);
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     if (event.target !== this.box || !this.rows.length) return;
-    if (event.key === 'Enter') this.open(this.rows[this.active]);
+    if (event.key === 'Enter') this.choose(this.active);
     else if (event.key in steps) {
       event.preventDefault();
       this.active = Math.min(this.rows.length - 1, Math.max(0, this.active + steps[event.key]));

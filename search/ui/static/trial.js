@@ -3,7 +3,7 @@
 import { get } from '/static/api.js';
 import { button, enqueue, pin, stopTrial } from '/static/actions.js';
 import { Chart, axisAround, isPercent } from '/static/charts.js';
-import { clock, duration, facts as factList, h, metric, number, path, pill, replace, say, section } from '/static/dom.js';
+import { clock, duration, facts as factList, h, metric, number, path, pill, redraw, replace, say, section } from '/static/dom.js';
 
 const PICTURE = /\.(png|jpe?g|gif|webp|svg)$/i, OPEN = ['running', 'paused', 'waiting', 'interrupted'];
 
@@ -45,10 +45,10 @@ export function open(root, { sweep, number: n }) {
     replace(state, pill(found.state));
     const best = found.epoch ? `${found.metric} ${metric(found.metric, found.value)} at epoch ${found.epoch}` : 'no result yet';
     say(sub, `${best}${found.place ? `, place ${found.place}` : ''}; ${found.epochs_done} of ${found.epochs} epochs, ${duration(found.seconds)} with a worker${found.level ? `, ${found.level}` : ''}`);
-    replace(links, h('a', { class: 'button', href: found.mlflow, target: '_blank', rel: 'noopener' }, 'MLflow'));
+    redraw(links, found.mlflow, () => h('a', { class: 'button', href: found.mlflow, target: '_blank', rel: 'noopener', 'aria-label': 'This trial in MLflow' }, 'MLflow'));
     replace(why, factList([['tried because', found.suggested_because || '-'], found.ended_because ? [`${found.state} because`, found.ended_because] : null]));
-    replace(values, factList(Object.entries(found.params).map(([name, value]) => [name, String(value)])),
-      h('details', {}, h('summary', {}, 'What is fixed'), factList(Object.entries(found.spec).map(([name, value]) => [name, typeof value === 'object' ? JSON.stringify(value) : String(value)]))));
+    redraw(values, [found.params, found.spec], () => [factList(Object.entries(found.params).map(([name, value]) => [name, String(value)])),
+      h('details', {}, h('summary', {}, 'What is fixed'), factList(Object.entries(found.spec).map(([name, value]) => [name, typeof value === 'object' ? JSON.stringify(value) : String(value)])))]);
     const rows = Object.entries(found.metrics).map(([epoch, metrics]) => [Number(epoch), metrics]);
     chart(objective, found.metric, rows);
     const names = [...new Set(rows.flatMap(row => Object.keys(row[1])))].filter(name => name !== found.metric);
