@@ -161,7 +161,7 @@ def slowdown(window: Browser, link: str, reader: RunLogReader, server: psutil.Pr
     """Epochs a second with the page open, relative to those without, in alternating windows."""
     address = f"{link.partition('#')[0]}#/sweep/busy-1"
     spans: list[tuple[bool, float, float]] = []
-    busy = {False: 0.0, True: 0.0}
+    busy, drawing = {False: 0.0, True: 0.0}, {False: 0.0, True: 0.0}
     for number in range(2 * windows):
         is_open = (number % 2 == 1) ^ (
             number % 4 >= 2
@@ -170,10 +170,11 @@ def slowdown(window: Browser, link: str, reader: RunLogReader, server: psutil.Pr
         if is_open:
             window.go(address)
         time.sleep(SETTLE_SECONDS)
-        start, before = time.time(), sum(server.cpu_times()[:2])
+        start, before, drawn = time.time(), sum(server.cpu_times()[:2]), window.cpu_seconds()
         time.sleep(WINDOW_SECONDS)
         spans.append((is_open, start, time.time()))
         busy[is_open] += sum(server.cpu_times()[:2]) - before
+        drawing[is_open] += window.cpu_seconds() - drawn
     (trial,) = reader.read().trials
     ends = sorted(trial.times.values())
     rates: dict[bool, list[float]] = {False: [], True: []}
@@ -188,7 +189,8 @@ def slowdown(window: Browser, link: str, reader: RunLogReader, server: psutil.Pr
         f"the sweep's speed with the page open: {math.exp(mean):.4f} of that without "
         f"({math.exp(mean - 2 * error):.4f} to {math.exp(mean + 2 * error):.4f}, {windows} pairs of windows of "
         f"{WINDOW_SECONDS:g} s); the server uses {100 * busy[True] / seconds:.2f} % of a core, and "
-        f"{100 * busy[False] / seconds:.2f} % while no page is open"
+        f"{100 * busy[False] / seconds:.2f} % while no page is open; the browser {100 * drawing[True] / seconds:.1f} and "
+        f"{100 * drawing[False] / seconds:.1f} %"
     )
 
 

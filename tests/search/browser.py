@@ -12,6 +12,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+import psutil
 import requests
 
 from binsweep.tracking.processes import free_port
@@ -33,8 +34,13 @@ def missing() -> str:
 class Browser:
     """One window. What a script logs, and what the page's policy refuses, is kept by the browser until `complaints`."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, driver: int) -> None:
+        self._url, self._driver = url, driver
+
+    def cpu_seconds(self) -> float:
+        """What its processes have used of the cores."""
+        family = psutil.Process(self._driver).children(recursive=True)
+        return sum(sum(process.cpu_times()[:2]) for process in family)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         answer = requests.request(method, f"{self._url}{path}", json=body, timeout=120)
@@ -142,7 +148,7 @@ def browser() -> Iterator[Browser]:
             )
             session = f"{base}/session/{answer.json()['value']['sessionId']}"
             try:
-                yield Browser(session)
+                yield Browser(session, driver.pid)
             finally:
                 requests.delete(session, timeout=30)
         finally:

@@ -2,12 +2,16 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from mlflow import MlflowClient
@@ -19,6 +23,7 @@ from binsweep.search.steering.inbox import waiting_requests
 from binsweep.search.ui.guard import ticket
 from binsweep.search.ui.live_sweep import LiveSweep
 from binsweep.search.ui.views import Home
+from binsweep.tracking.processes import free_port
 
 ODD = "a <img src=x onerror=alert(1)> & ünï'code-1"
 PARAMS = {"backbone": "resnet18", "lr": 0.01, "weight_decay": 0.1, "epochs": 9}
@@ -447,3 +452,20 @@ def test_the_page_goes_on_without_mlflow(tmp_path: Path, monkeypatch: pytest.Mon
         assert requests.get(page.base + links["mlflow"], timeout=20).status_code == 503
         refused = page.post("/api/models/m/rollback", {"reason": "a test"}).json()["refused"]
         assert "MLflow is not there" in refused
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+def test_the_command_ends_in_order_even_while_mlflow_starts(tmp_path: Path, seconds: float) -> None:
+    command = [sys.executable, "-m", "binsweep", "ui", "--port", str(free_port())]
+    environment = {**os.environ, "BINSWEEP_HOME": str(tmp_path / "home")}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as ui:
+        assert ui.stdout is not None and "#token=" in ui.stdout.readline()
+        time.sleep(seconds)
+        family = psutil.Process(ui.pid).children(recursive=True)
+        ui.send_signal(signal.SIGTERM)
+        assert ui.wait(90) == 130
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+    assert str(tmp_path) not in " ".join(
+        " ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])
+    )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from binsweep.data.errors import first_line
 from binsweep.tracking.mlflow_server.embedded import tracking_server
+from binsweep.tracking.mlflow_server.named_server import named_server
 from binsweep.tracking.processes import kill_started
 
 LEAVE_SECONDS = 30.0
@@ -37,6 +38,6 @@ class ServerBeside:
     def close(self) -> None:
         """Leave the server, which ends it if nobody else uses it."""
         self._leave.set()
-        if self.url is None and not self.problem:
+        if self.url is None and not self.problem and named_server() is None:
             kill_started()  # it is still starting, and a start may take minutes
         self._thread.join(LEAVE_SECONDS)

@@ -63,6 +63,9 @@ export class Chart {
     this.canvas.addEventListener('mouseleave', () => this.light(null));
     this.canvas.addEventListener('click', () => { if (this.open && this.lit !== null) this.open(this.lit); });
     if (open) this.canvas.style.cursor = 'pointer';
+    // Painted only while it is in sight: what nobody looks at costs nothing.
+    this.inSight = false;
+    new IntersectionObserver(found => { this.inSight = found.at(-1).isIntersecting; this.paint(); }).observe(this.element);
     new ResizeObserver(() => this.paint()).observe(this.element);
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => this.paint());
   }
@@ -79,7 +82,7 @@ export class Chart {
 
   paint() {
     const width = this.element.clientWidth, ratio = devicePixelRatio || 1;
-    if (!width || !this.x || !this.canvas.isConnected) return;
+    if (!width || !this.x || !this.inSight) return;
     this.width = width;
     if (this.canvas.width !== Math.round(width * ratio)) {
       this.canvas.width = Math.round(width * ratio);
