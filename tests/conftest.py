@@ -35,6 +35,7 @@ NEED_QUIET = {
     "test_resume.py",
     "test_served_limits.py",
     "test_steering.py",
+    "test_ui_browser.py",
 }
 
 

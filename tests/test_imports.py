@@ -39,6 +39,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("search.report",),
     ("search.recording",),
     ("search.workflows",),
+    ("search.ui",),
     ("search.api", "search.cli"),
     ("__main__",),
 )

@@ -53,6 +53,8 @@ def test_the_wheel_has_all_of_the_code_under_one_name(wheel: Path) -> None:
     code = {f"binsweep/{p.relative_to(ROOT)}" for f in SHIPPED[:4] for p in (ROOT / f).rglob("*.py")}
     assert code | {"binsweep/__init__.py", "binsweep/__main__.py"} <= set(names)
     assert "binsweep/search/report/report.html.jinja" in names
+    static = {f"binsweep/{file.relative_to(ROOT)}" for file in (ROOT / "search/ui/static").iterdir()}
+    assert static and static <= set(names)
 
 
 @pytest.mark.night  # two sweeps in an environment of their own

@@ -1,19 +1,43 @@
-"""The commands for this machine: ui, migrate, doctor."""
+"""The commands for this machine: ui, mlflow, migrate, doctor."""
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import click
 
+from binsweep.search.cli.options import optional_dashboard_option
 from binsweep.search.workflows.home import home_folder
 
 DEFAULT_UI_PORT = 5000
+DEFAULT_MLFLOW_PORT = 5002  # 5001 is that of `binsweep serve`
 
 
 @click.command()
 @click.option("--port", default=DEFAULT_UI_PORT, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--open", "then_open", is_flag=True, help="Open the page in a browser.")
+@optional_dashboard_option
+def ui(port: int, then_open: bool, dashboard: str | None) -> None:
+    """Show all sweeps and models of this home on one page, and steer them there; MLflow's UI runs beside it."""
+    from binsweep.search.ui.serve import opening_file, serve_ui
+
+    home = home_folder()
+    with tempfile.TemporaryDirectory(prefix="binsweep-ui-") as folder:
+
+        def ready(url: str) -> None:
+            print(f"{url} (Ctrl-C ends it)", flush=True)
+            if then_open:
+                click.launch(str(opening_file(Path(folder), url)))
+
+        code = serve_ui(home, port, ready, dashboard)
+    sys.exit(code)
+
+
+@click.command()
+@click.option("--port", default=DEFAULT_MLFLOW_PORT, show_default=True, type=click.IntRange(1, 65535))
 @click.option(
     "--allowed-hosts",
     default="",
@@ -28,8 +52,8 @@ DEFAULT_UI_PORT = 5000
     metavar="/PATH",
     help="The path under which a proxy serves it.",
 )
-def ui(port: int, allowed_hosts: str, static_prefix: str) -> None:
-    """Start the MLflow UI of this home; with MLFLOW_TRACKING_URI set, print its address."""
+def mlflow(port: int, allowed_hosts: str, static_prefix: str) -> None:
+    """Start MLflow's own UI of this home alone; with MLFLOW_TRACKING_URI set, print its address."""
     from binsweep.tracking.mlflow_server.named_server import named_server
     from binsweep.tracking.mlflow_server.ui import run_ui
 

@@ -24,7 +24,7 @@ from binsweep.search.cli.again import rerun, trial
 from binsweep.search.cli.compare import compare
 from binsweep.search.cli.data import data_group
 from binsweep.search.cli.jobs import logs, resume, stop, submit
-from binsweep.search.cli.machine import doctor, migrate, ui
+from binsweep.search.cli.machine import doctor, migrate, mlflow, ui
 from binsweep.search.cli.models import evaluate, export, predict, promote, rollback, serve
 from binsweep.search.cli.monitor import monitor, shadow
 from binsweep.search.cli.steering import budget, enqueue, narrow, pause, pin, stop_trial
@@ -65,7 +65,7 @@ COMMANDS = (
     *(promote, rollback, evaluate, serve, monitor, shadow, predict, export),
     *(enqueue, stop_trial, pin, budget, narrow, pause, resume),
     *(submit, logs, stop),
-    *(ui, migrate, doctor),
+    *(ui, mlflow, migrate, doctor),
     data_group,
 )
 for command in COMMANDS:

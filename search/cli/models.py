@@ -142,15 +142,12 @@ def promote(sweep_id: str, approved: bool, dry_run: bool, as_json: bool) -> None
 @click.option("--reason", default="no reason given", show_default=True, help="Stored with both versions.")
 def rollback(model: str, reason: str) -> None:
     """Make the previous champion of MODEL champion again."""
-    from binsweep.search.workflows.notify import notify, rolled_back
+    from binsweep.search.workflows.roll_back import roll_back
     from binsweep.tracking.mlflow_server.embedded import registry_server
-    from binsweep.tracking.promotion.rollback import rollback as roll_back
 
     home = home_folder()
     with registry_server(home) as uri:
-        left, back = roll_back(uri, model, reason, home)
-    notify(rolled_back(model, back, reason), None, home)
-    print(f"{model}: version {back} is champion again, instead of version {left}")
+        print(roll_back(model, reason, home, uri))
 
 
 @click.command()

@@ -173,7 +173,7 @@ def _print_next_commands(
     serve, predict = "binsweep serve", "binsweep predict PHOTO.jpg"
     if model != DEFAULT_MODEL:
         serve, predict = f"{serve} {quoted}", f"{predict} --model {quoted}"
-    commands = {"binsweep ui": "browse the sweep in MLflow"}
+    commands = {"binsweep ui": "look at the sweep, and steer the next one"}
     if not promoted:
         commands[f"binsweep promote {sweep_id}"] = "test the best model, make it champion if it is better"
     if has_champion or not promoted:

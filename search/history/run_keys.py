@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 SWEEP = "sweep"  # the parent run
@@ -13,6 +14,7 @@ def trial_key(number: int) -> str:
     return f"trial-{number:04d}"
 
 
+@functools.lru_cache(4096)  # a reader meets each key at every epoch
 def trial_number(key: str) -> int | None:
     """The number of the trial whose run has this key; None for other runs, such as those of finalists and refits."""
     found = re.fullmatch(r"trial-(\d{4,})", key, re.ASCII)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,61 +22,117 @@ from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.steering.inbox import read_answers, waiting_requests
 from binsweep.search.steering.state import state_after
-from binsweep.tracking.runlog.spool import Record, read_spool
+from binsweep.tracking.runlog.spool import Record, SpoolReader, read_spool
 
 
 def read_history(folder: Path, ended_by: str = "") -> SweepHistory:
     """Read the sweep in a folder of `sweeps/`, running or not; with `ended_by` it counts as finished."""
-    state = load_state(folder)
-    if ended_by:
-        state |= {"status": "finished", "ended_by": ended_by}
-    spec = parse_spec(state["spec"], str(folder / STATE))
-    status = run_status(folder, state)
-    answers = read_answers(folder)
-    spec = state_after(answers).spec_of(spec)
-    trials: dict[int, TrialHistory] = {}
-    guess_errors: dict[str, float] = {}
-    parent: dict[str, str] = {}
-    guess, last, first = None, 0.0, math.inf
-    labelling: Labelling = COUNTING
-    clock = _Clock()
-    for record in read_spool(folder / "spool"):
-        at = clock.read(record)
+    return RunLogReader(folder).read(ended_by)
+
+
+class RunLogReader:
+    """Keeps the history of one sweep: each `read` takes in only what its run log has gained. Not thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.changed: set[int] = set()  # the trials with something new at the last `read`
+        self._fresh: set[int] = set()  # and those with something new since
+        self._folder = folder
+        self._spec: SweepSpec | None = None
+        self._spool = SpoolReader(folder / "spool")
+        self._trials: dict[int, TrialHistory] = {}
+        self._places: dict[int, list[int]] = {}  # of the metrics of a trial, in the spool
+        self._guess_errors: dict[str, float] = {}
+        self._parent: dict[str, str] = {}
+        self._guess: float | None = None
+        self._first, self._last = math.inf, 0.0
+        self._labelling: Labelling = COUNTING
+        self._clock = _Clock()
+
+    @property
+    def share(self) -> float:
+        """The share of the run log that was read."""
+        return self._spool.share
+
+    def read(self, ended_by: str = "", seconds: float = math.inf) -> SweepHistory:
+        """The history now; what takes longer than so many `seconds` to read is left for the next call.
+
+        Raises UserError if the sweep's files are damaged.
+        """
+        folder = self._folder
+        state = load_state(folder)
+        if ended_by:
+            state |= {"status": "finished", "ended_by": ended_by}
+        self._spec = spec = parse_spec(state["spec"], str(folder / STATE))
+        status = run_status(folder, state)
+        answers = read_answers(folder)
+        spec = state_after(answers).spec_of(spec)
+        self.read_on(seconds)
+        self.changed, self._fresh = self._fresh, set()
+        until = self._clock.now() if status == "running" else self._last
+        ordered = [self._as_of(trial, status, until) for _, trial in sorted(self._trials.items())]
+        lanes = _assign_lanes(ordered)
+        return SweepHistory(
+            state["id"],
+            spec,
+            status,
+            state.get("ended_by", ""),
+            ordered,
+            int(self._parent.get("slots", lanes)),
+            self._guess,
+            self._first if ordered else self._last,
+            until,
+            self._guess_errors,
+            self._labelling,
+            answers,
+            waiting_requests(folder),
+        )
+
+    def read_on(self, seconds: float) -> None:
+        """Read more of the run log for so many seconds, for the next `read` to tell of; only after the first one."""
+        assert self._spec is not None
+        deadline = time.monotonic() + seconds
+        for record, place in self._spool.new_records():
+            self._take(record, place, self._spec)
+            if time.monotonic() > deadline:
+                break
+
+    def epochs_of(self, number: int, metric: str) -> dict[int, dict[str, float]]:
+        """All metrics of a trial by epoch, as far as they were read; `metric` is the sweep's."""
+        records = self._spool.records_at(self._places.get(number, ()))
+        found = ((record["step"], _epoch_metrics(record, metric)) for record in records)
+        return {epoch: metrics for epoch, metrics in found if metric in metrics}
+
+    def _take(self, record: Record, place: int, spec: SweepSpec) -> None:
+        """Take in the next record."""
+        at = self._clock.read(record)
         number = trial_number(record["key"])
         if record["key"] != SWEEP and number is None:
-            continue  # a finalist's run, no part of the search
-        first, last = min(first, at), max(last, at)
+            return  # a finalist's run, no part of the search
+        self._first, self._last = min(self._first, at), max(self._last, at)
         if number is None:
-            if record["kind"] == "dataset":
-                labelling = labelling_of(record["profile"].get("classes", ()))
-                guess = _guess(record["profile"])
-                guess_errors = _guess_errors(record["profile"]) if labelling is COUNTING else {}
-            parent |= record.get("tags", {}) if record["kind"] == "start" else {}
-        else:
-            _apply(trials, number, record, at, spec)
-    until = clock.now() if status == "running" else last
-    for trial in trials.values():
-        if trial.state == "running" and trial.intervals:
-            running = status == "running"
-            trial.intervals[-1].end = until if running else trial.times.get(trial.epochs_done, last)
-            trial.state = "running" if running else "interrupted"
-    ordered = [trials[number] for number in sorted(trials)]
-    lanes = _assign_lanes(ordered)
-    return SweepHistory(
-        state["id"],
-        spec,
-        status,
-        state.get("ended_by", ""),
-        ordered,
-        int(parent.get("slots", lanes)),
-        guess,
-        first if trials else last,
-        until,
-        guess_errors,
-        labelling,
-        answers,
-        waiting_requests(folder),
-    )
+            self._take_parent(record)
+            return
+        self._fresh.add(number)
+        if record["kind"] == "metrics":
+            self._places.setdefault(number, []).append(place)
+        _apply(self._trials, number, record, at, spec)
+
+    def _take_parent(self, record: Record) -> None:
+        if record["kind"] == "dataset":
+            self._labelling = labelling_of(record["profile"].get("classes", ()))
+            self._guess = _guess(record["profile"])
+            counting = self._labelling is COUNTING
+            self._guess_errors = _guess_errors(record["profile"]) if counting else {}
+        self._parent |= record.get("tags", {}) if record["kind"] == "start" else {}
+
+    def _as_of(self, trial: TrialHistory, status: str, until: float) -> TrialHistory:
+        """The trial as it is shown now: its last interval goes on, or has ended with the sweep's process."""
+        if trial.state != "running" or not trial.intervals:
+            return trial
+        running = status == "running"
+        end = until if running else trial.times.get(trial.epochs_done, self._last)
+        intervals = [*trial.intervals[:-1], replace(trial.intervals[-1], end=end)]
+        return replace(trial, state="running" if running else "interrupted", intervals=intervals)
 
 
 def read_epochs(folder: Path) -> Iterator[tuple[int, int, dict[str, float]]]:

@@ -116,13 +116,13 @@ class SweepHistory:
     @property
     def seconds(self) -> float:
         """Seconds in which at least one trial had a worker, so that breaks of the sweep do not count."""
-        return self.active_seconds_until(math.inf)
+        return self.usage.seconds
 
     def active_seconds_until(self, at: float) -> float:
         """Active seconds up to a time in seconds since 1970; breaks of the sweep do not count."""
         return sum(max(0.0, min(end, at) - start) for start, end in self.active_intervals)
 
-    @property
+    @functools.cached_property
     def usage(self) -> ResourceUsage:
         """The seconds in which trials had workers, and their CPU and GPU seconds."""
         return self._usage_until(math.inf)
@@ -146,7 +146,7 @@ class SweepHistory:
 
     def cost_until(self, at: float) -> dict[str, float]:
         """The cost up to a time in seconds since 1970."""
-        usage = self._usage_until(at)
+        usage = self.usage if at == math.inf else self._usage_until(at)
         cost = {"cpu_hours": usage.cpu_seconds / 3600, "gpu_hours": usage.gpu_seconds / 3600}
         money = self.spec.resources.price_of(usage.cpu_seconds, usage.gpu_seconds)
         return cost if money is None else {**cost, "money": money}

@@ -21,7 +21,8 @@ MAX_GROUPS = len(COLOURS)
 
 def write_comparison(found: Comparison, page: Path) -> None:
     """Write the page atomically. Raises UserError if it cannot be written."""
-    write_page_file(page, TEMPLATE, _contents(found))
+    charts = [_chart(found, axis) for axis in found.axes]
+    write_page_file(page, TEMPLATE, {**comparison_contents(found), "charts": charts})
 
 
 def comparison_text(found: Comparison) -> str:
@@ -120,7 +121,8 @@ def _best(found: Comparison, group: Group) -> str:
     return format_mean(found.metric, mean_of(values))
 
 
-def _contents(found: Comparison) -> dict[str, Any]:
+def comparison_contents(found: Comparison) -> dict[str, Any]:
+    """What a page says about a comparison, as text."""
     groups = [
         {
             "letter": letter,
@@ -151,7 +153,6 @@ def _contents(found: Comparison) -> dict[str, Any]:
         "cost": _cost_name(found.cost),
         "groups": groups,
         "warnings": found.warnings,
-        "charts": [_chart(found, axis) for axis in found.axes],
         "rows": [_row(found.metric, point) for point in found.points],
         "parameters": parameters,
         "differences": found.differences,

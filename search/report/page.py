@@ -13,9 +13,14 @@ from binsweep.data.atomic_write import write_bytes
 from binsweep.data.errors import UserError
 
 
+def render_page(template: Path, contents: Mapping[str, Any]) -> str:
+    """The page of a template; what is not marked as safe there, is text and no HTML."""
+    return _layout(template).render(**contents)
+
+
 def write_page_file(page: Path, template: Path, contents: Mapping[str, Any]) -> None:
     """Write a page atomically. Raises UserError if the file cannot be written."""
-    text = _layout(template).render(**contents)
+    text = render_page(template, contents)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(page, text.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ from binsweep.search.terminal.format import format_duration, format_metric, form
 MAX_COLUMNS = 6  # metrics of an epoch, beside the objective
 
 
-def trial_json(history: SweepHistory, trial: TrialHistory, folder: Path) -> dict[str, Any]:
-    """A trial as plain values: what it is, its metrics by epoch, what was decided about it."""
+def trial_json(
+    history: SweepHistory,
+    trial: TrialHistory,
+    folder: Path,
+    metrics: Mapping[int, Mapping[str, float | None]] | None = None,
+) -> dict[str, Any]:
+    """A trial as plain values: what it is, its metrics by epoch, what was decided about it; `metrics` are read where
+    the caller has not read them."""
     return {
         "sweep": history.id,
         "trial": trial.number,
@@ -32,7 +39,7 @@ def trial_json(history: SweepHistory, trial: TrialHistory, folder: Path) -> dict
         "seconds": trial.seconds,
         "level": history.level_of(trial),
         "warnings": trial.warnings,
-        "metrics": epochs_of_trial(folder, trial.number),
+        "metrics": epochs_of_trial(folder, trial.number) if metrics is None else metrics,
         "decisions": read_decisions(folder, trial.number),
     }
 

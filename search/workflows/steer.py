@@ -18,7 +18,7 @@ from binsweep.search.history.sweep_state import load_state, read_spec, run_statu
 from binsweep.search.spec.space import Choice, SearchSpace, Value
 from binsweep.search.steering.inbox import post, read_answers, withdraw
 from binsweep.search.steering.judge import SteeredSweep, answer_all, judge
-from binsweep.search.steering.request import AnsweredRequest, Request
+from binsweep.search.steering.request import AnsweredRequest, Kind, Request
 from binsweep.search.steering.state import state_after
 
 WAIT_SECONDS = 10.0  # for the answer of a sweep that runs
@@ -37,16 +37,24 @@ class Answer:
         return self.text
 
 
-def steer(folder: Path, request: Request, wait: float = WAIT_SECONDS) -> Answer:
-    """Ask something of the sweep in `folder`, and wait so many seconds for its answer.
+def plan(folder: Path, request: Request, history: SweepHistory) -> str:
+    """What the sweep in `folder`, of this history, would answer to a request; nothing is kept. Raises the errors of
+    `steer`."""
+    if history.status == "finished":
+        raise _finished(history.id, history.ended_by)
+    return _judge(folder, history, request)
+
+
+def steer(
+    folder: Path, request: Request, wait: float = WAIT_SECONDS, history: SweepHistory | None = None
+) -> Answer:
+    """Ask something of the sweep in `folder`, and wait so many seconds for its answer. Its present `history` is read
+    where the caller has not read it.
 
     Raises UserError with the reason if the request breaks the sweep's rules, or if the sweep has ended; nothing is kept
     then. Otherwise it is on the disk when this returns, and happens once, whichever process is killed.
     """
-    history = read_history(folder)
-    if history.status == "finished":
-        raise _finished(history.id, history.ended_by)
-    planned = _judge(folder, history, request)
+    planned = plan(folder, request, read_history(folder) if history is None else history)
     post(folder, request)
     deadline = time.monotonic() + wait
     while True:
@@ -87,6 +95,24 @@ def _not_yet(answered: AnsweredRequest | None, planned: str) -> str:
     if answered is not None:  # a configuration
         return f"accepted: {answered.answer}"
     return f"kept: the sweep takes it in after the epoch in progress; then: {planned}"
+
+
+def read_values(kind: Kind, space: SearchSpace, given: Mapping[str, str | Sequence[str]]) -> dict[str, Any]:
+    """The values of a request of this kind from texts by name, as a form has them: one for a value of a configuration
+    or a limit, several for the choices or the two ends of what is narrowed."""
+    if given and kind not in ("enqueue", "narrow", "budget"):
+        raise UserError(f"{kind} takes no values, but got {', '.join(given)}", "leave them out")
+    if kind == "budget":
+        return dict(given)
+    found: dict[str, Any] = {}
+    for name, texts in given.items():
+        if name not in space:
+            found[name] = texts
+        elif isinstance(texts, str):
+            found[name] = _value(space, name, texts)
+        else:
+            found[name] = [_value(space, name, text) for text in texts]
+    return found
 
 
 def parse_configuration(space: SearchSpace, assignments: Sequence[str]) -> dict[str, Any]:

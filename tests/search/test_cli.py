@@ -161,6 +161,7 @@ def test_a_port_that_is_taken(tmp_path: Path, server: str) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         mistaken(here("ui", "--port", port, home=tmp_path), port)
+        mistaken(here("mlflow", "--port", port, home=tmp_path), port)
         done = here("serve", "--port", port, home=tmp_path, MLFLOW_TRACKING_URI=server)
         mistaken(done, port)
 
@@ -514,8 +515,12 @@ def test_the_ui_answers_and_ends_on_interrupt(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     try:
-        assert f":{port}" in process.stdout.readline()
-        assert requests.get(f"http://127.0.0.1:{port}/", timeout=20).ok
+        link = process.stdout.readline().split()[0]
+        base, _, token = link.partition("/#token=")
+        assert base == f"http://127.0.0.1:{port}" and len(token) > 30
+        assert "<title>binsweep" in requests.get(base, timeout=20).text
+        told = requests.get(f"{base}/api/session", headers={"X-Binsweep-Token": token}, timeout=20)
+        assert told.json()["home"] == str(tmp_path / "home")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
     finally:

@@ -418,10 +418,10 @@ sys.exit(run_ui(Path(sys.argv[1]), int(sys.argv[2]), functools.partial(print, fl
 @pytest.mark.parametrize(
     ("words", "first", "gap"),
     [
-        (["-m", "binsweep", "ui", "--port", "{port}"], signal.SIGHUP, 0.3),  # a terminal that is closed
+        (["-m", "binsweep", "mlflow", "--port", "{port}"], signal.SIGHUP, 0.3),  # a terminal that is closed
         (["-c", ASKED_TWICE, "{home}", "{port}"], signal.SIGTERM, 0.0),
         pytest.param(
-            ["-m", "binsweep", "ui", "--port", "{port}"],
+            ["-m", "binsweep", "mlflow", "--port", "{port}"],
             signal.SIGTERM,
             0.0,
             marks=pytest.mark.integration,

@@ -1,4 +1,4 @@
-"""The MLflow UI of a home in the foreground, for `binsweep ui`."""
+"""The MLflow UI of a home in the foreground, for `binsweep mlflow`."""
 
 import contextlib
 from collections.abc import Callable, Sequence

@@ -23,7 +23,7 @@ from binsweep.tracking.runlog.sanitize import (
     sanitize_text,
 )
 from binsweep.tracking.runlog.sender import Sender
-from binsweep.tracking.runlog.spool import Record, Spool, find_spool
+from binsweep.tracking.runlog.spool import Record, Spool, find_spool, spool_identity
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
@@ -219,3 +219,12 @@ def replay(directory: Path, tracking_uri: str, experiment: str, timeout: float) 
     if find_spool(directory) is None:
         raise UserError(f"there is no run log in {directory}", "name the directory of a sweep that has run")
     return RunLog(directory, tracking_uri, experiment).close(timeout)
+
+
+def run_page(directory: Path, tracking_uri: str, experiment: str, key: str) -> str | None:
+    """The page of a run in the MLflow UI, as a link within that UI, from any process; None if MLflow has no such run.
+    Changes nothing."""
+    path = find_spool(directory)
+    if path is None:
+        return None
+    return Sender(tracking_uri, experiment, spool_identity(path), fresh=False).sent_page(key)

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def _record_at(fd: int, at: int, end: int) -> tuple[Record | None, int]:
     if len(payload) < length or _crc(payload) != crc:
         return None, at
     try:
-        record = json.loads(payload)
+        record = json.loads(payload.decode("ascii"))  # of bytes, json would first look for their encoding
     except ValueError:
         return None, at
     return (
@@ -113,7 +113,7 @@ class Spool:
         known = find_spool(directory)
         self.fresh = known is None
         self.path = known or directory / f"runlog-{uuid.uuid4().hex[:12]}.spool"
-        self.identity = self.path.stem.removeprefix("runlog-")
+        self.identity = spool_identity(self.path)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._lock = threading.Lock()
         self._size = os.fstat(self._fd).st_size
@@ -243,18 +243,66 @@ def find_spool(directory: Path) -> Path | None:
     return next(iter(sorted(directory.glob("runlog-*.spool"))), None)
 
 
+def spool_identity(path: Path) -> str:
+    """The identity of the spool in this file."""
+    return path.stem.removeprefix("runlog-")
+
+
 def read_spool(directory: Path) -> Iterator[Record]:
     """Every intact record of a spool in file order, also while its owner appends to it."""
-    path = find_spool(directory)
-    if path is None:
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        for record, _ in decode_records(fd, 0, os.fstat(fd).st_size):
-            if record is not None:
-                yield record
-    finally:
-        os.close(fd)
+    return (record for record, _ in SpoolReader(directory).new_records())
+
+
+class SpoolReader:
+    """Reads a spool, of any process, and later what was appended to it since. Not thread-safe."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._path: Path | None = None
+        self._position = 0  # after the last intact record that was read
+        self._looked_at = 0  # also after damaged ranges
+
+    def new_records(self) -> Iterator[tuple[Record, int]]:
+        """Each intact record that was not read before, with its place; what is left when the caller stops, comes at
+        the next call."""
+        self._path = self._path or find_spool(self._directory)
+        if self._path is None:
+            return
+        fd = os.open(self._path, os.O_RDONLY)
+        try:
+            start = self._position
+            for record, end_of_record in decode_records(fd, start, os.fstat(fd).st_size):
+                self._looked_at = end_of_record
+                if record is not None:
+                    # A damaged end is read again: it may be a record that is just being appended.
+                    self._position = end_of_record
+                    yield record, start
+                start = end_of_record
+        finally:
+            os.close(fd)
+
+    def records_at(self, places: Sequence[int]) -> Iterator[Record]:
+        """The records that were at these places."""
+        if self._path is None:
+            return
+        fd = os.open(self._path, os.O_RDONLY)
+        try:
+            size = os.fstat(fd).st_size
+            for place in places:
+                record, _ = _record_at(fd, place, size)
+                if record is not None:
+                    yield record
+        finally:
+            os.close(fd)
+
+    @property
+    def share(self) -> float:
+        """The share of the file that was read."""
+        try:
+            size = 0 if self._path is None else self._path.stat().st_size
+        except OSError:
+            size = 0
+        return min(1.0, self._looked_at / size) if size else 1.0
 
 
 def owner_of(directory: Path) -> str | None:
