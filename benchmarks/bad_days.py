@@ -42,9 +42,7 @@ def outcomes(start: int, seeds: int, processes: int) -> Iterator[object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1000, help="how many (default %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="the first one")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -73,9 +71,7 @@ def main() -> int:
     print(f"{done:,} seeds in {seconds:,.0f} s by {words.processes} processes: {broken} broke a promise")
     print(f"{lives:,} processes of sweeps, {effects:,} effects, {len(traces):,} different interleavings")
     places = {point.partition(" ")[2] for point in crashes}
-    print(
-        f"{len(points):,} different effects, by kind, file and line; {len(places):,} of them were the last before a crash"
-    )
+    print(f"{len(points):,} different effects, by kind, file and line; {len(places):,} of them were the last before a crash")
     for kind, times in injected.most_common():
         print(f"    {kind:32} {times:7,} times, in {hit[kind]:,} seeds")
     return 1 if broken else 0

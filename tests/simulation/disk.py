@@ -59,7 +59,9 @@ class SimDisk:
         self.full = False
         self.studies: dict[str, bool] = {}  # the databases, and whether one was ever synced
         self.connections: list[tuple[Any, sqlite3.Connection]] = []
-        self._real = SimpleNamespace(**{name: getattr(os, name) for name in _FUNCTIONS}, io_open=io.open)
+        self._real = SimpleNamespace(
+            **{name: getattr(os, name) for name in _FUNCTIONS}, io_open=io.open
+        )
 
     # The tree
 
@@ -352,7 +354,9 @@ class SimDisk:
                 with self._real.io_open(name, "wb") as stream:
                     stream.write(content)
 
-    def _survey(self, folder: Node, at: str, contents: dict[str, bytes | None], dice: random.Random) -> None:
+    def _survey(
+        self, folder: Node, at: str, contents: dict[str, bytes | None], dice: random.Random
+    ) -> None:
         """What is left below a folder: the content of each file, None for a folder."""
         paths = dict(self._paths())
         for name, node in sorted(folder.kept.items()):

@@ -36,9 +36,7 @@ def report_first() -> Iterator[None]:
     """An epoch is reported before its checkpoint and its line are on the disk."""
     keep_and_send = code_trial._CodeRun._report
 
-    def send_and_keep(
-        run: Any, epoch: int, metrics: dict[str, float], saved: bool, foreign: list[str]
-    ) -> bool:
+    def send_and_keep(run: Any, epoch: int, metrics: dict[str, float], saved: bool, foreign: list[str]) -> bool:
         send = run.send
         go_on = send(epoch, {**metrics, "seconds": 0.0})
         run.send = lambda *_: go_on
@@ -76,3 +74,5 @@ PLANTED: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "a lock not taken": no_lock,
     "a retry without its key": no_key,
 }
+
+

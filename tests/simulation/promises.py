@@ -50,9 +50,7 @@ def check_repeated(world: World, result: Any) -> None:
     world.sync(result.folder, everything=True)
     for name, value in _whole(world, result.folder).items():
         if before[name] != value:
-            world._problem(
-                f"sending everything again is not idempotent: {name} was {before[name]}, is {value}"
-            )
+            world._problem(f"sending everything again is not idempotent: {name} was {before[name]}, is {value}")
 
 
 def records_of(world: World, folder: Path) -> list[Record]:
@@ -274,9 +272,5 @@ def _mlflow(folder: Path, records: list[Record], world: World) -> Iterator[str]:
         stored = {(name, step): value for name, step, _, value in run.points}
         logged = {place: values[0] for place, values in points[key].items()}
         if {p: repr(v) for p, v in stored.items()} != {p: repr(v) for p, v in logged.items()}:
-            differ = {
-                place
-                for place in stored.keys() | logged.keys()
-                if repr(stored.get(place)) != repr(logged.get(place))
-            }
+            differ = {place for place in stored.keys() | logged.keys() if repr(stored.get(place)) != repr(logged.get(place))}
             yield f"MLflow and the run log differ about {key}: {sorted(differ)[:5]}"

@@ -58,10 +58,7 @@ class Scheduler:
     def __init__(self, seed: int, hop: float, tick: float) -> None:
         self.dice, self.hop, self._tick = random.Random(seed), hop, tick
         self.now = 0.0  # seconds, also while the machine is off
-        self.booted, self.skew = (
-            0.0,
-            0.0,
-        )  # when the present process could begin; by how much the wall clock is wrong
+        self.booted, self.skew = 0.0, 0.0  # when the present process could begin; by how much the wall clock is wrong
         self.hub = getcurrent()
         self.tasks: list[Task] = []
         self._current: Task | None = None

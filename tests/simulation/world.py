@@ -175,8 +175,7 @@ class World:
     def _is_locked(self) -> bool:
         assert self.main is not None
         return any(
-            path.endswith("runlog.lock") and owner is self.main.process
-            for _, path, owner in self.disk.files.values()
+            path.endswith("runlog.lock") and owner is self.main.process for _, path, owner in self.disk.files.values()
         )
 
     def request(self, name: str, work: Callable[[], Any]) -> Any:
@@ -340,11 +339,7 @@ class World:
             (recorder, "ThreadPoolExecutor", threads.ThreadPoolExecutor),
             (recorder, "wait", threads.wait),
             (recorder, "environment_tags", lambda: {"version.simulated": "1"}),
-            (
-                spool,
-                "uuid",
-                SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{hexes.getrandbits(128):032x}")),
-            ),
+            (spool, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{hexes.getrandbits(128):032x}"))),
             (study_storage, "sqlite3", SimpleNamespace(connect=self.disk.connect)),
             (sender, "MlflowClient", lambda uri: FakeClient(self.mlflow, self.request)),
             (faults, "shutil", SimpleNamespace(disk_usage=self._disk_usage)),
@@ -355,11 +350,7 @@ class World:
         ]
         if not self.plan.is_local:
             changes.append(
-                (
-                    sweep_workflow,
-                    "run_local",
-                    lambda controller, trainer: run_workers(self, controller, trainer),
-                )
+                (sweep_workflow, "run_local", lambda controller, trainer: run_workers(self, controller, trainer))
             )
         before = [(module, name, getattr(module, name)) for module, name, _ in changes]
         disabled = logging.root.manager.disable
@@ -421,9 +412,7 @@ def _raw(plan: Plan) -> dict[str, Any]:
 
 def _told(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    where = [
-        f"{Path(one.filename).name}:{one.lineno}" for one in frames if "site-packages" not in one.filename
-    ]
+    where = [f"{Path(one.filename).name}:{one.lineno}" for one in frames if "site-packages" not in one.filename]
     return f"{type(error).__name__}: {error} ({' > '.join(where[-8:])})"
 
 
