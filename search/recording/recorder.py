@@ -312,7 +312,9 @@ class Recorder:
             for place, t in enumerate(controller.leaderboard(), 1)
         ]
         head = ["place", "trial", self._spec.metric, "epoch", *["level"] * has_levels, "state", *names]
-        write_csv(file, head, rows, durable=True)  # once the sweep counts as finished, nothing writes it again
+        write_csv(
+            file, head, rows, durable=True
+        )  # once the sweep counts as finished, nothing writes it again
         self._log.artifact(SWEEP, file)
         self._log.artifact(SWEEP, self._folder / DECISIONS)
         if cost := self._spec.objective.cost_objective:

@@ -51,7 +51,9 @@ def check_repeated(world: World, result: Any) -> None:
     world.sync(result.folder, everything=True)
     for name, value in _whole(world, result.folder).items():
         if before[name] != value:
-            world._problem(f"sending everything again is not idempotent: {name} was {before[name]}, is {value}")
+            world._problem(
+                f"sending everything again is not idempotent: {name} was {before[name]}, is {value}"
+            )
 
 
 def records_of(world: World, folder: Path) -> list[Record]:
@@ -274,8 +276,7 @@ def _mlflow(folder: Path, records: list[Record], world: World) -> Iterator[str]:
         for (name, step), count in times.items():
             if count > 1:
                 yield f"MLflow has {name} of {key} at step {step} {count} times"
-        stored = {(name, step): value for name, step, _, value in run.points}
-        logged = {place: values[0] for place, values in points[key].items()}
-        if {p: repr(v) for p, v in stored.items()} != {p: repr(v) for p, v in logged.items()}:
-            differ = {place for place in stored.keys() | logged.keys() if repr(stored.get(place)) != repr(logged.get(place))}
-            yield f"MLflow and the run log differ about {key}: {sorted(differ)[:5]}"
+        stored = {(name, step): repr(value) for name, step, _, value in run.points}
+        logged = {place: repr(values[0]) for place, values in points[key].items()}
+        if differ := sorted(dict(stored.items() ^ logged.items())):
+            yield f"MLflow and the run log differ about {key}: {differ[:5]}"

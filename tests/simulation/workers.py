@@ -141,7 +141,9 @@ def run_workers(world: World, controller: Controller, trainer: Trainer) -> None:
     def deliver_late() -> None:
         if late and scheduler.dice.random() < 0.4:
             number, epoch, metrics = late.pop(0)
-            if number not in running:  # a runner knows its workers: what an earlier one says is not taken for this one's
+            if (
+                number not in running
+            ):  # a runner knows its workers: what an earlier one says is not taken for this one's
                 controller.report(number, epoch, metrics)
 
     while True:
