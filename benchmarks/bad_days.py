@@ -1,8 +1,8 @@
 """Bad days of a sweep, simulated: `python benchmarks/bad_days.py --seeds 10000`.
 
-Each seed is a small sweep and what goes wrong with it (tests/simulation). Prints how many seeds kept every promise, how often
-each fault happened, how many different interleavings and crash points were met, and for a broken promise the command that
-repeats it. Ends with 1 if one was broken.
+Each seed is a small sweep and what goes wrong with it (tests/simulation). Prints how many seeds kept every promise,
+how often each fault happened, how many different interleavings and crash points were met, and for a broken promise the
+command that repeats it. Ends with 1 if one was broken.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def outcomes(start: int, seeds: int, processes: int) -> Iterator[object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=1000, help="how many (default %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="the first one")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -71,7 +73,8 @@ def main() -> int:
     print(f"{done:,} seeds in {seconds:,.0f} s by {words.processes} processes: {broken} broke a promise")
     print(f"{lives:,} processes of sweeps, {effects:,} effects, {len(traces):,} different interleavings")
     places = {point.partition(" ")[2] for point in crashes}
-    print(f"{len(points):,} different effects, by kind, file and line; {len(places):,} of them were the last before a crash")
+    kinds = f"{len(points):,} different effects, by kind, file and line"
+    print(f"{kinds}; at {len(places):,} of them a process was killed, interrupted or lost its power")
     for kind, times in injected.most_common():
         print(f"    {kind:32} {times:7,} times, in {hit[kind]:,} seeds")
     return 1 if broken else 0

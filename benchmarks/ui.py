@@ -189,8 +189,8 @@ def slowdown(window: Browser, link: str, reader: RunLogReader, server: psutil.Pr
         f"the sweep's speed with the page open: {math.exp(mean):.4f} of that without "
         f"({math.exp(mean - 2 * error):.4f} to {math.exp(mean + 2 * error):.4f}, {windows} pairs of windows of "
         f"{WINDOW_SECONDS:g} s); the server uses {100 * busy[True] / seconds:.2f} % of a core, and "
-        f"{100 * busy[False] / seconds:.2f} % while no page is open; the browser {100 * drawing[True] / seconds:.1f} and "
-        f"{100 * drawing[False] / seconds:.1f} %"
+        f"{100 * busy[False] / seconds:.2f} % while no page is open; the browser uses "
+        f"{100 * drawing[True] / seconds:.1f} and {100 * drawing[False] / seconds:.1f} %"
     )
 
 

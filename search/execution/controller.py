@@ -288,16 +288,19 @@ class Controller:
         """Take in one epoch of a running trial; returns whether it continues.
 
         A stopped trial has ended. A paused one has not: its worker is free, and a later task resumes it from the
-        state in its folder. An epoch that is reported again counts once.
+        state in its folder. An epoch that is reported again counts once; of a trial that has no worker, nothing does:
+        a worker that was given up may still be heard, and what it says is reported again by the next one.
         """
         self.steer()
         trial = self.trials[number]
+        if trial.state != "running":
+            return False
         if epoch <= trial.epochs_done:
             # A power cut may have left it to the study and taken it from the run log and the trial's files.
             if epoch == trial.epoch:
                 trial.metrics = metrics
             self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
-            return trial.state == "running"
+            return True
         value = self._objective.value_of(metrics)
         self._clock.tick()
         self._clock.note_seconds(trial, metrics)

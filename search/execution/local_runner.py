@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 
@@ -22,16 +23,27 @@ def run_local(controller: Controller, trainer: Trainer) -> None:
 
 
 def _run_trials(controller: Controller, trainer: Trainer) -> None:
+    broken: list[BaseException] = []  # an error of the controller's
+
+    def report(number: int, epoch: int, metrics: dict[str, float]) -> bool:
+        try:
+            return controller.report(number, epoch, metrics)
+        except Exception as error:
+            broken.append(error)
+            raise
+
     while (task := controller.next_task()) is not None or controller.is_paused:
         if task is None:
             time.sleep(LOOK_SECONDS)
             continue
         number = task.number
         try:
-            trainer.train(task, lambda epoch, metrics, n=number: controller.report(n, epoch, metrics))  # type: ignore[misc]
+            trainer.train(task, functools.partial(report, number))
         except LostWorkerError as error:
             controller.lost(number, str(error))
         except Exception as error:
+            if error in broken:
+                raise  # the trial is not to blame: the sweep ends, and can be resumed
             if is_disk_full(error):
                 controller.lost(number, f"the disk is full: {error}".splitlines()[0])
                 continue

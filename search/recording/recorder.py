@@ -62,6 +62,7 @@ class Recorder:
         self._sweep_id = sweep_id
         self._best: float | None = None
         self._n_ended = 0
+        self._noted: set[int] = set()  # ended trials whose end the run log has
         self._figure_pool = ThreadPoolExecutor(1, "figures")
         self._pending: list[Future[None]] = []
         # A daemon, so that the process can end before it: for large data it takes minutes.
@@ -82,7 +83,9 @@ class Recorder:
         self._n_ended = len(ended)
         for trial in ended:
             # The process ended after the study recorded its end and before the run did, or before its figures.
-            if not (self._log.ended(trial_key(trial.number)) and self._has_figures(trial)):
+            if self._log.ended_as(trial_key(trial.number)) == _status(trial) and self._has_figures(trial):
+                self._noted.add(trial.number)
+            else:
                 self._note_end(trial)
         for trial in controller.trials.values():
             if trial.state not in ENDED:
@@ -237,6 +240,7 @@ class Recorder:
         if trial.value is not None:
             best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
             self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
+        self._noted.add(trial.number)
         self._pending.append(self._figure_pool.submit(self._close_trial, trial))
 
     def _has_figures(self, trial: TrialRecord) -> bool:
@@ -286,7 +290,8 @@ class Recorder:
             if trial.state not in ENDED:
                 self._log.tags(key, {"state": "interrupted", "halted_because": why})
                 self._log.end_run(key, "KILLED")
-            elif not self._log.ended(key):
+            # Without the note of its end, on a full disk, it is not ended: the next process does both.
+            elif trial.number in self._noted and self._log.ended_as(key) != _status(trial):
                 self._log.end_run(key, _status(trial))
         self._log.tags(SWEEP, {"ended_by": why})
         self._log.end_run(SWEEP, status)
@@ -307,7 +312,9 @@ class Recorder:
             for place, t in enumerate(controller.leaderboard(), 1)
         ]
         head = ["place", "trial", self._spec.metric, "epoch", *["level"] * has_levels, "state", *names]
-        write_csv(file, head, rows)
+        write_csv(
+            file, head, rows, durable=True
+        )  # once the sweep counts as finished, nothing writes it again
         self._log.artifact(SWEEP, file)
         self._log.artifact(SWEEP, self._folder / DECISIONS)
         if cost := self._spec.objective.cost_objective:
@@ -346,7 +353,7 @@ class Recorder:
             [t.number, t.value, t.metrics[cost], *(t.params.get(name, "") for name in names)]
             for t in pareto_front(self._controller.leaderboard(), lambda trial: trial.metrics.get(cost))
         ]
-        write_csv(file, ["trial", metric, cost, *names], rows)
+        write_csv(file, ["trial", metric, cost, *names], rows, durable=True)
         self._log.artifact(SWEEP, file)
 
 

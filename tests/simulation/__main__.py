@@ -1,4 +1,4 @@
-"""Repeat one schedule: `python -m tests.simulation --seed 4711`, and with --shrink find the shortest that still fails."""
+"""Repeat a schedule: `python -m tests.simulation --seed 4711`; with --shrink, find the shortest that still fails."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A simulated disk: real files in a temporary folder, and what of them a power cut would leave.
 
 The model is that of ext4, XFS and btrfs at their least careful. `fsync` of a file keeps its content, and it and its
-folders are there by the names with which they were created; `fsync` of a folder keeps the renames and removals in it, too. Everything else is kept,
-lost or cut off by the dice, each for itself. SQLite writes its file by itself, so of a study only the write-ahead log is
-cut: at any byte behind the last checkpoint.
+folders are there by the names with which they were created; `fsync` of a folder keeps the renames and removals in it,
+too. Everything else is kept, lost or cut off by the dice, each for itself. SQLite writes its file by itself, so of a
+study only the write-ahead log is cut: at any byte behind the last checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .scheduler import SimulatedCrash
 
 
 class Node:
-    """A file or a folder. `synced` is a file's content on the disk, `left` what it held when its name was taken away."""
+    """A file or a folder. `synced` is a file's content on the disk, `left` what it had when its name was taken."""
 
     def __init__(self, is_folder: bool) -> None:
         self.is_folder = is_folder
@@ -59,9 +59,7 @@ class SimDisk:
         self.full = False
         self.studies: dict[str, bool] = {}  # the databases, and whether one was ever synced
         self.connections: list[tuple[Any, sqlite3.Connection]] = []
-        self._real = SimpleNamespace(
-            **{name: getattr(os, name) for name in _FUNCTIONS}, io_open=io.open
-        )
+        self._real = SimpleNamespace(**{name: getattr(os, name) for name in _FUNCTIONS}, io_open=io.open)
 
     # The tree
 
@@ -286,7 +284,7 @@ class SimDisk:
                 if sql.startswith("PRAGMA wal_checkpoint"):
                     disk._act("checkpoint", text)
                     disk.studies[text] = True
-                    if (folder := disk._node(os.path.dirname(text))) is not None:
+                    if (folder := disk._node(Path(text).parent)) is not None:
                         disk._sync(folder)
                 return super().execute(sql, *words)
 
@@ -347,16 +345,14 @@ class SimDisk:
             place[0].kept[place[1]] = node
         self.studies = {}
         for path, files in databases.items():
-            if files is None or not os.path.isdir(os.path.dirname(path)):
+            if files is None or not Path(path).parent.is_dir():
                 continue
             self.studies[path] = True
             for name, content in files.items():
                 with self._real.io_open(name, "wb") as stream:
                     stream.write(content)
 
-    def _survey(
-        self, folder: Node, at: str, contents: dict[str, bytes | None], dice: random.Random
-    ) -> None:
+    def _survey(self, folder: Node, at: str, contents: dict[str, bytes | None], dice: random.Random) -> None:
         """What is left below a folder: the content of each file, None for a folder."""
         paths = dict(self._paths())
         for name, node in sorted(folder.kept.items()):
@@ -384,11 +380,11 @@ class SimDisk:
 
     def _cut_study(self, path: str, synced: bool, dice: random.Random) -> dict[str, bytes] | None:
         """The files of a database after a power cut; None if it is lost."""
-        if not os.path.exists(path) or (not synced and dice.random() < 0.5):
+        if not Path(path).exists() or (not synced and dice.random() < 0.5):
             return None
         files = {}
         for end in ("", "-wal"):
-            if os.path.exists(path + end):
+            if Path(path + end).exists():
                 with self._real.io_open(path + end, "rb") as stream:
                     files[path + end] = stream.read()
         if (log := files.get(f"{path}-wal")) and dice.random() < 0.7:
@@ -459,7 +455,7 @@ def _cut(synced: bytes, now: bytes, dice: random.Random) -> bytes:
 
 def role(path: str) -> str:
     """What a file is, without what differs from sweep to sweep."""
-    name = os.path.basename(path)
+    name = Path(path).name
     for begin in ("runlog-", "trial-", "checkpoint-"):
         if name.startswith(begin):
             return begin + (name.rpartition(".")[2] if "." in name else "")

@@ -93,7 +93,9 @@ class FakeClient:
 
         return str(self._asked("create_experiment", work))
 
-    def create_run(self, experiment_id: str, start_time: int | None, tags: dict[str, str], run_name: str) -> Any:
+    def create_run(
+        self, experiment_id: str, start_time: int | None, tags: dict[str, str], run_name: str
+    ) -> Any:
         def work() -> Any:
             if experiment_id not in self._server.experiments.values():
                 raise MlflowException("no such experiment", error_code=RESOURCE_DOES_NOT_EXIST)

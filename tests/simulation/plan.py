@@ -56,7 +56,9 @@ class Plan:
     epoch_seconds: float
     saves_every: int  # epochs; 0: the code saves nothing
     budget: dict[str, float] = field(default_factory=dict)
-    bad: dict[int, tuple[str, int]] = field(default_factory=dict)  # trial -> raises or diverges, at which epoch
+    bad: dict[int, tuple[str, int]] = field(
+        default_factory=dict
+    )  # trial -> raises or diverges, at which epoch
     hop: float = 0.2
     tick: float = 0.01  # seconds that an effect takes at most
     same_pid: bool = False  # as in containers
@@ -74,13 +76,15 @@ class Plan:
     def __str__(self) -> str:
         runner = "in process" if self.is_local else f"{self.workers} workers"
         lines = [
-            f"seed {self.seed}: {self.trials} trials of {self.epochs} epochs, {runner}, {self.sampler}/{self.stopping}, "
-            f"{self.epoch_seconds:g} s an epoch, saved every {self.saves_every}, budget {self.budget}"
+            f"seed {self.seed}: {self.trials} trials of {self.epochs} epochs, {runner}, "
+            f"{self.sampler}/{self.stopping}, {self.epoch_seconds:g} s an epoch, saved every {self.saves_every}, budget {self.budget}"
             + (f", bad {self.bad}" if self.bad else "")
         ]
         for number, life in enumerate(self.lives, 1):
             told = ", ".join(f"{one.kind} at {one.at} ({one.size:.3g})" for one in life.faults) or "no fault"
-            lines.append(f"  process {number}: {told}" + (f", clock off by {life.skew:g} s" if life.skew else ""))
+            lines.append(
+                f"  process {number}: {told}" + (f", clock off by {life.skew:g} s" if life.skew else "")
+            )
         return "\n".join(lines)
 
 
@@ -125,7 +129,14 @@ def _life(dice: random.Random, effects: int) -> Life:
     crash = dice.choice(["kill", "kill", "power", "power", "interrupt", ""])
     if crash:
         faults.append(Fault(crash, 1 + int(effects * dice.random() ** 1.5)))
-    spans = {"effect": effects, "disk": effects, "request": 40, "worker": effects // 3, "epoch": 8, "report": 8}
+    spans = {
+        "effect": effects,
+        "disk": effects,
+        "request": 40,
+        "worker": effects // 3,
+        "epoch": 8,
+        "report": 8,
+    }
     for kind in dice.sample(sorted(COUNTED), dice.choice([0, 0, 1, 1, 2, 3])):
         at = 1 + int(spans[COUNTED[kind]] * dice.random() ** 1.5)
         faults.append(Fault(kind, at, dice.random()))
@@ -142,7 +153,9 @@ def smaller(plan: Plan) -> Iterator[Plan]:
             fewer = replace(life, faults=life.faults[:one] + life.faults[one + 1 :])
             yield replace(plan, lives=(*plan.lives[:number], fewer, *plan.lives[number + 1 :]))
         if life.skew:
-            yield replace(plan, lives=(*plan.lives[:number], replace(life, skew=0.0), *plan.lives[number + 1 :]))
+            yield replace(
+                plan, lives=(*plan.lives[:number], replace(life, skew=0.0), *plan.lives[number + 1 :])
+            )
     if plan.bad:
         yield replace(plan, bad={})
     if len(plan.budget) > 1:
@@ -166,5 +179,9 @@ def smaller(plan: Plan) -> Iterator[Plan]:
                 if 0 < at < fault.at:
                     earlier = list(life.faults)
                     earlier[one] = replace(fault, at=at)
-                    lives = (*plan.lives[:number], replace(life, faults=tuple(earlier)), *plan.lives[number + 1 :])
+                    lives = (
+                        *plan.lives[:number],
+                        replace(life, faults=tuple(earlier)),
+                        *plan.lives[number + 1 :],
+                    )
                     yield replace(plan, lives=lives)

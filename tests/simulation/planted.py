@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
@@ -36,7 +35,9 @@ def report_first() -> Iterator[None]:
     """An epoch is reported before its checkpoint and its line are on the disk."""
     keep_and_send = code_trial._CodeRun._report
 
-    def send_and_keep(run: Any, epoch: int, metrics: dict[str, float], saved: bool, foreign: list[str]) -> bool:
+    def send_and_keep(
+        run: Any, epoch: int, metrics: dict[str, float], saved: bool, foreign: list[str]
+    ) -> bool:
         send = run.send
         go_on = send(epoch, {**metrics, "seconds": 0.0})
         run.send = lambda *_: go_on
@@ -74,5 +75,3 @@ PLANTED: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "a lock not taken": no_lock,
     "a retry without its key": no_key,
 }
-
-

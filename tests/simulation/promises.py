@@ -26,6 +26,7 @@ from .workers import curve
 from .world import IO_ERROR, World
 
 TABLES = ("trials", "trial_params", "trial_values", "trial_intermediate_values", "trial_user_attributes")
+NEVER_RESUMED = ("the sweep ended", "others did better until the sweep ended")
 ENDS = ("completed", "stopped", "failed")
 
 
@@ -50,7 +51,9 @@ def check_repeated(world: World, result: Any) -> None:
     world.sync(result.folder, everything=True)
     for name, value in _whole(world, result.folder).items():
         if before[name] != value:
-            world._problem(f"sending everything again is not idempotent: {name} was {before[name]}, is {value}")
+            world._problem(
+                f"sending everything again is not idempotent: {name} was {before[name]}, is {value}"
+            )
 
 
 def records_of(world: World, folder: Path) -> list[Record]:
@@ -80,7 +83,7 @@ def _broken(world: World, folder: Path) -> Iterator[str]:
     yield from _configurations(plan, world, records)
     yield from _budget(plan, records)
     yield from _decisions(folder, records)
-    yield from _history(folder, records)
+    yield from _history(folder, records, world)
     yield from _run_log(folder, records, world)
     yield from _mlflow(folder, records, world)
     state = load_state(folder)
@@ -187,7 +190,7 @@ def _decisions(folder: Path, records: list[Record]) -> Iterator[str]:
         yield f"decisions: about the trials {sorted(unknown)}, which the study does not know"
 
 
-def _history(folder: Path, records: list[Record]) -> Iterator[str]:
+def _history(folder: Path, records: list[Record], world: World) -> Iterator[str]:
     """What is read back from the run log is what the study says."""
     history = {trial.number: trial for trial in read_history(folder).trials}
     if sorted(history) != [record.number for record in records]:
@@ -197,7 +200,8 @@ def _history(folder: Path, records: list[Record]) -> Iterator[str]:
         trial = history[record.number]
         name = f"history of trial {record.number}"
         finite = {epoch: value for epoch, value in trial.curve.items() if math.isfinite(value)}
-        if finite != record.values:
+        lost = world.outcome.injected["power"] and record.ended_because.startswith(NEVER_RESUMED)
+        if finite != record.values and not (lost and finite.items() <= record.values.items()):
             yield f"{name}: epochs {sorted(finite)}, in the study {sorted(record.values)}"
         if trial.params != record.params:
             yield f"{name}: {trial.params}, in the study {record.params}"
@@ -233,14 +237,17 @@ def _points(record: Record, found: dict[tuple[str, int], float], world: World, w
     whole = expected(world, record)
     name = f"trial {record.number}: {where}"
     reported = {step for metric, step in found if metric == "val_score"}
-    if missing := set(record.values) - reported:
+    missing = set(record.values) - reported
+    # The one loss that docs/reliability.md names: the study alone has kept an epoch, and the trial never went on.
+    lost = missing and world.outcome.injected["power"] and record.ended_because.startswith(NEVER_RESUMED)
+    if missing and not lost:
         yield f"{name} lacks the epochs {sorted(missing)}"
     for (metric, step), value in sorted(found.items()):
         if metric in ("val_score", "val_loss"):
             wanted = whole.get(step, {}).get(metric)
             if wanted is None or not (value == wanted or (math.isnan(value) and math.isnan(wanted))):
                 yield f"{name} has {metric} {value} at epoch {step}, undisturbed {wanted}"
-    if record.values and record.value is not None:
+    if record.values and record.value is not None and not lost:
         best = {step: value for (metric, step), value in found.items() if metric == "best_val_score"}
         if list(best.values()) != [record.value]:
             yield f"{name} has best_val_score {best}, in the study {record.value}"
@@ -269,8 +276,7 @@ def _mlflow(folder: Path, records: list[Record], world: World) -> Iterator[str]:
         for (name, step), count in times.items():
             if count > 1:
                 yield f"MLflow has {name} of {key} at step {step} {count} times"
-        stored = {(name, step): value for name, step, _, value in run.points}
-        logged = {place: values[0] for place, values in points[key].items()}
-        if {p: repr(v) for p, v in stored.items()} != {p: repr(v) for p, v in logged.items()}:
-            differ = {place for place in stored.keys() | logged.keys() if repr(stored.get(place)) != repr(logged.get(place))}
-            yield f"MLflow and the run log differ about {key}: {sorted(differ)[:5]}"
+        stored = {(name, step): repr(value) for name, step, _, value in run.points}
+        logged = {place: repr(values[0]) for place, values in points[key].items()}
+        if differ := sorted(dict(stored.items() ^ logged.items())):
+            yield f"MLflow and the run log differ about {key}: {differ[:5]}"

@@ -1,8 +1,8 @@
 """One thread, a virtual clock, and a seeded choice of who goes on: what the threads and processes of a sweep run on.
 
-Each thread of the simulated processes is a greenlet. It gives up its turn where a real one might be interrupted to some
-effect: at each access to the disk, at each request to MLflow, at each wait. Time passes only here, so an hour of waiting
-costs nothing.
+Each thread of the simulated processes is a greenlet. It gives up its turn where a real one might be interrupted to
+some effect: at each access to the disk, at each request to MLflow, at each wait. Time passes only here, so an hour of
+waiting costs nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class Scheduler:
     def __init__(self, seed: int, hop: float, tick: float) -> None:
         self.dice, self.hop, self._tick = random.Random(seed), hop, tick
         self.now = 0.0  # seconds, also while the machine is off
-        self.booted, self.skew = 0.0, 0.0  # when the present process could begin; by how much the wall clock is wrong
+        self.booted, self.skew = (
+            0.0,
+            0.0,
+        )  # when the present process could begin; by how much the wall clock is wrong
         self.hub = getcurrent()
         self.tasks: list[Task] = []
         self._current: Task | None = None

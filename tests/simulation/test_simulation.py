@@ -15,7 +15,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-
 from tests.simulation.plan import Fault, Life, Plan, draw
 from tests.simulation.planted import PLANTED
 from tests.simulation.shrink import shrink
@@ -60,7 +59,9 @@ def test_a_seed_is_the_same_schedule_each_time() -> None:
 def test_a_failing_schedule_is_shrunk_to_what_it_needs() -> None:
     plan = draw(2)
     faults = (Fault("worker hangs", 2, 0.1), Fault("kill", 150), Fault("mlflow slow", 3, 0.2))
-    plan = replace(plan, trials=4, epochs=3, workers=3, lives=(Life((Fault("eio", 90),)), Life(faults, skew=1.0)))
+    plan = replace(
+        plan, trials=4, epochs=3, workers=3, lives=(Life((Fault("eio", 90),)), Life(faults, skew=1.0))
+    )
 
     def fails(candidate: Plan) -> Outcome:
         kills = [fault for fault in candidate.faults() if fault.kind == "kill" and fault.at >= 100]

@@ -137,16 +137,24 @@ def run_workers(world: World, controller: Controller, trainer: Trainer) -> None:
     """
     scheduler, running = world.scheduler, dict[int, _Worker]()
     late: list[tuple[int, int, dict[str, float]]] = []
+
+    def deliver_late() -> None:
+        if late and scheduler.dice.random() < 0.4:
+            number, epoch, metrics = late.pop(0)
+            if (
+                number not in running
+            ):  # a runner knows its workers: what an earlier one says is not taken for this one's
+                controller.report(number, epoch, metrics)
+
     while True:
+        deliver_late()
         while len(running) < world.plan.workers and (task := controller.next_task()) is not None:
             running[task.number] = _Worker(world, trainer, task)
         if not running and not controller.is_paused:
             return
         scheduler.wait(lambda: any(worker.has_news for worker in running.values()), LOOK_SECONDS)
         controller.steer()
-        if late and scheduler.dice.random() < 0.5:
-            number, epoch, metrics = late.pop(0)
-            controller.report(number, epoch, metrics)
+        deliver_late()
         able = [worker for worker in running.values() if worker.has_news]
         if not able:
             continue

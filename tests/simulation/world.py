@@ -19,16 +19,12 @@ from typing import Any
 
 from optuna.storages._rdb.storage import _VersionManager
 
-import binsweep.data.locks
 import binsweep.search.execution.code_trial as code_trial
 import binsweep.search.execution.faults as faults
 import binsweep.search.execution.interrupts as interrupts
-import binsweep.search.recording.live_table
 import binsweep.search.recording.recorder as recorder
-import binsweep.search.report.sweep_report  # imported late by the product
 import binsweep.search.strategy.study_storage as study_storage
 import binsweep.search.workflows.sweep as sweep_workflow
-import binsweep.tracking.runlog.delivery as delivery
 import binsweep.tracking.runlog.run_log as run_log
 import binsweep.tracking.runlog.sender as sender
 import binsweep.tracking.runlog.spool as spool
@@ -175,7 +171,8 @@ class World:
     def _is_locked(self) -> bool:
         assert self.main is not None
         return any(
-            path.endswith("runlog.lock") and owner is self.main.process for _, path, owner in self.disk.files.values()
+            path.endswith("runlog.lock") and owner is self.main.process
+            for _, path, owner in self.disk.files.values()
         )
 
     def request(self, name: str, work: Callable[[], Any]) -> Any:
@@ -339,7 +336,11 @@ class World:
             (recorder, "ThreadPoolExecutor", threads.ThreadPoolExecutor),
             (recorder, "wait", threads.wait),
             (recorder, "environment_tags", lambda: {"version.simulated": "1"}),
-            (spool, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{hexes.getrandbits(128):032x}"))),
+            (
+                spool,
+                "uuid",
+                SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{hexes.getrandbits(128):032x}")),
+            ),
             (study_storage, "sqlite3", SimpleNamespace(connect=self.disk.connect)),
             (sender, "MlflowClient", lambda uri: FakeClient(self.mlflow, self.request)),
             (faults, "shutil", SimpleNamespace(disk_usage=self._disk_usage)),
@@ -350,7 +351,11 @@ class World:
         ]
         if not self.plan.is_local:
             changes.append(
-                (sweep_workflow, "run_local", lambda controller, trainer: run_workers(self, controller, trainer))
+                (
+                    sweep_workflow,
+                    "run_local",
+                    lambda controller, trainer: run_workers(self, controller, trainer),
+                )
             )
         before = [(module, name, getattr(module, name)) for module, name, _ in changes]
         disabled = logging.root.manager.disable
@@ -412,7 +417,9 @@ def _raw(plan: Plan) -> dict[str, Any]:
 
 def _told(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    where = [f"{Path(one.filename).name}:{one.lineno}" for one in frames if "site-packages" not in one.filename]
+    where = [
+        f"{Path(one.filename).name}:{one.lineno}" for one in frames if "site-packages" not in one.filename
+    ]
     return f"{type(error).__name__}: {error} ({' > '.join(where[-8:])})"
 
 

@@ -6,6 +6,7 @@ Drawn with Pillow: matplotlib took 1 to 2 s of a core for each trial, longer tha
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from binsweep.data.atomic_write import write_bytes
 from binsweep.data.labels import Label
 from binsweep.models.labelling import labelling_of
 from binsweep.models.metrics import CalibrationBin, Labels, confusion_matrix
@@ -26,12 +28,15 @@ MAX_LARGE_CELLS = 16  # a side; more are drawn smaller
 MAX_LABEL_PIXELS = 220
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write one table as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows(rows)
+def write_csv(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], durable: bool = False
+) -> None:
+    """Write one table as CSV, atomically; with `durable` it is on the disk when this returns."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode(), durable)
 
 
 def _font(size: int, texts: Iterable[str] = ()) -> Any:

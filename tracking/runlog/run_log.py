@@ -40,7 +40,7 @@ class RunLog:
         """Open or create the spool in `directory` and start sending; UserError if another process owns it."""
         self._opened = time.monotonic_ns()
         self._recorded: dict[str, dict[int, frozenset[str]]] = {}
-        self._ended: dict[str, int] = {}  # the number of the run's end record
+        self._ended: dict[str, tuple[int, str]] = {}  # the number of the run's end record, and its status
         self._name_sets: dict[frozenset[str], frozenset[str]] = {}
         self._spool = Spool(directory, self._remember)
         self._sender = Sender(tracking_uri, experiment, self._spool.identity, self._spool.fresh)
@@ -128,16 +128,15 @@ class RunLog:
             raise ValueError(f"status: must be one of {', '.join(_STATUSES)}, got {status!r}")
         self._record("end", key, {"status": status})
 
-    def ended(self, key: str) -> bool:
-        """Whether the run was ended, by this process or an earlier one, and not started again."""
-        return require_key(key) in self._ended
+    def ended_as(self, key: str) -> str:
+        """How the run was ended, by this process or an earlier one; empty if it was not, or was started again."""
+        return self._ended.get(require_key(key), (0, ""))[1]
 
     def delivered(self, key: str) -> bool:
         """Whether the run was ended, and MLflow has all of it and refused nothing of it."""
-        number = self._ended.get(require_key(key))
-        return (
-            number is not None and number <= self._spool.sent and require_key(key) not in self._sender.refused
-        )
+        if require_key(key) not in self._ended:
+            return False
+        return self._ended[key][0] <= self._spool.sent and key not in self._sender.refused
 
     def run_id(self, key: str, timeout: float) -> str | None:
         """MLflow's id of a run that was started here; None if the server gives none within `timeout` seconds."""
@@ -206,7 +205,7 @@ class RunLog:
             # Most epochs have the same names and share one set in memory.
             steps[record["step"]] = self._name_sets.setdefault(names, names)
         elif record["kind"] == "end":
-            self._ended[record["key"]] = record["n"]
+            self._ended[record["key"]] = record["n"], record["status"]
         elif record["kind"] == "start":
             self._ended.pop(record["key"], None)
 
