@@ -159,6 +159,7 @@ def other_mlflow(requirement: str, folder: Path) -> Iterator[str]:
         end(server)
 
 
+@pytest.mark.night  # an environment for each
 @pytest.mark.parametrize("requirement", ["mlflow==3.16.*", "mlflow==3.18.*"])
 def test_a_server_one_minor_version_older_or_newer(requirement: str, tmp_path: Path, colours: Path) -> None:
     with other_mlflow(requirement, tmp_path) as uri:

@@ -60,7 +60,7 @@ def test_without_slurm_or_a_specification_it_says_so() -> None:
         assert done.returncode != 0 and text in done.stderr
 
 
-@pytest.mark.integration
+@pytest.mark.night
 @pytest.mark.quiet
 @pytest.mark.timeout(900)
 def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(

@@ -81,7 +81,7 @@ def _broken(seeds: range) -> list[str]:
     return found
 
 
-@pytest.mark.integration
+@pytest.mark.night
 @pytest.mark.timeout(3600)
 def test_two_thousand_bad_days(figure: Callable[[str], None]) -> None:
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
@@ -94,7 +94,7 @@ def _parts(seeds: int, size: int = 50) -> list[range]:
     return [range(at, min(at + size, seeds)) for at in range(0, seeds, size)]
 
 
-@pytest.mark.integration
+@pytest.mark.night
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["kill", "power"])
 def test_a_crash_at_every_effect(kind: str, figure: Callable[[str], None]) -> None:
@@ -107,7 +107,7 @@ def test_a_crash_at_every_effect(kind: str, figure: Callable[[str], None]) -> No
     figure(f"{kind} at each of the {at - 1} effects of a sweep of two trials: no promise broken")
 
 
-@pytest.mark.integration
+@pytest.mark.night
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("mistake", PLANTED)
 def test_a_planted_mistake_is_found(mistake: str, figure: Callable[[str], None]) -> None:
