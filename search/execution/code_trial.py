@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from binsweep.data.atomic_write import write_bytes
+from binsweep.data.atomic_write import sync_folder, write_bytes
 from binsweep.models.health_rules import RULES, HealthFinding, HealthRule
 from binsweep.models.levels import Section
 from binsweep.search.execution.health import keep_findings
@@ -257,6 +257,7 @@ def _keep_checkpoint(complete: Path, target: Path) -> None:
                 os.fsync(stream.fileno())
     shutil.rmtree(target, ignore_errors=True)  # of an epoch that was saved, but not reported
     complete.rename(target)
+    sync_folder(target.parent)  # before the state names it
 
 
 class _Losses:

@@ -90,6 +90,18 @@ def test_a_lost_worker_costs_no_trial_unless_it_happens_again_and_again(tmp_path
     assert started(controller).number == 1
 
 
+def test_what_a_lost_worker_still_says_is_left_to_the_next_one(tmp_path: Path) -> None:
+    controller, told = opened(tmp_path), Told()
+    controller.listeners.append(told)
+    number = started(controller).number
+    assert controller.report(number, 1, GOOD)
+    controller.lost(number, "its worker died")
+    assert not controller.report(number, 2, GOOD)
+    assert (controller.trials[number].epochs_done, told.epochs) == (1, [(number, 1)])
+    assert started(controller).known == 1
+    assert controller.report(number, 2, GOOD) and told.epochs == [(number, 1), (number, 2)]
+
+
 @pytest.mark.parametrize("moment", ["observe", "epoch_done"])
 def test_an_epoch_is_told_and_judged_or_neither_when_an_interrupt_comes(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

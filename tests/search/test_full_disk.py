@@ -116,3 +116,11 @@ def test_other_errors_are_no_full_disk() -> None:
         raise KeyError("a") from OSError(errno.EDQUOT, "Disk quota exceeded")
     except KeyError as error:
         assert is_disk_full(error)
+
+
+def test_causes_that_form_a_circle_have_an_end() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_disk_full(first)
+    second.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert is_disk_full(first)

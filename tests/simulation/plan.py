@@ -77,8 +77,8 @@ class Plan:
         runner = "in process" if self.is_local else f"{self.workers} workers"
         lines = [
             f"seed {self.seed}: {self.trials} trials of {self.epochs} epochs, {runner}, "
-            f"{self.sampler}/{self.stopping}, {self.epoch_seconds:g} s an epoch, saved every {self.saves_every}, budget {self.budget}"
-            + (f", bad {self.bad}" if self.bad else "")
+            f"{self.sampler}/{self.stopping}, {self.epoch_seconds:g} s an epoch, saved every {self.saves_every}, "
+            f"budget {self.budget}" + (f", bad {self.bad}" if self.bad else "")
         ]
         for number, life in enumerate(self.lives, 1):
             told = ", ".join(f"{one.kind} at {one.at} ({one.size:.3g})" for one in life.faults) or "no fault"

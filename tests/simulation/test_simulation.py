@@ -44,6 +44,21 @@ def test_a_crash_at_some_effects(kind: str) -> None:
     require([run(crashed(kind, at)) for at in range(5, 260, 40)])
 
 
+@pytest.mark.parametrize("seed", [1, 12, 19, 58, 118, 142, 794])
+def test_what_a_seed_has_broken_holds(seed: int) -> None:
+    """CHANGELOG.md says what it was; with the code before, these seeds still break it."""
+    require([run(draw(seed))])
+
+
+@pytest.mark.parametrize("seed", [0, 2, 9, 13])
+def test_what_late_reports_broke(seed: int) -> None:
+    """A worker that was declared dead is heard while its trial waits, and another one says everything twice."""
+    faults = (Fault("report after death", 1), Fault("report twice", 2), Fault("report after death", 3))
+    stopping = ("auto", "asha")[seed % 2]
+    plan = Plan(seed, 5, 4, 2 + seed % 2, "random", stopping, 1.0, 1, {"trials": 5}, lives=(Life(faults),))
+    require([run(plan)])
+
+
 def test_a_seed_is_the_same_schedule_each_time() -> None:
     """In processes with other hashes of strings, too."""
     words = [sys.executable, "-m", "tests.simulation", "--seed", "5"]

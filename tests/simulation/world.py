@@ -23,6 +23,7 @@ import binsweep.search.execution.code_trial as code_trial
 import binsweep.search.execution.faults as faults
 import binsweep.search.execution.interrupts as interrupts
 import binsweep.search.recording.recorder as recorder
+import binsweep.search.report.sweep_report  # noqa: F401 (the product imports it late, past the simulated clock)
 import binsweep.search.strategy.study_storage as study_storage
 import binsweep.search.workflows.sweep as sweep_workflow
 import binsweep.tracking.runlog.run_log as run_log
