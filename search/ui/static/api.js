@@ -24,7 +24,11 @@ async function ask(path, options = {}) {
   try {
     answer = await fetch(path, { ...options, headers, cache: 'no-store' });
   } catch {
-    throw new Refusal(0, 'The server does not answer.', '`binsweep ui` starts it again, and prints a new link');
+    throw new Refusal(
+      0,
+      'The server does not answer.',
+      '`binsweep ui` starts it again, and prints a new link',
+    );
   }
   const body = await answer.json().catch(() => ({ message: answer.statusText, hint: '' }));
   if (!answer.ok) throw new Refusal(answer.status, body.message, body.hint);

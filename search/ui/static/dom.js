@@ -65,16 +65,25 @@ export function param(value) {
 
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return '-';
-  const whole = Math.max(0, Math.round(seconds)), two = value => String(value).padStart(2, '0');
+  const whole = Math.max(0, Math.round(seconds)),
+    two = value => String(value).padStart(2, '0');
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
   return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
 }
 
 export function clock(seconds) {
-  const when = new Date(1000 * seconds), today = new Date().toDateString() === when.toDateString();
-  const time = when.toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', second: '2-digit', hour12: false });
-  return today ? time : `${when.getFullYear()}-${String(when.getMonth() + 1).padStart(2, '0')}-${String(when.getDate()).padStart(2, '0')} ${time}`;
+  const when = new Date(1000 * seconds),
+    today = new Date().toDateString() === when.toDateString();
+  const time = when.toLocaleTimeString([], {
+    hour: '2-digit',
+    minute: '2-digit',
+    second: '2-digit',
+    hour12: false,
+  });
+  return today
+    ? time
+    : `${when.getFullYear()}-${String(when.getMonth() + 1).padStart(2, '0')}-${String(when.getDate()).padStart(2, '0')} ${time}`;
 }
 
 export const plural = (count, word) => `${count.toLocaleString('en')} ${word}${count === 1 ? '' : 's'}`;
@@ -84,8 +93,12 @@ export const pill = state => h('span', { class: `pill ${state}` }, state);
 export const path = (...parts) => parts.map(encodeURIComponent).join('/');
 
 export function toast(text, bad = false) {
-  const one = h('div', { class: bad ? 'toast bad' : 'toast' }, text,
-    h('button', { class: 'plain', 'aria-label': 'Dismiss', onclick: () => one.remove() }, '×'));
+  const one = h(
+    'div',
+    { class: bad ? 'toast bad' : 'toast' },
+    text,
+    h('button', { class: 'plain', 'aria-label': 'Dismiss', onclick: () => one.remove() }, '×'),
+  );
   document.getElementById('toasts').append(one);
   setTimeout(() => one.remove(), bad ? 15000 : 8000);
 }
@@ -95,5 +108,9 @@ export function section(title, ...children) {
 }
 
 export function facts(rows) {
-  return h('dl', { class: 'facts' }, rows.filter(Boolean).map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]));
+  return h(
+    'dl',
+    { class: 'facts' },
+    rows.filter(Boolean).map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]),
+  );
 }
