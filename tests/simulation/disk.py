@@ -43,9 +43,11 @@ class Move:
     def __init__(self, node: Node, source: tuple[Node, str] | None, target: tuple[Node, str] | None) -> None:
         self.node, self.source, self.target = node, source, target
 
-    def concerns(self, folder: Node, name: str | None = None) -> bool:
-        places = (place for place in (self.source, self.target) if place is not None)
-        return any(place[0] is folder and name in (None, place[1]) for place in places)
+        places = [place for place in (source, target) if place is not None]
+        self.names = {(id(folder), name) for folder, name in places}
+
+    def concerns(self, folder: Node) -> bool:
+        return any(place == id(folder) for place, _ in self.names)
 
 
 class SimDisk:
@@ -104,13 +106,17 @@ class SimDisk:
             move.target[0].kept[move.target[1]] = move.node
 
     def _settle(self, chosen: Callable[[Move], bool]) -> None:
-        rest = []
-        for move in self._pending:
-            if chosen(move):
-                self._apply(move)
-            else:
-                rest.append(move)
-        self._pending = rest
+        """Bring changes to the disk, and whatever happened to the same names before them."""
+        names: set[tuple[int, str]] = set()
+        kept: list[Move] = []
+        for move in reversed(self._pending):
+            if chosen(move) or not names.isdisjoint(move.names):
+                names |= move.names
+                kept.append(move)
+        for move in reversed(kept):
+            self._apply(move)
+        settled = {id(move) for move in kept}
+        self._pending = [move for move in self._pending if id(move) not in settled]
 
     def _sync(self, node: Node) -> None:
         """Keep the entries through which a file or folder was created, and those of its folders."""
