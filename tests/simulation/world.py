@@ -441,6 +441,8 @@ def run(
                     _run(world, check_end, check_repeated)
             except Stuck as error:
                 world._problem(f"stuck: {error}")
+            except UserError as error:
+                world._problem(f"nothing can be done with it: {error}")
             finally:
                 for process in world.processes:
                     process.dead = True
