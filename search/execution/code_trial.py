@@ -146,7 +146,8 @@ class _CodeRun:
         self.state = CodeState.read(task.folder)
         self.losses = _Losses(task.rules)
         _end_line(task.folder / HISTORY)
-        history = read_code_history(task.folder)
+        # An epoch that the state lacks was not sent: it is trained again, for its checkpoint.
+        history = read_code_history(task.folder)[: self.state.epoch]
         self.known = len(history)
         self.objective = Objective(task.goal, task.metric)
         for epoch, metrics in enumerate(history, 1):
