@@ -58,7 +58,7 @@ class CodeState:
 
     def write(self, folder: Path) -> None:
         """Write the state, and remove the checkpoints that it does not name."""
-        write_bytes(folder / STATE, json.dumps(asdict(self)).encode(), durable=self.last is not None)
+        write_bytes(folder / STATE, json.dumps(asdict(self)).encode(), durable=self.best is not None)
         for path in folder.glob("checkpoint-*"):
             if path.name not in (self.last, self.best):
                 shutil.rmtree(path, ignore_errors=True)

@@ -255,6 +255,8 @@ class Recorder:
 
     def _write_artifacts(self, trial: TrialRecord, key: str) -> None:
         error, best = trial.folder / ERROR, self._kind.best_checkpoint(trial.folder)
+        if best.exists():
+            self._log.artifact(key, best, "weights")  # first: it depends on nothing that could fail
         if error.exists():
             self._log.artifact(key, error)
         if trial.epochs_done:
@@ -263,8 +265,6 @@ class Recorder:
             self._log.artifact(key, trial.folder / TRACE, "profile")
         for path, folder in self._training.write_results(trial.folder):
             self._log.artifact(key, path, folder)
-        if best.exists():
-            self._log.artifact(key, best, "weights")
 
     def prune(self) -> None:
         """Keep the checkpoints of the best MAX_KEPT_CHECKPOINTS ended trials; remove others that the server has.
