@@ -58,7 +58,7 @@ class CodeState:
 
     def write(self, folder: Path) -> None:
         """Write the state, and remove the checkpoints that it does not name."""
-        write_bytes(folder / STATE, json.dumps(asdict(self)).encode(), durable=self.last is not None)
+        write_bytes(folder / STATE, json.dumps(asdict(self)).encode(), durable=self.best is not None)
         for path in folder.glob("checkpoint-*"):
             if path.name not in (self.last, self.best):
                 shutil.rmtree(path, ignore_errors=True)
@@ -146,7 +146,8 @@ class _CodeRun:
         self.state = CodeState.read(task.folder)
         self.losses = _Losses(task.rules)
         _end_line(task.folder / HISTORY)
-        history = read_code_history(task.folder)
+        # An epoch that the state lacks was not sent: it is trained again, for its checkpoint.
+        history = read_code_history(task.folder)[: self.state.epoch]
         self.known = len(history)
         self.objective = Objective(task.goal, task.metric)
         for epoch, metrics in enumerate(history, 1):

@@ -62,7 +62,6 @@ class Recorder:
         self._sweep_id = sweep_id
         self._best: float | None = None
         self._n_ended = 0
-        self._noted: set[int] = set()  # ended trials whose end the run log has
         self._figure_pool = ThreadPoolExecutor(1, "figures")
         self._pending: list[Future[None]] = []
         # A daemon, so that the process can end before it: for large data it takes minutes.
@@ -83,9 +82,7 @@ class Recorder:
         self._n_ended = len(ended)
         for trial in ended:
             # The process ended after the study recorded its end and before the run did, or before its figures.
-            if self._log.ended_as(trial_key(trial.number)) == _status(trial) and self._has_figures(trial):
-                self._noted.add(trial.number)
-            else:
+            if self._log.ended_as(trial_key(trial.number)) != _status(trial) or not self._has_figures(trial):
                 self._note_end(trial)
         for trial in controller.trials.values():
             if trial.state not in ENDED:
@@ -240,7 +237,6 @@ class Recorder:
         if trial.value is not None:
             best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
             self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
-        self._noted.add(trial.number)
         self._pending.append(self._figure_pool.submit(self._close_trial, trial))
 
     def _has_figures(self, trial: TrialRecord) -> bool:
@@ -259,6 +255,8 @@ class Recorder:
 
     def _write_artifacts(self, trial: TrialRecord, key: str) -> None:
         error, best = trial.folder / ERROR, self._kind.best_checkpoint(trial.folder)
+        if best.exists():
+            self._log.artifact(key, best, "weights")  # first: it depends on nothing that could fail
         if error.exists():
             self._log.artifact(key, error)
         if trial.epochs_done:
@@ -267,8 +265,6 @@ class Recorder:
             self._log.artifact(key, trial.folder / TRACE, "profile")
         for path, folder in self._training.write_results(trial.folder):
             self._log.artifact(key, path, folder)
-        if best.exists():
-            self._log.artifact(key, best, "weights")
 
     def prune(self) -> None:
         """Keep the checkpoints of the best MAX_KEPT_CHECKPOINTS ended trials; remove others that the server has.
@@ -290,9 +286,9 @@ class Recorder:
             if trial.state not in ENDED:
                 self._log.tags(key, {"state": "interrupted", "halted_because": why})
                 self._log.end_run(key, "KILLED")
-            # Without the note of its end, on a full disk, it is not ended: the next process does both.
-            elif trial.number in self._noted and self._log.ended_as(key) != _status(trial):
-                self._log.end_run(key, _status(trial))
+            elif self._log.ended_as(key) != _status(trial):
+                # Its figures or weights are missing: the next process records its end.
+                self._log.end_run(key, "KILLED")
         self._log.tags(SWEEP, {"ended_by": why})
         self._log.end_run(SWEEP, status)
 

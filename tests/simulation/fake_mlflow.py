@@ -157,7 +157,7 @@ class FakeClient:
             run = self._active(run_id)
             for file in Path(path).rglob("*"):
                 if file.is_file():
-                    run.artifacts[f"{folder or ''}/{file.relative_to(path)}"] = ""
+                    run.artifacts[f"{folder or ''}/{file.relative_to(path)}"] = file.read_text()
 
         self._asked("log_artifacts", work)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from binsweep.search.execution.controller import trial_seed
 from binsweep.search.history.decisions import read_decisions
+from binsweep.search.history.run_keys import trial_number
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_state import load_state
 from binsweep.search.strategy.base import Decision, Outcome, Record
@@ -253,6 +254,15 @@ def _points(record: Record, found: dict[tuple[str, int], float], world: World, w
             yield f"{name} has best_val_score {best}, in the study {record.value}"
 
 
+def _weights(record: Record, run: StoredRun, world: World) -> Iterator[str]:
+    """MLflow has the checkpoint of a trial's best epoch, where each epoch has one."""
+    if world.plan.saves_every != 1 or record.epoch is None or record.state == "failed" or world.must_send_all:
+        return
+    stored = run.artifacts.get("weights/state.json")
+    if stored is None or json.loads(stored)["epoch"] != record.epoch:
+        yield f"MLflow has for trial {record.number} the weights {stored}, its best epoch is {record.epoch}"
+
+
 def _mlflow(folder: Path, records: list[Record], world: World) -> Iterator[str]:
     """MLflow has one run for each trial, ended, with every point of the run log once and no other."""
     if world.must_send_all:
@@ -272,6 +282,8 @@ def _mlflow(folder: Path, records: list[Record], world: World) -> Iterator[str]:
         run = runs[0]
         if run.status != wanted.get(key):
             yield f"MLflow has {key} as {run.status}, not {wanted.get(key)}"
+        if (number := trial_number(key)) is not None and number < len(records):
+            yield from _weights(records[number], run, world)
         times = Counter((name, step) for name, step, *_ in run.points)
         for (name, step), count in times.items():
             if count > 1:

@@ -241,7 +241,8 @@ class World:
         for intruder in self.intruders:
             if not process.dead:
                 scheduler.run(intruder)
-            if intruder.error is not None and not isinstance(intruder.error, UserError | SimulatedCrash):
+            broke = intruder.error is not None and not isinstance(intruder.error, UserError | SimulatedCrash)
+            if broke and not self._is_excused(intruder.error):
                 self._problem(f"a second process broke: {_told(intruder.error)}")
         crashed = process.dead
         for one in self.processes:
@@ -441,6 +442,8 @@ def run(
                     _run(world, check_end, check_repeated)
             except Stuck as error:
                 world._problem(f"stuck: {error}")
+            except UserError as error:
+                world._problem(f"nothing can be done with it: {error}")
             finally:
                 for process in world.processes:
                     process.dead = True
