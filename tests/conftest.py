@@ -53,7 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("night"):
             item.add_marker(pytest.mark.integration)
         if item.get_closest_marker("integration") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(900))  # three minutes of an idle machine, and no machine is idle
+            item.add_marker(
+                pytest.mark.timeout(900)
+            )  # three minutes of an idle machine, and no machine is idle
     items.sort(key=place)
 
 
