@@ -236,7 +236,9 @@ class Recorder:
         self._log.tags(key, tags)
         if trial.value is not None:
             best = {f"best_{name}": value for name, value in trial.metrics.items() if name.startswith("val_")}
-            self._log.metrics(key, trial.epochs_done, {**best, "best_epoch": float(trial.epoch)})
+            # Of a trial that diverged, the study does not keep the last epoch: noted again, it has the same step.
+            step = max({trial.epochs_done, *self._log.recorded(key)})
+            self._log.metrics(key, step, {**best, "best_epoch": float(trial.epoch)})
         self._pending.append(self._figure_pool.submit(self._close_trial, trial))
 
     def _has_figures(self, trial: TrialRecord) -> bool:

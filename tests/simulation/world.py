@@ -256,6 +256,8 @@ class World:
         main, self.main = self.main, None
         scheduler.now += self._dice.choice([1.0, 60.0, 5000.0])
         error = main.error
+        if any(isinstance(intruder.error, SimulatedCrash) for intruder in self.intruders):
+            return None  # it had gone on with the sweep, which the first process had finished
         if error is None:
             return main.result
         if not (crashed or self._is_excused(error)):
