@@ -11,7 +11,10 @@ from binsweep.search.steering.request import AnsweredRequest
 
 
 class Listener(Protocol):
-    """Receives the events of a sweep: the MLflow recorder, the decision log, the live table."""
+    """Receives the events of a sweep: the MLflow recorder, the decision log, the live table.
+
+    An epoch that is trained again after an interruption is done again, with the same metrics.
+    """
 
     def trial_started(self, trial: TrialRecord) -> None: ...
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None: ...
