@@ -33,11 +33,14 @@ def window() -> Iterator[Browser]:
 
 
 @pytest.fixture(autouse=True)
-def _no_complaints(window: Browser) -> Iterator[None]:
-    """No test leaves an error in the console, nor anything that the page's policy refuses."""
+def _no_complaints(window: Browser, server: str) -> Iterator[None]:
+    """No test leaves an error in the console, nor anything that the page's policy refuses.
+
+    What MLflow's own pages ask for and do not find is theirs, and may arrive after they were left.
+    """
     window.size(1300, 900)
     yield
-    assert window.complaints() == []
+    assert [line for line in window.complaints() if f" {server}/" not in line] == []
     assert "hacked" not in window.run("return document.title")
 
 
@@ -322,7 +325,6 @@ def test_side_by_side_and_the_links(window: Browser, page: Page, server: str) ->
     window.wait_for("What to try next")
     window.go(mlflow)
     window.until("return location.href.startsWith(arguments[0])", server)
-    window.complaints()  # of MLflow's own pages
 
 
 @pytest.mark.parametrize(
