@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from binsweep.search.history.comparison import Comparison, Mean
 from binsweep.search.history.run_log_reader import read_epochs
 from binsweep.search.history.sweep_history import SweepHistory
 from binsweep.search.report.status import format_lines
@@ -59,6 +61,32 @@ def epochs_frame(folder: Path) -> pd.DataFrame:
     return frame.drop_duplicates(["trial", "epoch"], keep="last").sort_values(
         ["trial", "epoch"], ignore_index=True
     )
+
+
+def comparison_frame(found: Comparison) -> pd.DataFrame:
+    """Each group after equal amounts: axis, amount, group (from 1), the mean of its sweeps and its interval, what it is
+    better than the first group by, and that interval."""
+    columns = ["axis", "amount", "group", "mean", "low", "high", "gain", "gain_low", "gain_high"]
+    rows = [
+        [point.axis, point.amount, group, *_with_interval(mean), *_with_interval(gain)]
+        for point in found.points
+        for group, (mean, gain) in enumerate(zip(point.means, point.gains, strict=True), 1)
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _with_interval(mean: Mean | None) -> tuple[float, float, float]:
+    if mean is None:
+        return (math.nan, math.nan, math.nan)
+    return (mean.value, *(mean.interval or (math.nan, math.nan)))
+
+
+def moved_frame(found: Comparison) -> pd.DataFrame:
+    """The values of each sweep's best trial: one row per searched name, whether it has moved, one column per sweep."""
+    columns = ["has_moved", *(sweep.id for group in found.groups for sweep in group.sweeps)]
+    rows = [[one.has_moved, *(value for best in one.best for value in best)] for one in found.parameters]
+    names = pd.Index([one.name for one in found.parameters], name="parameter")
+    return pd.DataFrame(rows, index=names, columns=columns)
 
 
 def as_html(history: SweepHistory) -> str:

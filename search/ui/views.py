@@ -11,16 +11,16 @@ from typing import Any
 
 from binsweep.data.errors import UserError, first_line
 from binsweep.search.execution.kinds import kind_of
-from binsweep.search.history.comparison import compare
 from binsweep.search.history.decisions import read_decisions
 from binsweep.search.history.run_keys import trial_key
 from binsweep.search.history.sweep_history import SweepHistory, TrialHistory
 from binsweep.search.history.sweep_state import STATE, load_state, run_status, sweep_folders
 from binsweep.search.report.advice import balance, importances, next_steps, verdict
-from binsweep.search.report.compare_page import MAX_GROUPS, comparison_contents
+from binsweep.search.report.compare_page import comparison_contents
 from binsweep.search.report.trial_text import trial_json
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.ui.live_sweep import MAX_READ_SECONDS, LiveSweep, plain
+from binsweep.search.workflows.compare import compare_sweeps
 from binsweep.search.workflows.rerun import trial_of
 
 MAX_LOG = 300  # decisions, the last ones
@@ -167,13 +167,6 @@ def conclusions(sweep: LiveSweep) -> dict[str, Any]:
 
 def comparison(sweeps: Sequence[LiveSweep]) -> dict[str, Any]:
     """Sweeps side by side, with their courses. Raises UserError if they cannot be compared."""
-    if len(sweeps) < 2:
-        raise UserError("only one sweep is named", "name at least two to compare")
-    histories = [sweep.history() for sweep in sweeps]
-    found = compare(histories, [load_state(sweep.folder).get("fingerprint", "") for sweep in sweeps])
-    if len(found.groups) > MAX_GROUPS:
-        raise UserError(
-            f"{len(found.groups)} groups of sweeps, and there is room for {MAX_GROUPS}", "name fewer sweeps"
-        )
+    found = compare_sweeps({sweep.folder: sweep.history() for sweep in sweeps})
     courses = [[asdict(course) for course in group.courses] for group in found.groups]
     return {**comparison_contents(found), "axes": found.axes, "courses": courses}

@@ -1,6 +1,6 @@
 """Binsweep: experiment-tracked hyperparameter search.
 
-`sweep`, `open` and `load_model` are the Python API (docs/python.md); `Trial` is what own training code is given.
+`sweep`, `open`, `compare` and `load_model` are the Python API (docs/python.md); `Trial` is what own training code is given.
 """
 
 from importlib import import_module
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from binsweep.data.errors import UserError as UserError
+    from binsweep.search.api.comparison import SweepComparison as SweepComparison
+    from binsweep.search.api.comparison import compare as compare
     from binsweep.search.api.models import load_model as load_model
     from binsweep.search.api.sweeps import Sweep as Sweep
     from binsweep.search.api.sweeps import open as open
@@ -21,6 +23,8 @@ __version__ = "0.1.0"  # pyproject.toml reads it here
 # Imported when they are first asked for: every process imports this file, and most need none of them.
 _EXPORTS = {
     "UserError": "binsweep.data.errors",
+    "compare": "binsweep.search.api.comparison",
+    "SweepComparison": "binsweep.search.api.comparison",
     "load_model": "binsweep.search.api.models",
     "Sweep": "binsweep.search.api.sweeps",
     "open": "binsweep.search.api.sweeps",

@@ -10,6 +10,7 @@ from real_sweeps import run_here
 from recorded_sweeps import RAW, Recorded, random_sweep
 from scipy import stats
 
+import binsweep
 from binsweep.data.errors import UserError
 from binsweep.search.history.comparison import Comparison, best_so_far, compare, difference_of, mean_of
 from binsweep.search.history.run_log_reader import read_history
@@ -135,3 +136,27 @@ def test_the_command(tmp_path: Path) -> None:
         assert told in done.stdout + done.stderr and done.returncode == (
             0 if told == "at equal amounts" else 2
         )
+
+
+def test_from_python(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        random_sweep(tmp_path / "sweeps" / f"tried-{seed}", 12, seed)
+    other = {**RAW["space"], "lr": {"low": 0.001, "high": 0.1, "log": True}}
+    elsewhere = recorded(tmp_path / "else" / "sweeps" / "tried-1", {0: [0.5, 0.6], 1: [0.7]}, space=other)
+    sweep = binsweep.open("tried-1", home=tmp_path / "else")
+    # A Sweep is itself, also where the home has another one of its name.
+    found = binsweep.compare("tried-*", sweep, home=tmp_path)
+    assert found.groups == [["tried-1", "tried-2"], ["tried-1"]]
+    points = found.points
+    last = points[points.axis == "epochs"].iloc[-2:]
+    assert last.group.tolist() == [1, 2] and last.low.notna().tolist() == [True, False]
+    assert points[points.group == 1].gain.isna().all() and last.gain.notna().tolist() == [False, True]
+    best = read_history(elsewhere).leaders[0].params["lr"]
+    assert found.parameters.loc["lr"].iloc[-1] == best
+    assert found.differences == {} and all(isinstance(line, str) for line in found.warnings)
+    assert found.report().parent == tmp_path / "comparisons" and "at equal amounts" in repr(found)
+    assert found.report(tmp_path / "page.html").exists()
+    with pytest.raises(UserError, match="only one sweep is named: tried-1"):
+        binsweep.compare(sweep, sweep)
+    with pytest.raises(UserError, match="no sweep is named"):
+        binsweep.compare()
