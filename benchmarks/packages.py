@@ -29,7 +29,7 @@ class NoCosts:
     def note_seconds(self, number: int, seconds: float, start: float | None = None) -> None:
         """Not used."""
 
-    def note_time_left(self, seconds: float) -> None:
+    def note_time_left(self, seconds: float, whole: float) -> None:
         """Not used."""
 
     def note_cost(self, number: int, cost: float) -> None:

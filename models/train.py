@@ -41,6 +41,7 @@ from binsweep.models.trial_data import (
 )
 
 RANK_SEED_PRIME = 1_000_003
+FORWARD_SHARE = 1 / 3  # of a training step, without the backward pass and the optimiser
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,23 @@ def train(
             continue
         if state is not None:
             begin = begin.at(state)
-        trainer = _Trainer(levels[:number], data.at_size(level.image_size), options, begin)
+        trainer = Trainer(levels[:number], data.at_size(level.image_size), options, begin)
         if not _train_level(trainer, end, report):
             return
         begin, state = trainer.ending(), None
         del trainer  # before the next network is built
 
 
-def _train_level(trainer: _Trainer, last_epoch: int, report: Report) -> bool:
+def measure_epoch(settings: Settings, data: TrialData, limit: float) -> float:
+    """The seconds that an epoch of these settings takes in this process, by training for `limit` seconds.
+
+    Not measured are other trainings beside it, and a start from an earlier section.
+    """
+    level = Level(settings, data.image_size)
+    return Trainer([level], data, DEFAULT_OPTIONS, Beginning()).epoch_seconds(limit)
+
+
+def _train_level(trainer: Trainer, last_epoch: int, report: Report) -> bool:
     """Train and report the epochs up to the last one; returns whether to continue."""
     for epoch in range(len(trainer.history) + 1, last_epoch + 1):
         trained = trainer.train_epoch(epoch)
@@ -144,7 +154,7 @@ class _TrainedEpoch:
     images_per_second: float
 
 
-class _Trainer:
+class Trainer:
     """Network, data and optimiser of the last of `levels`, and the steps that an epoch consists of."""
 
     def __init__(
@@ -232,6 +242,27 @@ class _Trainer:
         self.profile.training_done()
         all_predicted, all_actual = (self.group.gather(torch.cat(rows)) for rows in (predicted, actual))
         return _TrainedEpoch(started, mean_loss, all_predicted, all_actual, float(lr), images_per_second)
+
+    def epoch_seconds(self, limit: float) -> float:
+        """About how long an epoch takes, by training steps for `limit` seconds, of which the first only warms up.
+
+        The network has learnt from these steps: it is of no further use.
+        """
+        self.net.train()
+        self.profile.epoch_begins()
+        ends = [time.perf_counter()]
+        for inputs, labels, batch_labels in training_batches(
+            self.train_batches, self.settings, self.generator, self.profile.mark, self.group
+        ):
+            self._step(inputs, labels, batch_labels)
+            self.profile.step_done()
+            ends.append(time.perf_counter())
+            if ends[-1] - ends[1] > limit:
+                break
+        warm = ends[1:] if len(ends) > 2 else ends
+        step = (warm[-1] - warm[0]) / (len(warm) - 1)
+        steps = len(epoch_rows(self.train_batches.labels, self.settings, torch.Generator()))
+        return step * (steps + FORWARD_SHARE * len(self.val_batches.labels) / self.settings.batch_size)
 
     def _step(self, inputs: Tensor, labels: Tensor, batch_labels: Tensor) -> tuple[Tensor, Tensor, float]:
         """Train on this rank's shard of a batch; returns what `_backward` returns, and the learning rate."""

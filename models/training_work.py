@@ -30,6 +30,13 @@ _DEPTHWISE_FACTOR = 3.0
 # Of an epoch of the whole network; measured with efficientnet_lite0 at 160 and 224 pixels on a CPU.
 _TRAINED_SHARE = {"head": 1 / 800, "last_stage": 0.2, "later_stages": 0.45, "all": 1.0}
 
+# How much the settings that `level_work` does not know may change an epoch's seconds, against one that may do anything;
+# those that are not named here, backbone and the trained part among them, may. The rate, for one, changes nothing.
+INFLUENCE = {
+    **dict.fromkeys(("lr", "weight_decay", "momentum", "label_smoothing", "schedule", "epochs", "seed"), 0.0),
+    **dict.fromkeys(("head", "optimizer", "ema", "balance", "augment", "views", "batch_size"), 0.3),
+}
+
 
 @lru_cache
 def _giga_operations(backbone: str) -> float:

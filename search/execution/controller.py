@@ -181,7 +181,7 @@ class Controller:
         # One more trial would run: on GPUs and by money, the time is then over earlier.
         one_more = self._trial_resources(self._spec.trial_values({}))
         if (left := self.seconds_left(one_more)) is not None:
-            self._strategy.note_time_left(left)
+            self._strategy.note_time_left(left, self._clock.spent.seconds + left)
         if over := self._clock.over(self.seconds_left()):
             self.ended_by = over
         elif reason := self._faults.fault:

@@ -65,10 +65,12 @@ def leaderboard_table(
 class LiveTable:
     """A listener of the controller that shows the sweep while its context is open."""
 
-    def __init__(self, spec: SweepSpec, controller: Controller) -> None:
-        self._spec, self._controller = spec, controller
+    def __init__(self, spec: SweepSpec, controller: Controller, slots: int = 1) -> None:
+        """`slots` is the number of trials that can run at once."""
+        self._spec, self._controller, self._slots = spec, controller, slots
         self._console = Console(stderr=True)
         self._warned: Counter[str] = Counter()  # the number of trials, by rule
+        self._is_measured = False  # how long an epoch takes, by one that this process has seen
         self._room = ""  # how much more fits into the time left; computed where the controller calls, not while drawing
         self._live: Live | None = None
         self._output = NotebookOutput() if in_notebook() else None
@@ -80,6 +82,8 @@ class LiveTable:
             self._live.start()
         self._controller.listeners.append(self)
         self._update_room()
+        if self._room:
+            self._line(f"expected: {self._room}")
         self._show(at_once=True)
         return self
 
@@ -105,9 +109,9 @@ class LiveTable:
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
         """Epochs appear only in the table: a line for each would hide the rest."""
-        first = not self._room
         self._update_room()
-        if first and self._room:
+        if not self._is_measured and self._room:
+            self._is_measured = True
             self._line(f"measured: {self._room}")
         self._show()
 
@@ -119,7 +123,7 @@ class LiveTable:
         left = self._controller.seconds_left()
         if left is None or (each := self._controller.training_seconds()) is None:
             return
-        workers = max(1, sum(trial.state == "running" for trial in self._trials()))
+        workers = sum(trial.state == "running" for trial in self._trials()) or self._slots
         fit = max(0.0, left) * workers / each
         many = f"{fit:.0f}" if fit >= 9.5 else f"{fit:.1f}"
         time_left = format_duration(max(0.0, left))

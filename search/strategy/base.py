@@ -82,8 +82,9 @@ class Strategy(Protocol):
         """Record how long an epoch of a running trial took, and if it was the first since a start, the start before it,
         so that what trials gain is weighed against their time. Called before the epoch is observed."""
 
-    def note_time_left(self, seconds: float) -> None:
-        """From now on, only what can end in so many seconds is suggested, and no trial waits that should be ended."""
+    def note_time_left(self, seconds: float, whole: float) -> None:
+        """From now on, only what can end in so many seconds is suggested, and no trial waits that should be ended.
+        `whole` is what the sweep has from its beginning to its end."""
 
     def training_seconds(self, number: int | None = None, done: int = 0) -> float | None:
         """How long a trial trains from epoch `done` to its end, or the longest training of a typical configuration;

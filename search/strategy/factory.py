@@ -1,6 +1,7 @@
 """Building a strategy from a sweep's settings."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,6 +45,7 @@ class StrategyOptions:
     epochs_name: str = "epochs"
     sections: tuple[int | None, ...] = (None,)  # the epochs of each fidelity level, as in TrainingLengths
     epoch_cost: FirstGuess = same_cost  # a first guess of an epoch's seconds, right up to a factor
+    influence: Mapping[str, float] | None = None  # of parameters on an epoch's seconds, as in TrainingTimes
     weigh_seconds: bool = True  # where times are measured; else epochs are what a search spends
     metric: str = ""  # what the values are called where the study is read by others
 
@@ -61,7 +63,9 @@ def open_strategy(path: Path | None, study_name: str, options: StrategyOptions) 
     storage = StudyStorage(path, study_name, goal, options.metric)
     _check_space(storage, space, study_name)
     lengths = TrainingLengths(options.max_epochs, options.epochs_name, options.sections)
-    times = TrainingTimes(Encoder(space), lengths, options.epoch_cost, options.weigh_seconds)
+    times = TrainingTimes(
+        Encoder(space), lengths, options.epoch_cost, options.weigh_seconds, options.influence
+    )
     planner: Planner | None = None
     if options.sampler == "auto":
         planner = FreezeThaw(times, seed)

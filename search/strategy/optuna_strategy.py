@@ -308,9 +308,13 @@ class OptunaStrategy:
             self._storage.set_trial_attr(number, SECONDS_ATTR, mean if len(stored) == 1 else stored)
             self._next.forget()
 
-    def note_time_left(self, seconds: float) -> None:
-        """Suggest only what can end in so many seconds from now on."""
-        self._times.seconds_left = seconds
+    def note_time_left(self, seconds: float, whole: float) -> None:
+        """Suggest only what can end in so many seconds from now on, of the `whole` that the sweep has."""
+        self._times.seconds_left, self._times.whole_budget = seconds, whole
+
+    def assume_seconds(self, params: Mapping[str, Any], seconds: float) -> None:
+        """Take an epoch of the last section of this configuration to last so long, until a trial's was measured."""
+        self._times.assume(params, self._times.n_sections - 1, seconds)
 
     def training_seconds(self, number: int | None = None, done: int = 0) -> float | None:
         """How long a trial trains from epoch `done` to its end, or the longest training of a typical configuration;

@@ -64,7 +64,7 @@ def simulate(
     def fill_workers() -> None:
         nonlocal free
         if seconds is not None:
-            strategy.note_time_left(seconds - now)
+            strategy.note_time_left(seconds - now, seconds)
         while free and (suggestion := strategy.suggest()) is not None:
             free -= 1
             length = suggestion.last_epoch or int(suggestion.params.get("epochs", task.max_epochs))
@@ -82,7 +82,7 @@ def simulate(
             best, holder = sign * value, number
         steps.append(Step(len(steps) + 1, now, sign * best, holder))
         if seconds is not None:
-            strategy.note_time_left(seconds - now)
+            strategy.note_time_left(seconds - now, seconds)
             strategy.note_seconds(number, _epoch_seconds(curves[number][1], epoch))
         decision = strategy.observe(number, epoch, value).decision
         if decision is Decision.CONTINUE and epoch < length:

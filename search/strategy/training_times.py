@@ -9,7 +9,7 @@ are linear in few features).
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
@@ -34,6 +34,16 @@ MAX_KNOWN_DEVIATION, N_DEVIATIONS = 1.0, 2.0
 MIN_PROMOTED, MAX_PROMOTED = 1 / 6, 1 / 1.5  # shares that go on from a rung
 N_TYPICAL = 256  # random configurations, whose median is the typical cost
 
+
+class _Tried(NamedTuple):
+    """An epoch's seconds in a section of a configuration, with the first guesses of all sections as logarithms [L]."""
+
+    point: np.ndarray
+    guesses: np.ndarray
+    section: int
+    seconds: float
+
+
 # The first guess of an epoch's seconds, by the parameters and the index of the section.
 FirstGuess = Callable[[Mapping[str, Any], int], float]
 
@@ -48,7 +58,9 @@ class TrainingTimes:
 
     `seconds_left` is the time that trials may still train, None without a limit. With `weigh`, a search counts what it
     spends in seconds; else in epochs (of several sections, by what they typically cost in the first guess), and the
-    measured times, which differ from run to run, change its choices only where the time is nearly over.
+    measured times, which differ from run to run, change its choices only where the time is nearly over. `influence`
+    says how much a parameter may change the seconds of an epoch, from 0, not at all, to 1, anyhow, as of those that it
+    does not name.
     """
 
     def __init__(
@@ -57,6 +69,7 @@ class TrainingTimes:
         lengths: TrainingLengths,
         first_guess: FirstGuess = same_cost,
         weigh: bool = True,
+        influence: Mapping[str, float] | None = None,
     ) -> None:
         self.encoder, self.lengths, self._first_guess = encoder, lengths, first_guess
         self.n_sections = len(lengths.sections)
@@ -67,7 +80,14 @@ class TrainingTimes:
         relative = np.exp(np.median(self._typical_guesses, axis=0))
         self._relative = relative / relative[-1]
         self._weigh = weigh
+        groups = encoder.feature_groups()
+        shares = [(influence or {}).get(name, 1.0) for name in encoder.names]
+        self._influence = np.array([shares[group] for group in groups])
         self.seconds_left: float | None = None
+        self.whole_budget = (
+            math.inf
+        )  # the seconds that trials may train from the sweep's beginning to its end
+        self._tried: _Tried | None = None
         self.start = 0.0  # seconds from handing a trial to a worker to its first epoch
         self._measured: list[tuple[int, int, float]] = []  # trial, section, seconds
         self._is_conditioned = False  # on what was measured; only predictions need it
@@ -91,19 +111,26 @@ class TrainingTimes:
         if known != self._measured:
             self._measured, self._is_conditioned = known, False
 
+    def assume(self, params: Mapping[str, Any], section: int, seconds: float) -> None:
+        """Take an epoch of this configuration to last so long, until one of a trial was measured."""
+        self._tried = _Tried(self.encoder.point(params), self._log_guesses_of(params), section, seconds)
+        self._is_conditioned = False
+
     def _condition(self) -> None:
         self._is_conditioned = True
-        points = np.array([self._points[n] for n, _, _ in self._measured])
-        sections = np.array([section for _, section, _ in self._measured])
-        self._x = self._features(points, sections)
-        guesses = np.array([self._guesses[n][section] for n, section, _ in self._measured])
-        rest = np.log([seconds for _, _, seconds in self._measured]) - guesses
+        known = [_Tried(self._points[n], self._guesses[n], *rest) for n, *rest in self._measured]
+        if not known and self._tried is not None:
+            known = [self._tried]
+        self._x = self._features(
+            np.array([one.point for one in known]), np.array([one.section for one in known])
+        )
+        rest = np.array([math.log(one.seconds) - one.guesses[one.section] for one in known])
         self._factor = cholesky_factor(_kernel(self._x, self._x), NOISE_VARIANCE)
         self._weights = cho_solve((self._factor, True), rest, check_finite=False)
 
     def _features(self, points: Points, sections: np.ndarray) -> np.ndarray:
         """What the seconds of an epoch depend on: the configuration and, if there are several, the section [n]."""
-        features = self.encoder.features(points)
+        features = 0.5 + (self.encoder.features(points) - 0.5) * self._influence
         if self.n_sections == 1:
             return features
         return np.concatenate([features, np.eye(self.n_sections)[sections] / math.sqrt(2)], axis=1)
@@ -133,8 +160,8 @@ class TrainingTimes:
 
     @property
     def is_known(self) -> bool:
-        """Whether any epoch was measured; without, predictions are right up to a factor only."""
-        return bool(self._measured)
+        """Whether any epoch was measured, or tried; without, predictions are right up to a factor only."""
+        return bool(self._measured) or self._tried is not None
 
     def typical(self) -> np.ndarray:
         """The predicted seconds of an epoch of the median configuration of the space, in each section [L]."""
@@ -211,12 +238,13 @@ class TrainingTimes:
         self, done: np.ndarray, ends: np.ndarray, seconds: np.ndarray, min_share: float = MIN_SHARE
     ) -> np.ndarray:
         """The epoch that trainings can get to in the time left, from `done` [n] towards the last of `ends` [n, L]; 0
-        where it is less than `min_share` of a training's seconds. `seconds` [n, L] are those of an epoch."""
+        where it is less than `min_share` of a training's seconds, or of the whole budget's, if that is shorter than a
+        training. `seconds` [n, L] are those of an epoch."""
         if self.seconds_left is None or not self.is_known:
             return np.asarray(ends[:, -1])
         reached = reached_within(done, ends, seconds, max(0.0, self.seconds_left - self.start), whole=True)
         work, whole = ((epochs_by_section(at, ends) * seconds).sum(axis=1) for at in (reached, ends[:, -1]))
-        enough = (reached > done) & (work >= min_share * whole)
+        enough = (reached > done) & (work >= min_share * np.minimum(whole, self.whole_budget))
         return np.asarray(np.where(enough, reached, 0).astype(int))
 
     def reachable_by_new(self, params: Mapping[str, Any], min_share: float = MIN_SHARE) -> int:
@@ -269,7 +297,7 @@ class TrainingTimes:
     def _log_costs(self, points: Points, guesses: np.ndarray, at_least: bool = False) -> np.ndarray:
         """Shape [n, L], by first guesses of this shape; with `at_least` what is not known counts as little as it may
         take."""
-        if not self._measured:
+        if not self.is_known:
             return guesses
         if not self._is_conditioned:
             self._condition()

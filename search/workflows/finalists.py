@@ -306,7 +306,7 @@ def _train_again(
             diverged = not is_finite(metrics)
             return not diverged
 
-        with _restored_threads():
+        with restored_threads():
             try:
                 run_trial(task, data, send)
             except BaseException:
@@ -321,7 +321,8 @@ def _train_again(
 
 
 @contextlib.contextmanager
-def _restored_threads() -> Iterator[None]:
+def restored_threads() -> Iterator[None]:
+    """Afterwards, torch uses as many threads as before."""
     before = torch.get_num_threads()
     try:
         yield
@@ -366,7 +367,7 @@ def refit(
         checkpoint = load_checkpoint(training.checkpoint)
         name = f"refit of {training.key}"
         begin_run(runlog, key, name, "refit", training.trial, run_params(checkpoint.levels))
-        with _restored_threads():
+        with restored_threads():
             _train_on_both(checkpoint, data, epochs, place, key, runlog)
         runlog.artifact(key, place / BEST, "weights")
         runlog.end_run(key, "FINISHED")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from binsweep.models.levels import Level
-from binsweep.models.training_work import level_work
-from binsweep.search.spec.sweep_spec import SweepSpec
+from binsweep.models.training_work import INFLUENCE, level_work
+from binsweep.search.spec.sweep_spec import PhotoSpec, SweepSpec
 from binsweep.search.strategy.factory import StrategyOptions
 from binsweep.search.strategy.training_times import same_cost
 
@@ -28,6 +28,7 @@ def strategy_options(spec: SweepSpec) -> StrategyOptions:
         spec.search.seed,
         sections=spec.level_epochs,
         epoch_cost=epoch_cost,
+        influence=INFLUENCE if isinstance(spec, PhotoSpec) else None,
         weigh_seconds=not spec.budget.counts_work,
         metric=spec.metric,
     )

@@ -19,6 +19,7 @@ from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.interrupts import acknowledge_interrupt
 from binsweep.search.execution.local_runner import run_local
+from binsweep.search.execution.photo_trial import PhotoTrainer
 from binsweep.search.execution.resources import Node, TrialResources, check_resources, fits, trial_resources
 from binsweep.search.execution.trial import is_disk_full
 from binsweep.search.execution.trial_record import ENDED, TrialRecord
@@ -33,6 +34,7 @@ from binsweep.search.strategy.factory import open_strategy
 from binsweep.search.strategy.optuna_strategy import OptunaStrategy
 from binsweep.search.workflows.finalists import promotion_seconds
 from binsweep.search.workflows.first_guesses import initial_points
+from binsweep.search.workflows.first_steps import try_first_steps
 from binsweep.search.workflows.preflight import Runner
 from binsweep.search.workflows.prepare import PreparedSweep
 from binsweep.search.workflows.strategy_options import strategy_options
@@ -96,7 +98,9 @@ def run_sweep(
         sweep = _OpenSweep(prepared, folder, runlog, controller, slots)
         interrupted = False
         try:
-            with LiveTable(spec, controller):
+            if cluster is None:  # whose nodes may be faster or slower than this machine
+                _try_first_steps(prepared, controller, strategy)
+            with LiveTable(spec, controller, slots):
                 sweep.run_trials(runner, on_cluster=cluster is not None)
             sweep.record_end()
         except BaseException as error:
@@ -138,6 +142,15 @@ def _open_strategy(spec: SweepSpec, folder: Path, warm_start: FirstGuesses | Non
         points = []  # what earlier sweeps found is better than what is recommended for any data
     strategy.warm_start(replace(known, points=[*points, *known.points]))
     return strategy
+
+
+def _try_first_steps(prepared: PreparedSweep, controller: Controller, strategy: OptunaStrategy) -> None:
+    """Find out how long an epoch takes, where time is a limit and nothing was measured yet."""
+    spec, trainer, left = prepared.spec, prepared.trainer, controller.seconds_left()
+    if left is None or left <= 0 or controller.training_seconds() is not None:
+        return
+    if isinstance(spec, PhotoSpec) and isinstance(trainer, PhotoTrainer):
+        try_first_steps(spec, trainer.data, strategy, left)
 
 
 def _controller(

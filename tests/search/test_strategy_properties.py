@@ -136,9 +136,9 @@ class Sweeps(RuleBasedStateMachine):
     def time_an_epoch(self, number: int, seconds: float, start: float | None) -> None:
         self.strategy.note_seconds(number, seconds, start)
 
-    @rule(seconds=st.sampled_from([-5.0, 0.0, 4.0, 100.0, 1e6]))
-    def name_the_time_left(self, seconds: float) -> None:
-        self.strategy.note_time_left(seconds)
+    @rule(seconds=st.sampled_from([-5.0, 0.0, 4.0, 100.0, 1e6]), whole=st.sampled_from([1.0, 200.0, 2e6]))
+    def name_the_time_left(self, seconds: float, whole: float) -> None:
+        self.strategy.note_time_left(seconds, whole)
         self.limited = True
 
     @rule(number=st.integers(0, 40))

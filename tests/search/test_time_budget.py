@@ -11,6 +11,7 @@ import pytest
 
 from binsweep.models.levels import level_ends
 from binsweep.models.settings import Settings
+from binsweep.models.training_work import INFLUENCE
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.resources import TrialResources
 from binsweep.search.execution.trial import ONE_CORE, TrialTask
@@ -56,6 +57,7 @@ class Sweep:
             search.stopping,
             search.seed,
             sections=self.spec.level_epochs,
+            influence=INFLUENCE,
         )
         self.strategy = open_strategy(path, "bins", options)
         self.controller = Controller(self.spec, self.strategy, folder, lambda settings: ONE_CORE)
@@ -178,6 +180,21 @@ def test_a_trial_that_turns_out_slow_is_shortened_and_not_cut(
     assert trial.planned_epochs == 9 and "shortened from 9" in trial.resumed
     record = sweep.strategy.trials()[0]
     assert record.last_epoch == trial.last_epoch
+
+
+def test_a_budget_of_less_than_a_training_has_trainings_of_its_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine epochs of a minute in five minutes: what was tried before says so, and no learning rate stays high."""
+    raw = copy.deepcopy(SPEC) | {"budget": {"minutes": 5}, "search": {"stopping": "none"}}
+    raw["space"] |= {"trainable": ["all"], "batch_size": [16, 32]}
+    sweep = Sweep(raw, tmp_path, Clock(monkeypatch))
+    sweep.strategy.assume_seconds({"trainable": "all", "batch_size": 16, "lr": 0.01}, 60.0)
+    assert sweep.run(2) == pytest.approx(300, rel=0.25)
+    trials = sweep.controller.trials.values()
+    assert len(trials) == 2, "what is left after them is too little for another one"
+    for trial in trials:
+        assert trial.state == "completed" and trial.last_epoch in (4, 5), trial.reason
 
 
 def test_a_resumed_sweep_keeps_the_clock_the_costs_and_the_shortened_ends(

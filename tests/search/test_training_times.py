@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from binsweep.models.training_work import INFLUENCE
 from binsweep.search.spec.space import Choice, Range, SearchSpace
 from binsweep.search.strategy.encoding import Encoder
 from binsweep.search.strategy.lengths import (
@@ -65,6 +66,45 @@ def test_a_first_guess_is_right_up_to_a_factor_that_one_trial_shows() -> None:
     assert np.allclose(before / before[0], true / true[0])
     times.learn(measured(encoder, 1, noise=0.0))
     assert np.abs(np.log(times.of_points(points)[:, 0] / true)).max() < math.log(2)
+
+
+def test_what_changes_no_seconds_is_known_of_every_configuration() -> None:
+    """One measured trial of a sweep over rates alone says whether any other can end in time."""
+    space = SearchSpace({"lr": Range(1e-4, 1e-1, log=True), "batch_size": Choice((32, 64))})
+    encoder, pool = Encoder(space), TrialPool()
+    pool.add({"lr": 1e-3, "batch_size": 32}, Curve(10))
+    pool.trials[-1].seconds = {0: 100.0}
+    told = {}
+    for name, influence in {"as photos": INFLUENCE, "as own code": None}.items():
+        times = TrainingTimes(encoder, LENGTHS, influence=influence)
+        times.learn(pool)
+        times.seconds_left = 400.0
+        told[name] = times.fits_typical
+    assert told == {"as photos": False, "as own code": True}
+
+
+def test_an_epoch_that_was_tried_counts_until_one_was_measured() -> None:
+    encoder = Encoder(SPACE)
+    times = TrainingTimes(encoder, LENGTHS, lambda params, section: seconds_of(params))
+    slow = {"trainable": "all", "batch": 16, "lr": 0.01}
+    times.assume(slow, 0, 3 * seconds_of(slow))
+    assert times.is_known
+    points = encoder.random(np.random.default_rng(2), 50)
+    true = np.array([seconds_of(encoder.params(point)) for point in points])
+    assert np.median(np.abs(np.log(times.of_points(points)[:, 0] / true / 3))) < math.log(1.1)
+    times.learn(measured(encoder, 1, noise=0.0))
+    assert np.median(np.abs(np.log(times.of_points(points)[:, 0] / true))) < math.log(1.1)
+
+
+def test_a_budget_that_is_shorter_than_a_training_is_used_all_the_same() -> None:
+    times = TrainingTimes(Encoder(SPACE), LENGTHS)
+    times.learn(measured(times.encoder, 1))
+    done, last, seconds = np.array([0]), np.array([[10]]), np.array([[100.0]])
+    found = []
+    for left in (300.0, 200.0, 110.0):
+        times.seconds_left, times.whole_budget = left, 300.0
+        found += times.last_epochs(done, last, seconds).tolist()
+    assert found == [3, 2, 0], "half of what the budget has is enough, less is not"
 
 
 def test_a_measured_trial_has_its_own_time_and_an_unknown_one_a_predicted_one() -> None:
