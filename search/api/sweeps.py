@@ -148,6 +148,10 @@ class Sweep:
         """Train a trial to its end, whatever the strategy thinks of it."""
         return self._ask("pin", trial)
 
+    def unpin(self, trial: int) -> Answer:
+        """Let the strategy decide again about a trial that was pinned."""
+        return self._ask("unpin", trial)
+
     def change_budget(self, **limits: Any) -> Answer:
         """Change limits of the budget: `minutes=90`, or `minutes="+30"` for 30 more than now."""
         return self._ask("budget", None, limits)

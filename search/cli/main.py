@@ -27,7 +27,7 @@ from binsweep.search.cli.jobs import logs, resume, stop, submit
 from binsweep.search.cli.machine import doctor, migrate, mlflow, ui
 from binsweep.search.cli.models import evaluate, export, predict, promote, rollback, serve
 from binsweep.search.cli.monitor import monitor, shadow
-from binsweep.search.cli.steering import budget, enqueue, narrow, pause, pin, stop_trial
+from binsweep.search.cli.steering import budget, enqueue, narrow, pause, pin, stop_trial, unpin
 from binsweep.search.cli.sweep import report, status, sweep, sync
 from binsweep.search.execution.interrupts import interrupt
 from binsweep.search.terminal.library_logs import MLFLOW_LEVEL, QUIET_LEVELS
@@ -63,7 +63,7 @@ def cli(debug: bool) -> None:
 COMMANDS = (
     *(sweep, status, report, trial, rerun, compare, sync),
     *(promote, rollback, evaluate, serve, monitor, shadow, predict, export),
-    *(enqueue, stop_trial, pin, budget, narrow, pause, resume),
+    *(enqueue, stop_trial, pin, unpin, budget, narrow, pause, resume),
     *(submit, logs, stop),
     *(ui, mlflow, migrate, doctor),
     data_group,

@@ -1,4 +1,4 @@
-"""The commands that steer a sweep while it is searched: enqueue, stop-trial, pin, budget, narrow, pause."""
+"""The commands that steer a sweep while it is searched: enqueue, stop-trial, pin, unpin, budget, narrow, pause."""
 
 from __future__ import annotations
 
@@ -70,6 +70,13 @@ def stop_trial(sweep_id: str, trial: int, dashboard: str | None) -> None:
 def pin(sweep_id: str, trial: int, dashboard: str | None) -> None:
     """Train trial N of SWEEP to its end, whatever the strategy thinks of it."""
     ask(sweep_id, dashboard, "pin", trial)
+
+
+@_command("unpin")
+@click.argument("trial", type=int, metavar="N")
+def unpin(sweep_id: str, trial: int, dashboard: str | None) -> None:
+    """Let the strategy decide again about trial N of SWEEP, which was pinned."""
+    ask(sweep_id, dashboard, "unpin", trial)
 
 
 @_command("budget")

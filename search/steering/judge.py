@@ -72,6 +72,8 @@ def judge(request: Request, sweep: SteeredSweep) -> tuple[str, dict[str, Any]]:
             return _stop(request, sweep), {}
         case "pin":
             return _pin(request, sweep), {}
+        case "unpin":
+            return _unpin(request, sweep), {}
         case "pause":
             return _pause(sweep), {}
         case "resume":
@@ -123,6 +125,14 @@ def _pin(request: Request, sweep: SteeredSweep) -> str:
         raise UserError(f"trial {request.trial} is being {asked}", "choose another one")
     next_up = "" if trial.state == "running" else "; it goes on when a worker is free"
     return f"trial {request.trial} is trained to its end{next_up}"
+
+
+def _unpin(request: Request, sweep: SteeredSweep) -> str:
+    _open_trial(request.trial, sweep)
+    if request.trial not in sweep.state.pins:
+        pinned = ", ".join(map(str, sorted(sweep.state.pins))) or "none"
+        raise UserError(f"trial {request.trial} is not pinned", f"pinned trials: {pinned}")
+    return f"the strategy decides about trial {request.trial} again"
 
 
 def _pause(sweep: SteeredSweep) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-Kind = Literal["enqueue", "stop-trial", "budget", "pause", "resume", "pin", "narrow"]
+Kind = Literal["enqueue", "stop-trial", "budget", "pause", "resume", "pin", "unpin", "narrow"]
 
 
 def requester() -> str:
@@ -34,8 +34,8 @@ def _new_id() -> str:
 class Request:
     """What somebody asks of a sweep.
 
-    `trial` is the one to stop or to pin, or the one whose configuration is tried again with changes. `values` are a
-    configuration's, or the changes; limits of the budget, such as 90 or "+30"; or by parameter the list of its choices
+    `trial` is the one to stop, pin or unpin, or the one whose configuration is tried again with changes. `values` are
+    a configuration's, or the changes; limits of the budget, such as 90 or "+30"; or by parameter the list of its choices
     or the two ends of its range.
     """
 

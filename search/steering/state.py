@@ -86,6 +86,10 @@ def _with(state: SteeringState, one: AnsweredRequest) -> SteeringState:
             return replace(state, stops={**state.stops, number: f"stopped by {request.who}"})
         case "pin":
             return replace(state, pins={**state.pins, number: f"pinned by {request.who}"})
+        case "unpin":
+            return replace(
+                state, pins={pinned: why for pinned, why in state.pins.items() if pinned != number}
+            )
         case "pause":
             return replace(state, paused=request.who)
         case "resume":

@@ -1,6 +1,7 @@
 """Binsweep: experiment-tracked hyperparameter search.
 
-`sweep`, `open`, `compare` and `load_model` are the Python API (docs/python.md); `Trial` is what own training code is given.
+`sweep`, `open`, `compare` and `load_model` are the Python API (docs/python.md); `Trial` is what own training code is
+given.
 """
 
 from importlib import import_module

@@ -124,6 +124,8 @@ def decisions(folder: Path) -> list[dict[str, Any]]:
         ("stop-trial", 7, {}, "there is no trial 7"),
         ("stop-trial", 1, {}, "trial 1 has ended: completed (trained to its end)"),
         ("pin", 1, {}, "trial 1 has ended"),
+        ("unpin", 0, {}, "trial 0 is not pinned"),
+        ("unpin", 1, {}, "trial 1 has ended"),
         ("resume", None, {}, "the sweep is not paused"),
         ("budget", None, {"minuts": 3}, "budget.minuts: there is no such limit"),
         ("budget", None, {"minutes": "+3"}, "budget.minutes: there is no limit to change by +3"),
@@ -296,6 +298,19 @@ def test_a_pinned_trial_is_trained_to_its_end(sampler: str, stopping: str, tmp_p
         assert controller.report(worst, epoch, {"score": 0.1})
     controller.finish(worst)
     assert controller.trials[worst].state == "completed"
+
+
+def test_the_strategy_decides_again_about_a_trial_that_is_unpinned(tmp_path: Path) -> None:
+    controller = opened(tmp_path, "random", "auto", trials=8)
+    number = next_task(controller).number
+    _steered(controller, tmp_path, "pin", number)
+    assert controller.report(number, 1, {"score": 0.1}), "a pinned one is not paused at its rung"
+    request = _steered(controller, tmp_path, "unpin", number)
+    assert answer_to(tmp_path, request).answer == f"the strategy decides about trial {number} again"
+    for epoch in range(2, 9):
+        if not controller.report(number, epoch, {"score": 0.1}):
+            break
+    assert controller.trials[number].state == "paused"
 
 
 def test_a_pinned_trial_still_ends_with_a_value_that_is_no_number_and_with_the_budget(tmp_path: Path) -> None:

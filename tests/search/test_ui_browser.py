@@ -205,6 +205,9 @@ def test_each_button_of_a_running_sweep(window: Browser, page: Page, running: Pa
     window.press(number)
     confirm(window, "Pin the trial")
     assert asked(running, "pin") == f"pin {number.split()[-1]}"
+    window.press(f"Unpin trial {number.split()[-1]}")
+    confirm(window, "Let the strategy decide")
+    assert asked(running, "unpin") == f"unpin {number.split()[-1]}"
     window.press(f"Stop trial {number.split()[-1]}")
     confirm(window, "Stop the trial")
     assert asked(running, "stop-trial") == f"stop-trial {number.split()[-1]}"

@@ -115,8 +115,19 @@ export const stopTrial = (facts, trial, done) =>
     verb: 'Stop the trial',
     done,
   });
-export const pin = (facts, trial, done) =>
+const pin = (facts, trial, done) =>
   askSweep(facts.id, { title: `Pin trial ${trial}`, kind: 'pin', trial, verb: 'Pin the trial', done });
+const unpin = (facts, trial, done) =>
+  askSweep(facts.id, {
+    title: `Unpin trial ${trial}`,
+    kind: 'unpin',
+    trial,
+    verb: 'Let the strategy decide',
+    done,
+  });
+// Pins a trial, or takes its pin away.
+export const pinOrUnpin = (facts, trial, done) =>
+  (facts.pinned.includes(trial) ? unpin : pin)(facts, trial, done);
 
 const NONE = [];
 

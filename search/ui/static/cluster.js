@@ -11,7 +11,9 @@ export function open(root, { name }) {
   const kind = h(
     'select',
     { name: 'kind', 'aria-label': 'Command' },
-    ['pause', 'resume', 'budget', 'enqueue', 'narrow', 'stop-trial', 'pin'].map(one => h('option', {}, one)),
+    ['pause', 'resume', 'budget', 'enqueue', 'narrow', 'stop-trial', 'pin', 'unpin'].map(one =>
+      h('option', {}, one),
+    ),
   );
   const trial = h('input', {
     type: 'text',

@@ -1,19 +1,8 @@
 // One sweep, live.
 
 import { get } from '/static/api.js';
-import { budget, button, enqueue, narrow, pause, pin, promote, resume, stopTrial } from '/static/actions.js';
+import { budget, button, enqueue, narrow, pause, promote, resume } from '/static/actions.js';
 import {
-  Chart,
-  Parallel,
-  STATE_COLOURS,
-  axisAround,
-  axisOf,
-  axisValue,
-  isPercent,
-  told,
-} from '/static/charts.js';
-import {
-  clock,
   duration,
   facts as factList,
   h,
@@ -28,9 +17,11 @@ import {
   say,
   section,
 } from '/static/dom.js';
+import { chartsOf } from '/static/sweep_charts.js';
+import { notesOf } from '/static/sweep_notes.js';
+import { workersOf } from '/static/sweep_workers.js';
 import { Table } from '/static/table.js';
 
-const MAX_CURVES = 300; // the best ones; those that run are drawn in any case
 const SLOW = 2000; // trials; beyond, conclusions are drawn when they are asked for
 
 export function open(root, { sweep }) {
@@ -39,21 +30,40 @@ export function open(root, { sweep }) {
     facts = null,
     links = null,
     concluded = 0,
-    logged = '',
-    refresh = null;
+    refresh = null,
+    ranked = null;
   const openTrial = n => {
     location.hash = `#/sweep/${path(sweep)}/trial/${n}`;
   };
-  const tipOf = n => told(facts, trials.get(n));
-  const charted = (label, more) => new Chart({ label, told: tipOf, open: openTrial, ...more });
+  const done = () => {
+    version && poll();
+  };
+  const sign = () => (facts.goal === 'maximize' ? 1 : -1);
+  const byValue = (a, b) => sign() * (b.value - a.value) || a.number - b.number;
+  function leaders() {
+    ranked ??= [...trials.values()].filter(one => one.ranks).sort(byValue);
+    return ranked;
+  }
+  // What the panels draw; the facts are those of the last poll.
+  const view = {
+    sweep,
+    trials,
+    openTrial,
+    done,
+    sign,
+    leaders,
+    get facts() {
+      return facts;
+    },
+  };
+  const charts = chartsOf(view),
+    workers = workersOf(view),
+    notes = notesOf(view);
 
   const head = {
     state: h('span', {}),
     text: h('p', { class: 'muted' }),
     reading: h('progress', { max: 1, hidden: true, 'aria-label': 'Reading' }),
-  };
-  const done = () => {
-    version && poll();
   };
   const buttons = {
     enqueue: button('Enqueue', () => enqueue(facts, leaders()[0]?.params, null, done)),
@@ -78,29 +88,6 @@ export function open(root, { sweep }) {
     warnings: 'Warnings',
   };
 
-  const curves = charted('Learning curves', { height: 300 }),
-    course = charted('Best value so far', { height: 300 });
-  const curvesNote = h('p', { class: 'key' });
-  const timeline = charted('Workers over time', { height: 120, left: 76 });
-  const rows = new Map(),
-    idle = h('tr', {}, h('td', { colSpan: 7, class: 'muted' })),
-    running = h('tbody', {}, idle),
-    runningTable = h(
-      'table',
-      { class: 'plainly' },
-      h(
-        'thead',
-        {},
-        h(
-          'tr',
-          {},
-          ['worker', 'trial', 'epoch', 'value', 'since', 'values', ''].map(name =>
-            h('th', { class: 'left' }, name),
-          ),
-        ),
-      ),
-      running,
-    );
   let board = null;
   const boardPlace = h('div', {}),
     filter = h('input', {
@@ -110,18 +97,6 @@ export function open(root, { sweep }) {
       oninput: () => board?.filter(filter.value),
     });
   const conclusions = h('div', {}),
-    slice = charted('A parameter against the value', { height: 260 }),
-    parallel = new Parallel({
-      label: 'Parallel coordinates',
-      height: 280,
-      left: 16,
-      told: tipOf,
-      open: openTrial,
-    });
-  const which = h('select', { 'aria-label': 'Parameter', onchange: () => drawSlice() });
-  const warnings = h('div', {}),
-    requests = h('div', {}),
-    log = h('div', { class: 'log', tabIndex: 0, role: 'log', 'aria-label': 'Decisions' }),
     about = h('div', {});
 
   root.append(
@@ -138,49 +113,16 @@ export function open(root, { sweep }) {
         h('div', { class: 'tile' }, h('span', {}, NAMES[name]), tile.value, tile.more),
       ),
     ),
-    h(
-      'div',
-      { class: 'pair' },
-      section('Learning curves', curves.element, curvesNote),
-      section('Best so far', course.element),
-    ),
+    charts.first,
     h('section', {}, h('div', { class: 'title' }, h('h2', {}, 'Leaderboard'), filter), boardPlace),
-    section(
-      'Workers',
-      h('div', { class: 'scroll-x' }, runningTable),
-      timeline.element,
-      h(
-        'p',
-        { class: 'key' },
-        Object.entries({
-          completed: 'completed',
-          running: 'running',
-          stopped: 'stopped',
-          failed: 'failed',
-          paused: 'paused or waiting',
-        }).map(([state, text]) => [h('i', { class: `box ${STATE_COLOURS[state]}` }), text]),
-      ),
-    ),
-    h(
-      'div',
-      { class: 'pair' },
-      section('What decides', conclusions),
-      h('section', {}, h('div', { class: 'title' }, h('h2', {}, 'One parameter'), which), slice.element),
-    ),
-    section('All parameters', parallel.element),
-    h('div', { class: 'pair' }, section('Warnings', warnings), section('What people asked for', requests)),
-    section('Log', log),
+    workers.element,
+    h('div', { class: 'pair' }, section('What decides', conclusions), charts.slice),
+    charts.parallel,
+    notes.both,
+    notes.log,
     section('About', about),
   );
   for (const one of Object.values(buttons)) one.disabled = true;
-
-  const sign = () => (facts.goal === 'maximize' ? 1 : -1);
-  const byValue = (a, b) => sign() * (b.value - a.value) || a.number - b.number;
-  let ranked = null;
-  function leaders() {
-    ranked ??= [...trials.values()].filter(one => one.ranks).sort(byValue);
-    return ranked;
-  }
 
   async function poll() {
     const found = await get(`/api/sweeps/${path(sweep)}?since=${encodeURIComponent(version)}`);
@@ -230,7 +172,7 @@ export function open(root, { sweep }) {
       );
     }
     if (share < 1) return;
-    drawLog(await get(`/api/sweeps/${path(sweep)}/log`));
+    notes.drawLog(await get(`/api/sweeps/${path(sweep)}/log`));
     if (trials.size <= SLOW && Date.now() - concluded > (facts.status === 'running' ? 5000 : 0)) conclude();
     else if (!concluded)
       replace(conclusions, button(`Compute for ${plural(trials.size, 'trial')}`, conclude));
@@ -269,11 +211,7 @@ export function open(root, { sweep }) {
       ),
       said.balance ? h('p', { class: 'bad' }, said.balance) : null,
     ]);
-    if (said.importances.length && !which.dataset.chosen) {
-      which.value = said.importances[0][0];
-      which.dataset.chosen = '1';
-      drawSlice();
-    }
+    if (said.importances.length) charts.show(said.importances[0][0]);
   }
 
   function tick() {
@@ -345,19 +283,14 @@ export function open(root, { sweep }) {
         .join(', ') || 'no rule had anything to say',
     );
     drawBoard();
-    drawCurves();
-    drawWorkers();
-    drawRequests();
-    if (!which.options.length)
-      replace(
-        which,
-        facts.space.map(one => h('option', {}, one.name)),
-      );
+    charts.drawCurves();
+    workers.draw();
+    notes.draw();
     // What is below the first screen is drawn once the browser has time for it.
     clearTimeout(refresh);
     refresh = setTimeout(() => {
-      drawSlice();
-      drawParallel();
+      charts.drawSlice();
+      charts.drawParallel();
     }, 30);
     redraw(about, [facts.space, facts.budget, facts.workers], () =>
       factList([
@@ -414,346 +347,6 @@ export function open(root, { sweep }) {
       one.place = index + 1;
     });
     board.set([...trials.values()]);
-  }
-
-  function drawCurves() {
-    const best = leaders(),
-      percent = isPercent(facts.metric),
-      top = best[0];
-    const shown = new Set([
-      ...best.slice(0, MAX_CURVES),
-      ...[...trials.values()].filter(one => one.state === 'running'),
-    ]);
-    const order = [...shown].filter(one => one !== top).reverse();
-    const marks = [];
-    let last = 1;
-    for (const one of top ? [...order, top] : order) {
-      if (!one.curve.length) continue;
-      const end = one.curve[one.curve.length - 1],
-        full = one.done >= one.epochs,
-        live = one.state === 'running';
-      last = Math.max(last, end[0]);
-      marks.push({
-        n: one.number,
-        line: one.curve,
-        colour: one === top ? 'blue' : live ? 'green' : full ? 'blue-soft' : 'grey',
-        width: one === top ? 2.5 : live ? 1.8 : 1.2,
-      });
-      if (end[1] !== null)
-        marks.push({
-          n: one.number,
-          dot: end,
-          radius: 2.5,
-          cross: !full && !live,
-          colour: one === top ? 'blue' : live ? 'green' : full ? 'blue-soft' : 'orange',
-        });
-    }
-    const values = [...shown].flatMap(one => one.curve.map(point => point[1]));
-    curves.set({
-      x: { low: 0.5, high: last + 0.5, whole: true },
-      y: axisAround(values, percent),
-      names: ['epoch', facts.metric],
-      marks,
-    });
-    redraw(curvesNote, best.length > MAX_CURVES && best.length, () => [
-      h('i', { class: 'blue' }),
-      'best',
-      h('i', { class: 'green' }),
-      'running',
-      h('i', { class: 'blue-soft' }),
-      'to its end',
-      h('i', { class: 'grey' }),
-      'others',
-      h('span', { class: 'orange' }, ' × '),
-      'stopped or paused',
-      best.length > MAX_CURVES ? ` (the best ${MAX_CURVES} of ${best.length.toLocaleString('en')})` : '',
-    ]);
-    const begun = [...best].sort((a, b) => a.number - b.number),
-      steps = [],
-      dots = begun.map(one => ({
-        n: one.number,
-        dot: [one.number + 1, one.value],
-        colour: 'grey',
-        radius: best.length > 2000 ? 1.5 : 2.5,
-      }));
-    let leader = null;
-    for (const one of begun)
-      if (leader === null || sign() * one.value > sign() * leader) {
-        leader = one.value;
-        steps.push([one.number + 1, leader]);
-        dots.push({ n: one.number, dot: [one.number + 1, leader], colour: 'blue', radius: 3.5 });
-      }
-    if (leader !== null) steps.push([trials.size, leader]);
-    const at = dots.findIndex(mark => mark.colour === 'blue');
-    if (at >= 0) dots.splice(at, 0, { line: steps, steps: true, colour: 'blue', width: 2 });
-    course.set({
-      x: { low: 0, high: Math.max(1, trials.size), whole: true },
-      y: axisAround(
-        best.map(one => one.value),
-        percent,
-      ),
-      names: ['trials begun', facts.metric],
-      marks: dots,
-    });
-  }
-
-  function drawWorkers() {
-    const now = facts.now,
-      spans = [...trials.values()].flatMap(one =>
-        one.spans.map(([lane, start, end]) => ({ one, lane, start, end: end ?? now, open: end === null })),
-      );
-    const live = spans.filter(span => span.open).sort((a, b) => a.lane - b.lane);
-    const kept = new Set(live.map(span => span.one.number));
-    for (const [number, row] of rows)
-      if (!kept.has(number)) {
-        row.line.remove();
-        rows.delete(number);
-      }
-    for (const { one, lane, start } of live) {
-      if (!rows.has(one.number)) rows.set(one.number, workerRow(one));
-      const { line, cells, pinning, stopping } = rows.get(one.number),
-        pinned = facts.pinned.includes(one.number);
-      const texts = [
-        String(lane + 1),
-        null,
-        `${one.done} of ${one.epochs}`,
-        metric(facts.metric, one.value),
-        clock(start),
-        null,
-      ];
-      texts.forEach((text, place) => {
-        if (text !== null) say(cells[place], text);
-      });
-      say(pinning, pinned ? 'Pinned' : 'Pin');
-      pinning.disabled = pinned;
-      stopping.disabled = facts.stopping.includes(one.number);
-      if (!line.isConnected) running.append(line);
-    }
-    idle.hidden = live.length > 0;
-    say(
-      idle.firstChild,
-      facts.status !== 'running'
-        ? 'no process runs this sweep'
-        : facts.paused_by
-          ? 'the sweep is paused: all workers are free'
-          : 'no trial has a worker now',
-    );
-    // Breaks of the sweep are cut out: time goes on only while a trial has a worker.
-    const sorted = [...spans].sort((a, b) => a.start - b.start),
-      breaks = [];
-    let until = sorted[0]?.start ?? 0,
-      cut = until;
-    for (const span of sorted) {
-      if (span.start > until + 1) {
-        cut += span.start - until;
-        breaks.push([span.start, cut]);
-      }
-      until = Math.max(until, span.end);
-    }
-    const whole = Math.max(1, until - cut),
-      minutes = whole > 180,
-      unit = minutes ? 60 : 1;
-    let next = 0,
-      less = sorted[0]?.start ?? 0;
-    const marks = sorted.map(({ one, lane, start, end }) => {
-      while (next < breaks.length && breaks[next][0] <= start) less = breaks[next++][1];
-      return {
-        n: one.number,
-        bar: [(start - less) / unit, (end - less) / unit, lane, 0.7],
-        colour: STATE_COLOURS[one.state] ?? 'grey',
-      };
-    });
-    const lanes = Math.max(facts.workers, 1 + spans.reduce((most, span) => Math.max(most, span.lane), 0));
-    timeline.height = 52 + 26 * Math.min(lanes, 24);
-    timeline.element.style.height = `${timeline.height}px`;
-    timeline.set({
-      x: { low: 0, high: whole / unit },
-      y: {
-        low: -0.5,
-        high: lanes - 0.5,
-        words: Array.from({ length: lanes }, (_, lane) => `worker ${lane + 1}`),
-      },
-      names: [minutes ? 'minutes' : 'seconds', ''],
-      marks,
-    });
-  }
-
-  function workerRow(one) {
-    const n = one.number,
-      pinning = button('Pin', () => pin(facts, n, done), { kind: 'small', 'aria-label': `Pin trial ${n}` }),
-      stopping = button('Stop', () => stopTrial(facts, n, done), {
-        kind: 'small',
-        'aria-label': `Stop trial ${n}`,
-      });
-    const cells = [
-      h('td', {}),
-      h('td', {}, h('a', { href: `#/sweep/${path(sweep)}/trial/${n}` }, `trial ${n}`)),
-      h('td', {}),
-      h('td', {}),
-      h('td', {}),
-      h(
-        'td',
-        { class: 'values' },
-        Object.entries(one.params)
-          .map(([name, value]) => `${name} ${param(value)}`)
-          .join(', '),
-      ),
-      h('td', { class: 'buttons' }, pinning, stopping),
-    ];
-    return { line: h('tr', {}, cells), cells, pinning, stopping };
-  }
-
-  function drawSlice() {
-    const one = facts?.space.find(dimension => dimension.name === which.value);
-    if (one === undefined) return;
-    const marks = leaders()
-      .filter(trial => trial.params[one.name] !== undefined)
-      .reverse()
-      .map(trial => {
-        const spread = one.choices ? 0.5 * (((trial.number * 0.618) % 1) - 0.5) : 0;
-        return {
-          n: trial.number,
-          dot: [axisValue(one, trial.params[one.name]) + spread, trial.value],
-          colour: 'blue',
-          alpha: 0.25 + (0.7 * trial.number) / Math.max(1, trials.size),
-          radius: trials.size > 2000 ? 2 : 3.5,
-        };
-      });
-    slice.set({
-      x: axisOf(one),
-      y: axisAround(
-        leaders().map(trial => trial.value),
-        isPercent(facts.metric),
-      ),
-      names: [one.name, facts.metric],
-      marks,
-    });
-  }
-
-  function drawParallel() {
-    const rows = leaders()
-      .filter(one => facts.space.every(dimension => one.params[dimension.name] !== undefined))
-      .slice(0, MAX_CURVES);
-    parallel.setRows({
-      dimensions: facts.space,
-      rows,
-      y: axisAround(
-        rows.map(one => one.value),
-        isPercent(facts.metric),
-      ),
-      name: facts.metric,
-      high: sign() > 0,
-    });
-  }
-
-  function drawRequests() {
-    const rules = Object.entries(facts.warnings),
-      failed = [...trials.values()].filter(one => one.state === 'failed').slice(0, 20);
-    redraw(warnings, [rules, failed.map(one => one.number)], () => [
-      rules.length
-        ? h(
-            'table',
-            { class: 'plainly' },
-            h(
-              'tbody',
-              {},
-              rules.map(([name, many]) => {
-                const rule = name.split('.').pop(),
-                  some = [...trials.values()].filter(one => one.warnings.includes(rule)).slice(0, 12);
-                return h(
-                  'tr',
-                  {},
-                  h('td', {}, rule.replaceAll('_', ' '), h('small', {}, ` ${name.split('.')[0]}`)),
-                  h('td', {}, plural(many, 'trial')),
-                  h(
-                    'td',
-                    { class: 'values' },
-                    some.map((one, index) => [
-                      index ? ', ' : '',
-                      h('a', { href: `#/sweep/${path(sweep)}/trial/${one.number}` }, String(one.number)),
-                    ]),
-                  ),
-                );
-              }),
-            ),
-          )
-        : h('p', { class: 'muted' }, 'No rule had anything to say.'),
-      failures(failed),
-    ]);
-    redraw(requests, facts.requests, () =>
-      facts.requests.length
-        ? h(
-            'ul',
-            { class: 'requests' },
-            [...facts.requests]
-              .reverse()
-              .slice(0, 30)
-              .map(one =>
-                h(
-                  'li',
-                  {},
-                  h('b', {}, one.asked),
-                  ' ',
-                  h('small', {}, `${one.who}, ${clock(one.when)}`),
-                  h('br'),
-                  h(
-                    'span',
-                    { class: one.status === 'refused' ? 'bad' : one.status === 'kept' ? 'muted' : '' },
-                    one.status === 'refused' ? 'refused: ' : '',
-                    one.answer,
-                  ),
-                ),
-              ),
-          )
-        : h('p', { class: 'muted' }, 'Nothing yet.'),
-    );
-  }
-
-  function failures(failed) {
-    return failed.length
-      ? [
-          h('h3', {}, 'Failures'),
-          h(
-            'ul',
-            {},
-            failed.map(one =>
-              h(
-                'li',
-                {},
-                h('a', { href: `#/sweep/${path(sweep)}/trial/${one.number}` }, `trial ${one.number}`),
-                ': ',
-                one.reason,
-              ),
-            ),
-          ),
-        ]
-      : null;
-  }
-
-  function drawLog(lines) {
-    const key = `${lines.length} ${lines[0]?.time}`;
-    if (key === logged) return;
-    logged = key;
-    replace(
-      log,
-      lines.length
-        ? lines.map(line =>
-            h(
-              'div',
-              {},
-              h('time', {}, clock(line.time)),
-              h(
-                'span',
-                {},
-                line.what === 'request'
-                  ? `${line.who}: ${line.asked}`
-                  : `trial ${line.trial} ${line.what}${line.epoch ? ` at epoch ${line.epoch}` : ''}`,
-              ),
-              h('span', { class: 'muted' }, line.reason),
-            ),
-          )
-        : h('p', { class: 'muted' }, 'no decision yet'),
-    );
   }
 
   return { poll, leave: () => clearTimeout(refresh) };

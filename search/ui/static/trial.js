@@ -1,7 +1,7 @@
 // One trial: what it is, its figures, and why it was tried, paused and ended.
 
 import { get } from '/static/api.js';
-import { button, enqueue, pin, stopTrial } from '/static/actions.js';
+import { button, enqueue, pinOrUnpin, stopTrial } from '/static/actions.js';
 import { Chart, axisAround, isPercent } from '/static/charts.js';
 import {
   clock,
@@ -40,7 +40,7 @@ export function open(root, { sweep, number: n }) {
     warnings = h('div', {}),
     epochs = h('div', { class: 'scroll-x tall', tabIndex: 0, role: 'group', 'aria-label': 'Epochs' });
   const buttons = {
-    pin: button('Pin', () => pin(facts, n, done)),
+    pin: button('Pin', () => pinOrUnpin(facts, n, done)),
     stop: button('Stop', () => stopTrial(facts, n, done)),
     enqueue: button('Enqueue a variant', () => enqueue(facts, found.params, n, done)),
   };
@@ -83,7 +83,8 @@ export function open(root, { sweep, number: n }) {
     if (now.share < 1) return 'more';
     found = await get(`/api/sweeps/${path(sweep)}/trials/${n}`);
     const isOpen = OPEN.includes(found.state) && facts.status !== 'finished';
-    buttons.pin.disabled = !isOpen || facts.pinned.includes(n);
+    buttons.pin.disabled = !isOpen;
+    say(buttons.pin, facts.pinned.includes(n) ? 'Unpin' : 'Pin');
     buttons.stop.disabled = !isOpen || facts.stopping.includes(n);
     buttons.enqueue.disabled = facts.status === 'finished';
     const text = JSON.stringify(found);
