@@ -34,8 +34,8 @@ def _new_id() -> str:
 class Request:
     """What somebody asks of a sweep.
 
-    `trial` is the one to stop, pin or unpin, or the one whose configuration is tried again with changes. `values` are
-    a configuration's, or the changes; limits of the budget, such as 90 or "+30"; or by parameter the list of its choices
+    `trial` is the one to stop, pin or unpin, or the one whose configuration is tried again with changes. `values` are a
+    configuration's, or the changes; limits of the budget, such as 90 or "+30"; or by parameter the list of its choices
     or the two ends of its range.
     """
 
