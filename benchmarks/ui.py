@@ -1,4 +1,5 @@
-"""The page of `binsweep ui`: its first paint, how soon an epoch is on the screen, and what it costs the sweep.
+"""The page of `binsweep ui`: its first paint, how soon an epoch is on the screen and a click on the disk, and what it
+costs the sweep.
 
     python benchmarks/ui.py [--trials N ...] [--windows N]
 
@@ -122,6 +123,7 @@ def beside_a_sweep(window: Browser, folder: Path, windows: int) -> None:
                 window.go(link)
                 window.wait_for("busy-1", 60)
                 print(delays(window, link, reader), flush=True)
+                print(button_delays(window), flush=True)
                 print(slowdown(window, link, reader, server, windows), flush=True)
         finally:
             sweep.terminate()
@@ -155,6 +157,23 @@ def delays(window: Browser, link: str, reader: RunLogReader, samples: int = 30) 
         time.sleep(0.3)
     median, most = statistics.median(found), max(found)
     return f"an epoch is on the screen {median:.2f} s after its report (median of {samples}; at most {most:.2f} s)"
+
+
+def button_delays(window: Browser, samples: int = 10) -> str:
+    """How long after a click its request is on the disk, at most: until the page has the answer, which comes later."""
+    found: list[float] = []
+    for number in range(samples):
+        verb = "Resume" if number % 2 else "Pause"
+        window.press(verb)
+        window.until("return document.querySelector('dialog .answer:not(.bad)') !== null")
+        began = time.monotonic()
+        window.press(verb)
+        window.until("return document.querySelector('dialog') === null")
+        found.append(time.monotonic() - began)
+        window.press("Dismiss")
+        window.until("return document.querySelector('.toast') === null")
+    median, most = statistics.median(found), max(found)
+    return f"a click is on the disk after {median:.2f} s at most (median of {samples}; at most {most:.2f} s)"
 
 
 def slowdown(window: Browser, link: str, reader: RunLogReader, server: psutil.Process, windows: int) -> str:

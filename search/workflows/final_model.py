@@ -59,9 +59,10 @@ def choose_inference(spec: PhotoSpec, data: TrialData, checkpoints: Sequence[Che
     """Choose the inference of the final model; the first of `checkpoints` is the best, the others can join it.
 
     Trainings are added one by one, each time the one whose mean with those before is best (Caruana et al., Ensemble
-    selection from libraries of models, ICML 2004). Averaging is taken if it is significantly better on validation in
-    log loss, which sees every photo's probability, where the metric sees only the answers that change. Then come the
-    temperature and the decoding (`_choose_decoding`).
+    selection from libraries of models, ICML 2004). A mean is taken if it is significantly better on validation than
+    what was taken before it, in log loss, which sees every photo's probability, where the metric sees only the answers
+    that change; two more trainings may show what one more does not. Then come the temperature and the decoding
+    (`_choose_decoding`).
     """
     labels, notes = data.validation.labels, []
 
@@ -78,13 +79,14 @@ def choose_inference(spec: PhotoSpec, data: TrialData, checkpoints: Sequence[Che
     # A served model reads photos at one size, in one way.
     read_as = [(one.image_size, interpolation_of(one.settings.backbone)) for one in checkpoints]
     alike = [place for place, one in enumerate(read_as) if one == read_as[0]]
-    while spec.register.ensemble and len(members) < min(MAX_MEMBERS, len(alike)):
-        others = [place for place in alike if place not in members]
-        tables = {one: _mean([checkpoints[place] for place in (*members, one)]) for one in others}
+    added = [0]
+    while spec.register.ensemble and len(added) < min(MAX_MEMBERS, len(alike)):
+        others = [place for place in alike if place not in added]
+        tables = {one: _mean([checkpoints[place] for place in (*added, one)]) for one in others}
         best = min(others, key=lambda one: log_losses(tables[one], labels).mean())
-        if not is_better(f"mean of {len(members) + 1} trainings", tables[best], table):
-            break
-        members, table = [*members, best], tables[best]
+        added.append(best)
+        if is_better(f"mean of {len(added)} trainings", tables[best], table):
+            members, table = list(added), tables[best]
     if spec.register.flip:
         models = [model_from_checkpoint(checkpoints[place]) for place in members]
         both = _predict(Predictor(models, flip=True), data)
