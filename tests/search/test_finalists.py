@@ -290,6 +290,24 @@ def test_a_mean_of_trainings_is_taken_only_beyond_chance(trial_data: TrialData) 
     assert choose_inference(spec_of(), trial_data, [poor, good]).members == [0]
 
 
+def test_two_more_trainings_may_show_what_one_more_does_not(trial_data: TrialData) -> None:
+    """Each of the two knows half of the photos, and is wrong about the other half."""
+    actual = trial_data.validation.labels
+    first_half = np.arange(len(actual)) % 2 == 0
+
+    def sure_of(chances: np.ndarray) -> Checkpoint:
+        table = np.repeat((1 - chances)[:, None] / 2, 3, axis=1)
+        table[np.arange(len(actual)), actual] = chances
+        return made_up(trial_data, table)
+
+    base = sure_of(np.linspace(0.49, 0.51, len(actual)))
+    one, other = (sure_of(np.where(half, 0.9, 0.3)) for half in (first_half, ~first_half))
+    spec = spec_of(ensemble=True)
+    assert choose_inference(spec, trial_data, [base, one]).members == [0]
+    choice = choose_inference(spec, trial_data, [base, one, other])
+    assert sorted(choice.members) == [0, 1, 2], choice.notes
+
+
 def test_two_splits_as_one_keep_each_rows_place() -> None:
     class Rows:
         def __init__(self, start: int, end: int) -> None:
