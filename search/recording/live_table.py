@@ -105,6 +105,8 @@ class LiveTable:
     def trial_started(self, trial: TrialRecord) -> None:
         searched = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
         how = f"goes on after epoch {trial.epochs_done}" if trial.epochs_done else "starts"
+        if trial.last_epoch < trial.planned_epochs:
+            how += f", to epoch {trial.last_epoch} within the time left"
         self._line(f"trial {trial.number} {how}: {searched}")
 
     def epoch_done(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:

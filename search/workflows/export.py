@@ -120,6 +120,7 @@ def _readme(file_format: ExportFormat, name: str, predictor: Predictor, error: f
         "argmax": "the class with the highest probability",
         "median": "the smallest class with at least half of the probability at or below it",
         "mean": "the class nearest to the sum of class times probability",
+        "compromise": "the class c with the least sum of p(k) * (1 + |k - c|) over the other classes k",
     }
     return f"""# {name}
 

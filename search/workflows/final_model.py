@@ -107,7 +107,7 @@ def _choose_decoding(
 
     The one that fits the sweep's measure, unless another is significantly better in it. Where the measure is accuracy,
     another is also taken if its accuracy is the same within one standard error and its RMSE significantly smaller: who
-    counts things wants small mistakes as well.
+    counts things wants small mistakes as well. Of several such ones, the best in the measure is taken.
     """
     classes, labelling = data.classes, labelling_of(data.classes)
     measure, decodings = labelling.measure_of(spec.metric), labelling.decodings
@@ -131,8 +131,9 @@ def _choose_decoding(
             text += f"), rmse {new} against {old} (p {chances[other]:.3f}"
         verdict = "better" if chances[other] < alpha else "not taken"
         notes.append(f"{text}, below {alpha:.2g} required), {verdict}")
-    surest = min(others, key=lambda other: (chances[other] >= alpha, scores[other]["rmse"]))
-    return surest if chances[surest] < alpha else usual
+    taken = [other for other in others if chances[other] < alpha]
+    sign = -1 if measure in ("rmse", "mae") else 1
+    return max(taken, key=lambda one: (sign * scores[one][measure], -scores[one]["rmse"]), default=usual)
 
 
 def _same_accuracy(one: Counts, other: Counts, actual: Counts) -> bool:

@@ -387,7 +387,8 @@ def test_a_promoted_model_is_checked_evaluated_and_asked(tmp_path: Path, server:
         set(own["scores"]) == {"accuracy", "rmse", "mae", "within_one", "macro_f1"} == set(own["intervals"])
     )
     assert (
-        set(own["decodings"]) == {"argmax", "median", "mean"} and own["scores"] == own["decodings"]["argmax"]
+        set(own["decodings"]) == {"argmax", "median", "mean", "compromise"}
+        and own["scores"] == own["decodings"]["argmax"]
     )
 
     other = tmp_path / "other"
