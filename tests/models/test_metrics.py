@@ -78,7 +78,5 @@ def test_a_distribution_becomes_one_of_the_classes() -> None:
     ]  # 2.25, 4.7, 1.0: the least of two as near
     # Of 0, 2 and 5 in the first row: 0.25 * 3 + 0.35 * 6 = 2.85, 0.4 * 3 + 0.35 * 4 = 2.6, 0.4 * 6 + 0.25 * 4 = 3.4.
     assert decode_labels(table, (0, 2, 5), "compromise").tolist() == [2, 5, 0]
-    assert decode_labels(np.array([[0.5, 0.1, 0.4], [0.6, 0.1, 0.3]]), (1, 2, 3), "compromise").tolist() == [
-        2,
-        1,
-    ]
+    torn = np.array([[0.4, 0.25, 0.35], [0.5, 0.1, 0.4]])
+    assert decode_labels(torn, (1, 2, 3), "compromise").tolist() == [2, 1]
