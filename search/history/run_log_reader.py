@@ -16,7 +16,7 @@ from binsweep.models.labelling import COUNTING, Labelling, labelling_of
 from binsweep.models.levels import total_epochs
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.history.run_keys import SWEEP, trial_number
-from binsweep.search.history.sweep_history import RunInterval, SweepHistory, TrialHistory
+from binsweep.search.history.sweep_history import ENDED, RunInterval, SweepHistory, TrialHistory
 from binsweep.search.history.sweep_state import STATE, load_state, run_status
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.sweep_spec import SweepSpec
@@ -135,17 +135,23 @@ class RunLogReader:
         return replace(trial, state="running" if running else "interrupted", intervals=intervals)
 
 
-def read_epochs(folder: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
-    """The trial, the epoch and all metrics of each epoch that was reported, in the order of the reports."""
+def read_progress(folder: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """The trial, the epoch and all metrics of each epoch that was reported, and each end of a trial, as epoch 0 without
+    metrics, in the order in which they were recorded."""
     metric = parse_spec(load_state(folder)["spec"], str(folder / STATE)).metric
     for record in read_spool(folder / "spool"):
-        number = trial_number(record["key"])
-        if (
-            number is not None
-            and record["kind"] == "metrics"
-            and metric in (found := _epoch_metrics(record, metric))
-        ):
-            yield number, record["step"], found
+        if (number := trial_number(record["key"])) is None:
+            continue
+        if record["kind"] == "metrics":
+            if metric in (found := _epoch_metrics(record, metric)):
+                yield number, record["step"], found
+        elif record["kind"] == "tags" and record["values"].get("state") in ENDED:
+            yield number, 0, {}
+
+
+def read_epochs(folder: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """The trial, the epoch and all metrics of each epoch that was reported, in the order of the reports."""
+    return ((number, epoch, metrics) for number, epoch, metrics in read_progress(folder) if metrics)
 
 
 def epochs_of_trial(folder: Path, number: int) -> dict[int, dict[str, float]]:

@@ -22,7 +22,7 @@ from binsweep.search.execution.local_runner import run_local
 from binsweep.search.execution.resources import Node, TrialResources, check_resources, fits, trial_resources
 from binsweep.search.execution.trial import is_disk_full
 from binsweep.search.execution.trial_record import ENDED, TrialRecord
-from binsweep.search.history.run_log_reader import read_epochs, resources_spent
+from binsweep.search.history.run_log_reader import read_progress, resources_spent
 from binsweep.search.history.sweep_state import Status, save_state
 from binsweep.search.recording.decision_log import DecisionLog
 from binsweep.search.recording.live_table import LiveTable
@@ -179,8 +179,7 @@ class _OpenSweep:
         decisions = DecisionLog(folder)
         decisions.catch_up(controller.answers)
         controller.listeners += [self._recorder, decisions]
-        for number, epoch, metrics in read_epochs(folder):
-            controller.repeat(number, epoch, metrics)
+        controller.repeat(read_progress(folder))
         if who := controller.paused_by:
             print(
                 f"{folder.name} is paused by {who}: `binsweep resume {folder.name}` lets it go on",
