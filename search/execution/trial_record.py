@@ -79,7 +79,7 @@ class TrialRecord:
         write_json(self.folder / RECORD_FILE, kept)
 
     def restore(self, kind: TrainingKind) -> None:
-        """Read the metrics of the best epoch, the times, and how far it was trained, as `save` or its worker wrote it."""
+        """Read the metrics of the best epoch, the times and the epochs, from what `save` or the worker wrote."""
         if self.state in ENDED:
             file = self.folder / RECORD_FILE
             kept = json.loads(file.read_text()) if file.exists() else {}

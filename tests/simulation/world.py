@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import sqlalchemy
 from optuna.storages._rdb.storage import _VersionManager
 
 import binsweep.search.execution.code_trial as code_trial
@@ -39,6 +40,7 @@ from binsweep.search.workflows.prepare import PreparedSweep
 
 from .disk import SimDisk, caller
 from .fake_mlflow import FakeClient, FakeMlflow, unavailable
+from .kept import create_engine, head_version
 from .plan import COUNTED, CRASHES, Life, Plan
 from .scheduler import Process, Scheduler, SimThreading, SimTime, SimulatedCrash, Stuck, Task
 from .workers import SimHost, run_workers
@@ -349,7 +351,8 @@ class World:
             (sender, "MlflowClient", lambda uri: FakeClient(self.mlflow, self.request)),
             (faults, "shutil", SimpleNamespace(disk_usage=self._disk_usage)),
             (code_trial, "host_for", lambda *words: SimHost(self)),
-            (_VersionManager, "get_head_version", _head_version),
+            (_VersionManager, "get_head_version", head_version),
+            (sqlalchemy.engine, "create_engine", create_engine),
             (os, "getpid", lambda: process.pid if (process := self.scheduler.process) else real_pid()),
             (sys, "stderr", _Nothing()),
         ]
@@ -376,17 +379,6 @@ class World:
 
     def _disk_usage(self, folder: Path) -> Any:
         return SimpleNamespace(free=0 if self.disk.full else 10**12)
-
-
-_find_head_version = _VersionManager.get_head_version
-_HEAD: list[str] = []
-
-
-def _head_version(manager: _VersionManager) -> str:
-    """Optuna reads all its migrations for it, which takes a tenth of a second, and it never changes."""
-    if not _HEAD:
-        _HEAD.append(_find_head_version(manager))
-    return _HEAD[0]
 
 
 class _Nothing:
