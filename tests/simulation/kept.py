@@ -10,8 +10,8 @@ import sqlalchemy
 from optuna.storages._rdb.storage import _VersionManager
 
 _create_engine = sqlalchemy.engine.create_engine
-_find_head_version = _VersionManager.get_head_version
-_head: list[str] = []
+_create_script = _VersionManager._create_alembic_script
+_script: list[Any] = []
 
 
 @functools.cache
@@ -28,8 +28,8 @@ def create_engine(*words: Any, **options: Any) -> sqlalchemy.engine.Engine:
     return engine
 
 
-def head_version(manager: _VersionManager) -> str:
-    """The newest version of Optuna's tables, for which it reads all its migrations."""
-    if not _head:
-        _head.append(_find_head_version(manager))
-    return _head[0]
+def migrations(manager: _VersionManager) -> Any:
+    """The migrations of Optuna's tables, all of which it imports to tell the newest."""
+    if not _script:
+        _script.append(_create_script(manager))
+    return _script[0]

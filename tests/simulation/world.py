@@ -40,7 +40,7 @@ from binsweep.search.workflows.prepare import PreparedSweep
 
 from .disk import SimDisk, caller
 from .fake_mlflow import FakeClient, FakeMlflow, unavailable
-from .kept import create_engine, head_version
+from .kept import create_engine, migrations
 from .plan import COUNTED, CRASHES, Life, Plan
 from .scheduler import Process, Scheduler, SimThreading, SimTime, SimulatedCrash, Stuck, Task
 from .workers import SimHost, run_workers
@@ -100,6 +100,8 @@ class World:
 
     def _due(self, kind: str) -> float | None:
         """The size of a fault whose moment has come; None if there is none."""
+        if not self._armed:
+            return None
         for fault in self._armed:
             if fault.kind == kind and self._counts[COUNTED.get(kind, "effect")] >= fault.at:
                 self._armed.remove(fault)
@@ -131,8 +133,9 @@ class World:
         self.outcome.points.add(point)
         self.outcome.effects += 1
         self._counts["effect"] += 1
-        for crash in CRASHES:
-            self._perhaps_crash(crash, point)
+        if self._armed:
+            for crash in CRASHES:
+                self._perhaps_crash(crash, point)
         if process.name.startswith("worker"):
             self._counts["worker"] += 1
             if self._due("worker dies") is not None:
@@ -351,7 +354,7 @@ class World:
             (sender, "MlflowClient", lambda uri: FakeClient(self.mlflow, self.request)),
             (faults, "shutil", SimpleNamespace(disk_usage=self._disk_usage)),
             (code_trial, "host_for", lambda *words: SimHost(self)),
-            (_VersionManager, "get_head_version", head_version),
+            (_VersionManager, "_create_alembic_script", migrations),
             (sqlalchemy.engine, "create_engine", create_engine),
             (os, "getpid", lambda: process.pid if (process := self.scheduler.process) else real_pid()),
             (sys, "stderr", _Nothing()),
