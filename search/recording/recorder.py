@@ -91,14 +91,16 @@ class Recorder:
         self._sweep_report.start()
 
     def _catch_up(self, trial: TrialRecord) -> None:
-        """Record the epochs of an interrupted trial that a power cut has left in the study alone, by its own files."""
-        recorded = self._log.recorded(trial_key(trial.number))
-        if recorded.issuperset(range(1, trial.epochs_done + 1)):
+        """Record what only the study has of an interrupted trial: its start, if the process was killed just then, and,
+        by its own files, epochs that a power cut has taken from the run log."""
+        key = trial_key(trial.number)
+        known = self._log.recorded(key)
+        if self._log.has_started(key) and known.issuperset(range(1, trial.epochs_done + 1)):
             return
         self.trial_started(trial)
         for epoch, metrics in enumerate(self._kind.history(trial.folder)[: trial.epochs_done], 1):
             self.epoch_done(trial, epoch, metrics)
-        self.trial_suspended(trial, "a power cut")
+        self.trial_suspended(trial, "a power cut" if trial.epochs_done else "its process was killed")
 
     def _open_parent(self) -> None:
         spec = self._spec

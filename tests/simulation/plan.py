@@ -106,6 +106,8 @@ def draw(seed: int) -> Plan:
         bad[dice.randrange(trials)] = (dice.choice(["raises", "diverges"]), dice.randint(1, epochs))
     effects = 120 + 45 * trials + 12 * trials * epochs
     lives = tuple(_life(dice, effects) for _ in range(dice.choice([0, 1, 1, 1, 2, 2, 3, 4])))
+    epoch_seconds = dice.choice([0.0, 0.05, 1.0, 20.0])
+    budget |= _limit(random.Random(f"other limit {seed}"), trials * epochs * epoch_seconds)
     return Plan(
         seed,
         trials,
@@ -113,7 +115,7 @@ def draw(seed: int) -> Plan:
         workers,
         sampler,
         stopping,
-        epoch_seconds=dice.choice([0.0, 0.05, 1.0, 20.0]),
+        epoch_seconds=epoch_seconds,
         saves_every=dice.choice([1, 1, 1, 2, 0]),
         budget=budget,
         bad=bad,
@@ -122,6 +124,16 @@ def draw(seed: int) -> Plan:
         same_pid=dice.random() < 0.3,
         lives=lives,
     )
+
+
+def _limit(dice: random.Random, seconds: float) -> dict[str, float]:
+    """A further limit of the budget of a fifth of the sweeps, which would train for so many seconds."""
+    kind = dice.choice(["target", "no_improvement", "minutes", *[""] * 12])
+    if kind == "target":
+        return {kind: dice.uniform(0.1, 0.7)}
+    if kind == "no_improvement":
+        return {kind: dice.randint(1, 3)}
+    return {kind: seconds * dice.uniform(0.2, 1.2) / 60} if kind and seconds else {}
 
 
 def _life(dice: random.Random, effects: int) -> Life:
@@ -158,8 +170,8 @@ def smaller(plan: Plan) -> Iterator[Plan]:
             )
     if plan.bad:
         yield replace(plan, bad={})
-    if len(plan.budget) > 1:
-        yield replace(plan, budget={"trials": plan.trials})
+    for name in plan.budget.keys() - {"trials"}:
+        yield replace(plan, budget={key: limit for key, limit in plan.budget.items() if key != name})
     if (plan.sampler, plan.stopping) != ("random", "none"):
         yield replace(plan, sampler="random", stopping="none")
     simple: dict[str, Any] = {"hop": 0.0, "saves_every": 1, "same_pid": False}

@@ -83,6 +83,7 @@ def _broken(world: World, folder: Path) -> Iterator[str]:
     yield from _trials(world, records)
     yield from _configurations(plan, world, records)
     yield from _budget(plan, records)
+    yield from _limits(plan, folder)
     yield from _decisions(folder, records)
     yield from _history(folder, records, world)
     yield from _run_log(folder, records, world)
@@ -126,8 +127,11 @@ def _trials(world: World, records: list[Record]) -> Iterator[str]:
                 yield f"{name}: the value of epoch {epoch} is {value}, undisturbed {finite.get(epoch)}"
         if sorted(record.values) != list(range(1, len(record.values) + 1)):
             yield f"{name}: its epochs are {sorted(record.values)}"
-        if record.state == "completed" and plan.stopping == "none" and len(record.values) != plan.epochs:
-            yield f"{name}: completed with {len(record.values)} of {plan.epochs} epochs: {record.ended_because}"
+        last = record.last_epoch or plan.epochs
+        if record.state == "completed" and plan.stopping == "none" and len(record.values) != last:
+            yield f"{name}: completed with {len(record.values)} of {last} epochs: {record.ended_because}"
+        if last != plan.epochs and "minutes" not in plan.budget:
+            yield f"{name}: was shortened to {last} epochs"
         if record.state == "failed" and record.number not in plan.bad and not _may_fail(world, record):
             yield f"{name}: failed: {record.ended_because}"
         if record.values and record.value != max(record.values.values()):
@@ -140,6 +144,12 @@ def _may_fail(world: World, record: Record) -> bool:
         return True
     if not record.values and record.ended_because.startswith("the sweep ended"):
         return True  # it was interrupted in its first epoch, and then the budget was spent
+    if (
+        "are long over" in record.ended_because
+        and injected["worker hangs"]
+        and "minutes" in world.plan.budget
+    ):
+        return True
     deaths = injected["worker dies"] + injected["report after death"]
     return "3 times" in record.ended_because and deaths >= 3
 
@@ -178,8 +188,29 @@ def _budget(plan: Plan, records: list[Record]) -> Iterator[str]:
     trained = sum(len(record.values) for record in records)
     if limit is not None and trained > limit + max(1, plan.workers) - 1:
         yield f"budget.epochs: {trained} of {limit:g} were trained"
-    if limit is None and len(records) != plan.trials and plan.stopping == "none":
+    if plan.budget.keys() == {"trials"} and len(records) != plan.trials and plan.stopping == "none":
         yield f"budget.trials: only {len(records)} of {plan.trials} began"
+
+
+def _limits(plan: Plan, folder: Path) -> Iterator[str]:
+    """No trial begins once the target is reached, or so many have ended since the best value, as the run log tells."""
+    target, patience = plan.budget.get("target", math.inf), plan.budget.get("no_improvement", math.inf)
+    best, best_trial, since = -math.inf, -1, 0
+    begun, ended = set[int](), set[int]()
+    for record in read_spool(folder / "spool"):
+        if (number := trial_number(record["key"])) is None:
+            continue
+        if record["kind"] == "start":
+            if number not in begun and (best >= target or since >= patience):
+                yield f"budget: trial {number} began after {best} was reached and {since} trials had ended since"
+            begun.add(number)
+        values = record.get("values", {})
+        if record["kind"] == "metrics" and values.get("val_score", -math.inf) > best:
+            best, best_trial, since = values["val_score"], number, 0
+        if record["kind"] == "tags" and values.get("state") in ENDS and number not in ended:
+            ended.add(number)
+            # The end of the best trial counts anew, unless it was stopped because the others have ended.
+            since = since + 1 if number != best_trial else since if since >= patience else 0
 
 
 def _decisions(folder: Path, records: list[Record]) -> Iterator[str]:

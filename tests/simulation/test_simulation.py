@@ -44,7 +44,9 @@ def test_a_crash_at_some_effects(kind: str) -> None:
     require([run(crashed(kind, at)) for at in range(5, 260, 60)])
 
 
-@pytest.mark.parametrize("seed", [1, 12, 19, 58, 118, 142, 794, 2060, 2066, 2108, 2165, 2194, 2300])
+@pytest.mark.parametrize(
+    "seed", [1, 12, 19, 58, 118, 142, 794, 2060, 2066, 2108, 2165, 2194, 2300, 20024, 20164]
+)
 def test_what_a_seed_has_broken_holds(seed: int) -> None:
     """CHANGELOG.md says what it was; with the code before, these seeds still break it."""
     require([run(draw(seed))])
