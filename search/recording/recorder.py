@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from binsweep.data.atomic_write import sync_file
 from binsweep.models.health_rules import HealthFinding
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.health import read_findings, write_table
@@ -316,6 +317,7 @@ class Recorder:
             file, head, rows, durable=True
         )  # once the sweep counts as finished, nothing writes it again
         self._log.artifact(SWEEP, file)
+        sync_file(self._folder / DECISIONS)
         self._log.artifact(SWEEP, self._folder / DECISIONS)
         if cost := self._spec.objective.cost_objective:
             self._write_front(cost)

@@ -177,7 +177,7 @@ class _OpenSweep:
         )
         self._recorder.sweep_started()
         decisions = DecisionLog(folder)
-        decisions.catch_up(controller.answers)
+        decisions.catch_up(controller.answers, controller.trials.values())
         controller.listeners += [self._recorder, decisions]
         controller.repeat(read_progress(folder))
         if who := controller.paused_by:

@@ -214,12 +214,15 @@ def _limits(plan: Plan, folder: Path) -> Iterator[str]:
 
 
 def _decisions(folder: Path, records: list[Record]) -> Iterator[str]:
-    ends = Counter(one["trial"] for one in read_decisions(folder) if one["what"] in ENDS)
-    for number, times in ends.items():
-        if times > 1:
-            yield f"trial {number}: ended {times} times"
-    if unknown := ends.keys() - {record.number for record in records}:
-        yield f"decisions: about the trials {sorted(unknown)}, which the study does not know"
+    """Each trial begins and ends once in the decision log, with the reason that the study has."""
+    lines = read_decisions(folder)
+    ends = [(one["trial"], one["what"], one["reason"]) for one in lines if one["what"] in ENDS]
+    wanted = [(record.number, record.state, record.ended_because) for record in records]
+    if sorted(ends) != wanted:
+        yield f"decisions: the trials ended {sorted(ends)}, in the study {wanted}"
+    begins = sorted(one["trial"] for one in lines if one["what"] == "begin")
+    if begins != [record.number for record in records]:
+        yield f"decisions: the trials {begins} began, in the study {len(records)}"
 
 
 def _history(folder: Path, records: list[Record], world: World) -> Iterator[str]:
