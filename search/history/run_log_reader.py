@@ -190,6 +190,8 @@ class _Clock:
         at, up = record["at"], record.get("up", -math.inf)  # logs of earlier versions have no `up`
         if up >= self._up:
             self._slept += at - self._at - (up - self._up)
+        elif at < self._at:  # set back from one process to the next: their times must not overlap
+            self._slept += at - self._at
         self._at, self._up = at, up if up >= 0 else math.inf
         return float(at - self._slept) / 1000
 

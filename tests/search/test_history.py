@@ -131,6 +131,20 @@ def test_the_time_in_which_the_machine_slept_is_nobodys(tmp_path: Path) -> None:
     assert course.seconds == pytest.approx(15) and course.until == pytest.approx(START + 1015)
 
 
+def test_a_clock_that_is_set_back_between_two_processes_takes_nothing_from_the_time(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "s-1")
+    sweep.start(0, **PARAMS)
+    sweep.at += 3000
+    sweep.epoch(0, 1, 0.4)
+    sweep.at -= 3600
+    sweep.slept = sweep.at - START  # what a new process counts begins at 0
+    sweep.start(0, **PARAMS)
+    sweep.at += 2000
+    sweep.epoch(0, 2, 0.5)
+    sweep.tags(0, state="completed", ended_because="trained to its end")
+    assert read_history(sweep.close()).seconds == pytest.approx(5000)
+
+
 @pytest.mark.integration
 def test_the_order_of_commands_of_the_readme(server: str, tmp_path: Path) -> None:
     """What `status` and `report` say after each of them is what leaderboard.csv says."""

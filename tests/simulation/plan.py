@@ -63,6 +63,7 @@ class Plan:
     tick: float = 0.01  # seconds that an effect takes at most
     same_pid: bool = False  # as in containers
     lives: tuple[Life, ...] = ()
+    afterwards: tuple[Fault, ...] = ()  # of a process that resumes the finished sweep
 
     @property
     def is_local(self) -> bool:
@@ -72,6 +73,7 @@ class Plan:
     def faults(self) -> Iterator[Fault]:
         for life in self.lives:
             yield from life.faults
+        yield from self.afterwards
 
     def __str__(self) -> str:
         runner = "in process" if self.is_local else f"{self.workers} workers"
@@ -81,11 +83,15 @@ class Plan:
             f"budget {self.budget}" + (f", bad {self.bad}" if self.bad else "")
         ]
         for number, life in enumerate(self.lives, 1):
-            told = ", ".join(f"{one.kind} at {one.at} ({one.size:.3g})" for one in life.faults) or "no fault"
-            lines.append(
-                f"  process {number}: {told}" + (f", clock off by {life.skew:g} s" if life.skew else "")
-            )
+            skew = f", clock off by {life.skew:g} s" if life.skew else ""
+            lines.append(f"  process {number}: {_told(life.faults)}{skew}")
+        if self.afterwards:
+            lines.append(f"  once it is finished: {_told(self.afterwards)}")
         return "\n".join(lines)
+
+
+def _told(faults: tuple[Fault, ...]) -> str:
+    return ", ".join(f"{one.kind} at {one.at} ({one.size:.3g})" for one in faults) or "no fault"
 
 
 def draw(seed: int) -> Plan:
@@ -106,6 +112,7 @@ def draw(seed: int) -> Plan:
         bad[dice.randrange(trials)] = (dice.choice(["raises", "diverges"]), dice.randint(1, epochs))
     effects = 120 + 45 * trials + 12 * trials * epochs
     lives = tuple(_life(dice, effects) for _ in range(dice.choice([0, 1, 1, 1, 2, 2, 3, 4])))
+    lives = _jumping(random.Random(f"jump {seed}"), lives, effects)
     epoch_seconds = dice.choice([0.0, 0.05, 1.0, 20.0])
     budget |= _limit(random.Random(f"other limit {seed}"), trials * epochs * epoch_seconds)
     return Plan(
@@ -123,7 +130,23 @@ def draw(seed: int) -> Plan:
         tick=dice.choice([0.0, 0.01, 0.1]),
         same_pid=dice.random() < 0.3,
         lives=lives,
+        afterwards=_afterwards(random.Random(f"afterwards {seed}")),
     )
+
+
+def _jumping(dice: random.Random, lives: tuple[Life, ...], effects: int) -> tuple[Life, ...]:
+    """In a tenth of the sweeps the wall clock is set while they run, by up to an hour."""
+    if dice.random() >= 0.1:
+        return lives
+    jumps = [Fault("clock jumps", 1 + int(effects * dice.random()), dice.uniform(-1, 1)) for _ in lives]
+    return tuple(replace(life, faults=(*life.faults, jump)) for life, jump in zip(lives, jumps, strict=True))
+
+
+def _afterwards(dice: random.Random) -> tuple[Fault, ...]:
+    """A fifth of the finished sweeps are resumed by a process that is killed or loses its power."""
+    if dice.random() >= 0.2:
+        return ()
+    return (Fault(dice.choice(["kill", "power"]), 1 + int(120 * dice.random())),)
 
 
 def _limit(dice: random.Random, seconds: float) -> dict[str, float]:
@@ -168,6 +191,8 @@ def smaller(plan: Plan) -> Iterator[Plan]:
             yield replace(
                 plan, lives=(*plan.lives[:number], replace(life, skew=0.0), *plan.lives[number + 1 :])
             )
+    if plan.afterwards:
+        yield replace(plan, afterwards=())
     if plan.bad:
         yield replace(plan, bad={})
     for name in plan.budget.keys() - {"trials"}:

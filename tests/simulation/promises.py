@@ -42,6 +42,8 @@ def check_end(world: World, result: Any) -> None:
 def check_repeated(world: World, result: Any) -> None:
     """The same command again changes nothing, and neither does sending everything again."""
     before = _whole(world, result.folder)
+    if faults := world.plan.afterwards:
+        world.live(Life(faults), asked=True)
     again = world.live(Life(), asked=True)
     if again is None or again.folder != result.folder:
         world._problem("resume: the finished sweep was not opened again")
@@ -74,6 +76,7 @@ def _whole(world: World, folder: Path) -> dict[str, Any]:
         "study": tables,
         "points": runs,
         "ends": ends,
+        "state": load_state(folder)["status"],
         "leaderboard": (folder / "leaderboard.csv").read_text(),
     }
 
@@ -86,6 +89,7 @@ def _broken(world: World, folder: Path) -> Iterator[str]:
     yield from _limits(plan, folder)
     yield from _decisions(folder, records)
     yield from _history(folder, records, world)
+    yield from _time(folder, world)
     yield from _run_log(folder, records, world)
     yield from _mlflow(folder, records, world)
     state = load_state(folder)
@@ -242,6 +246,18 @@ def _history(folder: Path, records: list[Record], world: World) -> Iterator[str]
             yield f"{name}: {trial.params}, in the study {record.params}"
         if (trial.state, trial.reason) != (record.state, record.ended_because):
             yield f"{name}: {trial.state} ({trial.reason}), in the study {record.state} ({record.ended_because})"
+
+
+def _time(folder: Path, world: World) -> Iterator[str]:
+    """What the sweep is said to have taken is the time of its trainings, and no more than its processes have lived,
+    whatever the wall clock said."""
+    found = read_history(folder).usage.seconds
+    if found > world.awake + 1:
+        yield f"time: {found:.1f} s were counted, the processes lived for {world.awake:.1f} s"
+    seconds = sum(sum(values) for points in _logged(folder).values() for (name, _), values in points.items()
+                  if name == "seconds")  # fmt: skip
+    if not world.outcome.injected["power"] and found + 1 < seconds / max(1, world.plan.workers):
+        yield f"time: {found:.1f} s were counted, the epochs took {seconds:.1f} s"
 
 
 def _logged(folder: Path) -> dict[str, dict[tuple[str, int], list[float]]]:

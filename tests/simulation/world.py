@@ -84,6 +84,7 @@ class World:
         self._snapshots: list[Any] = [self.mlflow.copy()]
         self._keeps_snapshots = any(fault.kind == "mlflow rolled back" for fault in plan.faults())
         self._down_until, self._failing, self._full_until = 0.0, 0, 0
+        self.awake = 0.0  # seconds in which processes of the sweep lived
         self.must_send_all = False  # MLflow has forgotten something, or made a run after it had ended
         self.spec = parse_spec(_raw(plan))
         code = CodeSnapshot("simulated.py", "train", "f" * 64, ())
@@ -147,6 +148,8 @@ class World:
             self.disk.full, self._full_until = True, self._counts["effect"] + 1 + int(60 * size)
         elif self.disk.full and self._counts["effect"] >= self._full_until:
             self.disk.full = False
+        if (size := self._due("clock jumps")) is not None:
+            scheduler.skew += 3600 * size
         if self._due("intruder") is not None and self.main is not None and process is self.main.process:
             self._intrude()
         if kind in FILE_EFFECTS:
@@ -259,6 +262,7 @@ class World:
             self.disk.let_go(one)
         self.disk.full = False
         main, self.main = self.main, None
+        self.awake += scheduler.now - scheduler.booted
         scheduler.now += self._dice.choice([1.0, 60.0, 5000.0])
         error = main.error
         if any(isinstance(intruder.error, SimulatedCrash) for intruder in self.intruders):
