@@ -123,7 +123,14 @@ class RunLogReader:
             self._guess = _guess(record["profile"])
             counting = self._labelling is COUNTING
             self._guess_errors = _guess_errors(record["profile"]) if counting else {}
-        self._parent |= record.get("tags", {}) if record["kind"] == "start" else {}
+        if record["kind"] == "start":
+            self._parent |= record.get("tags", {})
+            # Another process begins: running trials have lost theirs, and the time until their end is noted is not theirs.
+            for trial in self._trials.values():
+                if trial.state == "running" and trial.intervals:
+                    _lose(trial)
+                    trial.state = "interrupted"
+                    self._fresh.add(trial.number)
 
     def _as_of(self, trial: TrialHistory, status: str, until: float) -> TrialHistory:
         """The trial as it is shown now: its last interval goes on, or has ended with the sweep's process."""
@@ -254,15 +261,19 @@ def _apply_start(
         params = spec.space.active(values)
         trials[number] = TrialHistory(number, params, total_epochs(spec.sections(params, seed=0)))
     trial = trials[number]
-    if (
-        trial.state == "running" and trial.intervals
-    ):  # its process was killed before it could end the interval
-        trial.intervals[-1].end = trial.times.get(trial.epochs_done, trial.intervals[-1].start)
+    if trial.state == "running" and trial.intervals:
+        _lose(trial)
     trial.epochs = int(tags.get("last_epoch", trial.epochs))
     trial.suggested, trial.state = tags.get("suggested_because", ""), "running"
     # Logs of earlier versions lack these tags: all trials had the same resources.
     cpus = spec.resources.cpus_per_trial * spec.resources.workers_per_trial
     trial.intervals.append(RunInterval(at, at, float(tags.get("cpus", cpus)), float(tags.get("gpus", 0))))
+
+
+def _lose(trial: TrialHistory) -> None:
+    """End its interval, which its process was killed before it could end."""
+    last = trial.intervals[-1]
+    last.end = max(last.start, trial.times.get(trial.epochs_done, last.start))
 
 
 def _apply_tags(trial: TrialHistory, tags: dict[str, str], at: float) -> None:

@@ -24,6 +24,8 @@ COUNTED = {
     "report twice": "report",
     "report after death": "report",
 }
+# Those that `_life` does not draw: the wall clock is set by up to an hour, a commit to the study fails.
+ALSO_COUNTED = {"clock jumps": "effect", "study eio": "commit"}
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def draw(seed: int) -> Plan:
         bad[dice.randrange(trials)] = (dice.choice(["raises", "diverges"]), dice.randint(1, epochs))
     effects = 120 + 45 * trials + 12 * trials * epochs
     lives = tuple(_life(dice, effects) for _ in range(dice.choice([0, 1, 1, 1, 2, 2, 3, 4])))
-    lives = _jumping(random.Random(f"jump {seed}"), lives, effects)
+    lives = _also(random.Random(f"jump {seed}"), lives, "clock jumps", effects)
+    lives = _also(random.Random(f"database {seed}"), lives, "study eio", effects // 10)
     epoch_seconds = dice.choice([0.0, 0.05, 1.0, 20.0])
     budget |= _limit(random.Random(f"other limit {seed}"), trials * epochs * epoch_seconds)
     return Plan(
@@ -134,12 +137,12 @@ def draw(seed: int) -> Plan:
     )
 
 
-def _jumping(dice: random.Random, lives: tuple[Life, ...], effects: int) -> tuple[Life, ...]:
-    """In a tenth of the sweeps the wall clock is set while they run, by up to an hour."""
+def _also(dice: random.Random, lives: tuple[Life, ...], kind: str, events: int) -> tuple[Life, ...]:
+    """Another fault in each process of a tenth of the sweeps."""
     if dice.random() >= 0.1:
         return lives
-    jumps = [Fault("clock jumps", 1 + int(effects * dice.random()), dice.uniform(-1, 1)) for _ in lives]
-    return tuple(replace(life, faults=(*life.faults, jump)) for life, jump in zip(lives, jumps, strict=True))
+    more = [Fault(kind, 1 + int(events * dice.random()), dice.uniform(-1, 1)) for _ in lives]
+    return tuple(replace(life, faults=(*life.faults, one)) for life, one in zip(lives, more, strict=True))
 
 
 def _afterwards(dice: random.Random) -> tuple[Fault, ...]:

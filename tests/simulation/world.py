@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import shutil
+import sqlite3
 import sys
 import tempfile
 import traceback
@@ -41,11 +42,12 @@ from binsweep.search.workflows.prepare import PreparedSweep
 from .disk import SimDisk, caller
 from .fake_mlflow import FakeClient, FakeMlflow, unavailable
 from .kept import create_engine, migrations
-from .plan import COUNTED, CRASHES, Life, Plan
+from .plan import ALSO_COUNTED, COUNTED, CRASHES, Life, Plan
 from .scheduler import Process, Scheduler, SimThreading, SimTime, SimulatedCrash, Stuck, Task
 from .workers import SimHost, run_workers
 
 URI = "simulated"
+EVENTS = COUNTED | ALSO_COUNTED
 MAX_CALM_LIVES = 4  # in which a sweep must end once nothing goes wrong any more
 FILE_EFFECTS = ("create", "write", "truncate", "fsync", "mkdir", "rename")
 IO_ERROR = "simulated EIO"
@@ -98,13 +100,14 @@ class World:
         self._counts: Counter[str] = Counter()
         self._armed = list(life.faults)
         self.scheduler.skew = life.skew
+        self.outcome.injected["clock wrong"] += bool(life.skew)
 
     def _due(self, kind: str) -> float | None:
         """The size of a fault whose moment has come; None if there is none."""
         if not self._armed:
             return None
         for fault in self._armed:
-            if fault.kind == kind and self._counts[COUNTED.get(kind, "effect")] >= fault.at:
+            if fault.kind == kind and self._counts[EVENTS.get(kind, "effect")] >= fault.at:
                 self._armed.remove(fault)
                 self.outcome.injected[kind] += 1
                 self.scheduler.note(kind)
@@ -156,6 +159,10 @@ class World:
             self._counts["disk"] += 1
             if self._due("eio") is not None:
                 raise OSError(5, IO_ERROR)
+        if kind == "commit":
+            self._counts["commit"] += 1
+            if self._due("study eio") is not None:
+                raise sqlite3.OperationalError(IO_ERROR)
         if kind != "commit":  # SQLite has a lock then, and others would wait for it
             scheduler.may_hop()
 
@@ -291,7 +298,7 @@ class World:
         """Whether an error is what the schedule asked for: an interruption, or a disk that fails."""
         if isinstance(error, KeyboardInterrupt):
             return self.outcome.injected["interrupt"] > 0
-        if isinstance(error, OSError) and IO_ERROR in str(error):
+        if any(IO_ERROR in str(one) for one in _chain(error)):
             return True
         return self.outcome.injected["full"] > 0 and is_disk_full(error)
 
@@ -416,6 +423,15 @@ def _raw(plan: Plan) -> dict[str, Any]:
         "search": {"sampler": plan.sampler, "stopping": plan.stopping, "seed": plan.seed % 1000},
         "budget": dict(plan.budget),
     }
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def _told(error: BaseException) -> str:
