@@ -125,7 +125,7 @@ class RunLogReader:
             self._guess_errors = _guess_errors(record["profile"]) if counting else {}
         if record["kind"] == "start":
             self._parent |= record.get("tags", {})
-            # Another process begins: running trials have lost theirs, and the time until their end is noted is not theirs.
+            # Another process begins: running trials have lost theirs, and the break until now is not their time.
             for trial in self._trials.values():
                 if trial.state == "running" and trial.intervals:
                     _lose(trial)

@@ -100,7 +100,8 @@ class World:
         self._counts: Counter[str] = Counter()
         self._armed = list(life.faults)
         self.scheduler.skew = life.skew
-        self.outcome.injected["clock wrong"] += bool(life.skew)
+        if life.skew:
+            self.outcome.injected["clock wrong"] += 1
 
     def _due(self, kind: str) -> float | None:
         """The size of a fault whose moment has come; None if there is none."""
