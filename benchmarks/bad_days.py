@@ -8,7 +8,6 @@ command that repeats it. Ends with 1 if one was broken.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import time
@@ -25,14 +24,6 @@ sys.path[:1] = [str(ROOT / "src"), str(ROOT)]
 CHUNK = 20  # seeds that a process runs before it answers
 
 
-def begin() -> None:
-    """Import what a process needs once; nothing of that is garbage, so that nobody looks through it again."""
-    import tests.simulation.world  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-
-
 def run_chunk(seeds: list[int]) -> list[object]:
     """The outcomes of some seeds; in a process of its own."""
     from tests.simulation.plan import draw
@@ -45,7 +36,7 @@ def outcomes(start: int, seeds: int, processes: int) -> Iterator[object]:
     wanted = range(start, start + seeds)
     chunks = [list(wanted[at : at + CHUNK]) for at in range(0, seeds, CHUNK)]
     # Spawned, and now and then replaced: SQLAlchemy and greenlets are not made to be forked, or for a million studies.
-    with ProcessPoolExecutor(processes, get_context("spawn"), begin, max_tasks_per_child=25) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=25) as pool:
         for found in pool.map(run_chunk, chunks):
             yield from found
 
