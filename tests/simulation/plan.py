@@ -24,8 +24,8 @@ COUNTED = {
     "report twice": "report",
     "report after death": "report",
 }
-# Those that `_life` does not draw: the wall clock is set by up to an hour, a commit to the study fails.
-ALSO_COUNTED = {"clock jumps": "effect", "study eio": "commit"}
+# Those that `_life` does not draw: the wall clock is set by up to an hour, a commit fails, somebody steers the sweep.
+ALSO_COUNTED = {"clock jumps": "effect", "study eio": "commit", "asked": "effect"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Plan:
         """Whether the in-process runner runs the trials."""
         return self.workers == 0
 
+    @property
+    def is_steered(self) -> bool:
+        """Whether somebody asks something of the sweep."""
+        return any(fault.kind == "asked" for fault in self.faults())
+
     def faults(self) -> Iterator[Fault]:
         for life in self.lives:
             yield from life.faults
@@ -116,6 +121,7 @@ def draw(seed: int) -> Plan:
     lives = tuple(_life(dice, effects) for _ in range(dice.choice([0, 1, 1, 1, 2, 2, 3, 4])))
     lives = _also(random.Random(f"jump {seed}"), lives, "clock jumps", effects)
     lives = _also(random.Random(f"database {seed}"), lives, "study eio", effects // 10)
+    lives = _also(random.Random(f"asked {seed}"), lives, "asked", effects)
     epoch_seconds = dice.choice([0.0, 0.05, 1.0, 20.0])
     budget |= _limit(random.Random(f"other limit {seed}"), trials * epochs * epoch_seconds)
     return Plan(

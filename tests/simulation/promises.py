@@ -16,18 +16,20 @@ from binsweep.search.history.decisions import read_decisions
 from binsweep.search.history.run_keys import trial_number
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_state import load_state
+from binsweep.search.steering.inbox import read_answers, waiting_requests
 from binsweep.search.strategy.base import Decision, Outcome, Record
 from binsweep.search.strategy.factory import open_strategy
 from binsweep.search.workflows.strategy_options import strategy_options
 from binsweep.tracking.runlog.spool import read_spool
 
+from . import people
 from .fake_mlflow import KEY, StoredRun
 from .plan import Life, Plan
 from .workers import curve
 from .world import IO_ERROR, World
 
 TABLES = ("trials", "trial_params", "trial_values", "trial_intermediate_values", "trial_user_attributes")
-NEVER_RESUMED = ("the sweep ended", "others did better until the sweep ended")
+NEVER_RESUMED = ("the sweep ended", "others did better until the sweep ended", "stopped by")
 ENDS = ("completed", "stopped", "failed")
 
 
@@ -41,6 +43,8 @@ def check_end(world: World, result: Any) -> None:
 
 def check_repeated(world: World, result: Any) -> None:
     """The same command again changes nothing, and neither does sending everything again."""
+    if waiting_requests(result.folder):
+        return  # they came when it was over, and extend it now
     before = _whole(world, result.folder)
     if faults := world.plan.afterwards:
         world.live(Life(faults), asked=True)
@@ -76,6 +80,7 @@ def _whole(world: World, folder: Path) -> dict[str, Any]:
         "study": tables,
         "points": runs,
         "ends": ends,
+        "answers": [one.as_json() for one in read_answers(folder)],
         "state": load_state(folder)["status"],
         "leaderboard": (folder / "leaderboard.csv").read_text(),
     }
@@ -85,11 +90,12 @@ def _broken(world: World, folder: Path) -> Iterator[str]:
     records, plan = records_of(world, folder), world.plan
     yield from _trials(world, records)
     yield from _configurations(plan, world, records)
-    yield from _budget(plan, records)
+    yield from _budget(plan, records, folder)
     yield from _limits(plan, folder)
     yield from _decisions(folder, records)
     yield from _history(folder, records, world)
     yield from _time(folder, world)
+    yield from people.broken(world, folder, records)
     yield from _run_log(folder, records, world)
     yield from _mlflow(folder, records, world)
     state = load_state(folder)
@@ -146,7 +152,7 @@ def _may_fail(world: World, record: Record) -> bool:
     injected = world.outcome.injected
     if IO_ERROR in record.ended_because and injected["eio"]:
         return True
-    if not record.values and record.ended_because.startswith("the sweep ended"):
+    if not record.values and record.ended_because.startswith(("the sweep ended", "stopped by")):
         return True  # it was interrupted in its first epoch, and then the budget was spent
     if (
         "are long over" in record.ended_because
@@ -163,6 +169,8 @@ def _configurations(plan: Plan, world: World, records: list[Record]) -> Iterator
     for params, times in tried.items():
         if times > 1:
             yield f"the configuration {params} was tried {times} times"
+    if plan.is_steered:
+        return
     if plan.stopping == "none" and (plan.workers <= 1 or plan.sampler in ("random", "grid")):
         alone = [record.params for record in undisturbed(world)]
         for record, params in zip(records, alone, strict=False):
@@ -185,14 +193,20 @@ def undisturbed(world: World) -> list[Record]:
     return strategy.trials()
 
 
-def _budget(plan: Plan, records: list[Record]) -> Iterator[str]:
-    if len(records) > plan.trials:
+def _budget(plan: Plan, records: list[Record], folder: Path) -> Iterator[str]:
+    asked = sum(one.granted and one.request.kind == "budget" for one in read_answers(folder))
+    if len(records) > plan.trials + asked:
         yield f"budget.trials: {len(records)} of {plan.trials} began"
     limit = plan.budget.get("epochs")
     trained = sum(len(record.values) for record in records)
     if limit is not None and trained > limit + max(1, plan.workers) - 1:
         yield f"budget.epochs: {trained} of {limit:g} were trained"
-    if plan.budget.keys() == {"trials"} and len(records) != plan.trials and plan.stopping == "none":
+    if (
+        plan.budget.keys() == {"trials"}
+        and not asked
+        and len(records) != plan.trials
+        and plan.stopping == "none"
+    ):
         yield f"budget.trials: only {len(records)} of {plan.trials} began"
 
 

@@ -42,6 +42,7 @@ from binsweep.search.workflows.prepare import PreparedSweep
 from .disk import SimDisk, caller
 from .fake_mlflow import FakeClient, FakeMlflow, unavailable
 from .kept import create_engine, migrations
+from .people import People
 from .plan import ALSO_COUNTED, COUNTED, CRASHES, Life, Plan
 from .scheduler import Process, Scheduler, SimThreading, SimTime, SimulatedCrash, Stuck, Task
 from .workers import SimHost, run_workers
@@ -79,6 +80,7 @@ class World:
         self.processes: list[Process] = []
         self.main: Task | None = None
         self.intruders: list[Task] = []
+        self.people = People(self)
         self._server = Process("mlflow", 1)
         self._pids = 100
         self._dice = random.Random(f"world {plan.seed}")
@@ -154,7 +156,10 @@ class World:
             self.disk.full = False
         if (size := self._due("clock jumps")) is not None:
             scheduler.skew += 3600 * size
-        if self._due("intruder") is not None and self.main is not None and process is self.main.process:
+        at_work = self.main is not None and process is self.main.process
+        if at_work and (size := self._due("asked")) is not None:
+            self.people.ask(size)
+        if self._due("intruder") is not None and at_work:
             self._intrude()
         if kind in FILE_EFFECTS:
             self._counts["disk"] += 1
@@ -253,8 +258,11 @@ class World:
         process = Process("driver", 7 if self.plan.same_pid else self.new_pid())
         self.processes, self.intruders = [process], []
         self.main = scheduler.spawn(process, "driver", lambda: self._drive(asked))
+        self.people.tasks = []
+        if self.plan.is_steered:
+            self.people.look()
         scheduler.run(self.main)
-        for intruder in self.intruders:
+        for intruder in [*self.intruders, *self.people.tasks]:
             if not process.dead:
                 scheduler.run(intruder)
             broke = intruder.error is not None and not isinstance(intruder.error, UserError | SimulatedCrash)
