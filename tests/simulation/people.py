@@ -48,29 +48,28 @@ class People:
         elif kind == "budget":
             values = {"trials": self._dice.choice(["+1", "-1"])}
         trial = self._dice.randrange(self._world.plan.trials) if kind in ("stop-trial", "pin") else None
-        self._command(lambda folder: self._steer(folder, kind, trial, values))
+        if (folder := self._folder()) is not None:
+            self.tasks.append(self._command(lambda: self._steer(folder, kind, trial, values)))
 
     def look(self) -> None:
         """Somebody lets a paused sweep go on."""
 
-        def resume(folder: Path) -> None:
+        def resume() -> None:
             while True:
                 self._world.scheduler.sleep(LOOK_SECONDS)
-                if state_after(read_answers(folder)).paused:
+                folder = self._folder()
+                if folder is not None and state_after(read_answers(folder)).paused:
                     self._steer(folder, "resume", None, {})
 
-        self._command(resume, ends=False)
+        self._command(resume)
 
-    def _command(self, run: Callable[[Path], None], ends: bool = True) -> None:
-        world = self._world
-        folders = sorted((world.home / "sweeps").glob("*/sweep.json"))
-        if not folders:
-            return
-        process = Process("person", world.new_pid())
-        world.processes.append(process)
-        task = world.scheduler.spawn(process, "person", lambda: run(folders[0].parent))
-        if ends:
-            self.tasks.append(task)
+    def _folder(self) -> Path | None:
+        return next((file.parent for file in (self._world.home / "sweeps").glob("*/sweep.json")), None)
+
+    def _command(self, run: Callable[[], None]) -> Task:
+        process = Process("person", self._world.new_pid())
+        self._world.processes.append(process)
+        return self._world.scheduler.spawn(process, "person", run)
 
     def _steer(self, folder: Path, kind: Kind, trial: int | None, values: dict[str, Any]) -> None:
         clock = SimTime(self._world.scheduler)

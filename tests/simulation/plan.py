@@ -121,7 +121,7 @@ def draw(seed: int) -> Plan:
     lives = tuple(_life(dice, effects) for _ in range(dice.choice([0, 1, 1, 1, 2, 2, 3, 4])))
     lives = _also(random.Random(f"jump {seed}"), lives, "clock jumps", effects)
     lives = _also(random.Random(f"database {seed}"), lives, "study eio", effects // 10)
-    lives = _also(random.Random(f"asked {seed}"), lives, "asked", effects)
+    lives = _also(random.Random(f"asked {seed}"), lives, "asked", effects, times=2)
     epoch_seconds = dice.choice([0.0, 0.05, 1.0, 20.0])
     budget |= _limit(random.Random(f"other limit {seed}"), trials * epochs * epoch_seconds)
     return Plan(
@@ -143,12 +143,18 @@ def draw(seed: int) -> Plan:
     )
 
 
-def _also(dice: random.Random, lives: tuple[Life, ...], kind: str, events: int) -> tuple[Life, ...]:
-    """Another fault in each process of a tenth of the sweeps."""
+def _also(
+    dice: random.Random, lives: tuple[Life, ...], kind: str, events: int, times: int = 1
+) -> tuple[Life, ...]:
+    """Further faults in each process of a tenth of the sweeps."""
     if dice.random() >= 0.1:
         return lives
-    more = [Fault(kind, 1 + int(events * dice.random()), dice.uniform(-1, 1)) for _ in lives]
-    return tuple(replace(life, faults=(*life.faults, one)) for life, one in zip(lives, more, strict=True))
+
+    def some() -> tuple[Fault, ...]:
+        at = (1 + int(events * dice.random() ** 1.5) for _ in range(times))
+        return tuple(Fault(kind, one, dice.uniform(-1, 1)) for one in at)
+
+    return tuple(replace(life, faults=(*life.faults, *some())) for life in lives)
 
 
 def _afterwards(dice: random.Random) -> tuple[Fault, ...]:
