@@ -181,6 +181,9 @@ def resources_spent(folder: Path) -> ResourceUsage:
     )
 
 
+_RACE = 1000  # ms, by which records of two threads of a process may be out of order
+
+
 class _Clock:
     """The time of a sweep's records, in seconds since 1970 less the seconds in which the machine was suspended.
 
@@ -197,7 +200,8 @@ class _Clock:
         at, up = record["at"], record.get("up", -math.inf)  # logs of earlier versions have no `up`
         if up >= self._up:
             self._slept += at - self._at - (up - self._up)
-        elif at < self._at:  # set back from one process to the next: their times must not overlap
+        elif at < self._at and 0 <= up < self._up - _RACE:
+            # Set back from one process to the next: their times must not overlap.
             self._slept += at - self._at
         self._at, self._up = at, up if up >= 0 else math.inf
         return float(at - self._slept) / 1000
