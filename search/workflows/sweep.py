@@ -221,6 +221,8 @@ class _OpenSweep:
         unsent = _send_records(self._runlog, interrupted)
         finished = bool(controller.ended_by) and not (controller.suspended or interrupted)
         finished = finished and all(trial.state in ENDED for trial in controller.trials.values())
+        if finished:
+            controller.close()  # refuses what was asked for meanwhile: sending may take minutes
         with contextlib.suppress(OSError) if controller.suspended else contextlib.nullcontext():
             self._save_state("finished" if finished else "unfinished")
         if finished:

@@ -44,7 +44,7 @@ def check_end(world: World, result: Any) -> None:
 def check_repeated(world: World, result: Any) -> None:
     """The same command again changes nothing, and neither does sending everything again."""
     if waiting_requests(result.folder):
-        return  # they came when it was over, and extend it now
+        return  # of commands that were killed when it was over: they extend it now
     before = _whole(world, result.folder)
     if faults := world.plan.afterwards:
         world.live(Life(faults), asked=True)

@@ -123,7 +123,7 @@ def _parts(seeds: int, size: int = 50) -> list[range]:
 
 @pytest.mark.night
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", ["kill", "power"])
+@pytest.mark.parametrize("kind", ["kill", "power", "interrupt"])
 def test_a_crash_at_every_effect(kind: str, figure: Callable[[str], None]) -> None:
     at, reached = 0, True
     while reached:
