@@ -66,6 +66,12 @@ def test_what_late_reports_broke(seed: int) -> None:
     require([run(plan)])
 
 
+@pytest.mark.parametrize("at", [215, 245])
+def test_what_was_asked_while_the_last_records_were_sent_had_no_answer(at: int) -> None:
+    faults = (Fault("mlflow down", 20, 0.5), Fault("asked", at, 0.55))
+    require([run(replace(TINY, lives=(Life(faults),)))])
+
+
 def test_a_seed_is_the_same_schedule_each_time() -> None:
     assert run(draw(5)).trace == run(draw(5)).trace
 
