@@ -169,14 +169,13 @@ class Controller:
             if number not in is_open and not metrics and number not in has_ended:
                 has_ended.add(number)
                 self._budget.note_end(number)
-            if metrics and epoch <= trial.epochs_done - (
-                not trial.feasible
-            ):  # it ended with a limit exceeded
+            # The last epoch of a trial that has exceeded a limit does not count.
+            if metrics and epoch <= trial.epochs_done - (not trial.feasible):
                 self._budget.note_value(number, self._objective.value_of(metrics))
-        for trial in self.trials.values():  # what the study alone has kept
+        for number, trial in self.trials.items():  # what the study alone has kept
             self._note_value(trial)
-            if trial.number not in is_open | has_ended:
-                self._budget.note_end(trial.number)
+            if number not in is_open and number not in has_ended:
+                self._budget.note_end(number)
         last = {trial.number: epoch for trial, epoch, _ in sorted(missing, key=lambda one: one[1])}
         for trial, epoch, metrics in missing:
             self._repeat_epoch(trial, epoch, metrics, epoch < last[trial.number])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import shutil
 import sqlite3
-import sys
 import tempfile
 import traceback
 from collections import Counter
@@ -18,19 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import sqlalchemy
-from optuna.storages._rdb.storage import _VersionManager
-
 import binsweep.search.execution.code_trial as code_trial
-import binsweep.search.execution.faults as faults
 import binsweep.search.execution.interrupts as interrupts
-import binsweep.search.recording.recorder as recorder
-import binsweep.search.report.sweep_report  # noqa: F401 (the product imports it late, past the simulated clock)
-import binsweep.search.strategy.study_storage as study_storage
 import binsweep.search.workflows.sweep as sweep_workflow
 import binsweep.tracking.runlog.run_log as run_log
-import binsweep.tracking.runlog.sender as sender
-import binsweep.tracking.runlog.spool as spool
 from binsweep.data.errors import UserError
 from binsweep.search.execution.trial import is_disk_full
 from binsweep.search.history.sweep_state import find_unfinished, load_state
@@ -40,12 +29,11 @@ from binsweep.search.spec.parser import parse_spec
 from binsweep.search.workflows.prepare import PreparedSweep
 
 from .disk import SimDisk, caller
-from .fake_mlflow import FakeClient, FakeMlflow, unavailable
-from .kept import create_engine, migrations
+from .fake_mlflow import FakeMlflow, unavailable
 from .people import People
+from .places import installed
 from .plan import ALSO_COUNTED, COUNTED, CRASHES, Life, Plan
-from .scheduler import Process, Scheduler, SimThreading, SimTime, SimulatedCrash, Stuck, Task
-from .workers import SimHost, run_workers
+from .scheduler import Process, Scheduler, SimTime, SimulatedCrash, Stuck, Task
 
 URI = "simulated"
 EVENTS = COUNTED | ALSO_COUNTED
@@ -345,79 +333,6 @@ class World:
         if text not in self.outcome.problems:
             self.outcome.problems.append(text)
 
-    # The places where the product meets the world
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Put the simulated clock, threads, disk, database and MLflow in the places of the real ones."""
-        clock, threads = SimTime(self.scheduler), SimThreading(self.scheduler)
-        real_time, real_threading = sys.modules["time"], sys.modules["threading"]
-        changes: list[tuple[Any, str, Any]] = []
-        for name, module in list(sys.modules.items()):
-            if name.startswith(("binsweep.search.", "binsweep.tracking.runlog", "binsweep.data.locks")):
-                if getattr(module, "time", None) is real_time:
-                    changes.append((module, "time", clock))
-                if getattr(module, "threading", None) is real_threading:
-                    changes.append((module, "threading", threads))
-        hexes = random.Random(f"uuid {self.plan.seed}")
-        real_pid = os.getpid
-        changes += [
-            (recorder, "ThreadPoolExecutor", threads.ThreadPoolExecutor),
-            (recorder, "wait", threads.wait),
-            (recorder, "environment_tags", lambda: {"version.simulated": "1"}),
-            (
-                spool,
-                "uuid",
-                SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{hexes.getrandbits(128):032x}")),
-            ),
-            (study_storage, "sqlite3", SimpleNamespace(connect=self.disk.connect)),
-            (sender, "MlflowClient", lambda uri: FakeClient(self.mlflow, self.request)),
-            (faults, "shutil", SimpleNamespace(disk_usage=self._disk_usage)),
-            (code_trial, "host_for", lambda *words: SimHost(self)),
-            (_VersionManager, "_create_alembic_script", migrations),
-            (sqlalchemy.engine, "create_engine", create_engine),
-            (os, "getpid", lambda: process.pid if (process := self.scheduler.process) else real_pid()),
-            (sys, "stderr", _Nothing()),
-        ]
-        if not self.plan.is_local:
-            changes.append(
-                (
-                    sweep_workflow,
-                    "run_local",
-                    lambda controller, trainer: run_workers(self, controller, trainer),
-                )
-            )
-        before = [(module, name, getattr(module, name)) for module, name, _ in changes]
-        disabled = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        try:
-            for module, name, value in changes:
-                setattr(module, name, value)
-            with self.disk.mounted():
-                yield
-        finally:
-            for module, name, value in reversed(before):
-                setattr(module, name, value)
-            logging.disable(disabled)
-
-    def _disk_usage(self, folder: Path) -> Any:
-        return SimpleNamespace(free=0 if self.disk.full else 10**12)
-
-
-class _Nothing:
-    """A stream that nobody reads."""
-
-    encoding = "utf-8"
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-    def isatty(self) -> bool:
-        return False
-
 
 def _raw(plan: Plan) -> dict[str, Any]:
     lr: Any = {"low": 1e-4, "high": 1.0, "log": True}
@@ -462,7 +377,7 @@ def run(
     world = World(plan, top / "home")
     world.home.mkdir()
     try:
-        with world.installed():
+        with installed(world):
             try:
                 with planted():
                     _run(world, check_end, check_repeated)
