@@ -263,15 +263,17 @@ def _history(folder: Path, records: list[Record], world: World) -> Iterator[str]
 
 
 def _time(folder: Path, world: World) -> Iterator[str]:
-    """What the sweep is said to have taken is the time of its trainings, and no more than its processes have lived,
-    whatever the wall clock said."""
+    """What the sweep is said to have taken is no more than its processes have lived, and no less than its epochs took,
+    but for those that a process was at when it ended, whatever the wall clock said."""
     found = read_history(folder).usage.seconds
     if found > world.awake + 1:
         yield f"time: {found:.1f} s were counted, the processes lived for {world.awake:.1f} s"
-    seconds = sum(sum(values) for points in _logged(folder).values() for (name, _), values in points.items()
-                  if name == "seconds")  # fmt: skip
-    if not world.outcome.injected["power"] and found + 1 < seconds / max(1, world.plan.workers):
-        yield f"time: {found:.1f} s were counted, the epochs took {seconds:.1f} s"
+    points = [found for points in _logged(folder).values() for found in points.items()]
+    took = [value for (name, _), values in points if name == "seconds" for value in values]
+    workers = max(1, world.plan.workers)
+    least = sum(took) / workers - world.outcome.lives * max(took, default=0.0) - 1
+    if not world.outcome.injected["power"] and found < least:
+        yield f"time: {found:.1f} s were counted, the epochs took {sum(took):.1f} s on {workers} workers"
 
 
 def _logged(folder: Path) -> dict[str, dict[tuple[str, int], list[float]]]:
