@@ -41,6 +41,20 @@ def write_bytes(file: Path, content: bytes, durable: bool = True) -> None:
         sync_folder(file.parent)
 
 
+def end_line(file: Path) -> None:
+    """Let what is appended to a file begin on a line of its own: the last one may be cut off, by a full disk or a power
+    cut."""
+    if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+        with file.open("ab") as stream:
+            stream.write(b"\n")
+
+
+def sync_file(file: Path) -> None:
+    """Wait until the disk has what was written to a file."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the disk has the names in a folder: those of new files, and what was renamed or removed."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -86,8 +86,16 @@ class BudgetTracker:
             self._best, self._best_trial, self._ended_since_best = value, number, 0
 
     def note_end(self, number: int) -> None:
-        """Count a trial that has ended."""
-        self._ended_since_best = 0 if number == self._best_trial else self._ended_since_best + 1
+        """Count a trial that has ended. Once `budget.no_improvement` is reached, only a better value goes on with the
+        sweep: not the end of the best trial, which may have been stopped for it."""
+        if number != self._best_trial:
+            self._ended_since_best += 1
+        elif not self._is_without_improvement():
+            self._ended_since_best = 0
+
+    def _is_without_improvement(self) -> bool:
+        limit = self._budget.no_improvement
+        return limit is not None and self._ended_since_best >= limit
 
     def may_begin(self, trials: int) -> bool:
         """Whether another trial may be started after so many."""
@@ -129,6 +137,6 @@ class BudgetTracker:
             return f"budget.epochs: all {budget.epochs} were trained"
         if budget.target is not None and not self._objective.is_better(budget.target, self._best):
             return f"budget.target: {self._objective.metric} reached {self._best:g}"
-        if budget.no_improvement is not None and self._ended_since_best >= budget.no_improvement:
+        if self._is_without_improvement():
             return f"budget.no_improvement: {budget.no_improvement} trials ended without a better one"
         return ""

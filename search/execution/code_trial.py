@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from binsweep.data.atomic_write import sync_folder, write_bytes
+from binsweep.data.atomic_write import end_line, sync_file, sync_folder, write_bytes
 from binsweep.models.health_rules import RULES, HealthFinding, HealthRule
 from binsweep.models.levels import Section
 from binsweep.search.execution.health import keep_findings
@@ -145,7 +145,7 @@ class _CodeRun:
         task, settings = self.task, self._settings()
         self.state = CodeState.read(task.folder)
         self.losses = _Losses(task.rules)
-        _end_line(task.folder / HISTORY)
+        end_line(task.folder / HISTORY)
         # An epoch that the state lacks was not sent: it is trained again, for its checkpoint.
         history = read_code_history(task.folder)[: self.state.epoch]
         self.known = len(history)
@@ -243,19 +243,11 @@ class _CodeRun:
         return go_on
 
 
-def _end_line(file: Path) -> None:
-    """Let what is appended to a file begin on a line of its own: the last one may be cut off, by a full disk too."""
-    if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
-        with file.open("ab") as stream:
-            stream.write(b"\n")
-
-
 def _keep_checkpoint(complete: Path, target: Path) -> None:
     """Give a checkpoint its name once its files are on the disk."""
     for path in complete.rglob("*"):
         if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync_file(path)
     shutil.rmtree(target, ignore_errors=True)  # of an epoch that was saved, but not reported
     complete.rename(target)
     sync_folder(target.parent)  # before the state names it

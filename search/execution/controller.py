@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,33 +143,60 @@ class Controller:
                 trial.state = record.state
             trial.restore(self._kind)
             self._budget.epochs += trial.epochs_done
-        ended = [trial for trial in self.trials.values() if trial.state in ENDED]
-        for trial in sorted(ended, key=lambda trial: trial.ended or trial.started):
-            self._note_value(trial)
-            self._budget.note_end(trial.number)
         for record in records:
             self._steering.note_begun(record.request, record.number)
         if self._steering.answers:
             self._enforce()
 
-    def repeat(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Take in an epoch that the run log has of a trial that an earlier process left open.
+    @uninterrupted()
+    def repeat(self, logged: Iterable[tuple[int, int, dict[str, float]]]) -> None:
+        """Take in what the run log has of earlier processes, in its order: the trial, the epoch and its metrics, and a
+        trial's end as epoch 0.
 
-        A power cut may have taken it from the study, or from the trial's files. To be called with all epochs, in their
-        order; those that are known change nothing.
+        A power cut may have taken an epoch from the study, or from a trial's files. And only the run log has the order
+        of values and ends, which some limits of the budget are about.
         """
-        trial = self.trials.get(number)
-        if trial is None or trial.state not in ("waiting", "paused"):
+        is_open = {number for number, trial in self.trials.items() if trial.state not in ENDED}
+        missing: list[tuple[TrialRecord, int, dict[str, float]]] = []
+        has_ended: set[int] = set()
+        for number, epoch, metrics in logged:
+            if (trial := self.trials.get(number)) is None:
+                continue
+            if number in is_open and epoch == trial.epoch and not trial.metrics:
+                trial.metrics = metrics
+            if number in is_open and epoch >= max(1, trial.epochs_done):
+                missing.append((trial, epoch, metrics))
+            if number not in is_open and not metrics and number not in has_ended:
+                has_ended.add(number)
+                self._budget.note_end(number)
+            # The last epoch of a trial that has exceeded a limit does not count.
+            if metrics and epoch <= trial.epochs_done - (not trial.feasible):
+                self._budget.note_value(number, self._objective.value_of(metrics))
+        for number, trial in self.trials.items():  # what the study alone has kept
+            self._note_value(trial)
+            if number not in is_open and number not in has_ended:
+                self._budget.note_end(number)
+        last = {trial.number: epoch for trial, epoch, _ in sorted(missing, key=lambda one: one[1])}
+        for trial, epoch, metrics in missing:
+            self._repeat_epoch(trial, epoch, metrics, epoch < last[trial.number])
+
+    def _repeat_epoch(self, trial: TrialRecord, epoch: int, metrics: dict[str, float], went_on: bool) -> None:
+        """Take in an epoch that an open trial may lack, which is judged as any report unless the trial went on after
+        it; then it is no longer paused."""
+        is_new = epoch > trial.epochs_done
+        if trial.state in ENDED or not (is_new or (went_on and trial.state == "paused")):
             return
-        if epoch == trial.epoch and not trial.metrics:
-            trial.metrics = metrics
-        if trial.state == "paused" or epoch != trial.epochs_done + 1:
-            return
-        self._waiting = deque(item for item in self._waiting if item[0] != number)
+        self._waiting = deque(item for item in self._waiting if item[0] != trial.number)
         trial.state, trial.since, trial.reported = "running", time.monotonic(), True
-        if self.report(number, epoch, metrics):
+        if is_new:
+            self._take_in(trial, epoch, metrics)
+        if went_on:
+            self._strategy.recall(trial.number, epoch, self._objective.value_of(metrics))
+        else:
+            self._judge(trial, epoch, metrics)
+        if trial.state == "running":
             trial.state = "waiting"
-            self._waiting.append((number, INTERRUPTED))
+            self._waiting.append((trial.number, INTERRUPTED))
 
     @uninterrupted()
     def next_task(self) -> TrialTask | None:
@@ -301,13 +328,18 @@ class Controller:
                 trial.metrics = metrics
             self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
             return True
+        self._take_in(trial, epoch, metrics)
+        self._judge(trial, epoch, metrics)
+        return trial.state == "running"
+
+    def _take_in(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
+        """Note the next epoch of a running trial, and tell the listeners."""
         value = self._objective.value_of(metrics)
         self._clock.tick()
         self._clock.note_seconds(trial, metrics)
         self._budget.epochs += epoch - trial.epochs_done
         trial.epochs_done, trial.losses = epoch, 0
-        violation, broken = self._broken_limit(metrics)
-        trial.feasible = violation <= 0
+        trial.feasible = not self._broken_limit(metrics)[1]
         if self._objective.is_better(value, trial.value):
             trial.value, trial.epoch, trial.metrics = value, epoch, metrics
             self._note_value(trial)
@@ -315,12 +347,17 @@ class Controller:
         # records it once.
         self._tell(lambda listener: listener.epoch_done(trial, epoch, metrics))
         if (cost := self._spec.objective.cost_objective) is not None:
-            self._strategy.note_cost(number, metrics[cost])
+            self._strategy.note_cost(trial.number, metrics[cost])
+
+    def _judge(self, trial: TrialRecord, epoch: int, metrics: dict[str, float]) -> None:
+        """Record an epoch in the study, and decide whether the trial goes on, is paused or ends."""
+        number, value = trial.number, self._objective.value_of(metrics)
         verdict = self._strategy.observe(number, epoch, value)
         found = self._health.check(number, epoch, metrics, trial.folder)
         if found:
             self._tell(lambda listener: listener.health_found(trial, found))
-        if not trial.feasible:
+        violation, broken = self._broken_limit(metrics)
+        if broken:
             self._end(trial, "stopped", broken, violation)
         elif unhealthy := self._health.stop_reason(found):
             self._end(trial, "stopped", unhealthy)
@@ -341,7 +378,6 @@ class Controller:
                 self._suspend(
                     trial, "the budget has been extended, and so has the time until it is taken to hang"
                 )
-        return trial.state == "running"
 
     def _keep_to_budget(self, trial: TrialRecord) -> None:
         """Stop a running trial if the budget is spent; let it end earlier if the rest of it would take too long."""

@@ -70,15 +70,22 @@ class TrialRecord:
     def save(self) -> None:
         """Write what the study does not store about an ended trial, for a process that resumes the sweep."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = {"metrics": self.metrics, "started": self.started, "ended": self.ended}
+        kept = {
+            "metrics": self.metrics,
+            "started": self.started,
+            "ended": self.ended,
+            "epochs": self.epochs_done,
+        }
         write_json(self.folder / RECORD_FILE, kept)
 
     def restore(self, kind: TrainingKind) -> None:
-        """Read the metrics of the best epoch and the times, from what `save` or the trial's worker wrote."""
+        """Read the metrics of the best epoch, the times and the epochs, from what `save` or the worker wrote."""
         if self.state in ENDED:
             file = self.folder / RECORD_FILE
             kept = json.loads(file.read_text()) if file.exists() else {}
             self.metrics = kept.get("metrics", {})
             self.started, self.ended = kept.get("started", self.started), kept.get("ended")
+            # The study has no value of an epoch that diverged.
+            self.epochs_done = max(self.epochs_done, kept.get("epochs", 0))
         elif 0 < self.epoch <= len(history := kind.history(self.folder)):
             self.metrics = history[self.epoch - 1]

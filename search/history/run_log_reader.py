@@ -16,7 +16,7 @@ from binsweep.models.labelling import COUNTING, Labelling, labelling_of
 from binsweep.models.levels import total_epochs
 from binsweep.search.execution.budget import ResourceUsage
 from binsweep.search.history.run_keys import SWEEP, trial_number
-from binsweep.search.history.sweep_history import RunInterval, SweepHistory, TrialHistory
+from binsweep.search.history.sweep_history import ENDED, RunInterval, SweepHistory, TrialHistory
 from binsweep.search.history.sweep_state import STATE, load_state, run_status
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.sweep_spec import SweepSpec
@@ -123,7 +123,14 @@ class RunLogReader:
             self._guess = _guess(record["profile"])
             counting = self._labelling is COUNTING
             self._guess_errors = _guess_errors(record["profile"]) if counting else {}
-        self._parent |= record.get("tags", {}) if record["kind"] == "start" else {}
+        if record["kind"] == "start":
+            self._parent |= record.get("tags", {})
+            # Another process begins: running trials have lost theirs, and the break until now is not their time.
+            for trial in self._trials.values():
+                if trial.state == "running" and trial.intervals:
+                    _lose(trial)
+                    trial.state = "interrupted"
+                    self._fresh.add(trial.number)
 
     def _as_of(self, trial: TrialHistory, status: str, until: float) -> TrialHistory:
         """The trial as it is shown now: its last interval goes on, or has ended with the sweep's process."""
@@ -135,17 +142,23 @@ class RunLogReader:
         return replace(trial, state="running" if running else "interrupted", intervals=intervals)
 
 
-def read_epochs(folder: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
-    """The trial, the epoch and all metrics of each epoch that was reported, in the order of the reports."""
+def read_progress(folder: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """The trial, the epoch and all metrics of each epoch that was reported, and each end of a trial, as epoch 0 without
+    metrics, in the order in which they were recorded."""
     metric = parse_spec(load_state(folder)["spec"], str(folder / STATE)).metric
     for record in read_spool(folder / "spool"):
-        number = trial_number(record["key"])
-        if (
-            number is not None
-            and record["kind"] == "metrics"
-            and metric in (found := _epoch_metrics(record, metric))
-        ):
-            yield number, record["step"], found
+        if (number := trial_number(record["key"])) is None:
+            continue
+        if record["kind"] == "metrics":
+            if metric in (found := _epoch_metrics(record, metric)):
+                yield number, record["step"], found
+        elif record["kind"] == "tags" and record["values"].get("state") in ENDED:
+            yield number, 0, {}
+
+
+def read_epochs(folder: Path) -> Iterator[tuple[int, int, dict[str, float]]]:
+    """The trial, the epoch and all metrics of each epoch that was reported, in the order of the reports."""
+    return ((number, epoch, metrics) for number, epoch, metrics in read_progress(folder) if metrics)
 
 
 def epochs_of_trial(folder: Path, number: int) -> dict[int, dict[str, float]]:
@@ -168,6 +181,9 @@ def resources_spent(folder: Path) -> ResourceUsage:
     )
 
 
+_RACE = 1000  # ms, by which records of two threads of a process may be out of order
+
+
 class _Clock:
     """The time of a sweep's records, in seconds since 1970 less the seconds in which the machine was suspended.
 
@@ -184,6 +200,9 @@ class _Clock:
         at, up = record["at"], record.get("up", -math.inf)  # logs of earlier versions have no `up`
         if up >= self._up:
             self._slept += at - self._at - (up - self._up)
+        elif at < self._at and 0 <= up < self._up - _RACE:
+            # Set back from one process to the next: their times must not overlap.
+            self._slept += at - self._at
         self._at, self._up = at, up if up >= 0 else math.inf
         return float(at - self._slept) / 1000
 
@@ -246,15 +265,19 @@ def _apply_start(
         params = spec.space.active(values)
         trials[number] = TrialHistory(number, params, total_epochs(spec.sections(params, seed=0)))
     trial = trials[number]
-    if (
-        trial.state == "running" and trial.intervals
-    ):  # its process was killed before it could end the interval
-        trial.intervals[-1].end = trial.times.get(trial.epochs_done, trial.intervals[-1].start)
+    if trial.state == "running" and trial.intervals:
+        _lose(trial)
     trial.epochs = int(tags.get("last_epoch", trial.epochs))
     trial.suggested, trial.state = tags.get("suggested_because", ""), "running"
     # Logs of earlier versions lack these tags: all trials had the same resources.
     cpus = spec.resources.cpus_per_trial * spec.resources.workers_per_trial
     trial.intervals.append(RunInterval(at, at, float(tags.get("cpus", cpus)), float(tags.get("gpus", 0))))
+
+
+def _lose(trial: TrialHistory) -> None:
+    """End its interval, which its process was killed before it could end."""
+    last = trial.intervals[-1]
+    last.end = max(last.start, trial.times.get(trial.epochs_done, last.start))
 
 
 def _apply_tags(trial: TrialHistory, tags: dict[str, str], at: float) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from binsweep.data.atomic_write import end_line
 from binsweep.models.health_rules import HealthFinding
-from binsweep.search.execution.trial_record import TrialRecord
+from binsweep.search.execution.trial_record import ENDED, TrialRecord
 from binsweep.search.history.decisions import DECISIONS, read_decisions
 from binsweep.search.steering.request import AnsweredRequest
 
@@ -20,6 +21,7 @@ class DecisionLog:
     def __init__(self, folder: Path) -> None:
         self._file = folder / DECISIONS
         self._file.touch()
+        end_line(self._file)
 
     def trial_started(self, trial: TrialRecord) -> None:
         """A trial starts, or is resumed after its last epoch."""
@@ -48,15 +50,25 @@ class DecisionLog:
         line |= {"asked_at": round(request.when, 3), "granted": answered.granted, "reason": answered.answer}
         self._append(line)
 
-    def catch_up(self, answers: Sequence[AnsweredRequest]) -> None:
-        """Append the requests that a killed process has taken in and not logged."""
-        known = {one.get("request") for one in read_decisions(self._file.parent)}
+    def catch_up(self, answers: Sequence[AnsweredRequest], trials: Iterable[TrialRecord] = ()) -> None:
+        """Append the requests that a killed process has taken in and not logged, and begins and ends of trials that it
+        has decided, or a power cut has taken from the log."""
+        lines = read_decisions(self._file.parent)
+        known = {one.get("request") for one in lines}
         for answered in answers:
             if answered.request.id not in known:
                 self.request_answered(answered)
+        begun = {one["trial"] for one in lines if one["what"] == "begin"}
+        ended = {one["trial"] for one in lines if one["what"] in ENDED}
+        for trial in trials:
+            if trial.number not in begun:
+                self._write(trial, "begin", trial.suggested, trial.started)
+            if trial.state in ENDED and trial.number not in ended:
+                self._write(trial, trial.state, trial.reason, trial.ended)
 
-    def _write(self, trial: TrialRecord, what: str, reason: str) -> None:
-        line = {"time": round(time.time(), 3), "trial": trial.number, "epoch": trial.epochs_done}
+    def _write(self, trial: TrialRecord, what: str, reason: str, at: float | None = None) -> None:
+        now = time.time() if at is None else at
+        line = {"time": round(now, 3), "trial": trial.number, "epoch": trial.epochs_done}
         self._append({**line, "what": what, "reason": reason})
 
     def _append(self, line: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from binsweep.data.atomic_write import sync_file
 from binsweep.models.health_rules import HealthFinding
 from binsweep.search.execution.controller import Controller
 from binsweep.search.execution.health import read_findings, write_table
@@ -91,14 +92,16 @@ class Recorder:
         self._sweep_report.start()
 
     def _catch_up(self, trial: TrialRecord) -> None:
-        """Record the epochs of an interrupted trial that a power cut has left in the study alone, by its own files."""
-        recorded = self._log.recorded(trial_key(trial.number))
-        if recorded.issuperset(range(1, trial.epochs_done + 1)):
+        """Record what only the study has of an interrupted trial: its start, if the process was killed just then, and,
+        by its own files, epochs that a power cut has taken from the run log."""
+        key = trial_key(trial.number)
+        known = self._log.recorded(key)
+        if self._log.has_started(key) and known.issuperset(range(1, trial.epochs_done + 1)):
             return
         self.trial_started(trial)
         for epoch, metrics in enumerate(self._kind.history(trial.folder)[: trial.epochs_done], 1):
             self.epoch_done(trial, epoch, metrics)
-        self.trial_suspended(trial, "a power cut")
+        self.trial_suspended(trial, "a power cut" if trial.epochs_done else "its process was killed")
 
     def _open_parent(self) -> None:
         spec = self._spec
@@ -314,6 +317,7 @@ class Recorder:
             file, head, rows, durable=True
         )  # once the sweep counts as finished, nothing writes it again
         self._log.artifact(SWEEP, file)
+        sync_file(self._folder / DECISIONS)
         self._log.artifact(SWEEP, self._folder / DECISIONS)
         if cost := self._spec.objective.cost_objective:
             self._write_front(cost)

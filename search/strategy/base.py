@@ -99,6 +99,10 @@ class Strategy(Protocol):
     def observe(self, number: int, epoch: int, value: float) -> Verdict:
         """Record one epoch's value. Repeated, late and unknown reports change nothing."""
 
+    def recall(self, number: int, epoch: int, value: float) -> None:
+        """Record an epoch, known or not, after which an earlier process went on with the trial: nothing is judged, and
+        a trial that is paused at it is running."""
+
     def note_cost(self, number: int, cost: float) -> None:
         """Record the inference cost of a running trial (above 0, smaller is better) for a search of the Pareto front
         of value and cost. Only the first call counts."""

@@ -252,7 +252,7 @@ class OptunaStrategy:
         if live.stop is not None:
             return live.stop
         curve = self._curves[number]
-        if not max(curve.values, default=0) < epoch <= curve.last_epoch:
+        if not self._is_expected(number, epoch):
             return Verdict(Decision.CONTINUE, f"ignored: epoch {epoch} was not expected")
         if not math.isfinite(value):
             live.broken = True
@@ -260,10 +260,7 @@ class OptunaStrategy:
             return live.stop
         trial = self._pool.trials[number]
         at_rung = self._policy.pauses and trial.next_rung() <= epoch
-        self._storage.report(number, epoch, value)
-        curve.values[epoch] = self._sign * value
-        self._pool.add_epoch(number, epoch, curve.values[epoch])
-        self._next.forget()
+        self._record_value(number, epoch, value)
         if epoch == curve.last_epoch:
             return Verdict(Decision.CONTINUE, "trained to its end")
         if number in self._asked.pinned:
@@ -280,6 +277,24 @@ class OptunaStrategy:
         if reason is not None:
             return self._pause(number, epoch, reason)
         return Verdict(Decision.CONTINUE, "it trains to its end without waiting at rungs")
+
+    def recall(self, number: int, epoch: int, value: float) -> None:
+        """Record an epoch, known or not, after which an earlier process went on with the trial: nothing is judged, and
+        a trial that is paused at it is running."""
+        if self._is_paused(number) and epoch >= self._pool.trials[number].epochs:
+            self._go_on(number)
+        if number in self._running and self._is_expected(number, epoch) and math.isfinite(value):
+            self._record_value(number, epoch, value)
+
+    def _is_expected(self, number: int, epoch: int) -> bool:
+        curve = self._curves[number]
+        return max(curve.values, default=0) < epoch <= curve.last_epoch
+
+    def _record_value(self, number: int, epoch: int, value: float) -> None:
+        self._storage.report(number, epoch, value)
+        self._curves[number].values[epoch] = self._sign * value
+        self._pool.add_epoch(number, epoch, self._sign * value)
+        self._next.forget()
 
     def note_cost(self, number: int, cost: float) -> None:
         """Record the inference cost of a running trial, once."""
@@ -385,14 +400,18 @@ class OptunaStrategy:
         return Verdict(Decision.PAUSE, reason)
 
     def _resume(self, number: int, reason: str) -> Suggestion:
+        self._go_on(number)
         trial = self._pool.trials[number]
-        self._storage.set_trial_attr(number, PAUSED_ATTR, None)
-        trial.state = "running"
-        self._running[number] = _RunningTrial()
-        self._next.forget()
         found = Suggestion(number, dict(trial.params), reason, trial.epochs)
         reached = self._times.last_epoch(self._pool, number)
         return self._with_last_epoch(found, reached) if 0 < reached < trial.rungs[-1] else found
+
+    def _go_on(self, number: int) -> None:
+        """A paused trial is running again."""
+        self._storage.set_trial_attr(number, PAUSED_ATTR, None)
+        self._pool.trials[number].state = "running"
+        self._running[number] = _RunningTrial()
+        self._next.forget()
 
     def _is_paused(self, number: int) -> bool:
         known = 0 <= number < len(self._pool.trials)

@@ -6,6 +6,7 @@ the copy. An event with several changes (a trial's end: its reason, then its sta
 kill between any two leaves a study that can go on: the trial is still running, and ends again.
 """
 
+import json
 import sqlite3
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import optuna
 import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
-from optuna.storages._rdb.models import TrialIntermediateValueModel
+from optuna.storages._rdb.models import TrialIntermediateValueModel, TrialUserAttributeModel
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.dialects.sqlite import insert
 
@@ -27,10 +28,15 @@ from binsweep.search.strategy.notes import SHOWN, write_note
 MAX_LOCKED_SECONDS = 60.0  # by a process that reads the study, such as a warm start from it
 INFEASIBLE_ATTR = "constraints:limit"  # system attribute of a trial, stored
 
-_INSERT = insert(TrialIntermediateValueModel.__table__)
-_WRITE_VALUE = _INSERT.on_conflict_do_update(
+_VALUE, _ATTRIBUTE = (
+    insert(model.__table__) for model in (TrialIntermediateValueModel, TrialUserAttributeModel)
+)
+_WRITE_VALUE = _VALUE.on_conflict_do_update(
     index_elements=["trial_id", "step"],
-    set_={name: _INSERT.excluded[name] for name in ("intermediate_value", "intermediate_value_type")},
+    set_={name: _VALUE.excluded[name] for name in ("intermediate_value", "intermediate_value_type")},
+)
+_WRITE_ATTRIBUTE = _ATTRIBUTE.on_conflict_do_update(
+    index_elements=["trial_id", "key"], set_={"value_json": _ATTRIBUTE.excluded["value_json"]}
 )
 
 
@@ -95,8 +101,9 @@ class StudyStorage:
 
     def set_trial_attr(self, number: int, key: str, value: Any) -> None:
         """Set a user attribute of a running trial."""
+        self._require_running(number)
         for storage, ids in self._storages:
-            storage.set_trial_user_attr(ids[number], key, value)
+            _set_attribute(storage, ids[number], key, value)
         if key in SHOWN:
             self._write_note(self._memory.get_trial(self._storages[-1][1][number]))
 
@@ -111,13 +118,16 @@ class StudyStorage:
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Store a value of a running trial. One of the same epoch is replaced."""
-        memory_id = self._storages[-1][1][number]
-        self._memory.check_trial_is_updatable(memory_id, self._memory.get_trial(memory_id).state)
+        self._require_running(number)
         for storage, ids in self._storages:
             if isinstance(storage, RDBStorage):
                 _write_value(storage, ids[number], epoch, value)
             else:
                 storage.set_trial_intermediate_value(ids[number], epoch, value)
+
+    def _require_running(self, number: int) -> None:
+        memory_id = self._storages[-1][1][number]
+        self._memory.check_trial_is_updatable(memory_id, self._memory.get_trial(memory_id).state)
 
     def mark_infeasible(self, number: int, violation: float) -> None:
         """Store that a trial exceeded a limit, where Optuna's samplers look for it (`Trial.set_constraint`)."""
@@ -127,10 +137,11 @@ class StudyStorage:
     def close(self, number: int, state: TrialState, value: float | None, attributes: dict[str, Any]) -> None:
         """End a trial. Its attributes are written first, so that no ended trial lacks its reason."""
         values = None if value is None else [value]
+        self._require_running(number)
         self.sync_records()
         for storage, ids in self._storages:
             for key, attribute in attributes.items():
-                storage.set_trial_user_attr(ids[number], key, attribute)
+                _set_attribute(storage, ids[number], key, attribute)
             storage.set_trial_state_values(ids[number], state, values)
         self._write_note(self._memory.get_trial(self._storages[-1][1][number]))
         self.write_through()
@@ -155,6 +166,16 @@ class StudyStorage:
     def _copy_to_memory(self, trial: FrozenTrial) -> None:
         study_id = self._study_ids[self._memory]
         self._storages[-1][1].append(self._memory.create_new_trial(study_id, template_trial=trial))
+
+
+def _set_attribute(storage: BaseStorage, trial_id: int, key: str, value: Any) -> None:
+    """`set_trial_user_attr`, on disk without SQLAlchemy's ORM, as in `_write_value`."""
+    if isinstance(storage, RDBStorage):
+        with storage.engine.begin() as connection:
+            row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            connection.execute(_WRITE_ATTRIBUTE, row)
+    else:
+        storage.set_trial_user_attr(trial_id, key, value)
 
 
 def _write_value(storage: RDBStorage, trial_id: int, epoch: int, value: float) -> None:

@@ -23,7 +23,7 @@ from binsweep.search.execution.photo_trial import PhotoTrainer
 from binsweep.search.execution.resources import Node, TrialResources, check_resources, fits, trial_resources
 from binsweep.search.execution.trial import is_disk_full
 from binsweep.search.execution.trial_record import ENDED, TrialRecord
-from binsweep.search.history.run_log_reader import read_epochs, resources_spent
+from binsweep.search.history.run_log_reader import read_progress, resources_spent
 from binsweep.search.history.sweep_state import Status, save_state
 from binsweep.search.recording.decision_log import DecisionLog
 from binsweep.search.recording.live_table import LiveTable
@@ -190,10 +190,9 @@ class _OpenSweep:
         )
         self._recorder.sweep_started()
         decisions = DecisionLog(folder)
-        decisions.catch_up(controller.answers)
+        decisions.catch_up(controller.answers, controller.trials.values())
         controller.listeners += [self._recorder, decisions]
-        for number, epoch, metrics in read_epochs(folder):
-            controller.repeat(number, epoch, metrics)
+        controller.repeat(read_progress(folder))
         if who := controller.paused_by:
             print(
                 f"{folder.name} is paused by {who}: `binsweep resume {folder.name}` lets it go on",
@@ -235,6 +234,8 @@ class _OpenSweep:
         unsent = _send_records(self._runlog, interrupted)
         finished = bool(controller.ended_by) and not (controller.suspended or interrupted)
         finished = finished and all(trial.state in ENDED for trial in controller.trials.values())
+        if finished:
+            controller.close()  # refuses what was asked for meanwhile: sending may take minutes
         with contextlib.suppress(OSError) if controller.suspended else contextlib.nullcontext():
             self._save_state("finished" if finished else "unfinished")
         if finished:

@@ -160,6 +160,19 @@ def test_no_improvement_counts_from_the_end_of_the_best_trial(tmp_path: Path) ->
     assert controller.next_task() is not None, "each trial so far was better than all before"
 
 
+def test_the_best_trial_is_stopped_and_nothing_begins_once_the_others_have_ended(tmp_path: Path) -> None:
+    controller, _, _ = started(tmp_path, fresh(4), no_improvement=2)
+    for _ in range(3):
+        controller.next_task()
+    controller.report(0, 1, metrics(0.5))
+    for number in (1, 2):
+        controller.report(number, 1, metrics(0.1))
+        controller.finish(number)
+    assert not controller.report(0, 2, metrics(0.4))
+    assert controller.trials[0].reason.startswith("the sweep was over (budget.no_improvement: 2 ")
+    assert controller.next_task() is None
+
+
 def test_a_broken_value_is_no_improvement(tmp_path: Path) -> None:
     controller, _, _ = started(tmp_path, fresh(1), target=0.5)
     controller.next_task()

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -216,6 +217,73 @@ def test_a_later_process_takes_everything_up(tmp_path: Path) -> None:
     assert [trial.number for trial in second.leaderboard()] == [1, 0]
     second.close()
     assert {trial.state for trial in second.trials.values()} == {"completed", "stopped", "failed"}
+
+
+def test_a_later_process_counts_the_epoch_that_diverged(tmp_path: Path) -> None:
+    first = opened(tmp_path, epochs=3)
+    started(first)
+    assert first.report(0, 1, GOOD)
+    assert not first.report(0, 2, {**GOOD, "val_accuracy": math.nan})
+    second = opened(tmp_path, epochs=3)
+    assert second.trials[0].epochs_done == second.epochs == first.epochs == 2
+    started(second)
+    assert not second.report(1, 1, GOOD)
+    assert second.ended_by == "budget.epochs: all 3 were trained"
+
+
+def test_a_value_that_an_earlier_process_has_reached_is_the_target(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    started(first)
+    reached = {**GOOD, "val_accuracy": 0.8}
+    first.report(0, 1, reached)
+    first.report(0, 2, GOOD)  # killed here, the trial goes on
+    second = opened(tmp_path, target=0.7)
+    second.repeat([(0, 1, reached), (0, 2, GOOD)])
+    assert second.next_task() is None
+    assert second.ended_by == "budget.target: val_accuracy reached 0.8"
+
+
+def test_values_and_ends_count_in_the_order_of_the_run_log(tmp_path: Path) -> None:
+    """Not in that of a clock, which may have been wrong."""
+    first = opened(tmp_path)
+    values = [{**GOOD, "val_accuracy": value} for value in (0.3, 0.2, 0.6)]
+    for number, metrics in enumerate(values):
+        started(first)
+        first.report(number, 1, metrics)
+        first.finish(number)
+    logged = [entry for number in range(3) for entry in ((number, 1, values[number]), (number, 0, {}))]
+    best_last, best_first = opened(tmp_path, no_improvement=2), opened(tmp_path, no_improvement=2)
+    best_last.repeat(logged)
+    best_first.repeat([*logged[4:], *logged[:4], *logged[:2]])  # an end that was logged twice is one
+    assert best_last.next_task() is not None
+    assert best_first.next_task() is None and best_first.ended_by.startswith("budget.no_improvement: 2")
+
+
+def test_what_a_power_cut_took_of_a_resumed_trial_is_taken_in(tmp_path: Path) -> None:
+    """The study has lost that the trial went on after its pauses, the run log has not."""
+
+    def opened_auto() -> Controller:
+        spec = parse_spec({**RAW, "space": {**RAW["space"], "epochs": [9]}})
+        strategy = open_strategy(
+            tmp_path / "study.db", "s", StrategyOptions(spec.space, spec.goal, 9, "random")
+        )
+        controller = Controller(spec, strategy, tmp_path, lambda settings: ONE_CORE)
+        controller.restore(strategy.trials())
+        return controller
+
+    first = opened_auto()
+    for number in (0, 1):
+        started(first)
+        assert not first.report(number, 1, GOOD) and first.trials[number].state == "paused"
+    second = opened_auto()
+    epochs = [{**GOOD, "val_accuracy": 0.5 + epoch / 100} for epoch in range(1, 5)]
+    second.repeat([(0, 1, GOOD), (1, 1, GOOD), *((1, epoch, epochs[epoch - 1]) for epoch in (2, 3, 4))])
+    assert [trial.state for trial in second.trials.values()] == ["paused", "waiting"]
+    assert second.trials[1].epochs_done == 4 and second.epochs == 5
+    third = opened_auto()
+    assert [trial.epochs_done for trial in third.trials.values()] == [1, 4]
+    assert third.trials[1].value == 0.54
+    assert started(third).number == 1
 
 
 @dataclass

@@ -131,6 +131,34 @@ def test_the_time_in_which_the_machine_slept_is_nobodys(tmp_path: Path) -> None:
     assert course.seconds == pytest.approx(15) and course.until == pytest.approx(START + 1015)
 
 
+def test_the_break_before_a_later_process_records_the_end_of_a_trial_is_nobodys_time(tmp_path: Path) -> None:
+    """The process is killed once the study knows the end, and the run log does not."""
+    sweep = Recorded(tmp_path / "s-1")
+    sweep.start(0, **PARAMS)
+    sweep.at += 10
+    sweep.epoch(0, 1, 0.4)
+    sweep.at += 24 * 3600
+    sweep.slept = sweep.at - START  # what a new process counts begins at 0
+    sweep.add("sweep", "start", tags={"slots": "2"}, params={})
+    sweep.tags(0, state="completed", ended_because="trained to its end")
+    course = read_history(sweep.close())
+    assert course.seconds == pytest.approx(10) and course.trials[0].state == "completed"
+
+
+def test_a_clock_that_is_set_back_between_two_processes_takes_nothing_from_the_time(tmp_path: Path) -> None:
+    sweep = Recorded(tmp_path / "s-1")
+    sweep.start(0, **PARAMS)
+    sweep.at += 3000
+    sweep.epoch(0, 1, 0.4)
+    sweep.at -= 3600
+    sweep.slept = sweep.at - START  # what a new process counts begins at 0
+    sweep.start(0, **PARAMS)
+    sweep.at += 2000
+    sweep.epoch(0, 2, 0.5)
+    sweep.tags(0, state="completed", ended_because="trained to its end")
+    assert read_history(sweep.close()).seconds == pytest.approx(5000)
+
+
 @pytest.mark.integration
 def test_the_order_of_commands_of_the_readme(server: str, tmp_path: Path) -> None:
     """What `status` and `report` say after each of them is what leaderboard.csv says."""

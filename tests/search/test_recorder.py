@@ -31,6 +31,25 @@ class Delivered:
         return True
 
 
+class Told(Delivered):
+    """A run log that knows the runs `known`, and remembers what is begun."""
+
+    def __init__(self, known: set[str]) -> None:
+        self.known, self.begun = known, list[str]()
+
+    def has_started(self, key: str) -> bool:
+        return key in self.known
+
+    def recorded(self, key: str) -> set[int]:
+        return set()
+
+    def start_run(self, key: str, *rest: Any) -> None:
+        self.begun.append(key)
+
+    def tags(self, key: str, values: Any) -> None: ...
+    def dataset(self, *words: Any) -> None: ...
+
+
 @pytest.fixture
 def controller(tmp_path: Path) -> Controller:
     controller = Controller(parse_spec(RAW), None, tmp_path, lambda settings: ONE_CORE)  # type: ignore[arg-type]
@@ -79,6 +98,17 @@ def test_a_leader_that_fails_in_the_end_leaves_weights_of_as_many_as_can_be_fina
 def test_weights_behind_the_first_ones_go(recorder: Recorder, controller: Controller) -> None:
     recorder.prune()
     assert kept(controller) == [0, 1, 2, 3, 4]
+
+
+def test_a_trial_that_its_process_could_not_record_is_begun_by_the_next(
+    recorder: Recorder, controller: Controller
+) -> None:
+    """It may never go on, and would be missing in the history: with a smaller budget, say."""
+    recorder._log = told = Told({"trial-0001"})  # type: ignore[assignment]
+    for number in (0, 1):
+        controller.trials[number].state = "waiting"
+        recorder._catch_up(controller.trials[number])
+    assert told.begun == ["trial-0000"]
 
 
 def test_the_end_of_a_sweep_waits_for_the_data_report_aloud_and_not_for_ever(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import functools
 import io
 import os
 import random
@@ -42,12 +43,9 @@ class Move:
 
     def __init__(self, node: Node, source: tuple[Node, str] | None, target: tuple[Node, str] | None) -> None:
         self.node, self.source, self.target = node, source, target
-
         places = [place for place in (source, target) if place is not None]
         self.names = {(id(folder), name) for folder, name in places}
-
-    def concerns(self, folder: Node) -> bool:
-        return any(place == id(folder) for place, _ in self.names)
+        self.folders = {id(folder) for folder, _ in places}
 
 
 class SimDisk:
@@ -113,6 +111,8 @@ class SimDisk:
             if chosen(move) or not names.isdisjoint(move.names):
                 names |= move.names
                 kept.append(move)
+        if not kept:
+            return
         for move in reversed(kept):
             self._apply(move)
         settled = {id(move) for move in kept}
@@ -204,7 +204,7 @@ class SimDisk:
         node, path, _ = self.files[fd]
         self._act("fsync", path)
         if node.is_folder:
-            self._settle(lambda move: move.concerns(node))
+            self._settle(lambda move: id(node) in move.folders)
         else:
             node.synced = self._content(fd)
         self._sync(node)
@@ -461,7 +461,11 @@ def _cut(synced: bytes, now: bytes, dice: random.Random) -> bytes:
 
 def role(path: str) -> str:
     """What a file is, without what differs from sweep to sweep."""
-    name = Path(path).name
+    return _role(path.rpartition("/")[2])
+
+
+@functools.lru_cache(10_000)
+def _role(name: str) -> str:
     for begin in ("runlog-", "trial-", "checkpoint-"):
         if name.startswith(begin):
             return begin + (name.rpartition(".")[2] if "." in name else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +34,10 @@ class StoredRun:
     status: str = "RUNNING"
     stage: str = "active"
 
+    def copy(self) -> StoredRun:
+        values = {"tags": dict(self.tags), "params": dict(self.params)}
+        return replace(self, **values, points=set(self.points), artifacts=dict(self.artifacts))
+
     @property
     def info(self) -> SimpleNamespace:
         return SimpleNamespace(run_id=self.id, lifecycle_stage=self.stage, start_time=self.started)
@@ -57,10 +61,10 @@ class FakeMlflow:
         return f"run{self._made:05d}"
 
     def copy(self) -> tuple[dict[str, str], dict[str, StoredRun]]:
-        return copy.deepcopy((self.experiments, self.runs))
+        return dict(self.experiments), {key: run.copy() for key, run in self.runs.items()}
 
     def restore(self, state: tuple[dict[str, str], dict[str, StoredRun]]) -> None:
-        self.experiments, self.runs = copy.deepcopy(state)
+        self.experiments, self.runs = dict(state[0]), {key: run.copy() for key, run in state[1].items()}
 
     def active(self) -> list[StoredRun]:
         return [run for run in self.runs.values() if run.stage == "active"]

@@ -24,6 +24,8 @@ COUNTED = {
     "report twice": "report",
     "report after death": "report",
 }
+# Those that `_life` does not draw: the wall clock is set by up to an hour, a commit fails, somebody steers the sweep.
+ALSO_COUNTED = {"clock jumps": "effect", "study eio": "commit", "asked": "effect"}
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,22 @@ class Plan:
     tick: float = 0.01  # seconds that an effect takes at most
     same_pid: bool = False  # as in containers
     lives: tuple[Life, ...] = ()
+    afterwards: tuple[Fault, ...] = ()  # of a process that resumes the finished sweep
 
     @property
     def is_local(self) -> bool:
         """Whether the in-process runner runs the trials."""
         return self.workers == 0
 
+    @property
+    def is_steered(self) -> bool:
+        """Whether somebody asks something of the sweep."""
+        return any(fault.kind == "asked" for fault in self.faults())
+
     def faults(self) -> Iterator[Fault]:
         for life in self.lives:
             yield from life.faults
+        yield from self.afterwards
 
     def __str__(self) -> str:
         runner = "in process" if self.is_local else f"{self.workers} workers"
@@ -81,11 +90,15 @@ class Plan:
             f"budget {self.budget}" + (f", bad {self.bad}" if self.bad else "")
         ]
         for number, life in enumerate(self.lives, 1):
-            told = ", ".join(f"{one.kind} at {one.at} ({one.size:.3g})" for one in life.faults) or "no fault"
-            lines.append(
-                f"  process {number}: {told}" + (f", clock off by {life.skew:g} s" if life.skew else "")
-            )
+            skew = f", clock off by {life.skew:g} s" if life.skew else ""
+            lines.append(f"  process {number}: {_told(life.faults)}{skew}")
+        if self.afterwards:
+            lines.append(f"  once it is finished: {_told(self.afterwards)}")
         return "\n".join(lines)
+
+
+def _told(faults: tuple[Fault, ...]) -> str:
+    return ", ".join(f"{one.kind} at {one.at} ({one.size:.3g})" for one in faults) or "no fault"
 
 
 def draw(seed: int) -> Plan:
@@ -106,6 +119,11 @@ def draw(seed: int) -> Plan:
         bad[dice.randrange(trials)] = (dice.choice(["raises", "diverges"]), dice.randint(1, epochs))
     effects = 120 + 45 * trials + 12 * trials * epochs
     lives = tuple(_life(dice, effects) for _ in range(dice.choice([0, 1, 1, 1, 2, 2, 3, 4])))
+    lives = _also(random.Random(f"jump {seed}"), lives, "clock jumps", effects)
+    lives = _also(random.Random(f"database {seed}"), lives, "study eio", effects // 10)
+    lives = _also(random.Random(f"asked {seed}"), lives, "asked", effects, times=2)
+    epoch_seconds = dice.choice([0.0, 0.05, 1.0, 20.0])
+    budget |= _limit(random.Random(f"other limit {seed}"), trials * epochs * epoch_seconds)
     return Plan(
         seed,
         trials,
@@ -113,7 +131,7 @@ def draw(seed: int) -> Plan:
         workers,
         sampler,
         stopping,
-        epoch_seconds=dice.choice([0.0, 0.05, 1.0, 20.0]),
+        epoch_seconds=epoch_seconds,
         saves_every=dice.choice([1, 1, 1, 2, 0]),
         budget=budget,
         bad=bad,
@@ -121,7 +139,39 @@ def draw(seed: int) -> Plan:
         tick=dice.choice([0.0, 0.01, 0.1]),
         same_pid=dice.random() < 0.3,
         lives=lives,
+        afterwards=_afterwards(random.Random(f"afterwards {seed}")),
     )
+
+
+def _also(
+    dice: random.Random, lives: tuple[Life, ...], kind: str, events: int, times: int = 1
+) -> tuple[Life, ...]:
+    """Further faults in each process of a tenth of the sweeps."""
+    if dice.random() >= 0.1:
+        return lives
+
+    def some() -> tuple[Fault, ...]:
+        at = (1 + int(events * dice.random() ** 1.5) for _ in range(times))
+        return tuple(Fault(kind, one, dice.uniform(-1, 1)) for one in at)
+
+    return tuple(replace(life, faults=(*life.faults, *some())) for life in lives)
+
+
+def _afterwards(dice: random.Random) -> tuple[Fault, ...]:
+    """A fifth of the finished sweeps are resumed by a process that is killed or loses its power."""
+    if dice.random() >= 0.2:
+        return ()
+    return (Fault(dice.choice(["kill", "power"]), 1 + int(120 * dice.random())),)
+
+
+def _limit(dice: random.Random, seconds: float) -> dict[str, float]:
+    """A further limit of the budget of a fifth of the sweeps, which would train for so many seconds."""
+    kind = dice.choice(["target", "no_improvement", "minutes", *[""] * 12])
+    if kind == "target":
+        return {kind: dice.uniform(0.1, 0.7)}
+    if kind == "no_improvement":
+        return {kind: dice.randint(1, 3)}
+    return {kind: seconds * dice.uniform(0.2, 1.2) / 60} if kind and seconds else {}
 
 
 def _life(dice: random.Random, effects: int) -> Life:
@@ -156,10 +206,12 @@ def smaller(plan: Plan) -> Iterator[Plan]:
             yield replace(
                 plan, lives=(*plan.lives[:number], replace(life, skew=0.0), *plan.lives[number + 1 :])
             )
+    if plan.afterwards:
+        yield replace(plan, afterwards=())
     if plan.bad:
         yield replace(plan, bad={})
-    if len(plan.budget) > 1:
-        yield replace(plan, budget={"trials": plan.trials})
+    for name in plan.budget.keys() - {"trials"}:
+        yield replace(plan, budget={key: limit for key, limit in plan.budget.items() if key != name})
     if (plan.sampler, plan.stopping) != ("random", "none"):
         yield replace(plan, sampler="random", stopping="none")
     simple: dict[str, Any] = {"hop": 0.0, "saves_every": 1, "same_pid": False}

@@ -16,18 +16,20 @@ from binsweep.search.history.decisions import read_decisions
 from binsweep.search.history.run_keys import trial_number
 from binsweep.search.history.run_log_reader import read_history
 from binsweep.search.history.sweep_state import load_state
+from binsweep.search.steering.inbox import read_answers, waiting_requests
 from binsweep.search.strategy.base import Decision, Outcome, Record
 from binsweep.search.strategy.factory import open_strategy
 from binsweep.search.workflows.strategy_options import strategy_options
 from binsweep.tracking.runlog.spool import read_spool
 
+from . import people
 from .fake_mlflow import KEY, StoredRun
 from .plan import Life, Plan
 from .workers import curve
 from .world import IO_ERROR, World
 
 TABLES = ("trials", "trial_params", "trial_values", "trial_intermediate_values", "trial_user_attributes")
-NEVER_RESUMED = ("the sweep ended", "others did better until the sweep ended")
+NEVER_RESUMED = ("the sweep ended", "others did better until the sweep ended", "stopped by")
 ENDS = ("completed", "stopped", "failed")
 
 
@@ -41,7 +43,11 @@ def check_end(world: World, result: Any) -> None:
 
 def check_repeated(world: World, result: Any) -> None:
     """The same command again changes nothing, and neither does sending everything again."""
+    if waiting_requests(result.folder):
+        return  # of commands that were killed when it was over: they extend it now
     before = _whole(world, result.folder)
+    if faults := world.plan.afterwards:
+        world.live(Life(faults), asked=True)
     again = world.live(Life(), asked=True)
     if again is None or again.folder != result.folder:
         world._problem("resume: the finished sweep was not opened again")
@@ -74,6 +80,8 @@ def _whole(world: World, folder: Path) -> dict[str, Any]:
         "study": tables,
         "points": runs,
         "ends": ends,
+        "answers": [one.as_json() for one in read_answers(folder)],
+        "state": load_state(folder)["status"],
         "leaderboard": (folder / "leaderboard.csv").read_text(),
     }
 
@@ -82,9 +90,12 @@ def _broken(world: World, folder: Path) -> Iterator[str]:
     records, plan = records_of(world, folder), world.plan
     yield from _trials(world, records)
     yield from _configurations(plan, world, records)
-    yield from _budget(plan, records)
+    yield from _budget(plan, records, folder)
+    yield from _limits(plan, folder)
     yield from _decisions(folder, records)
     yield from _history(folder, records, world)
+    yield from _time(folder, world)
+    yield from people.broken(world, folder, records)
     yield from _run_log(folder, records, world)
     yield from _mlflow(folder, records, world)
     state = load_state(folder)
@@ -126,8 +137,11 @@ def _trials(world: World, records: list[Record]) -> Iterator[str]:
                 yield f"{name}: the value of epoch {epoch} is {value}, undisturbed {finite.get(epoch)}"
         if sorted(record.values) != list(range(1, len(record.values) + 1)):
             yield f"{name}: its epochs are {sorted(record.values)}"
-        if record.state == "completed" and plan.stopping == "none" and len(record.values) != plan.epochs:
-            yield f"{name}: completed with {len(record.values)} of {plan.epochs} epochs: {record.ended_because}"
+        last = record.last_epoch or plan.epochs
+        if record.state == "completed" and plan.stopping == "none" and len(record.values) != last:
+            yield f"{name}: completed with {len(record.values)} of {last} epochs: {record.ended_because}"
+        if last != plan.epochs and "minutes" not in plan.budget:
+            yield f"{name}: was shortened to {last} epochs"
         if record.state == "failed" and record.number not in plan.bad and not _may_fail(world, record):
             yield f"{name}: failed: {record.ended_because}"
         if record.values and record.value != max(record.values.values()):
@@ -138,8 +152,14 @@ def _may_fail(world: World, record: Record) -> bool:
     injected = world.outcome.injected
     if IO_ERROR in record.ended_because and injected["eio"]:
         return True
-    if not record.values and record.ended_because.startswith("the sweep ended"):
+    if not record.values and record.ended_because.startswith(("the sweep ended", "stopped by")):
         return True  # it was interrupted in its first epoch, and then the budget was spent
+    if (
+        "are long over" in record.ended_because
+        and injected["worker hangs"]
+        and "minutes" in world.plan.budget
+    ):
+        return True
     deaths = injected["worker dies"] + injected["report after death"]
     return "3 times" in record.ended_because and deaths >= 3
 
@@ -149,6 +169,8 @@ def _configurations(plan: Plan, world: World, records: list[Record]) -> Iterator
     for params, times in tried.items():
         if times > 1:
             yield f"the configuration {params} was tried {times} times"
+    if plan.is_steered:
+        return
     if plan.stopping == "none" and (plan.workers <= 1 or plan.sampler in ("random", "grid")):
         alone = [record.params for record in undisturbed(world)]
         for record, params in zip(records, alone, strict=False):
@@ -171,24 +193,54 @@ def undisturbed(world: World) -> list[Record]:
     return strategy.trials()
 
 
-def _budget(plan: Plan, records: list[Record]) -> Iterator[str]:
-    if len(records) > plan.trials:
+def _budget(plan: Plan, records: list[Record], folder: Path) -> Iterator[str]:
+    asked = sum(one.granted and one.request.kind == "budget" for one in read_answers(folder))
+    if len(records) > plan.trials + asked:
         yield f"budget.trials: {len(records)} of {plan.trials} began"
     limit = plan.budget.get("epochs")
     trained = sum(len(record.values) for record in records)
     if limit is not None and trained > limit + max(1, plan.workers) - 1:
         yield f"budget.epochs: {trained} of {limit:g} were trained"
-    if limit is None and len(records) != plan.trials and plan.stopping == "none":
+    if (
+        plan.budget.keys() == {"trials"}
+        and not asked
+        and len(records) != plan.trials
+        and plan.stopping == "none"
+    ):
         yield f"budget.trials: only {len(records)} of {plan.trials} began"
 
 
+def _limits(plan: Plan, folder: Path) -> Iterator[str]:
+    """No trial begins once the target is reached, or so many have ended since the best value, as the run log tells."""
+    target, patience = plan.budget.get("target", math.inf), plan.budget.get("no_improvement", math.inf)
+    best, best_trial, since = -math.inf, -1, 0
+    begun, ended = set[int](), set[int]()
+    for record in read_spool(folder / "spool"):
+        if (number := trial_number(record["key"])) is None:
+            continue
+        if record["kind"] == "start":
+            if number not in begun and (best >= target or since >= patience):
+                yield f"budget: trial {number} began after {best} was reached and {since} trials had ended since"
+            begun.add(number)
+        values = record.get("values", {})
+        if record["kind"] == "metrics" and values.get("val_score", -math.inf) > best:
+            best, best_trial, since = values["val_score"], number, 0
+        if record["kind"] == "tags" and values.get("state") in ENDS and number not in ended:
+            ended.add(number)
+            # The end of the best trial counts anew, unless it was stopped because the others have ended.
+            since = since + 1 if number != best_trial else since if since >= patience else 0
+
+
 def _decisions(folder: Path, records: list[Record]) -> Iterator[str]:
-    ends = Counter(one["trial"] for one in read_decisions(folder) if one["what"] in ENDS)
-    for number, times in ends.items():
-        if times > 1:
-            yield f"trial {number}: ended {times} times"
-    if unknown := ends.keys() - {record.number for record in records}:
-        yield f"decisions: about the trials {sorted(unknown)}, which the study does not know"
+    """Each trial begins and ends once in the decision log, with the reason that the study has."""
+    lines = read_decisions(folder)
+    ends = [(one["trial"], one["what"], one["reason"]) for one in lines if one["what"] in ENDS]
+    wanted = [(record.number, record.state, record.ended_because) for record in records]
+    if sorted(ends) != wanted:
+        yield f"decisions: the trials ended {sorted(ends)}, in the study {wanted}"
+    begins = sorted(one["trial"] for one in lines if one["what"] == "begin")
+    if begins != [record.number for record in records]:
+        yield f"decisions: the trials {begins} began, in the study {len(records)}"
 
 
 def _history(folder: Path, records: list[Record], world: World) -> Iterator[str]:
@@ -208,6 +260,20 @@ def _history(folder: Path, records: list[Record], world: World) -> Iterator[str]
             yield f"{name}: {trial.params}, in the study {record.params}"
         if (trial.state, trial.reason) != (record.state, record.ended_because):
             yield f"{name}: {trial.state} ({trial.reason}), in the study {record.state} ({record.ended_because})"
+
+
+def _time(folder: Path, world: World) -> Iterator[str]:
+    """What the sweep is said to have taken is no more than its processes have lived, and no less than its epochs took,
+    but for those that a process was at when it ended, whatever the wall clock said."""
+    found = read_history(folder).usage.seconds
+    if found > world.awake + 1:
+        yield f"time: {found:.1f} s were counted, the processes lived for {world.awake:.1f} s"
+    points = [found for points in _logged(folder).values() for found in points.items()]
+    took = [value for (name, _), values in points if name == "seconds" for value in values]
+    workers = max(1, world.plan.workers)
+    least = sum(took) / workers - world.outcome.lives * max(took, default=0.0) - 1
+    if not world.outcome.injected["power"] and found < least:
+        yield f"time: {found:.1f} s were counted, the epochs took {sum(took):.1f} s on {workers} workers"
 
 
 def _logged(folder: Path) -> dict[str, dict[tuple[str, int], list[float]]]:

@@ -44,7 +44,9 @@ def test_a_crash_at_some_effects(kind: str) -> None:
     require([run(crashed(kind, at)) for at in range(5, 260, 60)])
 
 
-@pytest.mark.parametrize("seed", [1, 12, 19, 58, 118, 142, 794, 2060, 2066, 2108, 2165, 2194, 2300])
+@pytest.mark.parametrize(
+    "seed", [1, 12, 19, 58, 118, 142, 794, 2060, 2066, 2108, 2165, 2194, 2300, 20024, 20164]
+)
 def test_what_a_seed_has_broken_holds(seed: int) -> None:
     """CHANGELOG.md says what it was; with the code before, these seeds still break it."""
     require([run(draw(seed))])
@@ -62,6 +64,12 @@ def test_what_late_reports_broke(seed: int) -> None:
     stopping = ("auto", "asha")[seed % 2]
     plan = Plan(seed, 5, 4, 2 + seed % 2, "random", stopping, 1.0, 1, {"trials": 5}, lives=(Life(faults),))
     require([run(plan)])
+
+
+@pytest.mark.parametrize("at", [215, 245])
+def test_what_was_asked_while_the_last_records_were_sent_had_no_answer(at: int) -> None:
+    faults = (Fault("mlflow down", 20, 0.5), Fault("asked", at, 0.55))
+    require([run(replace(TINY, lives=(Life(faults),)))])
 
 
 def test_a_seed_is_the_same_schedule_each_time() -> None:
@@ -121,7 +129,7 @@ def _parts(seeds: int, size: int = 50) -> list[range]:
 
 @pytest.mark.night
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", ["kill", "power"])
+@pytest.mark.parametrize("kind", ["kill", "power", "interrupt"])
 def test_a_crash_at_every_effect(kind: str, figure: Callable[[str], None]) -> None:
     at, reached = 0, True
     while reached:

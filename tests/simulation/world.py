@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import shutil
-import sys
+import sqlite3
 import tempfile
 import traceback
 from collections import Counter
@@ -17,18 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from optuna.storages._rdb.storage import _VersionManager
-
 import binsweep.search.execution.code_trial as code_trial
-import binsweep.search.execution.faults as faults
 import binsweep.search.execution.interrupts as interrupts
-import binsweep.search.recording.recorder as recorder
-import binsweep.search.report.sweep_report  # noqa: F401 (the product imports it late, past the simulated clock)
-import binsweep.search.strategy.study_storage as study_storage
 import binsweep.search.workflows.sweep as sweep_workflow
 import binsweep.tracking.runlog.run_log as run_log
-import binsweep.tracking.runlog.sender as sender
-import binsweep.tracking.runlog.spool as spool
 from binsweep.data.errors import UserError
 from binsweep.search.execution.trial import is_disk_full
 from binsweep.search.history.sweep_state import find_unfinished, load_state
@@ -38,12 +29,14 @@ from binsweep.search.spec.parser import parse_spec
 from binsweep.search.workflows.prepare import PreparedSweep
 
 from .disk import SimDisk, caller
-from .fake_mlflow import FakeClient, FakeMlflow, unavailable
-from .plan import COUNTED, CRASHES, Life, Plan
-from .scheduler import Process, Scheduler, SimThreading, SimTime, SimulatedCrash, Stuck, Task
-from .workers import SimHost, run_workers
+from .fake_mlflow import FakeMlflow, unavailable
+from .people import People
+from .places import installed
+from .plan import ALSO_COUNTED, COUNTED, CRASHES, Life, Plan
+from .scheduler import Process, Scheduler, SimTime, SimulatedCrash, Stuck, Task
 
 URI = "simulated"
+EVENTS = COUNTED | ALSO_COUNTED
 MAX_CALM_LIVES = 4  # in which a sweep must end once nothing goes wrong any more
 FILE_EFFECTS = ("create", "write", "truncate", "fsync", "mkdir", "rename")
 IO_ERROR = "simulated EIO"
@@ -75,6 +68,7 @@ class World:
         self.processes: list[Process] = []
         self.main: Task | None = None
         self.intruders: list[Task] = []
+        self.people = People(self)
         self._server = Process("mlflow", 1)
         self._pids = 100
         self._dice = random.Random(f"world {plan.seed}")
@@ -82,6 +76,7 @@ class World:
         self._snapshots: list[Any] = [self.mlflow.copy()]
         self._keeps_snapshots = any(fault.kind == "mlflow rolled back" for fault in plan.faults())
         self._down_until, self._failing, self._full_until = 0.0, 0, 0
+        self.awake = 0.0  # seconds in which processes of the sweep lived
         self.must_send_all = False  # MLflow has forgotten something, or made a run after it had ended
         self.spec = parse_spec(_raw(plan))
         code = CodeSnapshot("simulated.py", "train", "f" * 64, ())
@@ -95,11 +90,15 @@ class World:
         self._counts: Counter[str] = Counter()
         self._armed = list(life.faults)
         self.scheduler.skew = life.skew
+        if life.skew:
+            self.outcome.injected["clock wrong"] += 1
 
     def _due(self, kind: str) -> float | None:
         """The size of a fault whose moment has come; None if there is none."""
+        if not self._armed:
+            return None
         for fault in self._armed:
-            if fault.kind == kind and self._counts[COUNTED.get(kind, "effect")] >= fault.at:
+            if fault.kind == kind and self._counts[EVENTS.get(kind, "effect")] >= fault.at:
                 self._armed.remove(fault)
                 self.outcome.injected[kind] += 1
                 self.scheduler.note(kind)
@@ -129,8 +128,9 @@ class World:
         self.outcome.points.add(point)
         self.outcome.effects += 1
         self._counts["effect"] += 1
-        for crash in CRASHES:
-            self._perhaps_crash(crash, point)
+        if self._armed:
+            for crash in CRASHES:
+                self._perhaps_crash(crash, point)
         if process.name.startswith("worker"):
             self._counts["worker"] += 1
             if self._due("worker dies") is not None:
@@ -142,12 +142,21 @@ class World:
             self.disk.full, self._full_until = True, self._counts["effect"] + 1 + int(60 * size)
         elif self.disk.full and self._counts["effect"] >= self._full_until:
             self.disk.full = False
-        if self._due("intruder") is not None and self.main is not None and process is self.main.process:
+        if (size := self._due("clock jumps")) is not None:
+            scheduler.skew += 3600 * size
+        at_work = self.main is not None and process is self.main.process
+        if at_work and (size := self._due("asked")) is not None:
+            self.people.ask(size)
+        if self._due("intruder") is not None and at_work:
             self._intrude()
         if kind in FILE_EFFECTS:
             self._counts["disk"] += 1
             if self._due("eio") is not None:
                 raise OSError(5, IO_ERROR)
+        if kind == "commit":
+            self._counts["commit"] += 1
+            if self._due("study eio") is not None:
+                raise sqlite3.OperationalError(IO_ERROR)
         if kind != "commit":  # SQLite has a lock then, and others would wait for it
             scheduler.may_hop()
 
@@ -237,8 +246,11 @@ class World:
         process = Process("driver", 7 if self.plan.same_pid else self.new_pid())
         self.processes, self.intruders = [process], []
         self.main = scheduler.spawn(process, "driver", lambda: self._drive(asked))
+        self.people.tasks = []
+        if self.plan.is_steered:
+            self.people.look()
         scheduler.run(self.main)
-        for intruder in self.intruders:
+        for intruder in [*self.intruders, *self.people.tasks]:
             if not process.dead:
                 scheduler.run(intruder)
             broke = intruder.error is not None and not isinstance(intruder.error, UserError | SimulatedCrash)
@@ -254,6 +266,7 @@ class World:
             self.disk.let_go(one)
         self.disk.full = False
         main, self.main = self.main, None
+        self.awake += scheduler.now - scheduler.booted
         scheduler.now += self._dice.choice([1.0, 60.0, 5000.0])
         error = main.error
         if any(isinstance(intruder.error, SimulatedCrash) for intruder in self.intruders):
@@ -282,7 +295,7 @@ class World:
         """Whether an error is what the schedule asked for: an interruption, or a disk that fails."""
         if isinstance(error, KeyboardInterrupt):
             return self.outcome.injected["interrupt"] > 0
-        if isinstance(error, OSError) and IO_ERROR in str(error):
+        if any(IO_ERROR in str(one) for one in _chain(error)):
             return True
         return self.outcome.injected["full"] > 0 and is_disk_full(error)
 
@@ -320,89 +333,6 @@ class World:
         if text not in self.outcome.problems:
             self.outcome.problems.append(text)
 
-    # The places where the product meets the world
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Put the simulated clock, threads, disk, database and MLflow in the places of the real ones."""
-        clock, threads = SimTime(self.scheduler), SimThreading(self.scheduler)
-        real_time, real_threading = sys.modules["time"], sys.modules["threading"]
-        changes: list[tuple[Any, str, Any]] = []
-        for name, module in list(sys.modules.items()):
-            if name.startswith(("binsweep.search.", "binsweep.tracking.runlog", "binsweep.data.locks")):
-                if getattr(module, "time", None) is real_time:
-                    changes.append((module, "time", clock))
-                if getattr(module, "threading", None) is real_threading:
-                    changes.append((module, "threading", threads))
-        hexes = random.Random(f"uuid {self.plan.seed}")
-        real_pid = os.getpid
-        changes += [
-            (recorder, "ThreadPoolExecutor", threads.ThreadPoolExecutor),
-            (recorder, "wait", threads.wait),
-            (recorder, "environment_tags", lambda: {"version.simulated": "1"}),
-            (
-                spool,
-                "uuid",
-                SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{hexes.getrandbits(128):032x}")),
-            ),
-            (study_storage, "sqlite3", SimpleNamespace(connect=self.disk.connect)),
-            (sender, "MlflowClient", lambda uri: FakeClient(self.mlflow, self.request)),
-            (faults, "shutil", SimpleNamespace(disk_usage=self._disk_usage)),
-            (code_trial, "host_for", lambda *words: SimHost(self)),
-            (_VersionManager, "get_head_version", _head_version),
-            (os, "getpid", lambda: process.pid if (process := self.scheduler.process) else real_pid()),
-            (sys, "stderr", _Nothing()),
-        ]
-        if not self.plan.is_local:
-            changes.append(
-                (
-                    sweep_workflow,
-                    "run_local",
-                    lambda controller, trainer: run_workers(self, controller, trainer),
-                )
-            )
-        before = [(module, name, getattr(module, name)) for module, name, _ in changes]
-        disabled = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        try:
-            for module, name, value in changes:
-                setattr(module, name, value)
-            with self.disk.mounted():
-                yield
-        finally:
-            for module, name, value in reversed(before):
-                setattr(module, name, value)
-            logging.disable(disabled)
-
-    def _disk_usage(self, folder: Path) -> Any:
-        return SimpleNamespace(free=0 if self.disk.full else 10**12)
-
-
-_find_head_version = _VersionManager.get_head_version
-_HEAD: list[str] = []
-
-
-def _head_version(manager: _VersionManager) -> str:
-    """Optuna reads all its migrations for it, which takes a tenth of a second, and it never changes."""
-    if not _HEAD:
-        _HEAD.append(_find_head_version(manager))
-    return _HEAD[0]
-
-
-class _Nothing:
-    """A stream that nobody reads."""
-
-    encoding = "utf-8"
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-    def isatty(self) -> bool:
-        return False
-
 
 def _raw(plan: Plan) -> dict[str, Any]:
     lr: Any = {"low": 1e-4, "high": 1.0, "log": True}
@@ -417,6 +347,15 @@ def _raw(plan: Plan) -> dict[str, Any]:
         "search": {"sampler": plan.sampler, "stopping": plan.stopping, "seed": plan.seed % 1000},
         "budget": dict(plan.budget),
     }
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def _told(error: BaseException) -> str:
@@ -438,7 +377,7 @@ def run(
     world = World(plan, top / "home")
     world.home.mkdir()
     try:
-        with world.installed():
+        with installed(world):
             try:
                 with planted():
                     _run(world, check_end, check_repeated)

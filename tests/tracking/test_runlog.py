@@ -1,3 +1,4 @@
+import errno
 import math
 import os
 import signal
@@ -10,9 +11,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 from small_sweep import NAMES, assert_complete, runs_of, value, write_sweep
 
+import binsweep.tracking.runlog.delivery
 from binsweep.data.errors import UserError
 from binsweep.tracking.runlog.run_log import RunLog, replay
 from binsweep.tracking.runlog.sender import KEY_TAG
+from binsweep.tracking.runlog.spool import Spool
 
 
 def test_everything_arrives_exactly_once(server: str, tmp_path: Path) -> None:
@@ -212,6 +215,27 @@ def test_a_killed_process_is_replayed_and_gone_on_with(after: float, server: str
     write_sweep(log, trials=3, epochs=40)
     assert log.close(60) == 0
     assert_complete(MlflowClient(server), experiment, trials=3, epochs=40)
+
+
+def test_mlflow_is_sent_what_the_disk_has(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut takes back would be recorded again at another time, and MLflow would have it twice."""
+    disk_fails, sync = True, Spool.sync
+
+    def sync_if_it_works(spool: Spool) -> None:
+        if disk_fails:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(spool)
+
+    monkeypatch.setattr(Spool, "sync", sync_if_it_works)
+    monkeypatch.setattr(binsweep.tracking.runlog.delivery, "_MAX_DELAY", 0.1)
+    log = RunLog(tmp_path, server, "failing-disk")
+    log.start_run("sweep", "bins")
+    assert log.run_id("sweep", timeout=2.0) is None
+    disk_fails = False
+    assert log.run_id("sweep", timeout=20.0) is not None
+    assert log.close(20) == 0
 
 
 def test_one_process_owns_a_spool(server: str, tmp_path: Path) -> None:

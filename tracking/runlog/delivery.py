@@ -28,6 +28,7 @@ class Delivery:
         self._spool = spool
         self._sender = sender
         self._batch: list[Record] = []
+        self._is_synced = False  # whether the disk has the batch
         self._late: dict[int, Request] = {}  # artifacts, by the number of their record
         self._late_delay, self._late_due = _MIN_DELAY, 0.0
         self._unsynced = threading.Event()
@@ -101,10 +102,12 @@ class Delivery:
 
     def _deliver_next(self) -> None:
         if not self._batch:
-            self._batch = self._spool.take(_BATCH_RECORDS)
+            self._batch, self._is_synced = self._spool.take(_BATCH_RECORDS), False
+        if self._batch and not self._is_synced:
             # Sent only once the disk has it: what a power cut took back would be recorded again, at another time, and
-            # MLflow would have it twice.
-            self._sync()
+            # MLflow would have it twice. A disk that fails is tried again.
+            self._spool.sync()
+            self._is_synced = True
         if self._batch and self._deliver_batch():
             numbers, self._batch = [record["n"] for record in self._batch], []
             self._news.set()  # there may be more

@@ -39,6 +39,7 @@ class RunLog:
     def __init__(self, directory: Path, tracking_uri: str, experiment: str) -> None:
         """Open or create the spool in `directory` and start sending; UserError if another process owns it."""
         self._opened = time.monotonic_ns()
+        self._started: set[str] = set()
         self._recorded: dict[str, dict[int, frozenset[str]]] = {}
         self._ended: dict[str, tuple[int, str]] = {}  # the number of the run's end record, and its status
         self._name_sets: dict[frozenset[str], frozenset[str]] = {}
@@ -128,6 +129,10 @@ class RunLog:
             raise ValueError(f"status: must be one of {', '.join(_STATUSES)}, got {status!r}")
         self._record("end", key, {"status": status})
 
+    def has_started(self, key: str) -> bool:
+        """Whether the run was started, by this process or an earlier one."""
+        return require_key(key) in self._started
+
     def ended_as(self, key: str) -> str:
         """How the run was ended, by this process or an earlier one; empty if it was not, or was started again."""
         return self._ended.get(require_key(key), (0, ""))[1]
@@ -198,7 +203,7 @@ class RunLog:
         self._delivery.wake()
 
     def _remember(self, record: Record) -> None:
-        """Remember the metrics of each step, and which runs have ended."""
+        """Remember the metrics of each step, and which runs have started and ended."""
         if record["kind"] == "metrics":
             steps = self._recorded.setdefault(record["key"], {})
             names = steps.get(record["step"], frozenset()).union(record["values"])
@@ -207,6 +212,7 @@ class RunLog:
         elif record["kind"] == "end":
             self._ended[record["key"]] = record["n"], record["status"]
         elif record["kind"] == "start":
+            self._started.add(record["key"])
             self._ended.pop(record["key"], None)
 
 
