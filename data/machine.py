@@ -3,9 +3,13 @@
 import functools
 import os
 import re
+import time
 from pathlib import Path
 
-# File systems that several machines may have mounted at once; those in user space ("fuse.*") may be anything.
+SIGN_SECONDS = 3.0  # between two signs of life on a shared disk
+MAX_SILENT_SECONDS = 5 * SIGN_SECONDS  # after which who gives none is taken for dead
+
+# File systems that several machines may have mounted at once; those in user space (fuse) may be anything.
 _SHARED = (
     "9p",
     "afs",
@@ -37,7 +41,7 @@ def boot_id() -> str:
 def is_shared(folder: Path) -> bool:
     """Whether other machines may use the disk of a folder, too; False where the system does not say."""
     kind = file_system(folder)
-    return kind in _SHARED or kind.startswith("fuse.")
+    return kind in _SHARED or kind == "fuse" or kind.startswith("fuse.")
 
 
 def file_system(folder: Path) -> str:
@@ -54,3 +58,15 @@ def file_system(folder: Path) -> str:
         if inside and len(point) >= longest:  # of several at one place, the last one is seen
             found, longest = rest.split()[0], len(point)
     return found
+
+
+def gives_signs(path: Path) -> bool:
+    """Whether somebody on another machine, whose lock of a file may not be seen here, writes to it while we look."""
+    first, deadline = None, time.monotonic() + MAX_SILENT_SECONDS
+    while time.monotonic() < deadline:
+        now = path.read_bytes()  # opened each time: a network's file system then asks its server
+        first = now if first is None else first
+        if now != first:
+            return True
+        time.sleep(SIGN_SECONDS / 3)
+    return False

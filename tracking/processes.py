@@ -36,13 +36,14 @@ def started_at(process: psutil.Process) -> float:
 @dataclass(frozen=True)
 class Server:
     """A listening process: its id, creation time (`started_at`, to recognise a recycled id), port, the address that it
-    listens on, and the boot of the machine."""
+    listens on, and the machine with its boot."""
 
     pid: int
     created: float
     port: int
     host: str = LOOPBACK
     boot: str = field(default_factory=boot_id)
+    machine: str = field(default_factory=socket.gethostname)
 
     @property
     def url(self) -> str:

@@ -202,7 +202,7 @@ def _is_resumable(folder: Path, spec: SweepSpec, fingerprint: str) -> bool:
 def _obstacle(folder: Path, spec: SweepSpec, fingerprint: str) -> tuple[str, str] | None:
     """Why a sweep cannot be resumed with this spec and data of that fingerprint, and a hint; None if it can."""
     state = load_state(folder)
-    owner = owner_of(folder / "spool")
+    owner = owner_of(folder / "spool", sure=True)
     problem, hint = "", "leave out --resume to start a new sweep"
     # What an earlier version did not know yet has its default.
     differ = _differences(parse_spec(state["spec"], str(folder / STATE)).raw, spec.raw)

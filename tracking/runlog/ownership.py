@@ -17,15 +17,11 @@ from pathlib import Path
 
 from binsweep.data.errors import UserError
 from binsweep.data.locks import open_lock, try_lock
-from binsweep.data.machine import boot_id, is_shared
+from binsweep.data.machine import MAX_SILENT_SECONDS, SIGN_SECONDS, boot_id, gives_signs, is_shared
 
 LOCK_FILE = "runlog.lock"
 OWNER_CHECK_SECONDS = 1.0  # far more than `owner_of` holds the lock
-BEAT_SECONDS = 3.0  # between two signs of life
-MAX_SILENT_SECONDS = 5 * BEAT_SECONDS  # after which an owner that cannot be seen is taken for dead
-FRESH_SECONDS = (
-    60.0  # the age of a sign of life, by clocks that may differ, until which `owner_of` believes in it
-)
+FRESH_SECONDS = 60.0  # the age of a sign of life until which it is believed, by clocks that may differ
 _log = logging.getLogger(__name__)
 
 
@@ -59,8 +55,8 @@ class Ownership:
         while not (owned := try_lock(self._fd)) and time.monotonic() < deadline:
             time.sleep(0.01)  # `owner_of` in another process may hold the lock for a moment
         self._shared = is_shared(directory)
-        before, _ = _read(self._fd)
-        if not owned or (self._shared and before and not before.is_here and _gives_signs(path, before)):
+        before = _read(self._fd)
+        if not owned or (self._shared and _lives(path, before)):
             os.close(self._fd)
             raise UserError(
                 f"the run log in {directory} is in use by {before or 'another process'}",
@@ -84,7 +80,7 @@ class Ownership:
 
     def _give_signs(self) -> None:
         beat = 0
-        while not self._released.wait(BEAT_SECONDS):
+        while not self._released.wait(SIGN_SECONDS):
             beat += 1
             with self._writing, contextlib.suppress(OSError):  # of a disk that is away for a while
                 if not self._released.is_set():  # otherwise the descriptor may be another file's by now
@@ -96,48 +92,44 @@ class Ownership:
         os.pwrite(self._fd, json.dumps({**asdict(self._me), "beat": f"{beat:012d}"}).encode() + b"\n", 0)
 
 
-def owner_of(directory: Path) -> Owner | None:
-    """The process that has the spool of `directory` open; None if there is none."""
+def owner_of(directory: Path, sure: bool = False) -> Owner | None:
+    """The process that has the spool of `directory` open; None if there is none.
+
+    One on a machine whose locks are not seen here is told by the age of its last sign of life, or, to be `sure`, by
+    waiting for the next one.
+    """
+    path = directory / LOCK_FILE
     try:
-        fd = os.open(directory / LOCK_FILE, os.O_RDONLY)  # for users without write access, too
+        fd = os.open(path, os.O_RDONLY)  # for users without write access, too
     except FileNotFoundError:
         return None
     try:
         free = try_lock(
             fd, shared=True
         )  # shared, so that two such checks do not take each other for an owner
-        owner, _ = _read(fd)
+        owner = _read(fd)
         if not free:
             return owner or Owner(0, "", boot_id(), 0)
         if owner is None or owner.is_here or not is_shared(directory):
             return None
-        return owner if abs(time.time() - os.fstat(fd).st_mtime) < FRESH_SECONDS else None
+        fresh = abs(time.time() - os.fstat(fd).st_mtime) < FRESH_SECONDS
     finally:
         os.close(fd)
+    return owner if (_lives(path, owner) if sure else fresh) else None
 
 
-def _read(fd: int) -> tuple[Owner | None, str]:
-    """The owner that a lock file names, and its last sign of life; None if it was released, or is cut off."""
+def _read(fd: int) -> Owner | None:
+    """The owner that a lock file names; None if it was released, or is cut off, or of an earlier version."""
     try:
         found = json.loads(os.pread(fd, 4096, 0))
-        beat = found.pop("beat")
-        return Owner(**found), beat
-    except (ValueError, TypeError, AttributeError, KeyError):  # also one of an earlier version
-        return None, ""
+        return Owner(**{name: value for name, value in found.items() if name != "beat"})
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
-def _gives_signs(path: Path, owner: Owner) -> bool:
-    """Whether an owner on another machine lives: its file changes while we look."""
-    _log.warning("%s had this run log open; looking for %g s whether it lives", owner, MAX_SILENT_SECONDS)
-    first, deadline = None, time.monotonic() + MAX_SILENT_SECONDS
-    while time.monotonic() < deadline:
-        fd = os.open(path, os.O_RDONLY)  # opened each time: a network's file system then asks its server
-        try:
-            now = _read(fd)
-        finally:
-            os.close(fd)
-        first = first or now
-        if now != first:
-            return True
-        time.sleep(BEAT_SECONDS / 3)
-    return False
+def _lives(path: Path, owner: Owner | None) -> bool:
+    """Whether an owner on another machine lives."""
+    if owner is None or owner.is_here:
+        return False
+    _log.warning("%s had %s open; looking for %g s whether it lives", owner, path.parent, MAX_SILENT_SECONDS)
+    return gives_signs(path)
