@@ -1,22 +1,27 @@
-"""Networks that are cut for real: a node, the head, MLflow and S3 whose packets the kernel drops; two nodes at once.
+"""Networks that are cut for real: a node, the head, MLflow and S3 whose packets the kernel drops; slow ones that lose
+some; two nodes at once.
 
 Afterwards every trial has ended once, every metric is there once, and all curves are those of an undisturbed sweep.
 """
 
+import contextlib
+import os
 import subprocess
+import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 from bad_network import Rule, dropped, node_rules, port_rules, require_iptables
 from mlflow import MlflowClient
 from own_sweeps import EPOCHS, METRICS, TRAIN, code_spec
 from real_sweeps import assert_whole, command, curves, run_here, runs_of, started, trials_of, wait_for_epochs
-from two_nodes import Cluster, kill, two_nodes
+from two_nodes import NETWORKS, NODES, Cluster, kill, slow_networks, two_nodes
 
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 
@@ -156,6 +161,69 @@ def test_a_service_is_cut_off(
             "artifacts/note.txt"
         ]
     figure(f"{what} cut off for {seconds} s: {trials} of {trials} trials complete, all curves as undisturbed")
+
+
+@contextlib.contextmanager
+def far_mlflow(folder: Path) -> Iterator[str]:
+    """An MLflow server in the network of the other node."""
+    port, log = 25005, folder / "far.log"
+    words = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        NODES[0],
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    words += ["--backend-store-uri", f"sqlite:///{folder / 'far.db'}", "--allowed-hosts", "*"]
+    words += ["--artifacts-destination", (folder / "far").as_uri()]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    env |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", NETWORKS[0], *words], env=env, cwd=folder, stdout=stream, stderr=stream
+        )
+    try:
+        url, deadline, answers = f"http://{NODES[0]}:{port}", time.monotonic() + 180, False
+        while not answers:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+            with contextlib.suppress(requests.RequestException):
+                answers = requests.get(f"{url}/health", timeout=10).ok
+        yield url
+    finally:
+        kill(process)
+
+
+def test_a_link_that_is_slow_and_loses_packets(
+    server: str, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """The other node and MLflow are behind it: 300 ms there and back, and of 100 packets 5 are lost each way."""
+    name, trials = "slow-link", 8
+    link = slow_networks(delay=0.15, loss=0.05)
+    with two_nodes(tmp_path, "", linked=link) as cluster, far_mlflow(tmp_path) as url:
+        home = cluster.hidden / "home"
+        spec = code_spec(cluster.hidden / "code", name, trials, params={"seconds": 0.5})
+        words = command(spec, "ray", "--address", cluster.address)
+        env = {**cluster.env, "MLFLOW_TRACKING_URI": url}
+        process = begun(words, env, home / "sweeps" / f"{name}-1" / "study.db", 6)
+        try:
+            while not trained_by(cluster):
+                assert process.poll() is None, "the other node got no trial"
+                time.sleep(0.05)
+            said = process.communicate(timeout=500)[1]
+        finally:
+            process.kill()
+        assert process.returncode == 0, said
+        assert_whole(url, home, name, trials, EPOCHS, METRICS)
+        found = curves(url, name, METRICS)
+    assert found == undisturbed(tmp_path, server, trials)
+    figure(
+        f"5 % lost, 300 ms there and back: {trials} of {trials} trials complete, all curves as undisturbed"
+    )
 
 
 def test_two_nodes_of_three_are_lost_at_once(

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from slow_link import MTU, slow_link
 
 HEAD = "10.213.77.1"
 NODES = ("10.213.77.2", "10.213.77.3")  # the addresses of the others,
@@ -94,10 +96,16 @@ class Cluster:
 
 @contextlib.contextmanager
 def two_nodes(
-    folder: Path, server: str, head_cpus: int = 1, node_cpus: int = 1, node_gpus: int = 0, others: int = 1
+    folder: Path,
+    server: str,
+    head_cpus: int = 1,
+    node_cpus: int = 1,
+    node_gpus: int = 0,
+    others: int = 1,
+    linked: AbstractContextManager[None] | None = None,
 ) -> Iterator[Cluster]:
     """The cluster of a head and so many `others`, whose jobs log to `server`; `folder`/hidden is what only the head and
-    its driver see."""
+    its driver see. The network is `networks(others)`, or another one in which they have the same addresses."""
     require_namespaces()
     hidden = folder / "hidden"
     hidden.mkdir()
@@ -106,7 +114,7 @@ def two_nodes(
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # a job's `python` is this one
     # Ray's files are where the second node has a folder of its own, wherever TMPDIR is.
     env |= {"BINSWEEP_HOME": str(hidden / "home"), "MLFLOW_TRACKING_URI": server, "RAY_TMPDIR": "/tmp"}
-    with networks(others):
+    with linked or networks(others):
         cluster = Cluster(env, hidden, folder / "cluster.log", head_cpus)
         try:
             cluster.start_head()
@@ -160,6 +168,26 @@ def networks(others: int = 1) -> Iterator[None]:
         yield
     finally:
         _remove_networks()
+
+
+@contextlib.contextmanager
+def slow_networks(delay: float, loss: float) -> Iterator[None]:
+    """`networks` of one other, by a link on which packets are `delay` seconds late in each direction, or are lost."""
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("a slow link needs /dev/net/tun")
+    _remove_networks()
+    here, there, name = "binsweep-t0", "binsweep-t1", NETWORKS[0]
+    with slow_link((here, there), delay, loss):
+        try:
+            ip("netns", "add", name)
+            ip("link", "set", there, "netns", name)
+            for inside, device, address in (([], here, HEAD), (["-n", name], there, NODES[0])):
+                ip(*inside, "addr", "add", f"{address}/24", "dev", device)
+                ip(*inside, "link", "set", device, "mtu", str(MTU), "up")
+            ip("-n", name, "link", "set", "lo", "up")
+            yield
+        finally:
+            _remove_networks()
 
 
 def _remove_networks() -> None:
