@@ -185,7 +185,12 @@ def far_mlflow(folder: Path) -> Iterator[str]:
     env |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            ["ip", "netns", "exec", NETWORKS[0], *words], env=env, cwd=folder, stdout=stream, stderr=stream
+            ["ip", "netns", "exec", NETWORKS[0], *words],
+            env=env,
+            cwd=folder,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
     try:
         url, deadline, answers = f"http://{NODES[0]}:{port}", time.monotonic() + 180, False
