@@ -21,7 +21,7 @@ from bad_network import Rule, dropped, node_rules, port_rules, require_iptables
 from mlflow import MlflowClient
 from own_sweeps import EPOCHS, METRICS, TRAIN, code_spec
 from real_sweeps import assert_whole, command, curves, run_here, runs_of, started, trials_of, wait_for_epochs
-from two_nodes import NETWORKS, NODES, Cluster, kill, slow_networks, two_nodes
+from two_nodes import HEAD, NETWORKS, NODES, Cluster, ip, kill, slow_networks, two_nodes
 
 from binsweep.tracking.mlflow_server.embedded import tracking_server
 
@@ -103,6 +103,9 @@ def test_the_head_is_cut_off(
         words = command(spec, "ray", "--address", cluster.address)
         env = {**cluster.env, "BINSWEEP_HOME": str(home)}
         del env["MLFLOW_TRACKING_URI"]  # an MLflow of its own, on the node
+        ip(
+            "-n", NETWORKS[0], "route", "add", "default", "via", HEAD
+        )  # Ray asks by it which address a driver has
         process = begun(on_node(cluster, words), env, home / "sweeps" / f"{name}-1" / "study.db", 6)
         try:
             cut(node_rules(0), seconds)
@@ -234,7 +237,7 @@ def test_a_link_that_is_slow_and_loses_packets(
 def test_two_nodes_of_three_are_lost_at_once(
     server: str, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
-    name, trials = "two-lost", 12
+    name, trials = "two-lost", 18
     with two_nodes(tmp_path, server, others=2) as cluster:
         home = cluster.hidden / "home"
         study = home / "sweeps" / f"{name}-1" / "study.db"
