@@ -61,9 +61,11 @@ def trained_by(cluster: Cluster) -> set[str]:
     return {folder.name.rpartition("-")[0] for folder in cluster.node_home.glob("trials/trial-*")}
 
 
-def cut(rules: Sequence[Rule], seconds: float) -> None:
+def cut(rules: Sequence[Rule], seconds: float, then: Callable[[], None] = lambda: None) -> None:
+    """For so many seconds packets do not arrive; `then` is called before they do again."""
     with dropped(rules):
         time.sleep(seconds)
+        then()
 
 
 @SHORT_AND_LONG
@@ -148,11 +150,25 @@ def test_a_service_is_cut_off(
     name, trials, home = f"cut-{what.lower()}-{seconds}", 3, tmp_path / "home"
     client = MlflowClient(server)
     client.create_experiment(name, artifact_location=f"s3://{s3.bucket()}/runs")
-    spec = code_spec(tmp_path, name, trials, WITH_NOTE, params={"seconds": 0.5 if seconds < 60 else 4.0})
+    seconds_each = 0.5 if seconds < 60 else 4.0
+    spec = code_spec(tmp_path, name, trials, WITH_NOTE, params={"seconds": seconds_each})
+
+    def look() -> None:
+        """While S3 is away, metrics reach MLflow."""
+        known = trials_of(home / "sweeps" / f"{name}-1" / "study.db")
+        sent = sum(
+            len(points)
+            for (_, metric), points in curves(server, name, METRICS).items()
+            if metric == METRICS[0]
+        )
+        missing = sum(len(trial.intermediate_values) for trial in known) - sent
+        assert missing * seconds_each < 60, f"MLflow lacks {missing} epochs of {seconds_each} s"
+
     process = started(spec, "local", home, server)
     try:
         wait_for_epochs(home, name, 9)
-        cut(port_rules(urlsplit(server if what == "MLflow" else s3.url).port or 0), seconds)
+        address = urlsplit(server if what == "MLflow" else s3.url)
+        cut(port_rules(address.port or 0), seconds, look if what == "S3" else lambda: None)
         said = process.communicate(timeout=500)[1]
     finally:
         process.kill()
