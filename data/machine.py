@@ -11,20 +11,9 @@ MAX_SILENT_SECONDS = 5 * SIGN_SECONDS  # after which who gives none is taken for
 
 # File systems that several machines may have mounted at once; those in user space (fuse) may be anything.
 _SHARED = (
-    "9p",
-    "afs",
-    "beegfs",
-    "ceph",
-    "cifs",
-    "glusterfs",
-    "gfs2",
-    "gpfs",
-    "lustre",
-    "nfs",
-    "nfs4",
-    "ocfs2",
+    *("9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gfs2", "gpfs", "lustre"),
+    *("nfs", "nfs4", "ocfs2", "orangefs", "panfs", "smb3", "virtiofs", "wekafs"),
 )
-_SHARED += ("orangefs", "panfs", "smb3", "virtiofs", "wekafs")
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
