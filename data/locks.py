@@ -4,6 +4,7 @@
 as its process lives.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -50,11 +51,20 @@ def open_lock(path: Path) -> int:
 
 
 def try_lock(fd: int, shared: bool = False) -> bool:
-    """Take the lock of an open file, or change its kind, without waiting; False if another process holds it."""
+    """Take the lock of an open file, or change its kind, without waiting; False if another process holds it. Raises
+    UserError if the disk has no locks."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        place = Path(f"/proc/self/fd/{fd}")
+        raise UserError(
+            f"{place.resolve() if place.exists() else 'BINSWEEP_HOME'} cannot be locked: {error.strerror}",
+            "use a BINSWEEP_HOME on a disk whose files can be locked: a local one, or NFS with its lock service",
+        ) from error
     return True
 
 

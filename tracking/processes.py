@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import psutil
 import requests
 
 from binsweep.data.errors import UserError
+from binsweep.data.machine import boot_id
 from binsweep.data.python_process import python_module, without_working_folder
 
 LOOPBACK = "127.0.0.1"
@@ -26,15 +27,23 @@ BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
 _started: list["Server"] = []
 
 
+def started_at(process: psutil.Process) -> float:
+    """When a process was started, in seconds since the machine's boot: unlike its time of the day, which psutil derives
+    from the present clock, that stays the same when somebody sets the clock."""
+    return process.create_time() - psutil.boot_time()
+
+
 @dataclass(frozen=True)
 class Server:
-    """A listening process: its id, creation time (seconds since 1970, to recognise a recycled id), port, and the
-    address that it listens on."""
+    """A listening process: its id, creation time (`started_at`, to recognise a recycled id), port, the address that it
+    listens on, and the machine with its boot."""
 
     pid: int
     created: float
     port: int
     host: str = LOOPBACK
+    boot: str = field(default_factory=boot_id)
+    machine: str = field(default_factory=socket.gethostname)
 
     @property
     def url(self) -> str:
@@ -45,7 +54,7 @@ class Server:
         """The running process, or None if it has ended or its id now belongs to another one."""
         with contextlib.suppress(psutil.Error):
             found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.created) < 1.0
+            same = abs(started_at(found) - self.created) < 1.0 and self.boot == boot_id()
             if same and found.status() != psutil.STATUS_ZOMBIE:
                 return found
         return None
@@ -192,7 +201,7 @@ def spawn(
                 start_new_session=True,
                 pass_fds=pass_fds,
             )
-            server = Server(child.pid, psutil.Process(child.pid).create_time(), port, host)
+            server = Server(child.pid, started_at(psutil.Process(child.pid)), port, host)
             _started.append(server)
     except BaseException:  # interrupted here: no caller would know of the process
         if server is not None:

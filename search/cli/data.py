@@ -101,7 +101,7 @@ def pull(
     chosen = tuple(sorted_labels(set(of_kind(parse_classes(classes), kind)))) if classes else None
     wanted = Selection(chosen, limit, per_class, _read_ids(ids), seed, kind)
     bucket = open_bucket(parse_address(source), endpoint, workers)
-    start = time.time()
+    start = time.monotonic()
     with ProgressMeter() as meter:
         pulled = run(bucket, dest, wanted, meter, workers)
     if as_json:
@@ -109,7 +109,7 @@ def pull(
         return
     counts_text = ", ".join(f"{number:,} of {label}" for label, number in pulled.classes.items())
     print(f"{pulled.images:,} images in {dest}: {counts_text}")
-    seconds = time.time() - start
+    seconds = time.monotonic() - start
     print(
         f"{pulled.fetched:,} objects, {pulled.bytes / MEGABYTE:,.1f} MB fetched in {format_duration(seconds)}"
     )

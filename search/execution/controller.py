@@ -470,7 +470,9 @@ class Controller:
     ) -> None:
         if trial.value is None:
             state = "failed"  # it has no value to compare and no checkpoint to keep
-        trial.state, trial.reason, trial.ended = state, reason, time.time()
+        # Trials are known to have ended in this order by the next process, whatever becomes of the clock.
+        latest = max((one.ended for one in self.trials.values() if one.ended is not None), default=0.0)
+        trial.state, trial.reason, trial.ended = state, reason, max(time.time(), latest + 0.001)
         if state != "failed":
             self._faults.note_success()
         self._budget.note_end(trial.number)

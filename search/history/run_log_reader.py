@@ -22,6 +22,7 @@ from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.sweep_spec import SweepSpec
 from binsweep.search.steering.inbox import read_answers, waiting_requests
 from binsweep.search.steering.state import state_after
+from binsweep.tracking.runlog.ownership import Owner, owner_of
 from binsweep.tracking.runlog.spool import Record, SpoolReader, read_spool
 
 
@@ -68,7 +69,7 @@ class RunLogReader:
         spec = state_after(answers).spec_of(spec)
         self.read_on(seconds)
         self.changed, self._fresh = self._fresh, set()
-        until = self._clock.now() if status == "running" else self._last
+        until = self._clock.now(owner_of(folder / "spool")) if status == "running" else self._last
         ordered = [self._as_of(trial, status, until) for _, trial in sorted(self._trials.items())]
         lanes = _assign_lanes(ordered)
         return SweepHistory(
@@ -206,9 +207,15 @@ class _Clock:
         self._at, self._up = at, up if up >= 0 else math.inf
         return float(at - self._slept) / 1000
 
-    def now(self) -> float:
-        """The present, by the same clock."""
-        return time.time() - self._slept / 1000
+    def now(self, owner: Owner | None) -> float:
+        """The present, by the same clock: later than the last record by the time that the machine of its `owner` has
+        been awake since. On another machine there is only the wall clock."""
+        if owner is None or not owner.is_here or math.isinf(self._up):
+            return max(float(self._at), time.time() * 1000) / 1000 - self._slept / 1000
+        awake = (
+            time.monotonic_ns() - owner.opened
+        ) / 1e6 - self._up  # below 0 before the owner's first record
+        return (self._at - self._slept + max(0.0, awake)) / 1000
 
 
 def _guess(profile: Mapping[str, Any]) -> float | None:

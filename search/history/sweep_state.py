@@ -19,7 +19,7 @@ from binsweep.search.history.run_keys import JOB_VARIABLE, SWEEP, trial_key
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.renamed_keys import translate_renamed_keys
 from binsweep.search.spec.sweep_spec import SweepSpec
-from binsweep.tracking.runlog.spool import owner_of
+from binsweep.tracking.runlog.ownership import owner_of
 
 if TYPE_CHECKING:  # these imports take seconds
     from binsweep.search.execution.controller import Controller
@@ -117,7 +117,7 @@ def run_status(folder: Path, state: dict[str, Any]) -> Status:
     """Of a sweep with this state: running only while the process that runs it lives."""
     # The run log may also be open in a process that promotes the sweep or sends waiting records.
     owner = owner_of(folder / "spool")
-    alive = owner is not None and owner == str(state.get("process", owner))
+    alive = owner is not None and owner.process == state.get("process", owner.process)
     status: Status = state["status"]
     return "unfinished" if status == "running" and not alive else status
 
@@ -202,12 +202,12 @@ def _is_resumable(folder: Path, spec: SweepSpec, fingerprint: str) -> bool:
 def _obstacle(folder: Path, spec: SweepSpec, fingerprint: str) -> tuple[str, str] | None:
     """Why a sweep cannot be resumed with this spec and data of that fingerprint, and a hint; None if it can."""
     state = load_state(folder)
-    owner = owner_of(folder / "spool")
+    owner = owner_of(folder / "spool", sure=True)
     problem, hint = "", "leave out --resume to start a new sweep"
     # What an earlier version did not know yet has its default.
     differ = _differences(parse_spec(state["spec"], str(folder / STATE)).raw, spec.raw)
     if owner is not None:
-        problem, hint = f"process {owner} is at it", "wait until it has ended, or end it"
+        problem, hint = f"{owner} is at it", "wait until it has ended, or end it"
     elif differ:
         problem = f"it was begun with another {differ[0]}"
         hint = (

@@ -7,11 +7,13 @@ import binsweep.search.ray_backend.environment  # noqa: F401 (before Ray)
 # isort: split
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,11 +53,15 @@ class DriverFiles(ABC):
         """The task as another node than the driver's can train it; copies what only this trial needs."""
 
     @contextlib.contextmanager
-    def at_hand(self, task: TrialTask) -> Iterator[tuple[TrialTask, Upload]]:
+    def at_hand(self, task: TrialTask, trains: bool = True) -> Iterator[tuple[TrialTask, Upload]]:
         """The task with a local folder that has the trial's files, and a function that uploads the changed ones.
 
-        The function returns once they are on the driver's disk, and those that are gone here are gone there.
+        The function returns once they are on the driver's disk, and those that are gone here are gone there. Who
+        `trains` the trial takes it over: from then on, files from earlier workers are refused (GivenUpError).
         """
+        worker = secrets.token_hex(8)
+        if trains and self.file_server is not None:
+            ray.get(self.file_server.take_over.remote(task.folder.name, worker))
         if self.is_on_driver():
             yield task, lambda: None
             return
@@ -71,7 +77,7 @@ class DriverFiles(ABC):
                 changed = {n: (folder / n).read_bytes() for n, stamp in now.items() if sent.get(n) != stamp}
                 gone = sent.keys() - now.keys()
                 if changed or gone:
-                    ray.get(self.file_server.keep.remote(task.folder.name, changed, gone))
+                    ray.get(self.file_server.keep.remote(task.folder.name, worker, changed, gone))
                 sent = now
 
             yield replace(task, folder=folder), upload
@@ -187,28 +193,55 @@ def _run_on(node: Mapping[str, Any], function: Callable[..., None], *arguments: 
     return ray.remote(function).options(num_cpus=0, scheduling_strategy=on_node).remote(*arguments)
 
 
+class GivenUpError(RuntimeError):
+    """A worker that was taken for dead, such as behind a network that was cut, is heard after another one has gone on
+    with its trial."""
+
+
+@dataclass
+class _Holder:
+    """The worker that trains a trial; the lock is held while its files are written."""
+
+    worker: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 class FileServer:
     """An actor on the driver's node that serves the files of trials to workers on other nodes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._holders: dict[str, _Holder] = {}
+
+    def take_over(self, trial: str, worker: str) -> None:
+        """From now on only this worker's files of the trial are kept."""
+        holder = self._holder(trial)
+        with holder.lock:
+            holder.worker = worker
+
+    def _holder(self, trial: str) -> _Holder:
+        return self._holders.setdefault(trial, _Holder())
 
     def files(self, trial: str) -> dict[str, bytes]:
         """The files of a trial so far, by their paths in its folder."""
         folder = self._folder / trial
         return {name: (folder / name).read_bytes() for name in _modification_times(folder)}
 
-    def keep(self, trial: str, files: dict[str, bytes], gone: Collection[str] = ()) -> None:
-        """Write files of a trial, each atomically, then remove those that are `gone`."""
-        folder = self._folder / trial
-        # The state comes last: it implies that the other files belong to its epoch.
-        for name in sorted(files, key=lambda name: name.startswith("last.")):
-            _write(folder / name, files[name])
-        for name in gone:
-            (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the first folder that is not empty
-                for parent in Path(name).parents[:-1]:
-                    (folder / parent).rmdir()
+    def keep(self, trial: str, worker: str, files: dict[str, bytes], gone: Collection[str] = ()) -> None:
+        """Write files of a trial, each atomically, then remove those that are `gone`. Raises GivenUpError if another
+        worker has taken the trial over."""
+        holder, folder = self._holder(trial), self._folder / trial
+        with holder.lock:
+            if holder.worker not in ("", worker):  # "": this server was started again, and knows of nobody
+                raise GivenUpError(f"another worker has gone on with {trial}")
+            # The state comes last: it implies that the other files belong to its epoch.
+            for name in sorted(files, key=lambda name: name.startswith("last.")):
+                _write(folder / name, files[name])
+            for name in gone:
+                (folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the first folder that is not empty
+                    for parent in Path(name).parents[:-1]:
+                        (folder / parent).rmdir()
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -312,7 +312,7 @@ def _job(client: JobSubmissionClient, name: str, job: JobDetails) -> Job:
         job.submission_id,
         job.status.value.lower(),
         message,
-        (end - (job.start_time or 0)) / 1000,
+        max(0, end - (job.start_time or 0)) / 1000,  # the clock may have been set since
         tuple(lines[-MAX_LOG_LINES:]),
     )
 

@@ -44,6 +44,7 @@ from binsweep.search.ray_backend.worker import trainable
 
 LIVENESS_CHECK_SECONDS = 5.0
 MAX_CONNECT_SECONDS = 5.0
+MAX_SILENT_SECONDS = 15.0  # of a cluster's head, after which that is said
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entrypoint of a submitted job
 OBJECT_STORE_BYTES = 100 * 2**20  # small: banks are memory-mapped files and do not go through the store
 
@@ -248,9 +249,45 @@ def join_ray(address: str) -> Iterator[list[Node]]:
         except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
             raise UserError(f"--address {address}: {str(error).splitlines()[0]}", hint) from error
         try:
-            yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+            with _watched_head(ray.get_runtime_context().gcs_address):
+                yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watched_head(address: str) -> Iterator[None]:
+    """Say it when the head at an address does not answer for a while. If that lasts, Ray ends this process at once,
+    from within its own code, and nothing can be said any more."""
+    over = threading.Event()
+
+    def watch() -> None:
+        heard, said = time.monotonic(), False
+        while not over.wait(LIVENESS_CHECK_SECONDS):
+            if _is_reached(address):
+                heard, said = time.monotonic(), False
+            elif not said and time.monotonic() - heard > MAX_SILENT_SECONDS:
+                said = True
+                text = f"Ray's head at {address} does not answer: if that lasts for a minute, Ray ends this process"
+                print(f"{text}; the same command goes on with the sweep", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=watch, name="binsweep-head", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(2 * MAX_CONNECT_SECONDS)
+
+
+def _is_reached(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((host.strip("[]"), int(port)), MAX_CONNECT_SECONDS),
+    ):
+        return True
+    return False
 
 
 def _require_port(address: str, hint: str) -> None:

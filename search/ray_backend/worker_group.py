@@ -51,7 +51,7 @@ class Member:
 
     def train(self, task: TrialTask, driver_files: PhotoDriverFiles, parts: int) -> None:
         """This process's part of a trial."""
-        with driver_files.at_hand(task) as (here, _):
+        with driver_files.at_hand(task, trains=False) as (here, _):
             attempt(here, driver_files.trainer().data, _no_report, parts)
 
 

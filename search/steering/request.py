@@ -7,8 +7,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Kind = Literal["enqueue", "stop-trial", "budget", "pause", "resume", "pin", "unpin", "narrow"]
@@ -50,6 +50,11 @@ class Request:
         """As it is written on the command line."""
         trial = [] if self.trial is None else [f"{'--like ' * (self.kind == 'enqueue')}{self.trial}"]
         return " ".join([self.kind, *trial, *(f"{name}={_text(v)}" for name, v in self.values.items())])
+
+    def after(self, others: Iterable[Request]) -> Request:
+        """This request, by its id later than `others` too if the clock was set back since they were made."""
+        latest = max((one.id for one in others), default="")
+        return self if self.id > latest else replace(self, id=f"{int(latest[:20]) + 1:020d}{self.id[20:]}")
 
     @classmethod
     def from_json(cls, raw: Any) -> Request:

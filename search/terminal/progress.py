@@ -41,7 +41,7 @@ class ProgressBar:
     line a minute elsewhere. It prints one line at its end, which in a notebook takes the place of the bar."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._total, self._start = name, 0, time.time()
+        self._name, self._total, self._start = name, 0, time.monotonic()
         self._bars = _bars(TextColumn("{task.fields[rate]}"))
         self._task = self._bars.add_task(name, total=None, rate="")
         self._output = NotebookOutput() if in_notebook() else None
@@ -53,7 +53,7 @@ class ProgressBar:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        now = time.time()
+        now = time.monotonic()
         self._first = self._first or (done, now)
         self._total = max(self._total, total)
         rate = (done - self._first[0]) / max(now - self._first[1], 1e-3)
@@ -70,7 +70,7 @@ class ProgressBar:
         self._bars.stop()
         if kind is None:
             images = f"{self._total:,} images, " if self._total else ""
-            duration = format_duration(time.time() - self._start)
+            duration = format_duration(time.monotonic() - self._start)
             line = f"{self._name}: {images}{duration}"
             if self._output is not None:
                 self._output.show(Text(line), at_once=True)
@@ -84,7 +84,7 @@ class ProgressMeter:
 
     def __init__(self) -> None:
         self._bars = _bars(TextColumn("{task.fields[rate]}/s"))
-        self._phase, self._task, self._done, self._start = "", TaskID(0), 0, time.time()
+        self._phase, self._task, self._done, self._start = "", TaskID(0), 0, time.monotonic()
 
     def __enter__(self) -> ProgressMeter:
         self._bars.start()
@@ -93,17 +93,17 @@ class ProgressMeter:
     def __call__(self, phase: str, done: int, total: int) -> None:
         if phase != self._phase:
             self._end_phase()
-            self._phase, self._start = phase, time.time()
+            self._phase, self._start = phase, time.monotonic()
             self._task = self._bars.add_task(phase, total=None, rate="-")
         self._done = done
         if done % 20 == 0 or done == total:
-            rate = f"{done / max(time.time() - self._start, 1e-3):,.0f}"
+            rate = f"{done / max(time.monotonic() - self._start, 1e-3):,.0f}"
             self._bars.update(self._task, completed=done, total=total or None, rate=rate)
 
     def _end_phase(self) -> None:
         if self._phase:
             count = f"{self._done:,} in " if self._done else ""
-            duration = format_duration(time.time() - self._start)
+            duration = format_duration(time.monotonic() - self._start)
             print(f"{self._phase}: {count}{duration}", file=sys.stderr, flush=True)
             self._bars.remove_task(self._task)
 

@@ -27,7 +27,8 @@ from binsweep.search.spec.sweep_spec import CodeSpec
 from binsweep.search.steering.inbox import REQUESTS, STEERING
 from binsweep.search.steering.request import Request
 from binsweep.search.steering.state import narrow, state_after
-from binsweep.tracking.runlog.spool import find_spool, owner_of
+from binsweep.tracking.runlog.ownership import owner_of
+from binsweep.tracking.runlog.spool import find_spool
 
 MAX_READ_SECONDS = 0.25  # of one answer while a long run log is read for the first time
 READ_STEP_SECONDS = 0.1
@@ -194,7 +195,7 @@ def _facts(history: SweepHistory) -> dict[str, Any]:
         "images_per_second": plain(throughput(history)),
         "workers": history.slots,
         "started": history.started,
-        "now": time.time(),
+        "now": history.until,
         "seconds": usage.seconds,
         "seconds_left": left,
         "cost": cost_text(history, left or 0.0),

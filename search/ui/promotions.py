@@ -28,7 +28,7 @@ class Promotion:
 
     def __init__(self, folder: Path, home: Path, dry_run: bool, approved: bool) -> None:
         self.dry_run, self.stamp = dry_run, _stamp(folder)
-        self.began, self.ended = time.time(), 0.0
+        self.began, self.ended, self._since = time.time(), 0.0, time.monotonic()
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
         self._interrupted = False
         options = [*["--dry-run"] * dry_run, *["--approve"] * approved]
@@ -56,7 +56,7 @@ class Promotion:
         for line in self._process.stdout:
             self._lines.append(line.rstrip("\n"))
         self._process.wait()
-        self.ended = time.time()
+        self.ended = self.began + time.monotonic() - self._since  # however the clock was set meanwhile
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -54,7 +54,9 @@ def steer(
     Raises UserError with the reason if the request breaks the sweep's rules, or if the sweep has ended; nothing is kept
     then. Otherwise it is on the disk when this returns, and happens once, whichever process is killed.
     """
-    planned = plan(folder, request, read_history(folder) if history is None else history)
+    history = read_history(folder) if history is None else history
+    planned = plan(folder, request, history)
+    request = request.after(history.requests)
     post(folder, request)
     deadline = time.monotonic() + wait
     while True:

@@ -19,7 +19,7 @@ from PIL import Image
 from real_sweeps import RAW, run_here, runs_of
 
 from binsweep.tracking.mlflow_server.embedded import tracking_server
-from binsweep.tracking.processes import Server, end, free_port, wait_until_answers
+from binsweep.tracking.processes import Server, end, free_port, started_at, wait_until_answers
 from binsweep.tracking.promotion.registry_run import EXPERIMENT, REGISTERED, SOURCE_RUN
 from binsweep.tracking.registry.versions import versions_of
 
@@ -151,7 +151,7 @@ def other_mlflow(requirement: str, folder: Path) -> Iterator[str]:
         child = subprocess.Popen(
             [python, "-m", "mlflow", *words], env=environment, stdout=log, stderr=log, start_new_session=True
         )
-    server = Server(child.pid, psutil.Process(child.pid).create_time(), port)
+    server = Server(child.pid, started_at(psutil.Process(child.pid)), port)
     try:
         assert wait_until_answers(server, "/health", 300), (folder / "log").read_text()[-2000:]
         yield server.url

@@ -301,6 +301,22 @@ def test_a_machine_that_sleeps_spends_no_budget(tmp_path: Path, monkeypatch: pyt
     assert controller.spent.seconds >= 301
 
 
+def test_a_clock_that_is_set_back_changes_not_the_order_in_which_trials_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By it a later process counts how many trials ended without a better value."""
+    raw = copy.deepcopy(SPEC) | {"budget": {"trials": 9}}
+    controller = Controller(parse_spec(raw), Scripted(fresh(9), set()), tmp_path, lambda settings: ONE_CORE)
+    wall = time.time()
+    for number in range(3):
+        controller.next_task()
+        controller.report(number, 1, metrics(0.5))
+        monkeypatch.setattr(time, "time", lambda number=number: wall - 3600 * number)
+        controller.finish(number)
+    ended = [controller.trials[number].ended for number in range(3)]
+    assert ended == sorted(set(ended))  # type: ignore[type-var]
+
+
 def test_a_large_trial_waits_for_room_and_none_begins_before_it(tmp_path: Path) -> None:
     def trial_resources(values: Mapping[str, Any]) -> TrialResources:
         return TrialResources({"CPU": 1.0, "GPU": float(values["lr"] > 0.1)})

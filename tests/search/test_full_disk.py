@@ -5,11 +5,14 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_sweeps import EPOCHS as OWN_EPOCHS
+from own_sweeps import METRICS, code_spec
+from real_sweeps import assert_whole, curves, run, started, wait_for_epochs
 
 from binsweep.models.trial_data import TrialData
 from binsweep.search.execution.controller import Controller
@@ -83,6 +86,37 @@ def test_a_sweep_whose_disk_fills_up_ends_with_that_message_and_goes_on(
     assert [(t.state, sorted(t.times)) for t in course.trials] == [
         ("completed", list(range(1, EPOCHS + 1)))
     ] * 2
+
+
+@pytest.mark.night
+@pytest.mark.quiet
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_a_disk_that_is_full_for_a_minute_costs_no_trial(
+    runner: str, server: str, small_disk: Path, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """The sweep ends and says why, as often as it is started meanwhile; afterwards the same command goes on."""
+    name, trials = f"full-minute-{runner}", 6
+    spec = code_spec(tmp_path, name, trials, params={"seconds": 0.5})
+    process = started(spec, runner, small_disk, server)
+    wait_for_epochs(small_disk, name, 8)
+    fill(small_disk)
+    full_since = time.monotonic()
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "disk: " in said and "free some space to continue" in said, said
+    meanwhile = run(spec, runner, small_disk, server)
+    assert meanwhile.returncode and "free some" in meanwhile.stderr, meanwhile.stderr
+    assert "Traceback" not in said + meanwhile.stderr
+    time.sleep(max(0.0, 60 - (time.monotonic() - full_since)))
+    (small_disk / "filler").unlink()
+    done = run(spec, runner, small_disk, server)
+    assert done.returncode == 0 and f"going on with {name}-1" in done.stderr, done.stderr
+    assert_whole(server, small_disk, name, trials, OWN_EPOCHS, METRICS)
+    alone = code_spec(tmp_path, f"{name}-alone", trials, params={"seconds": 0.0})
+    assert run(alone, "local", tmp_path / "home", server).returncode == 0
+    assert curves(server, name, METRICS) == curves(server, alone.stem, METRICS)
+    figure(
+        f"a disk full for a minute, {runner}: {trials} of {trials} trials complete, all curves as undisturbed"
+    )
 
 
 def test_a_trial_whose_files_do_not_fit_leaves_no_reason_and_no_half_file(

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,26 @@ def test_a_clock_that_is_set_back_between_two_processes_takes_nothing_from_the_t
     sweep.epoch(0, 2, 0.5)
     sweep.tags(0, state="completed", ended_because="trained to its end")
     assert read_history(sweep.close()).seconds == pytest.approx(5000)
+
+
+@pytest.mark.parametrize("jump", [3600, -3600])
+def test_a_clock_that_is_set_changes_no_duration(
+    jump: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two epochs, and between the last one and the look at a running sweep."""
+    sweep = Recorded(tmp_path / "s-1", status="running")
+    sweep.start(0, **PARAMS)
+    sweep.at += 10
+    sweep.epoch(0, 1, 0.4)
+    monkeypatch.setattr(time, "time", lambda: sweep.at + jump)
+    course = read_history(sweep.folder)
+    assert course.seconds == pytest.approx(10) and course.until == pytest.approx(START + 10)
+    sweep.sleep(jump)
+    sweep.at += 5
+    sweep.epoch(0, 2, 0.5)
+    course = read_history(sweep.folder)
+    assert course.seconds == pytest.approx(15) and course.until == pytest.approx(START + 15)
+    sweep.close()
 
 
 @pytest.mark.integration

@@ -10,6 +10,7 @@ import pytest
 
 from binsweep.search.ray_backend.file_transfer import (
     FileServer,
+    GivenUpError,
     node_home,
     remove_orphaned_trials,
     trial_folder,
@@ -58,7 +59,21 @@ def test_a_killed_workers_folder_goes_and_a_living_ones_stays() -> None:
 
 def test_the_driver_removes_what_is_gone_on_the_node(tmp_path: Path) -> None:
     server, folder = FileServer(tmp_path), tmp_path / "trial-0001"
-    server.keep("trial-0001", {"checkpoint-1/a": b"1", "checkpoint-1/b/c": b"2", "last.json": b"{}"})
-    server.keep("trial-0001", {"checkpoint-2/a": b"3"}, ["checkpoint-1/a", "checkpoint-1/b/c"])
+    server.keep("trial-0001", "a", {"checkpoint-1/a": b"1", "checkpoint-1/b/c": b"2", "last.json": b"{}"})
+    server.keep("trial-0001", "a", {"checkpoint-2/a": b"3"}, ["checkpoint-1/a", "checkpoint-1/b/c"])
     assert server.files("trial-0001") == {"checkpoint-2/a": b"3", "last.json": b"{}"}
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "last.json"]
+
+
+def test_what_a_worker_sends_after_it_was_given_up_is_refused(tmp_path: Path) -> None:
+    """As one behind a network that was cut: what it has sent arrives when another worker is far ahead."""
+    server, name = FileServer(tmp_path), "trial-0001"
+    server.take_over(name, "cut off")
+    server.keep(name, "cut off", {"best.pt": b"1", "last.pt": b"1"})
+    server.take_over(name, "next")
+    (tmp_path / name / "best.pt").write_bytes(b"2")  # the next worker is on the driver's node
+    with pytest.raises(GivenUpError, match="another worker has gone on with trial-0001"):
+        server.keep(name, "cut off", {"best.pt": b"1"}, ["last.pt"])
+    assert server.files(name) == {"best.pt": b"2", "last.pt": b"1"}
+    server.keep("trial-0002", "cut off", {"best.pt": b"1"})
+    assert server.files("trial-0002") == {"best.pt": b"1"}

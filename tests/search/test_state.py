@@ -17,8 +17,9 @@ from binsweep.search.history.run_log_reader import resources_spent
 from binsweep.search.history.sweep_state import find_unfinished, folders_by_age, load_state
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.sweep_spec import SweepSpec
+from binsweep.tracking.runlog.ownership import owner_of
 from binsweep.tracking.runlog.run_log import RunLog
-from binsweep.tracking.runlog.spool import Spool, owner_of
+from binsweep.tracking.runlog.spool import Spool
 
 NOBODY = "http://127.0.0.1:9"
 PARAMS = {"backbone": "resnet18", "lr": 0.01, "weight_decay": 0.1, "epochs": 2}
@@ -87,7 +88,7 @@ def test_status_shows_a_sweep_that_has_no_spec_file_yet(tmp_path: Path) -> None:
 def test_whoever_looks_at_a_run_log_does_not_hinder_its_owner(tmp_path: Path) -> None:
     """Others look without end while run logs are opened, and two who look do not take one another for an owner."""
     RunLog(tmp_path, NOBODY, "s").close(0.0)
-    look = "import sys; from pathlib import Path; from binsweep.tracking.runlog.spool import owner_of\n"
+    look = "import sys; from pathlib import Path; from binsweep.tracking.runlog.ownership import owner_of\n"
     look += "print(1, flush=True)\n"
     look += "while True: owner_of(Path(sys.argv[1]))"
     lookers = [
@@ -118,7 +119,8 @@ def test_a_home_that_may_only_be_read_is_looked_at(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", without_writing)
-        assert owner_of(tmp_path) == str(os.getpid())
+        owner = owner_of(tmp_path)
+        assert owner is not None and str(owner) == f"process {os.getpid()}"
     assert opened == [os.O_RDONLY]
     log.close(0.0)
     assert owner_of(tmp_path) is None

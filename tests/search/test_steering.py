@@ -24,7 +24,7 @@ from binsweep.search.execution.trial import ONE_CORE, TrialTask
 from binsweep.search.recording.decision_log import DECISIONS, DecisionLog
 from binsweep.search.spec.parser import parse_spec
 from binsweep.search.spec.sweep_spec import SweepSpec
-from binsweep.search.steering.inbox import REQUESTS, post, read_answers
+from binsweep.search.steering.inbox import REQUESTS, post, read_answers, waiting_requests
 from binsweep.search.steering.judge import answer_all
 from binsweep.search.steering.request import AnsweredRequest, Request
 from binsweep.search.steering.state import state_after
@@ -440,6 +440,16 @@ def test_a_request_happens_once_wherever_its_process_is_killed(
     logged = [line["request"] for line in decisions(tmp_path) if line["what"] == "request"]
     assert logged == [one.id for one in requests]
     assert not list((tmp_path / REQUESTS).iterdir())
+
+
+def test_a_request_is_taken_in_after_those_before_it_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    pause = Request("pause")
+    hour = 3600 * 10**9
+    late = Request("resume", id=f"{int(pause.id[:20]) - hour:020d}-0123abcd").after([pause])
+    for request in (late, pause):
+        post(tmp_path, request)
+    assert waiting_requests(tmp_path) == [pause, late]
+    assert late.after([]) is late
 
 
 def test_what_comes_too_late_is_refused_when_the_sweep_ends(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on one machine: each in its own network, the second without a sight of the first's files.
+"""A Ray cluster of two or three nodes on one machine: each in its own network, none with a sight of the head's files.
 
 Needs root and `ip` (network namespaces). The head has no CPU for trials unless asked: they run where no file is shared.
 """
@@ -12,12 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from slow_link import MTU, slow_link
 
-HEAD, NODE = "10.213.77.1", "10.213.77.2"
+HEAD = "10.213.77.1"
+NODES = ("10.213.77.2", "10.213.77.3")  # the addresses of the others,
+NETWORKS = ("binsweep-node", "binsweep-node2")  # and their namespaces
+BRIDGE = "binsweep-net"
 PORT, DASHBOARD = 26379, 28265
 TOKEN = "0123456789abcdef0123456789abcdef"
 RAY = [str(Path(sys.executable).with_name("ray"))]
@@ -59,19 +64,19 @@ class Cluster:
         """BINSWEEP_HOME of the newest second node."""
         return self.log.parent / f"node-{len(self.nodes) - 1}"
 
-    def add_node(self, cpus: int, gpus: int = 0) -> None:
-        """Start the second node; for it the hidden folder and Ray's files are empty ones of its own. GPUs are what it
-        claims: no device need be there."""
+    def add_node(self, cpus: int, gpus: int = 0, place: int = 0) -> None:
+        """Start a node in the network of that place; for it the hidden folder and Ray's files are empty ones of its
+        own. GPUs are what it claims: no device need be there."""
         home = "$BINSWEEP_HOME"
         script = (
             f"mount -t tmpfs none {self.hidden} && mount -t tmpfs none /tmp/ray && mkdir -p {home} && "
-            f"exec {' '.join(RAY)} start --address {self.address} --node-ip-address {NODE} --num-cpus {cpus} "
+            f"exec {' '.join(RAY)} start --address {self.address} --node-ip-address {NODES[place]} --num-cpus {cpus} "
             f"--num-gpus {gpus} --object-store-memory 200000000 --disable-usage-stats --block"
         )
         env = {**self.env, "BINSWEEP_HOME": str(self.log.parent / f"node-{len(self.nodes)}")}
-        command = ["ip", "netns", "exec", "binsweep-node", "unshare", "-m", "sh", "-c", script]
+        command = ["ip", "netns", "exec", NETWORKS[place], "unshare", "-m", "sh", "-c", script]
         self.nodes.append(_start(command, env, self.log))
-        self.wait(2)
+        self.wait(1 + len(self.nodes))
 
     def wait(self, alive: int, timeout: float = 180) -> None:
         """Until so many nodes are alive."""
@@ -91,9 +96,16 @@ class Cluster:
 
 @contextlib.contextmanager
 def two_nodes(
-    folder: Path, server: str, head_cpus: int = 1, node_cpus: int = 1, node_gpus: int = 0
+    folder: Path,
+    server: str,
+    head_cpus: int = 1,
+    node_cpus: int = 1,
+    node_gpus: int = 0,
+    others: int = 1,
+    linked: AbstractContextManager[None] | None = None,
 ) -> Iterator[Cluster]:
-    """The cluster, whose jobs log to `server`; `folder`/hidden is what only the head and its driver see."""
+    """The cluster of a head and so many `others`, whose jobs log to `server`; `folder`/hidden is what only the head and
+    its driver see. The network is `networks(others)`, or another one in which they have the same addresses."""
     require_namespaces()
     hidden = folder / "hidden"
     hidden.mkdir()
@@ -102,11 +114,12 @@ def two_nodes(
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # a job's `python` is this one
     # Ray's files are where the second node has a folder of its own, wherever TMPDIR is.
     env |= {"BINSWEEP_HOME": str(hidden / "home"), "MLFLOW_TRACKING_URI": server, "RAY_TMPDIR": "/tmp"}
-    with networks():
+    with linked or networks(others):
         cluster = Cluster(env, hidden, folder / "cluster.log", head_cpus)
         try:
             cluster.start_head()
-            cluster.add_node(node_cpus, node_gpus)
+            for place in range(others):
+                cluster.add_node(node_cpus, node_gpus, place)
             yield cluster
         finally:
             for process in (*cluster.nodes, cluster.head):
@@ -131,25 +144,54 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=30)
 
 
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
 @contextlib.contextmanager
-def networks() -> Iterator[None]:
-    """A network of two: this machine at HEAD, and the namespace binsweep-node at NODE."""
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-    subprocess.run(["ip", "link", "del", "binsweep-a"], capture_output=True)
-    subprocess.run(["ip", "netns", "del", "binsweep-node"], capture_output=True)
-    ip("netns", "add", "binsweep-node")
+def networks(others: int = 1) -> Iterator[None]:
+    """A network of this machine, at HEAD, and so many namespaces, binsweep-node the first of them."""
+    _remove_networks()
     try:
-        ip("link", "add", "binsweep-a", "type", "veth", "peer", "name", "binsweep-b")
-        ip("link", "set", "binsweep-b", "netns", "binsweep-node")
-        ip("addr", "add", f"{HEAD}/24", "dev", "binsweep-a")
-        ip("link", "set", "binsweep-a", "up")
-        ip("-n", "binsweep-node", "addr", "add", f"{NODE}/24", "dev", "binsweep-b")
-        ip("-n", "binsweep-node", "link", "set", "binsweep-b", "up")
-        ip("-n", "binsweep-node", "link", "set", "lo", "up")
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("addr", "add", f"{HEAD}/24", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        for place, (name, address) in enumerate(zip(NETWORKS, NODES, strict=True)):
+            if place < others:
+                here, there = f"binsweep-a{place}", f"binsweep-b{place}"
+                ip("netns", "add", name)
+                ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
+                ip("link", "set", here, "master", BRIDGE, "up")
+                ip("-n", name, "addr", "add", f"{address}/24", "dev", there)
+                ip("-n", name, "link", "set", there, "up")
+                ip("-n", name, "link", "set", "lo", "up")
         yield
     finally:
-        subprocess.run(["ip", "link", "del", "binsweep-a"], capture_output=True)
-        subprocess.run(["ip", "netns", "del", "binsweep-node"], capture_output=True)
+        _remove_networks()
+
+
+@contextlib.contextmanager
+def slow_networks(delay: float, loss: float) -> Iterator[None]:
+    """`networks` of one other, by a link on which packets are `delay` seconds late in each direction, or are lost."""
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("a slow link needs /dev/net/tun")
+    _remove_networks()
+    here, there, name = "binsweep-t0", "binsweep-t1", NETWORKS[0]
+    with slow_link((here, there), delay, loss):
+        try:
+            ip("netns", "add", name)
+            ip("link", "set", there, "netns", name)
+            for inside, device, address in (([], here, HEAD), (["-n", name], there, NODES[0])):
+                ip(*inside, "addr", "add", f"{address}/24", "dev", device)
+                ip(*inside, "link", "set", device, "mtu", str(MTU), "up")
+            ip("-n", name, "link", "set", "lo", "up")
+            yield
+        finally:
+            _remove_networks()
+
+
+def _remove_networks() -> None:
+    for place, name in enumerate(NETWORKS):  # a namespace that is deleted may give its link back later
+        subprocess.run(["ip", "link", "del", f"binsweep-a{place}"], capture_output=True)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)

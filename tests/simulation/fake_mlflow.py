@@ -40,7 +40,8 @@ class StoredRun:
 
     @property
     def info(self) -> SimpleNamespace:
-        return SimpleNamespace(run_id=self.id, lifecycle_stage=self.stage, start_time=self.started)
+        known = {"run_id": self.id, "lifecycle_stage": self.stage, "start_time": self.started}
+        return SimpleNamespace(**known, artifact_uri="mlflow-artifacts:/")
 
     @property
     def data(self) -> SimpleNamespace:

@@ -181,6 +181,19 @@ def test_everything_that_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.
     assert len(store.judged("3")) == 3 and len(store.thumbnails("3")) == 1
 
 
+def test_the_version_that_was_served_last_is_known_though_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = WatchStore(tmp_path / "watch.db"), time.time()
+    store.add("1", Tally())
+    store.add("2", Tally())
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    store.add("1", Tally())
+    assert store.versions() == ["1", "2"]
+    (block,) = store.blocks("1")
+    assert block.began < block.ended
+
+
 def test_several_servers_add_to_one_store(tmp_path: Path) -> None:
     WatchStore(tmp_path / "watch.db")
 

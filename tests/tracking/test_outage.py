@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from boto3.exceptions import S3UploadFailedError
+from botocore.config import Config
 from botocore.exceptions import ClientError, NoCredentialsError
 from flaky import flaky
 from mlflow.exceptions import MlflowException
@@ -23,6 +25,7 @@ from binsweep.tracking.processes import Server, end
 from binsweep.tracking.runlog import delivery
 from binsweep.tracking.runlog.permanent_errors import is_permanent_for_artifact
 from binsweep.tracking.runlog.run_log import RunLog
+from binsweep.tracking.runlog.s3_patience import limit_s3_patience
 
 
 @pytest.fixture
@@ -186,6 +189,25 @@ def test_a_store_that_is_away_holds_nothing_up_and_gets_its_artifacts_later(
         log.end_run("trial-1", "FINISHED")
         assert log.close(30) == 0
         assert not log.delivered("trial-0") and log.delivered("trial-1")
+
+
+def test_an_s3_that_does_not_answer_is_given_up_after_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+    def patience() -> tuple[float, float]:
+        """Of the client that MLflow makes."""
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        config = boto3.client("s3", config=Config(signature_version="s3v4")).meta.config
+        return config.connect_timeout, config.read_timeout
+
+    limit_s3_patience("mlflow-artifacts:/1")
+    assert boto3.DEFAULT_SESSION is None, "nothing of boto3's is touched where it is not needed"
+    limit_s3_patience("s3://bucket/runs")
+    assert patience() == (5.0, 30.0)
+    theirs = boto3.Session()
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", theirs)
+    limit_s3_patience("s3://bucket/runs")
+    assert boto3.DEFAULT_SESSION is theirs
 
 
 class StoreError(Exception):

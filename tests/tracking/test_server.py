@@ -21,7 +21,7 @@ from binsweep.tracking.mlflow_server.embedded import model_server, registry_serv
 from binsweep.tracking.mlflow_server.migration import migrate_database
 from binsweep.tracking.mlflow_server.named_server import named_registry, named_server, require_named_servers
 from binsweep.tracking.mlflow_server.ui import run_ui
-from binsweep.tracking.processes import Server, end, free_port
+from binsweep.tracking.processes import Server, end, free_port, started_at
 
 STAY = """
 import sys, time
@@ -129,10 +129,25 @@ def test_what_a_server_left_that_was_killed_with_its_user_is_ended_by_the_next(t
 
 def test_a_stale_record_with_a_recycled_process_id_is_not_trusted(tmp_path: Path) -> None:
     me = psutil.Process()
-    stale = Server(me.pid, me.create_time() - 100, free_port())
+    stale = Server(me.pid, started_at(me) - 100, free_port())
     assert stale.process() is None
     end(stale)  # must not end this very process
-    assert Server(me.pid, me.create_time(), 1).process() is not None
+    assert Server(me.pid, started_at(me), 1).process() is not None
+    assert Server(me.pid, started_at(me), 1, boot="an earlier one").process() is None
+
+
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+def test_a_server_is_still_known_when_somebody_has_set_the_clock(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system derives the time of its boot, and psutil that of each process, from the present clock."""
+    if sys.platform != "linux":
+        pytest.skip("sets Linux' time of the boot")
+    me, boot = psutil.Process(), psutil.boot_time()
+    server = Server(me.pid, started_at(me), 1)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + seconds)
+    assert psutil.Process().create_time() == pytest.approx(me.create_time() + seconds)
+    assert server.process() is not None
 
 
 def test_the_named_server_is_used_and_left_running(

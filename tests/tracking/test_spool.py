@@ -1,4 +1,6 @@
+import errno
 import math
+import os
 import resource
 import tempfile
 import threading
@@ -210,6 +212,16 @@ def test_a_second_owner_is_refused_and_told_who_the_first_is(tmp_path: Path) -> 
         Spool(tmp_path, ignore)
     spool.close()
     Spool(tmp_path, ignore).close()
+
+
+def test_a_disk_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("binsweep.data.locks.fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"runlog\.lock cannot be locked: No locks available") as refused:
+        Spool(tmp_path, ignore)
+    assert "BINSWEEP_HOME" in refused.value.hint
 
 
 def test_a_spool_keeps_its_identity(tmp_path: Path) -> None:

@@ -4,18 +4,23 @@ All processes that use the same home share its embedded server. Each holds a sha
 as long as it needs the server; the last one to leave ends it, whichever process started it. The lock vanishes with
 its process, so a killed sweep neither keeps the server alive nor takes it from others: the next process shares the
 server that was left behind, and ends it if it is the last to leave.
+
+A home on a disk that machines share has one server, too: it is refused to other machines while one uses it.
 """
 
+import contextlib
 import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from binsweep.data.errors import UserError
 from binsweep.data.locks import open_lock, try_lock
+from binsweep.data.machine import boot_id, gives_signs, is_shared
 from binsweep.tracking.mlflow_server.credentials import REGISTRY
 from binsweep.tracking.mlflow_server.migration import require_current_schema
 from binsweep.tracking.mlflow_server.named_server import (
@@ -25,6 +30,7 @@ from binsweep.tracking.mlflow_server.named_server import (
 )
 from binsweep.tracking.mlflow_server.server_folder import (
     DATABASE,
+    SERVER,
     START_SECONDS,
     USERS_LOCK,
     database_uri,
@@ -68,10 +74,11 @@ def tracking_server(home: Path) -> Iterator[str]:
     users = open_lock(folder / USERS_LOCK)
     try:
         with start_lock(folder):
+            _require_this_machine(folder, users)
             # Free for sharing: only a process that leaves holds this lock alone, and it needs the start lock too.
             try_lock(users, shared=True)
             server = _share(folder) or _start(folder)
-        with _watched(folder, server):
+        with _watched(folder, server, users):
             yield server.url
     finally:
         _leave(folder, users)
@@ -101,14 +108,31 @@ def model_server(home: Path, model_uri: str) -> Iterator[str]:
         yield uri
 
 
+def _require_this_machine(folder: Path, users: int) -> None:
+    """Raise UserError if another machine uses the server of this home; its address means nothing here."""
+    server = recorded_server(folder)
+    if server is None or server.boot == boot_id():
+        return
+    if not try_lock(users) or (is_shared(folder) and gives_signs(folder / USERS_LOCK)):
+        raise UserError(
+            f"the MLflow server of {folder.parent} runs on another machine, {server.machine}",
+            "set MLFLOW_TRACKING_URI to a server that both machines reach, or use another BINSWEEP_HOME here",
+        )
+
+
 @contextmanager
-def _watched(folder: Path, server: Server) -> Iterator[None]:
-    """Start the shared server again, at the same address, whenever it dies within this block."""
-    leaving = threading.Event()
+def _watched(folder: Path, server: Server, users: int) -> Iterator[None]:
+    """Start the shared server again, at the same address, whenever it dies within this block; and give signs of life
+    to other machines."""
+    leaving, shared = threading.Event(), is_shared(folder)
 
     def watch() -> None:
         current = server
         while not leaving.wait(WATCH_SECONDS):
+            if shared:
+                with contextlib.suppress(OSError):
+                    os.pwrite(users, f"{time.monotonic_ns():020d}\n".encode(), 0)
+                    os.fsync(users)
             if current.process() is not None:
                 continue
             _log.warning("the embedded MLflow server died; starting it again")
@@ -184,6 +208,8 @@ def _leave(folder: Path, users: int) -> None:
             server = recorded_server(folder)
             if try_lock(users) and server is not None:
                 end(server)
+                if is_shared(folder):  # so that other machines need not wait for a sign of it
+                    (folder / SERVER).unlink(missing_ok=True)
     except UserError:
         pass  # another process is starting it, and will end it
     finally:

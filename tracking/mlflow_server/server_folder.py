@@ -15,6 +15,7 @@ START_SECONDS = 180.0
 LOCK_TIMEOUT_SECONDS = 2 * START_SECONDS + 30.0
 DATABASE = "mlflow.db"
 USERS_LOCK = "users.lock"
+SERVER = "server.json"
 
 
 def server_folder(home: Path) -> Path:
@@ -41,10 +42,10 @@ def start_lock(folder: Path) -> AbstractContextManager[None]:
 def recorded_server(folder: Path) -> Server | None:
     """The server that server.json records, alive or not."""
     try:
-        return Server(**json.loads((folder / "server.json").read_text()))
+        return Server(**json.loads((folder / SERVER).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
 def record_server(folder: Path, server: Server) -> None:
-    write_bytes(folder / "server.json", json.dumps(asdict(server)).encode(), durable=False)
+    write_bytes(folder / SERVER, json.dumps(asdict(server)).encode(), durable=False)

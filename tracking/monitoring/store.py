@@ -139,8 +139,10 @@ class WatchStore:
 
     def add(self, version: str, tally: Tally) -> None:
         """Add what a server of `version` has counted."""
-        now = time.time()
         with self._transaction() as database:
+            # What is added later is known to be later, though the clock was set back meanwhile.
+            (latest,) = database.execute("SELECT coalesce(max(ended), 0) FROM blocks").fetchone()
+            now = max(time.time(), latest + 0.001)
             block = self._open_block(database, version, tally.measured, now)
             rows = [
                 (version, number, figure, place, times, total)

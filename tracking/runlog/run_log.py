@@ -38,7 +38,6 @@ class RunLog:
 
     def __init__(self, directory: Path, tracking_uri: str, experiment: str) -> None:
         """Open or create the spool in `directory` and start sending; UserError if another process owns it."""
-        self._opened = time.monotonic_ns()
         self._started: set[str] = set()
         self._recorded: dict[str, dict[int, frozenset[str]]] = {}
         self._ended: dict[str, tuple[int, str]] = {}  # the number of the run's end record, and its status
@@ -196,7 +195,7 @@ class RunLog:
     def _append(self, kind: str, record: Record) -> None:
         # Recorded now and not taken when sending, so that a replay sends the same point. `up` does not count the time
         # that the machine sleeps.
-        at, up = (ns // 1_000_000 for ns in (time.time_ns(), time.monotonic_ns() - self._opened))
+        at, up = (ns // 1_000_000 for ns in (time.time_ns(), time.monotonic_ns() - self._spool.opened))
         number = self._spool.append({"kind": kind, "at": at, "up": up, **record})
         if kind in ("start", "end"):
             self._remember({"n": number, "kind": kind, **record})

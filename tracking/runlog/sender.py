@@ -30,6 +30,7 @@ from binsweep.tracking.runlog.permanent_errors import (
     is_permanent,
     is_permanent_for_artifact,
 )
+from binsweep.tracking.runlog.s3_patience import limit_s3_patience
 
 KEY_TAG = "binsweep.key"
 # Without it the UI opens with its pages for language-model applications.
@@ -165,7 +166,11 @@ class Sender:
         run = self._client.create_run(experiment, start_time=at, tags=tags | identity, run_name=name)
         self._uncertain.discard(key)
         self._running.add(key)
+        self._note_run(key, run)
+
+    def _note_run(self, key: str, run: Run) -> None:
         self.runs[key] = str(run.info.run_id)
+        limit_s3_patience(run.info.artifact_uri or "")
 
     def lookup(self, key: str) -> str | None:
         """The id of a run that was sent earlier; None if the server has none. Changes nothing, so it is thread-safe."""
@@ -194,7 +199,7 @@ class Sender:
             if duplicate.info.lifecycle_stage != LifecycleStage.DELETED:
                 self._client.delete_run(duplicate.info.run_id)
         if found:
-            self.runs[key] = str(found[0].info.run_id)
+            self._note_run(key, found[0])
 
     def _log_batch(self, key: str, batch: list[Entity]) -> None:
         run_id = self._run(key)

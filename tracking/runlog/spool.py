@@ -12,7 +12,6 @@ import json
 import os
 import struct
 import threading
-import time
 import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from binsweep.data.atomic_write import sync_folder, write_bytes
-from binsweep.data.errors import UserError
-from binsweep.data.locks import open_lock, try_lock
+from binsweep.tracking.runlog.ownership import Ownership
 
 Record = dict[str, Any]
 
@@ -30,8 +28,6 @@ _HEADER = struct.Struct(">4sII")
 _LENGTH = struct.Struct(">I")
 _MAX_PAYLOAD_BYTES = 32 * 2**20  # a greater length is damage
 _SCAN_BYTES = 2**16
-_LOCK_FILE = "runlog.lock"
-_OWNER_CHECK_SECONDS = 1.0  # far more than `owner_of` holds the lock
 
 
 def encode_record(record: Record) -> bytes:
@@ -99,8 +95,9 @@ class Spool:
     """The spool of one directory, owned by one process at a time.
 
     `identity` names it permanently (it is part of the file's name, which damage to the content does not reach).
-    `fresh` tells whether this process created it. `damaged` counts the damaged ranges found on opening, `unsent` the
-    intact records that wait. Any thread may append; only one may call `take` and `acknowledge`.
+    `fresh` tells whether this process created it, `opened` when it opened it (`time.monotonic_ns()`). `damaged` counts
+    the damaged ranges found on opening, `unsent` the intact records that wait. Any thread may append; only one may call
+    `take` and `acknowledge`.
     """
 
     def __init__(self, directory: Path, visit: Callable[[Record], None]) -> None:
@@ -109,7 +106,8 @@ class Spool:
         Raises UserError if another process owns the directory's spool.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        self._owner = _own(directory)
+        self._ownership = Ownership(directory)
+        self.opened = self._ownership.opened
         known = find_spool(directory)
         self.fresh = known is None
         self.path = known or directory / f"runlog-{uuid.uuid4().hex[:12]}.spool"
@@ -210,7 +208,7 @@ class Spool:
         with self._lock:
             os.close(self._fd)
             self._fd = -1
-            os.close(self._owner)
+            self._ownership.release()
 
     def _scan(self) -> Iterator[tuple[Record, int]]:
         start = 0
@@ -303,34 +301,3 @@ class SpoolReader:
         except OSError:
             size = 0
         return min(1.0, self._looked_at / size) if size else 1.0
-
-
-def owner_of(directory: Path) -> str | None:
-    """The id of the process that has the spool of `directory` open; None if there is none."""
-    try:
-        fd = os.open(directory / _LOCK_FILE, os.O_RDONLY)  # for users without write access, too
-    except FileNotFoundError:
-        return None
-    try:
-        if try_lock(fd, shared=True):  # shared, so that two such checks do not take each other for an owner
-            return None
-        return os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
-    finally:
-        os.close(fd)
-
-
-def _own(directory: Path) -> int:
-    fd = open_lock(directory / _LOCK_FILE)
-    deadline = time.monotonic() + _OWNER_CHECK_SECONDS
-    while not (owned := try_lock(fd)) and time.monotonic() < deadline:
-        time.sleep(0.01)  # `owner_of` in another process may hold the lock for a moment
-    if not owned:
-        owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise UserError(
-            f"the run log in {directory} is in use by process {owner or 'unknown'}",
-            "wait until that process has ended, or end it",
-        )
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
-    return fd
