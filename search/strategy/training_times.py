@@ -118,7 +118,9 @@ class TrainingTimes:
 
     def _condition(self) -> None:
         self._is_conditioned = True
-        known = [_Tried(self._points[n], self._guesses[n], *rest) for n, *rest in self._measured]
+        known = [
+            _Tried(self._points[n], self._guesses[n], section, took) for n, section, took in self._measured
+        ]
         if not known and self._tried is not None:
             known = [self._tried]
         self._x = self._features(
@@ -130,7 +132,7 @@ class TrainingTimes:
 
     def _features(self, points: Points, sections: np.ndarray) -> np.ndarray:
         """What the seconds of an epoch depend on: the configuration and, if there are several, the section [n]."""
-        features = 0.5 + (self.encoder.features(points) - 0.5) * self._influence
+        features: np.ndarray = 0.5 + (self.encoder.features(points) - 0.5) * self._influence
         if self.n_sections == 1:
             return features
         return np.concatenate([features, np.eye(self.n_sections)[sections] / math.sqrt(2)], axis=1)
