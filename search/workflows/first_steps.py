@@ -7,6 +7,8 @@ epoch may be all: its training would be planned for too many epochs, and cut off
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from statistics import mean
 from typing import Any
 
 import torch
@@ -24,14 +26,18 @@ from binsweep.search.workflows.finalists import restored_threads
 from binsweep.search.workflows.first_guesses import initial_points
 
 MAX_SECONDS = 10.0
+MAX_AT_ONCE = 4
 MAX_SHARE = 0.02  # of the time that the sweep has
 
 
-def try_first_steps(spec: PhotoSpec, data: TrialData, strategy: OptunaStrategy, seconds_left: float) -> None:
+def try_first_steps(
+    spec: PhotoSpec, data: TrialData, strategy: OptunaStrategy, seconds_left: float, at_once: int = 1
+) -> None:
     """Train the first configuration for a few steps, and tell the strategy how long its epoch would take.
 
-    A head on stored features is not tried, because its epochs are short; nor is anything on a GPU, whose memory this
-    process would keep, nor what does not fit into memory as it is.
+    It is trained `at_once` times (at most MAX_AT_ONCE), as trials that run at once slow each other down. A head on
+    stored features is not tried, because its epochs are short; nor is anything on a GPU, whose memory this process
+    would keep, nor what does not fit into memory as it is.
     """
     params = _first_params(spec)
     level = spec.sections(params, spec.search.seed)[-1]
@@ -39,16 +45,21 @@ def try_first_steps(spec: PhotoSpec, data: TrialData, strategy: OptunaStrategy, 
     if settings.trainable == "head" or torch.cuda.is_available():
         return
     own = data.at_size(level.image_size, interpolation_of(settings.backbone))
-    with restored_threads():
-        torch.set_num_threads(
-            threads_of(settings.trainable, spec.resources.of(spec.trial_values(params)).cpus_per_trial)
-        )
-        try:
-            seconds = measure_epoch(settings, own, min(MAX_SECONDS, MAX_SHARE * seconds_left))
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            return
+    cpus = spec.resources.of(spec.trial_values(params)).cpus_per_trial
+    limit = min(MAX_SECONDS, MAX_SHARE * seconds_left)
+
+    def measured(_: int) -> float:
+        torch.set_num_threads(threads_of(settings.trainable, cpus))
+        return measure_epoch(settings, own, limit)
+
+    count = min(at_once, MAX_AT_ONCE)
+    try:
+        with restored_threads(), ThreadPoolExecutor(count) as pool:
+            seconds = mean(pool.map(measured, range(count)))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return
     strategy.assume_seconds(params, seconds)
     print(
         f"tried a few steps: an epoch of {settings.backbone} takes about {format_duration(seconds)}",

@@ -99,7 +99,7 @@ def run_sweep(
         interrupted = False
         try:
             if cluster is None:  # whose nodes may be faster or slower than this machine
-                _try_first_steps(prepared, controller, strategy)
+                _try_first_steps(prepared, controller, strategy, slots)
             with LiveTable(spec, controller, slots):
                 sweep.run_trials(runner, on_cluster=cluster is not None)
             sweep.record_end()
@@ -144,13 +144,15 @@ def _open_strategy(spec: SweepSpec, folder: Path, warm_start: FirstGuesses | Non
     return strategy
 
 
-def _try_first_steps(prepared: PreparedSweep, controller: Controller, strategy: OptunaStrategy) -> None:
+def _try_first_steps(
+    prepared: PreparedSweep, controller: Controller, strategy: OptunaStrategy, slots: int
+) -> None:
     """Find out how long an epoch takes, where time is a limit and nothing was measured yet."""
     spec, trainer, left = prepared.spec, prepared.trainer, controller.seconds_left()
     if left is None or left <= 0 or controller.training_seconds() is not None:
         return
     if isinstance(spec, PhotoSpec) and isinstance(trainer, PhotoTrainer):
-        try_first_steps(spec, trainer.data, strategy, left)
+        try_first_steps(spec, trainer.data, strategy, left, slots)
 
 
 def _controller(

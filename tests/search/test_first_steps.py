@@ -35,7 +35,7 @@ def test_a_few_steps_tell_how_long_an_epoch_takes(
     assert isinstance(spec, PhotoSpec)
     strategy = open_strategy(None, "tried", strategy_options(spec))
     assert strategy.training_seconds() is None
-    try_first_steps(spec, trial_data, strategy, seconds_left=10.0)
+    try_first_steps(spec, trial_data, strategy, seconds_left=10.0, at_once=2)
     seconds, told = strategy.training_seconds(), capsys.readouterr().err
     if trainable == "head":  # its epochs are short: nothing is tried
         assert seconds is None and not told
