@@ -71,6 +71,13 @@ PARTS: dict[str, tuple[str, Callable[[], bool]]] = {
         "optuna",
         lambda: _values_table(),
     ),
+    "optuna.storages._rdb.models.TrialUserAttributeModel": (
+        "optuna",
+        lambda: (
+            {"trial_id", "key", "value_json"}
+            < set(find("optuna.storages._rdb.models:TrialUserAttributeModel").__table__.columns.keys())
+        ),
+    ),
     "optuna.storages._rdb.models.StudySystemAttributeModel": (
         "optuna",
         lambda: (

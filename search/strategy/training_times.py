@@ -241,10 +241,14 @@ class TrainingTimes:
     ) -> np.ndarray:
         """The epoch that trainings can get to in the time left, from `done` [n] towards the last of `ends` [n, L]; 0
         where it is less than `min_share` of a training's seconds, or of the whole budget's, if that is shorter than a
-        training. `seconds` [n, L] are those of an epoch."""
+        training. `seconds` [n, L] are those of an epoch. Before any epoch was measured, it is at least the next one."""
         if self.seconds_left is None or not self.is_known:
             return np.asarray(ends[:, -1])
         reached = reached_within(done, ends, seconds, max(0.0, self.seconds_left - self.start), whole=True)
+        if (
+            not self._measured
+        ):  # what was tried says how long trainings may be, and not that there shall be none
+            return np.asarray(np.maximum(reached, done + 1).astype(int))
         work, whole = ((epochs_by_section(at, ends) * seconds).sum(axis=1) for at in (reached, ends[:, -1]))
         enough = (reached > done) & (work >= min_share * np.minimum(whole, self.whole_budget))
         return np.asarray(np.where(enough, reached, 0).astype(int))

@@ -96,6 +96,19 @@ def test_an_epoch_that_was_tried_counts_until_one_was_measured() -> None:
     assert np.median(np.abs(np.log(times.of_points(points)[:, 0] / true))) < math.log(1.1)
 
 
+def test_what_was_tried_shortens_trainings_and_forbids_none() -> None:
+    encoder = Encoder(SPACE)
+    times = TrainingTimes(encoder, LENGTHS)
+    times.assume({"trainable": "all", "batch": 16, "lr": 0.01}, 0, 60.0)
+    ends, seconds = np.array([[10]]), np.array([[60.0]])
+    found = []
+    for left in (1000.0, 200.0, 20.0):
+        times.seconds_left = times.whole_budget = left
+        found += times.last_epochs(np.array([0]), ends, seconds).tolist()
+        assert times.fits_typical
+    assert found == [10, 3, 1]
+
+
 def test_a_budget_that_is_shorter_than_a_training_is_used_all_the_same() -> None:
     times = TrainingTimes(Encoder(SPACE), LENGTHS)
     times.learn(measured(times.encoder, 1))
