@@ -113,7 +113,7 @@ def train(
             continue
         if state is not None:
             begin = begin.at(state)
-        trainer = Trainer(levels[:number], data.at_size(level.image_size), options, begin)
+        trainer = _Trainer(levels[:number], data.at_size(level.image_size), options, begin)
         if not _train_level(trainer, end, report):
             return
         begin, state = trainer.ending(), None
@@ -126,10 +126,10 @@ def measure_epoch(settings: Settings, data: TrialData, limit: float) -> float:
     Not measured are other trainings beside it, and a start from an earlier section.
     """
     level = Level(settings, data.image_size)
-    return Trainer([level], data, DEFAULT_OPTIONS, Beginning()).epoch_seconds(limit)
+    return _Trainer([level], data, DEFAULT_OPTIONS, Beginning()).epoch_seconds(limit)
 
 
-def _train_level(trainer: Trainer, last_epoch: int, report: Report) -> bool:
+def _train_level(trainer: _Trainer, last_epoch: int, report: Report) -> bool:
     """Train and report the epochs up to the last one; returns whether to continue."""
     for epoch in range(len(trainer.history) + 1, last_epoch + 1):
         trained = trainer.train_epoch(epoch)
@@ -154,7 +154,7 @@ class _TrainedEpoch:
     images_per_second: float
 
 
-class Trainer:
+class _Trainer:
     """Network, data and optimiser of the last of `levels`, and the steps that an epoch consists of."""
 
     def __init__(

@@ -35,7 +35,7 @@ MIN_PROMOTED, MAX_PROMOTED = 1 / 6, 1 / 1.5  # shares that go on from a rung
 N_TYPICAL = 256  # random configurations, whose median is the typical cost
 
 
-class _Tried(NamedTuple):
+class _Timed(NamedTuple):
     """An epoch's seconds in a section of a configuration, with the first guesses of all sections as logarithms [L]."""
 
     point: np.ndarray
@@ -84,10 +84,9 @@ class TrainingTimes:
         shares = [(influence or {}).get(name, 1.0) for name in encoder.names]
         self._influence = np.array([shares[group] for group in groups])
         self.seconds_left: float | None = None
-        self.whole_budget = (
-            math.inf
-        )  # the seconds that trials may train from the sweep's beginning to its end
-        self._tried: _Tried | None = None
+        # The seconds that trials may train from the sweep's beginning to its end.
+        self.whole_budget = math.inf
+        self._tried: _Timed | None = None
         self.start = 0.0  # seconds from handing a trial to a worker to its first epoch
         self._measured: list[tuple[int, int, float]] = []  # trial, section, seconds
         self._is_conditioned = False  # on what was measured; only predictions need it
@@ -113,13 +112,13 @@ class TrainingTimes:
 
     def assume(self, params: Mapping[str, Any], section: int, seconds: float) -> None:
         """Take an epoch of this configuration to last so long, until one of a trial was measured."""
-        self._tried = _Tried(self.encoder.point(params), self._log_guesses_of(params), section, seconds)
+        self._tried = _Timed(self.encoder.point(params), self._log_guesses_of(params), section, seconds)
         self._is_conditioned = False
 
     def _condition(self) -> None:
         self._is_conditioned = True
         known = [
-            _Tried(self._points[n], self._guesses[n], section, took) for n, section, took in self._measured
+            _Timed(self._points[n], self._guesses[n], section, took) for n, section, took in self._measured
         ]
         if not known and self._tried is not None:
             known = [self._tried]
@@ -245,9 +244,8 @@ class TrainingTimes:
         if self.seconds_left is None or not self.is_known:
             return np.asarray(ends[:, -1])
         reached = reached_within(done, ends, seconds, max(0.0, self.seconds_left - self.start), whole=True)
-        if (
-            not self._measured
-        ):  # what was tried says how long trainings may be, and not that there shall be none
+        if not self._measured:
+            # What was tried says how long trainings may be, and not that there shall be none.
             return np.asarray(np.maximum(reached, done + 1).astype(int))
         work, whole = ((epochs_by_section(at, ends) * seconds).sum(axis=1) for at in (reached, ends[:, -1]))
         enough = (reached > done) & (work >= min_share * np.minimum(whole, self.whole_budget))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,14 +90,21 @@ def started(
     spec: Path, runner: str, home: Path, server: str, begin: str = "trial 0 starts"
 ) -> subprocess.Popen[str]:
     """A sweep that has begun its first trial, by the line that says so; `trial ` is any of them."""
-    process = subprocess.Popen(
-        command(spec, runner), env=environment(home, server), stderr=subprocess.PIPE, text=True
-    )
+    return started_by(command(spec, runner), environment(home, server), begin)
+
+
+def started_by(
+    words: Sequence[str], env: Mapping[str, str], begin: str = "trial 0 starts"
+) -> subprocess.Popen[str]:
+    """The process of a command whose sweep has begun its first trial, as for `started`."""
+    process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
+    said = ""
     for line in process.stderr:
         if line.startswith(begin):
             return process
-    raise AssertionError("no trial began")
+        said += line
+    raise AssertionError(f"no trial began: {said}")
 
 
 def wait_for_epochs(home: Path, name: str, epochs: int, timeout: float = 120) -> None:

@@ -19,7 +19,17 @@ import requests
 from mlflow import MlflowClient
 from own_sweeps import METRICS, code_spec
 from prometheus_client.parser import text_string_to_metric_families
-from real_sweeps import command, curves, kill_all, run_here, runs_of, spec_file, trials_of, wait_for_epochs
+from real_sweeps import (
+    command,
+    curves,
+    kill_all,
+    run_here,
+    runs_of,
+    spec_file,
+    started_by,
+    trials_of,
+    wait_for_epochs,
+)
 from set_clock import HOUR, Clock
 
 from binsweep.search.history.sweep_state import load_state
@@ -67,18 +77,6 @@ def timed_spec(folder: Path, name: str) -> Path:
     return code_spec(folder, name, 500, params={"seconds": 0.3}, budget=budget)
 
 
-def start(spec: Path, runner: str, env: dict[str, str]) -> subprocess.Popen[str]:
-    """A sweep that has begun its first trial."""
-    process = subprocess.Popen(command(spec, runner), env=env, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = ""
-    while "trial 0 starts" not in said:
-        line = process.stderr.readline()
-        assert line, said
-        said += line
-    return process
-
-
 def seconds_told(sweep: str, env: dict[str, str]) -> float:
     """How long the sweep has taken, by `status` under the same clock."""
     words = [sys.executable, "-m", "binsweep", "status", sweep, "--json"]
@@ -116,7 +114,7 @@ def test_an_hour_forwards_and_back_takes_nothing_from_the_budget(
     servers = real if who == "the sweep" else {**real, **clock.env}
     with mlflow_server(tmp_path / "mlflow", servers) as server:
         ours = {**ours, "MLFLOW_TRACKING_URI": server}
-        process = start(timed_spec(tmp_path, name), runner, ours)
+        process = started_by(command(timed_spec(tmp_path, name), runner), ours)
         began = time.monotonic()
         try:
             wait_for_epochs(home, name, 3)
@@ -149,7 +147,7 @@ def test_a_clock_that_is_set_while_no_process_runs_spends_nothing(
     name, home = f"between-{'ahead' if ahead > 0 else 'behind'}", tmp_path / "home"
     env = {**os.environ, **clock.env, "BINSWEEP_HOME": str(home), "MLFLOW_TRACKING_URI": server}
     spec = timed_spec(tmp_path, name)
-    process = start(spec, "local", env)
+    process = started_by(command(spec, "local"), env)
     began = time.monotonic()
     wait_for_epochs(home, name, 20)
     kill_all(process)

@@ -20,7 +20,17 @@ import requests
 from bad_network import Rule, dropped, node_rules, port_rules, require_iptables
 from mlflow import MlflowClient
 from own_sweeps import EPOCHS, METRICS, TRAIN, code_spec
-from real_sweeps import assert_whole, command, curves, run_here, runs_of, started, trials_of, wait_for_epochs
+from real_sweeps import (
+    assert_whole,
+    command,
+    curves,
+    run_here,
+    runs_of,
+    started,
+    started_by,
+    trials_of,
+    wait_for_epochs,
+)
 from two_nodes import HEAD, NETWORKS, NODES, Cluster, ip, kill, slow_networks, two_nodes
 
 from binsweep.tracking.mlflow_server.embedded import tracking_server
@@ -45,13 +55,7 @@ def undisturbed(folder: Path, server: str, trials: int) -> dict[Any, Any]:
 
 def begun(words: Sequence[str], env: dict[str, str], study: Path, epochs: int) -> subprocess.Popen[str]:
     """A sweep whose study has so many epochs."""
-    process = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = ""
-    while "trial 0 starts" not in said:
-        line = process.stderr.readline()
-        assert line, said
-        said += line
+    process = started_by(words, env)
     wait_for_epochs(study.parents[2], study.parent.name.removesuffix("-1"), epochs)
     return process
 
